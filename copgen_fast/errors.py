@@ -1,0 +1,23 @@
+"""Errors a user can act on. `train` prints them as one line and exits with `exit_code`."""
+
+from __future__ import annotations
+
+
+class CopgenError(RuntimeError):
+    """Something went wrong that its message fully explains; no traceback is needed."""
+
+    exit_code = 1
+
+
+class UsageError(CopgenError):
+    """The command, a configuration value or a missing earlier artefact is at fault: nothing was run."""
+
+    exit_code = 2
+
+
+class CorruptArtifactError(CopgenError):
+    """A file in the run folder is truncated or altered; the message names it."""
+
+
+class NonFiniteError(CopgenError):
+    """A NaN or an infinity appeared; the message names the step and the tensor."""
