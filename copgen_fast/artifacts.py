@@ -1,0 +1,164 @@
+"""Files of a run folder. Each appears whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; when the block ends well, it becomes `path`.
+
+    Raises:
+        CopgenError: the disk is full. Nothing half-written is left, and an older `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.incomplete")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise CopgenError(
+                f"disk full while writing {path} ({free:.0f} MiB free): nothing half-written was left; "
+                "make room and run the same command again"
+            ) from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CorruptArtifactError(
+            f"{path} is not valid JSON ({error}): delete it to have it made again"
+        ) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as safetensors."""
+    with atomic(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata,
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU.
+
+    Raises:
+        CorruptArtifactError: it is truncated or not safetensors.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CorruptArtifactError(f"{path} is truncated or no safetensors file ({error})") from error
+
+
+def write_checkpoint(path: Path, state: dict) -> None:
+    """Write nested state dictionaries (modules, optimisers, numbers)."""
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read what `write_checkpoint` wrote, by the loader that runs no pickled code.
+
+    Raises:
+        CorruptArtifactError: it is truncated or altered.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CorruptArtifactError(
+            f"{path} is truncated or altered ({error}): delete it to start its stage again"
+        ) from error
+
+
+def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict; any missing, unexpected or misshapen entry is an error that names it.
+
+    Raises:
+        CorruptArtifactError: the file does not hold this module.
+    """
+    own = module.state_dict()
+    faults = [f"missing {name}" for name in own.keys() - tensors.keys()]
+    faults += [f"unexpected {name}" for name in tensors.keys() - own.keys()]
+    faults += [
+        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    if faults:
+        shown = "; ".join(sorted(faults)[:3])
+        raise CorruptArtifactError(
+            f"{path} does not fit {type(module).__name__}: {len(faults)} faults: {shown}"
+        )
+    module.load_state_dict(tensors)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256(file)
+        )
+
+
+def _sha256(file: Any) -> str:  # noqa: ANN401 (Python 3.10 has no file_digest)
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def require(path: Path, stage: str) -> Path:
+    """Return `path`, an artefact of `stage`.
+
+    Raises:
+        UsageError: it is not there; the message says which stage makes it.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} is missing: run `--stages {stage}` on this --out first")
+    return path

@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM ask for a stop; stages look at safe points, save and raise `Interrupted`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from copgen_fast.errors import CopgenError
+
+_requested = threading.Event()
+
+
+class Interrupted(CopgenError):
+    """The run was asked to stop and has saved its state."""
+
+    exit_code = 130
+
+
+def stop_requested() -> bool:
+    return _requested.is_set()
+
+
+def _request(signum: int, frame: FrameType | None) -> None:
+    if _requested.is_set():
+        raise KeyboardInterrupt  # asked twice: don't wait for the next safe point
+    _requested.set()
+
+
+@contextlib.contextmanager
+def handle_signals() -> Iterator[None]:
+    """Within the block, SIGINT and SIGTERM set the flag; a second one interrupts at once."""
+    _requested.clear()
+    before = {number: signal.signal(number, _request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _requested.clear()
