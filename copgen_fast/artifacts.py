@@ -60,17 +60,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise CorruptArtifactError(
-            f"{path} is not valid JSON ({error}): delete it to have it made again"
-        ) from error
+        raise CorruptArtifactError(f"{path} is not valid JSON ({error}): delete it to have it made again") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -131,25 +129,16 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], path: Pat
     ]
     if faults:
         shown = "; ".join(sorted(faults)[:3])
-        raise CorruptArtifactError(
-            f"{path} does not fit {type(module).__name__}: {len(faults)} faults: {shown}"
-        )
+        raise CorruptArtifactError(f"{path} does not fit {type(module).__name__}: {len(faults)} faults: {shown}")
     module.load_state_dict(tensors)
 
 
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256(file)
-        )
-
-
-def _sha256(file: Any) -> str:  # noqa: ANN401 (Python 3.10 has no file_digest)
+    """Hex digest of a file's bytes."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
