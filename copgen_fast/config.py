@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -172,25 +173,79 @@ class RunConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
-PRESETS: dict[str, RunConfig] = {}
+_SMALL = EncoderConfig(name="resnet18", stem="half", width=16)
+
+PRESETS: dict[str, RunConfig] = {
+    "quickstart": RunConfig(
+        out="runs/quickstart",
+        navigator=NavigatorConfig(
+            samples=12_800,
+            batch=128,
+            lr=1e-3,
+            estimator_lr=1e-3,
+            augmentation="digits",
+            estimator=_SMALL,
+            grid_every=2_560,
+        ),
+        pairs=PairsConfig(
+            positives=("identity", "gaussian", "untrained-navigator", "navigator"), count=4_096, shard_size=1_024
+        ),
+        pretrain=PretrainConfig(encoder=_SMALL, epochs=8, batch=128, lr=0.2, augmentation="digits"),
+    ),
+}
+"""Whole configurations by name: the first word of the command line."""
 
 # What may differ between two invocations on one run folder: where and how much of it runs, not what it computes.
-_INVOCATION = ("stages", "out", "device")
+_INVOCATION = ("stages", "out", "device", "pairs.workers", "pretrain.workers", "pretrain.cache_gib")
 
 
-def identity(config: RunConfig) -> dict:
-    """The part of a configuration that decides the results, as plain JSON values."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
+_MAY_BE_ZERO = (
+    "seed",
+    "pairs.start_seed",
+    "pairs.gaussian_std",
+    "pretrain.momentum",
+    "pretrain.weight_decay",
+    "pretrain.cache_gib",
+    "pretrain.workers",
+)
+
+
+def faults(config: RunConfig) -> list[str]:
+    """What is wrong with the numbers of a configuration, a line each; empty when nothing is."""
+    found = []
+    for name, value in _flat(dataclasses.asdict(config)).items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value) or value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
+            wanted = "zero or more" if name in _MAY_BE_ZERO else "more than zero"
+            found.append(f"{name}: expected {wanted}, got {value}")
+    if config.navigator.project and config.navigator.delta is None:
+        found.append("navigator.project: needs a radius, give --navigator.delta too")
+    if config.pairs.start_seed + config.pairs.count > 2**32:
+        found.append(
+            f"pairs.start_seed: seeds must stay below 2**32, got up to {config.pairs.start_seed} + pairs.count"
+        )
+    return found
+
+
+def identity(config: RunConfig) -> dict[str, object]:
+    """The part of a configuration that decides the results: dotted names and plain JSON values."""
+    values = json.loads(json.dumps(_flat(dataclasses.asdict(config))))
     return {name: value for name, value in values.items() if name not in _INVOCATION}
 
 
-def differences(one: dict, other: dict, prefix: str = "") -> list[str]:
-    """Dotted names at which two `identity` dictionaries differ, with both values."""
-    found: list[str] = []
-    for name in sorted(one.keys() | other.keys()):
-        left, right = one.get(name), other.get(name)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, f"{prefix}{name}.")
-        elif left != right:
-            found.append(f"{prefix}{name} ({left} there, {right} here)")
-    return found
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def differences(there: dict[str, object], here: dict[str, object]) -> list[str]:
+    """Names at which two identities differ, with both values."""
+    names = sorted(there.keys() | here.keys())
+    return [
+        f"{name} ({there.get(name)} there, {here.get(name)} here)"
+        for name in names
+        if there.get(name) != here.get(name)
+    ]

@@ -1,0 +1,42 @@
+"""Where and in which precision a run computes."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from copgen_fast.errors import UsageError
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def resolve(device: str, precision: str) -> torch.device:
+    """The device named by `--device`; `auto` is the first GPU where there is one.
+
+    Raises:
+        UsageError: there is no such device here, or it can't compute in that precision.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {device} is not usable here ({reason}): choose cpu, cuda or auto") from error
+    if precision == "fp16" and resolved.type == "cpu":
+        raise UsageError("--precision fp16 needs a CUDA device: choose fp32 or bf16 on the CPU")
+    return resolved
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Context in which an encoder's matrix work runs in `precision`."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, _DTYPES[precision])
+
+
+def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; passes everything through unchanged in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

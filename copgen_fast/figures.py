@@ -1,0 +1,62 @@
+"""Charts of a run as PNG bytes, one function a chart."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Lines of a chart: name -> (x, y)."""
+
+_COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989")
+
+
+def lines(series: Series, x_label: str, y_label: str, level: float | None = None, level_name: str = "") -> bytes:
+    """Lines over one x axis, with an optional dashed level for reference."""
+    axes = _axes(6.4, 3.2)
+    for colour, (name, (x, y)) in zip(_cycle(len(series)), series.items(), strict=True):
+        axes.plot(x, y, label=name, color=colour, linewidth=1.4)
+    if level is not None:
+        axes.axhline(level, color="#8c959f", linestyle="--", linewidth=1, label=level_name)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(axes)
+
+
+def bars(values: Mapping[str, float], spreads: Mapping[str, float], x_label: str) -> bytes:
+    """Horizontal bars with error bars, fractions shown as per cent."""
+    axes = _axes(6.4, 0.45 * len(values) + 0.9)
+    names = list(values)[::-1]
+    heights = [100 * values[name] for name in names]
+    axes.barh(names, heights, xerr=[100 * spreads[name] for name in names], color=_COLOURS[0], alpha=0.85, height=0.6)
+    for row, (name, height) in enumerate(zip(names, heights, strict=True)):
+        axes.text(height + 100 * spreads[name] + 0.3, row, f"{height:.1f}", va="center", fontsize=8)
+    low = min(height - 100 * spreads[name] for name, height in zip(names, heights, strict=True))
+    axes.set_xlim(max(0.0, low - 8), min(104.0, max(heights) + 8))
+    axes.set_xlabel(x_label)
+    return _png(axes)
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def _axes(width: float, height: float) -> Axes:
+    # The object interface, not pyplot: no global state and no display are needed.
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return axes
+
+
+def _png(axes: Axes) -> bytes:
+    buffer = io.BytesIO()
+    axes.figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

@@ -1,0 +1,205 @@
+"""What an augmentation draws: the policy (data) and the parameters of a batch (plain tensors)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from copgen_fast.checks import expect_tensor
+
+_CROP_TRIES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentPolicy:
+    """What to draw for each image; the default draws nothing and only normalises. Data only.
+
+    Attributes:
+        crop_scale: area of the crop as a share of the image, uniform in (low, high); None keeps the image.
+        crop_ratio: aspect ratio width / height of the crop, log-uniform in (low, high).
+        flip: probability of a horizontal flip.
+        brightness, contrast, saturation: strengths s >= 0; the factor is uniform in [max(0, 1 - s), 1 + s].
+        hue: strength h in [0, 0.5]; the shift is uniform in [-h, h] turns.
+        jitter: probability that the four above are applied, in random order.
+        gray: probability of turning gray, after the jitter.
+        mean, std: per-channel normalisation that ends the pipeline (default ImageNet's).
+
+    Raises:
+        ValueError: a field out of its range; the message names it.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter: float = 0.0
+    gray: float = 0.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.crop_scale is not None:
+            _expect_range("crop_scale", self.crop_scale, highest=1.0)
+        _expect_range("crop_ratio", self.crop_ratio, highest=math.inf)
+        limits = {"flip": 1.0, "jitter": 1.0, "gray": 1.0, "hue": 0.5}
+        limits |= dict.fromkeys(("brightness", "contrast", "saturation"), math.inf)
+        for name, highest in limits.items():
+            value = getattr(self, name)
+            if not 0 <= value <= highest:
+                raise ValueError(f"{name}: expected a number from 0 to {highest}, got {value}")
+        expect_statistics(self.mean, self.std)
+
+
+@dataclass(frozen=True, eq=False)
+class AugmentParams:
+    """What was drawn for each of N images: plain tensors on one device.
+
+    Attributes:
+        crop: int64 [N, 4], (top, left, height, width) in pixels of the input.
+        flip: bool [N].
+        order: int64 [N, 4], a permutation a row: the ops in the order they are applied
+            (0 brightness, 1 contrast, 2 saturation, 3 hue).
+        factors: float32 [N, 4], of brightness, contrast, saturation (1 is neutral) and hue (0 is neutral).
+        jitter: bool [N], whether the four ops are applied at all.
+        gray: bool [N].
+
+    Raises:
+        TypeError, ValueError: a tensor of another dtype or shape; the message names it.
+    """
+
+    crop: Tensor
+    flip: Tensor
+    order: Tensor
+    factors: Tensor
+    jitter: Tensor
+    gray: Tensor
+
+    def __post_init__(self) -> None:
+        expect_tensor("crop", self.crop, ("N", 4), (torch.int64,))
+        n = len(self.crop)
+        expect_tensor("order", self.order, (n, 4), (torch.int64,))
+        expect_tensor("factors", self.factors, (n, 4), (torch.float32,))
+        for name in ("flip", "jitter", "gray"):
+            expect_tensor(name, getattr(self, name), (n,), (torch.bool,))
+
+    @classmethod
+    def sample(
+        cls,
+        batch: int,
+        image_size: tuple[int, int],
+        policy: AugmentPolicy,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> AugmentParams:
+        """Draw parameters for `batch` images of `image_size` (H, W) by the rules of torchvision's transforms.
+
+        Every policy uses up the same 33 uniform numbers an image, so two policies drawn from one generator
+        state agree in what they share. Nothing waits for the device.
+
+        Args:
+            generator: draws come from it, on its own device, and are then moved to `device`: a CPU
+                generator gives every device the same parameters. None is the default one of `device`.
+
+        Raises:
+            ValueError: a negative batch or an image size that is not two positive integers.
+        """
+        if batch < 0:
+            raise ValueError(f"batch: expected a size of at least 0, got {batch}")
+        image_size = as_size("image_size", image_size)
+        source = torch.device(device) if generator is None else generator.device
+        # Doubles, so that scaling to an integer range never rounds up to its end.
+        uniform = torch.rand(
+            batch, 2 * _CROP_TRIES + 13, generator=generator, device=source, dtype=torch.float64
+        ).to(device)
+        tries, place, order, factors, gates = uniform.split([2 * _CROP_TRIES, 2, 4, 4, 3], dim=1)
+        lows, highs = zip(*_factor_ranges(policy), strict=True)
+        factors = [
+            low + u * (high - low) for u, low, high in zip(factors.unbind(1), lows, highs, strict=True)
+        ]
+        return cls(
+            crop=_draw_crops(tries, place, image_size, policy),
+            flip=gates[:, 0] < policy.flip,
+            order=order.argsort(dim=1),
+            factors=torch.stack(factors, dim=1).float(),
+            jitter=gates[:, 1] < policy.jitter,
+            gray=gates[:, 2] < policy.gray,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[AugmentParams]) -> AugmentParams:
+        """The parameters of several batches, one after the other."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def to(self, device: torch.device | str) -> AugmentParams:
+        """The same parameters on `device`."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def __len__(self) -> int:
+        return len(self.crop)
+
+    def __getitem__(self, rows: slice) -> AugmentParams:
+        """The parameters of some of the images."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> AugmentParams:
+        return AugmentParams(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+def _draw_crops(tries: Tensor, place: Tensor, image_size: tuple[int, int], policy: AugmentPolicy) -> Tensor:
+    """torchvision's RandomResizedCrop, all tries at once: uniform numbers [N, 20], [N, 2] -> int64 [N, 4].
+
+    A try draws an area and an aspect ratio; the first whose box fits the image is taken, and placed
+    uniformly. Where none fits, the largest centred box within the ratio range.
+    """
+    height, width = image_size
+    if policy.crop_scale is None:
+        return torch.stack([torch.full_like(place[:, 0], side, dtype=torch.int64) for side in (0, 0, height, width)], 1)
+    (low, high), (narrow, wide) = policy.crop_scale, policy.crop_ratio
+    u, v = tries.chunk(2, dim=1)
+    area = height * width * (low + u * (high - low))
+    ratio = torch.exp(math.log(narrow) + v * (math.log(wide) - math.log(narrow)))
+    w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (0 < w) & (w <= width) & (0 < h) & (h <= height)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
+    top, left = (place[:, 0] * (height - h + 1)).floor(), (place[:, 1] * (width - w + 1)).floor()
+
+    h_most = min(height, round(width / narrow))
+    w_most = min(width, round(height * wide))
+    centred = ((height - h_most) // 2, (width - w_most) // 2, h_most, w_most)
+    drawn = zip((top, left, h, w), centred, strict=True)
+    return torch.stack([torch.where(fits.any(1), box, side) for box, side in drawn], dim=1).long()
+
+
+def _factor_ranges(policy: AugmentPolicy) -> list[tuple[float, float]]:
+    strengths = (policy.brightness, policy.contrast, policy.saturation)
+    return [*((max(0.0, 1 - s), 1 + s) for s in strengths), (-policy.hue, policy.hue)]
+
+
+def as_size(argument: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from a side length or a pair; ValueError names `argument`."""
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"{argument}: expected a positive integer or two (height, width), got {value!r}")
+    return pair
+
+
+def expect_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError unless `mean` and `std` are three numbers each, the latter positive."""
+    if len(mean) != 3:
+        raise ValueError(f"mean: expected three numbers, got {mean}")
+    if len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"std: expected three positive numbers, got {std}")
+
+
+def _expect_range(argument: str, value: tuple[float, float], highest: float) -> None:
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= highest:
+        raise ValueError(f"{argument}: expected 0 < low <= high <= {highest}, got {value}")

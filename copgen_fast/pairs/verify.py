@@ -1,0 +1,96 @@
+"""Are the shards what they claim to be? Digests of all, and some pairs made again from their seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from copgen_fast import artifacts, seeds
+from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.pairs.format import REMEDY, Shard, check_file, key, read_complete_index, sidecar
+from copgen_fast.pairs.loader import PairDataset
+from copgen_fast.pairs.writer import PairSource, require_same
+
+_CHUNK = 64  # pairs made at a time
+
+
+def verify_pairs(folder: Path, source: PairSource, identity: dict, samples: int = 16, seed: int = 0) -> dict:
+    """Check every file's sha256, then make `samples` pairs again and compare.
+
+    z must be bit-equal, z_positive within 1e-5, pixels within one level (another batch size rounds otherwise).
+
+    Args:
+        identity: as given to `write_pairs`.
+        seed: chooses the pairs.
+
+    Returns:
+        shards, samples (pairs compared), max_level_difference (0 or 1).
+
+    Raises:
+        UsageError: shards are missing, or the folder holds pairs of another identity.
+        CorruptArtifactError: the message names the shard, and the pair's key where one is at fault.
+    """
+    folder = Path(folder)
+    index = read_complete_index(folder)
+    require_same(folder, index, json.loads(json.dumps(identity)), latent_dim=source.latent_dim)
+    for shard in index.shards:
+        check_file(folder / shard.name, shard.bytes, shard.sha256)
+        check_file(folder / sidecar(shard.name), shard.sidecar_bytes, shard.sidecar_sha256)
+    chosen = torch.randperm(index.count, generator=seeds.generator(seed, "verify"))[:samples].sort().values
+    pairs, largest = PairDataset(folder, check=False), 0
+    with torch.no_grad():
+        for shard in index.shards:
+            here = chosen[(chosen >= shard.first) & (chosen < shard.first + shard.count)].tolist()
+            for start in range(0, len(here), _CHUNK):
+                largest = max(largest, _compare(pairs, source, shard, here[start : start + _CHUNK]))
+    return {"shards": len(index.shards), "samples": len(chosen), "max_level_difference": largest}
+
+
+def _compare(pairs: PairDataset, source: PairSource, shard: Shard, chosen: list[int]) -> int:
+    """Make chosen pairs of a shard again; returns the largest difference of pixels, in levels."""
+    records = [pairs.record(index) for index in chosen]
+    stored = _latents(pairs, shard)
+    for index, record in zip(chosen, records, strict=True):
+        latents = [tensor[index - shard.first].double() for tensor in stored.values()]
+        _compare_record(pairs, index, record, float((latents[1] - latents[0]).norm()))
+    made = source.draw([record["seed"] for record in records])
+    largest = 0
+    for row, index in enumerate(chosen):
+        for (name, values), new in zip(stored.items(), made, strict=True):
+            old, tolerance = values[index - shard.first], 0 if name == "z" else 1e-5
+            if not torch.allclose(new[row], old, rtol=tolerance, atol=tolerance):
+                off = float((new[row] - old).abs().max())
+                raise _fault(pairs, index, f"{name} differs by {off:.3g} from what seed {records[row]['seed']} gives")
+    images = [source.render(z, "images") for z in made]
+    for row, index in enumerate(chosen):
+        for name, old, new in zip(("anchor", "positive"), pairs[index], images, strict=True):
+            level = int((new[row].int() - old.int()).abs().max())
+            if level > 1:
+                raise _fault(pairs, index, f"its {name} image differs by {level} levels")
+            largest = max(largest, level)
+    return largest
+
+
+def _compare_record(pairs: PairDataset, index: int, record: dict, displacement: float) -> None:
+    found = (record.get("index"), record.get("displacement"))
+    if found[0] != index or abs(found[1] - displacement) > 1e-6 * max(1.0, displacement):
+        what = f"its JSON says index {found[0]}, displacement {found[1]}, its latents {displacement:.7g}"
+        raise _fault(pairs, index, what)
+
+
+def _latents(pairs: PairDataset, shard: Shard) -> dict[str, Tensor]:
+    """z and z_positive of a shard, in this order."""
+    path = pairs.folder / sidecar(shard.name)
+    tensors = artifacts.read_tensors(path)
+    shape = (shard.count, pairs.index.latent_dim)
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {"z": shape, "z_positive": shape}:
+        raise CorruptArtifactError(f"{path} does not hold z and z_positive {list(shape)}: {REMEDY}")
+    return {name: tensors[name] for name in ("z", "z_positive")}
+
+
+def _fault(pairs: PairDataset, index: int, what: str) -> CorruptArtifactError:
+    name = pairs.index.shards[index // pairs.index.shard_size].name
+    return CorruptArtifactError(f"{pairs.folder / name}: pair {key(index)}: {what}: {REMEDY}")

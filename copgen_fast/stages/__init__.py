@@ -1,0 +1,40 @@
+"""The stages: navigator -> pairs -> pretrain -> probe -> report. Each reads only what the ones before wrote.
+
+Each file has `run(run)`, where `run` is a `Run`: the configuration, the run folder and the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from copgen_fast.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder and what is to be computed in it."""
+
+    config: RunConfig
+    folder: Path
+    device: torch.device
+
+    @property
+    def navigator_file(self) -> Path:
+        """The trained T, made by the navigator stage."""
+        return self.folder / "navigator" / "navigator.safetensors"
+
+    def pairs_folder(self, positive: str) -> Path:
+        """Shards of one way of making positives, made by the pairs stage."""
+        return self.folder / "pairs" / positive
+
+    def encoder_file(self, method: str) -> Path:
+        """An encoder in torchvision's names, made by the pretrain stage."""
+        return self.folder / "pretrain" / method / "encoder.safetensors"
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What encoders are pretrained on: the ways of making positives, or real images."""
+        return ("real",) if self.config.pretrain.data == "real" else self.config.pairs.positives

@@ -1,0 +1,189 @@
+"""Learn T: max over T, min over f of InfoNCE(f(t(G(z))), f(t'(G(z + T(z))))) (paper Eq. 6)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from copgen_fast import artifacts, augmentations, devices, generators, latents, loop, losses, pictures, seeds
+from copgen_fast.encoders import ContrastiveModel
+from copgen_fast.loop import StepResult
+from copgen_fast.metrics import Row, read_rows
+from copgen_fast.positives.navigator import Navigator, untrained
+from copgen_fast.stages import Run
+from copgen_fast.views import random_views
+
+GRID_COLUMNS = 16
+
+
+@dataclass(frozen=True)
+class Game:
+    """The two players and what they play on, in the paper's symbols."""
+
+    G: nn.Module
+    T: Navigator
+    f: nn.Module
+    t_x: Callable[[Tensor, int], Tensor]
+    """Augments the joint batch [2N, 3, H, W] of step i, a draw of its own for every image."""
+    nce: Callable[[Tensor], Tensor]
+    """Contrastive loss of f on a joint batch of views."""
+    adam_f: torch.optim.Adam
+    adam_T: torch.optim.Adam
+    scaler: torch.amp.GradScaler
+
+    def descend(self, loss: Tensor, *optimizers: torch.optim.Adam) -> None:
+        """Minimise `loss` by one step of each optimiser."""
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+def alternating_step(game: Game, index: int, z: Tensor) -> StepResult:
+    """The paper's update: f descends, then T ascends through the updated f, from a second forward."""
+    T_z, x, x_pos = generate(game, z)
+    v = game.t_x(torch.cat([x, x_pos]), index)
+    loss_f = game.nce(v.detach())
+    game.descend(loss_f, game.adam_f)
+    with weights_frozen(game.f):
+        loss_T = -game.nce(v)
+        game.descend(loss_T, game.adam_T)
+    return observe(z, T_z, x, x_pos, loss_f, loss_T)
+
+
+def simultaneous_step(game: Game, index: int, z: Tensor) -> StepResult:
+    """One forward; reversing the gradient where it leaves f makes the same loss update both. Not the paper's."""
+    T_z, x, x_pos = generate(game, z)
+    v = game.t_x(torch.cat([x, x_pos]), index)
+    loss_f = game.nce(ReverseGradient.apply(v))
+    game.descend(loss_f, game.adam_f, game.adam_T)
+    return observe(z, T_z, x, x_pos, loss_f, -loss_f)
+
+
+def generate(game: Game, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """T(z), anchors G(z) without gradient, and positives G(z + T(z))."""
+    with torch.no_grad():
+        x = game.G(z)
+    T_z = game.T(z)
+    return T_z, x, game.G(z + T_z)
+
+
+def observe(z: Tensor, T_z: Tensor, x: Tensor, x_pos: Tensor, loss_f: Tensor, loss_T: Tensor) -> StepResult:
+    """The monitored numbers, left on the device.
+
+    `displacement_shared` is ||mean_z T(z)||^2 / E||T(z)||^2: the part of the displacement's energy that is one
+    constant offset for all instances (0.44 in the navigator that the paper's authors released).
+    """
+    with torch.no_grad():
+        metrics = {
+            "loss_estimator": loss_f,
+            "loss_navigator": loss_T,
+            "displacement_mean": T_z.mean(),
+            "displacement_std": T_z.std(),
+            "displacement_norm": T_z.norm(dim=1).mean(),
+            "displacement_shared": T_z.mean(0).square().sum() / T_z.square().sum(1).mean().clamp_min(1e-20),
+            "positive_std": (z + T_z).std(),
+        }
+    watched = {"latents": z, "displacement": T_z, "anchor images": x, "positive images": x_pos}
+    return StepResult(metrics, watched)
+
+
+class ReverseGradient(torch.autograd.Function):
+    """The identity, whose gradient is negated (Ganin and Lempitsky 2015)."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:  # noqa: ANN001
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # noqa: ANN001
+        return -gradient
+
+
+@contextlib.contextmanager
+def weights_frozen(module: nn.Module) -> Iterator[None]:
+    """Compute no weight gradients of `module`: in T's update the reference computes and discards them."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
+    config, options = run.config, run.config.navigator
+    with seeds.seeded(config.seed, "estimator"):
+        f = ContrastiveModel(options.estimator)
+    f = f.to(run.device, memory_format=torch.channels_last)
+    policy = augmentations.get(options.augmentation)
+
+    def t_x(images: Tensor, index: int) -> Tensor:
+        return random_views((images + 1) / 2, policy, config.seed, "navigator views", index)
+
+    def nce(views: Tensor) -> Tensor:
+        with devices.autocast(run.device, config.precision):
+            embeddings = f(views)
+        return losses.nt_xent(embeddings, options.temperature, options.base_temperature)
+
+    betas = (0.5, 0.999)
+    return Game(
+        G=G,
+        T=T,
+        f=f,
+        t_x=t_x,
+        nce=nce,
+        adam_f=torch.optim.Adam(f.parameters(), options.estimator_lr, betas),
+        adam_T=torch.optim.Adam(T.parameters(), options.lr, betas),
+        scaler=devices.grad_scaler(run.device, config.precision),
+    )
+
+
+def run(run: Run) -> None:
+    """Train T; leaves navigator.safetensors, kept earlier ones, picture grids and the log in RUN/navigator."""
+    if run.navigator_file.exists():
+        return
+    config, options, folder = run.config, run.config.navigator, run.folder / "navigator"
+    G = generators.build(config.generator.name, config.generator.weights).to(run.device)
+    T = untrained(G.latent_dim, options, config.seed).to(run.device)
+    game = make_game(run, G, T)
+    step = alternating_step if options.update == "alternating" else simultaneous_step
+
+    def draw(seed: int, count: int) -> Tensor:
+        return latents.sample(config.generator.prior, seed, (count, G.latent_dim)).to(run.device)
+
+    shown_z = draw(seeds.derive32(config.seed, "grid"), GRID_COLUMNS)
+    keep_every = max(1, options.grid_every // options.batch)
+
+    def data(index: int) -> Tensor:
+        return draw(seeds.derive32(config.seed, "navigator latents", index), options.batch)
+
+    def step_and_keep(index: int, z: Tensor) -> StepResult:
+        if index % keep_every == 0:
+            keep(folder, index * options.batch, game, shown_z)
+        return step(game, index, z)
+
+    def reached_delta(row: Row) -> bool:
+        return options.delta is not None and not options.project and row["displacement_norm"] >= options.delta
+
+    steps = max(1, options.samples // options.batch)
+    plan = loop.Plan("navigator", folder, steps, options.batch, config.log_every, config.save_every)
+    state = {"T": T, "f": game.f, "adam_T": game.adam_T, "adam_f": game.adam_f, "scaler": game.scaler}
+    summary = loop.run(step_and_keep, data, state, plan, reached_delta)
+    keep(folder, int(summary["samples"]), game, shown_z)
+    artifacts.write_json(folder / "summary.json", summary | read_rows(folder / "metrics.jsonl")[-1])
+    artifacts.write_tensors(run.navigator_file, T.state_dict())
+
+
+def keep(folder: Path, samples: int, game: Game, z: Tensor) -> None:
+    """Keep T as it is after `samples` latents, and a picture of anchors over positives."""
+    artifacts.write_tensors(folder / "kept" / f"{samples:010d}.safetensors", game.T.state_dict())
+    with torch.no_grad():
+        images = torch.cat([game.G(z), game.G(z + game.T(z))])
+    pictures.write_grid(folder / "grids" / f"{samples:010d}.png", images, columns=len(z))

@@ -1,0 +1,43 @@
+"""Write positive pairs (G(z), G(z')) offline, once for every way of making positives."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+
+from copgen_fast import artifacts, generators, positives
+from copgen_fast.pairs.writer import PairSource, write_pairs
+from copgen_fast.stages import Run
+
+
+def run(run: Run) -> None:
+    """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY."""
+    sources = {name: open_source(run, name) for name in run.config.pairs.positives}
+    for name, (source, identity) in sources.items():
+        folder = run.pairs_folder(name)
+        with tqdm(total=run.config.pairs.count, desc=f"pairs {name}", unit=" pairs") as bar:
+            summary = write_pairs(folder, source, run.config.pairs, identity, bar.update)
+        if summary["written"]:
+            artifacts.write_json(folder / "summary.json", summary)
+
+
+def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
+    """What pairs of one way are made from, and its record: the digests and settings that decide every pixel."""
+    config = run.config
+    G = generators.build(config.generator.name, config.generator.weights).to(run.device)
+    setting = positives.Setting(G.latent_dim, config.seed, config.navigator, config.pairs, run.navigator_file)
+    source = PairSource(G, positives.build(positive, setting), G.latent_dim, config.generator.prior, run.device)
+    identity = {
+        "generator": config.generator.name,
+        "generator_digest": generators.digest(G),
+        "positive": positive,
+        "prior": config.generator.prior,
+        "start_seed": config.pairs.start_seed,
+        "samples_per_class": config.pairs.samples_per_class,
+    }
+    if positive == "navigator":
+        identity["navigator_digest"] = artifacts.sha256(run.navigator_file)
+    elif positive == "untrained-navigator":
+        identity["navigator_seed"] = config.seed
+    elif positive == "gaussian":
+        identity |= {"std": config.pairs.gaussian_std, "noise": config.pairs.gaussian_prior}
+    return source, identity

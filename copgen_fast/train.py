@@ -1,0 +1,127 @@
+"""Run the pipeline: python -m copgen_fast.train PRESET [--stages ...] [--out DIR] [--dotted.field value]."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import platform
+import re
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import tyro
+
+from copgen_fast import __version__, artifacts, augmentations, devices, registry
+from copgen_fast.config import PRESETS, STAGES, RunConfig, differences, faults, identity
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.interrupts import handle_signals
+from copgen_fast.ops import backends
+from copgen_fast.stages import Run
+
+COMMAND = "python -m copgen_fast.train"
+
+
+def parse(arguments: list[str]) -> RunConfig:
+    """The configuration that a command line asks for.
+
+    Raises:
+        UsageError: an unknown preset or field, or a value that does not fit.
+        SystemExit: help was asked for and printed.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {COMMAND} PRESET [options]\n\npresets: {', '.join(PRESETS)}\n")
+        arguments = [next(iter(PRESETS)), "--help"]
+    preset, *options = arguments
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}{_closest(preset, PRESETS)}")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(RunConfig, prog=f"{COMMAND} {preset}", args=options, default=PRESETS[preset])
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UsageError(_one_line(complaint.getvalue())) from error
+
+
+def _closest(word: str, known: dict) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _one_line(box: str) -> str:
+    """tyro's framed message as one plain line."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", box)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def validate(config: RunConfig) -> None:
+    """Refuse a configuration that no stage could run, before anything is written.
+
+    Raises:
+        UsageError: a number out of range, or a name that nothing goes by.
+    """
+    for fault in faults(config):
+        raise UsageError(fault)
+    registry.load("copgen_fast.generators", config.generator.name)
+    for name in config.probe.evals:
+        registry.load("copgen_fast.evals", name)
+    for name in (config.navigator.augmentation, config.pretrain.augmentation, config.probe.augmentation):
+        augmentations.get(name)
+
+
+def open_run(config: RunConfig) -> Run:
+    """Make or reopen the run folder and record its configuration and the versions in use.
+
+    Raises:
+        UsageError: the folder holds something else, or a run of another configuration.
+    """
+    folder = Path(config.out)
+    record, wanted = folder / "config.json", identity(config)
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if record.name in present:
+        changed = differences(artifacts.read_json(record), wanted)
+        if changed and present - {record.name, "versions.json"}:
+            raise UsageError(
+                f"--out {folder} holds a run of another configuration: {'; '.join(changed[:3])}"
+                f"{' and more' if len(changed) > 3 else ''}: choose another --out"
+            )
+    elif present or folder.is_file():
+        raise UsageError(f"--out {folder} is not empty and holds no run: choose another --out")
+    device = devices.resolve(config.device, config.precision)
+    artifacts.write_json(record, wanted)
+    artifacts.write_json(folder / "versions.json", versions(device))
+    return Run(config, folder, device)
+
+
+def versions(device) -> dict[str, str]:  # noqa: ANN001
+    """What computed the run, for its record."""
+    packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
+    found = {name: metadata.version(name) for name in packages}
+    return {"copgen_fast": __version__, "python": platform.python_version(), "device": str(device), **found}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stages asked for; returns the exit code: 0, 2 for a fault of usage, 130 when stopped, else 1."""
+    try:
+        config = parse(sys.argv[1:] if arguments is None else arguments)
+        validate(config)
+        run = open_run(config)
+        print(f"run folder {run.folder}, device {run.device}, ops {backends()}", flush=True)
+        with handle_signals():
+            for stage in (stage for stage in STAGES if stage in config.stages):
+                started = time.perf_counter()
+                importlib.import_module(f"copgen_fast.stages.{stage}").run(run)
+                print(f"{stage}: done in {time.perf_counter() - started:.1f} s", flush=True)
+    except CopgenError as error:
+        print(f"copgen_fast: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+import errno
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from copgen_fast import artifacts
+from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "file"
+    artifacts.write_bytes(path, b"old")
+    with pytest.raises(ZeroDivisionError), artifacts.atomic(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_clear_error_and_keeps_the_old_file(tmp_path, monkeypatch, code):
+    path = tmp_path / "checkpoint.pt"
+    artifacts.write_bytes(path, b"old")
+
+    def full(handle):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CopgenError, match=r"disk full while writing .*checkpoint\.pt .*make room"):
+        artifacts.write_checkpoint(path, {"step": 1})
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_other_write_errors_stay_what_they_are(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(OSError):
+        artifacts.write_bytes(blocker / "inside", b"")
+
+
+def test_tensors_and_checkpoints_come_back_equal(tmp_path):
+    tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor(3)}
+    artifacts.write_tensors(tmp_path / "t.safetensors", tensors)
+    back = artifacts.read_tensors(tmp_path / "t.safetensors")
+    assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
+    state = {"progress": {"step": 3, "finished": False}, "state": {"x": torch.ones(2)}}
+    artifacts.write_checkpoint(tmp_path / "c.pt", state)
+    loaded = artifacts.read_checkpoint(tmp_path / "c.pt")
+    assert loaded["progress"] == state["progress"] and torch.equal(loaded["state"]["x"], torch.ones(2))
+
+
+@pytest.mark.parametrize("read", [artifacts.read_tensors, artifacts.read_checkpoint, artifacts.read_json])
+@pytest.mark.parametrize("keep", [0, 40])
+def test_a_truncated_file_is_named(tmp_path, read, keep):
+    path = tmp_path / "thing"
+    if read is artifacts.read_json:
+        artifacts.write_json(path, {"numbers": list(range(99))})
+    elif read is artifacts.read_tensors:
+        artifacts.write_tensors(path, {"a": torch.ones(99)})
+    else:
+        artifacts.write_checkpoint(path, {"a": torch.ones(99)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CorruptArtifactError, match="thing"):
+        read(path)
+
+
+def test_a_checkpoint_runs_no_pickled_code(tmp_path):
+    torch.save({"module": nn.Linear(1, 1)}, tmp_path / "module.pt")
+    with pytest.raises(CorruptArtifactError, match=r"module\.pt"):
+        artifacts.read_checkpoint(tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("bias"), "missing bias"),
+        (lambda state: state.update(extra=torch.ones(1)), "unexpected extra"),
+        (lambda state: state.update(weight=torch.ones(1, 2)), r"weight is \[1, 2\], expected \[3, 2\]"),
+    ],
+)
+def test_weights_that_do_not_fit_fail_loudly(tmp_path, change, message):
+    module = nn.Linear(2, 3)
+    state = dict(module.state_dict())
+    change(state)
+    with pytest.raises(CorruptArtifactError, match=message):
+        artifacts.load_strictly(module, state, tmp_path / "weights")
+
+
+def test_a_missing_artefact_names_the_stage_that_makes_it(tmp_path):
+    with pytest.raises(UsageError, match="run `--stages pairs`"):
+        artifacts.require(tmp_path / "index.json", "pairs")
+    assert artifacts.require(tmp_path, "pairs") == tmp_path
+
+
+def test_sha256_is_the_standard_one(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    assert artifacts.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,35 @@
+import dataclasses
+import json
+
+from copgen_fast import registry
+from copgen_fast.config import PRESETS, STAGES, NavigatorConfig, RunConfig, differences, identity
+
+
+def test_names_in_the_configuration_are_those_on_disk():
+    stages = set(registry.names("copgen_fast.stages"))
+    assert set(STAGES) == stages
+    for preset in PRESETS.values():
+        assert set(preset.pairs.positives) <= set(registry.names("copgen_fast.positives"))
+        assert set(preset.probe.evals) <= set(registry.names("copgen_fast.evals"))
+        assert preset.generator.name in registry.names("copgen_fast.generators")
+
+
+def test_the_defaults_are_the_papers():
+    config = RunConfig()
+    assert (config.navigator.samples, config.navigator.batch) == (200_000, 176)
+    assert (config.navigator.lr, config.navigator.estimator_lr) == (1e-5, 3e-5)
+    assert (config.navigator.temperature, config.navigator.base_temperature) == (0.1, 0.07)
+    assert (config.pretrain.epochs, config.pretrain.batch, config.pretrain.lr) == (100, 224, 0.03)
+    assert (config.pretrain.momentum, config.pretrain.weight_decay) == (0.9, 1e-4)
+
+
+def test_identity_is_json_and_leaves_out_where_and_how_much_is_run():
+    here = RunConfig()
+    elsewhere = dataclasses.replace(here, out="/elsewhere", device="cpu", stages=("probe",))
+    assert identity(here) == identity(elsewhere) == json.loads(json.dumps(identity(here)))
+
+
+def test_differences_name_the_fields_with_both_values():
+    one = identity(RunConfig())
+    other = identity(RunConfig(seed=3, navigator=NavigatorConfig(lr=0.5)))
+    assert differences(one, other) == ["navigator.lr (1e-05 there, 0.5 here)", "seed (0 there, 3 here)"]

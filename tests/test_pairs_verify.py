@@ -1,0 +1,106 @@
+import json
+import os
+
+import pytest
+import torch
+from pairs_fixtures import CONFIG, IDENTITY, bless, generate, shift, source, write
+
+from copgen_fast import artifacts
+from copgen_fast.errors import CorruptArtifactError, UsageError
+from copgen_fast.pairs.verify import verify_pairs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path)
+    return tmp_path
+
+
+def test_sound_shards_pass(folder):
+    result = verify_pairs(folder, source(), IDENTITY)
+    assert result["max_level_difference"] <= 1
+    assert (result["shards"], result["samples"]) == (3, 10)
+    assert verify_pairs(folder, source(), IDENTITY, samples=3, seed=1)["samples"] == 3
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.safetensors"])
+def test_altered_and_truncated_files_are_named(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[-3] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(CorruptArtifactError, match=rf"{name} is altered"):
+        verify_pairs(folder, source(), IDENTITY, samples=0)
+    os.truncate(folder / name, 50)
+    with pytest.raises(CorruptArtifactError, match=rf"{name} is truncated"):
+        verify_pairs(folder, source(), IDENTITY, samples=0)
+
+
+@pytest.mark.parametrize("tensor", ["z", "z_positive"])
+def test_altered_latents_with_a_forged_digest_are_caught(folder, tensor):
+    path = folder / "shard-000001.safetensors"
+    tensors = artifacts.read_tensors(path)
+    # A rotation of the displacement's end would keep the recorded norm; here z and z_positive move together.
+    for name in ("z", "z_positive") if tensor == "z" else ("z_positive",):
+        tensors[name][2] += 1e-3 if tensor == "z" else 0
+    if tensor == "z_positive":
+        tensors[tensor][2] = 2 * tensors["z"][2] - tensors[tensor][2]
+    artifacts.write_tensors(path, tensors)
+    bless(folder, path.name, "sidecar_")
+    with pytest.raises(CorruptArtifactError, match=rf"shard-000001\.tar: pair 00000006: {tensor} differs"):
+        verify_pairs(folder, source(), IDENTITY)
+
+
+def test_record_that_disagrees_with_latents_is_caught(folder):
+    path = folder / "shard-000000.tar"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"index": 3', b'"index": 2'))
+    bless(folder, path.name, "")
+    with pytest.raises(CorruptArtifactError, match=r"pair 00000003: its JSON says index 2"):
+        verify_pairs(folder, source(), IDENTITY)
+
+
+def test_altered_seed_is_caught(folder):
+    path = folder / "shard-000002.tar"
+    path.write_bytes(path.read_bytes().replace(b'"seed": 15', b'"seed": 99'))
+    bless(folder, path.name, "")
+    with pytest.raises(CorruptArtifactError, match=r"pair 00000008: z differs by .* from what seed 99 gives"):
+        verify_pairs(folder, source(), IDENTITY)
+
+
+def test_other_pixels_are_caught(folder):
+    other = source(lambda z: generate(z) * 0.9)
+    with pytest.raises(CorruptArtifactError, match=r"shard-000000\.tar: pair 00000000: its anchor image differs by"):
+        verify_pairs(folder, other, IDENTITY)
+
+
+def test_rounding_within_a_level_passes(folder):
+    other = source(lambda z: generate(z) - 1e-4)
+    assert verify_pairs(folder, other, IDENTITY)["max_level_difference"] == 1
+
+
+def test_other_positives_are_caught(folder):
+    other = source(positive=lambda z, seeds: shift(z, seeds) + 1e-3)
+    with pytest.raises(CorruptArtifactError, match=r"00000000: z_positive differs by 0\.001"):
+        verify_pairs(folder, other, IDENTITY)
+
+
+def test_latents_of_another_shape_are_named(folder):
+    path = folder / "shard-000000.safetensors"
+    artifacts.write_tensors(path, {"z": torch.zeros(4, 4)})
+    bless(folder, path.name, "sidecar_")
+    with pytest.raises(CorruptArtifactError, match=r"shard-000000\.safetensors does not hold"):
+        verify_pairs(folder, source(), IDENTITY)
+
+
+def test_other_identity_is_refused(folder):
+    with pytest.raises(UsageError, match="positive"):
+        verify_pairs(folder, source(), IDENTITY | {"positive": "identity"})
+
+
+def test_incomplete_folder_is_refused(folder):
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"].pop()
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match="2 of 3 shards"):
+        verify_pairs(folder, source(), IDENTITY)
+    assert write(folder, CONFIG)["written"] == 2

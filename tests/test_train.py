@@ -1,0 +1,198 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from copgen_fast.config import PRESETS
+from copgen_fast.train import main, parse
+from tests.conftest import TINY
+
+METHODS = ("random", "pixels", "identity", "gaussian", "untrained-navigator", "navigator")
+
+
+def fails(arguments, capsys):
+    """Run a command that must fail for a fault of usage; returns its only line."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_one_command_makes_every_artefact(finished_run):
+    for name in METHODS[2:]:
+        assert (finished_run / "pairs" / name / "index.json").exists()
+        assert (finished_run / "pretrain" / name / "encoder.safetensors").exists()
+    for name in ("config.json", "versions.json", "report.html", "metrics.json", "metrics.jsonl"):
+        assert (finished_run / name).stat().st_size > 0
+    kept = sorted(path.name for path in (finished_run / "navigator" / "kept").iterdir())
+    assert kept == ["0000000000.safetensors", "0000000032.safetensors", "0000000064.safetensors"]
+    grids = sorted(path.name for path in (finished_run / "navigator" / "grids").iterdir())
+    assert grids == ["0000000000.png", "0000000032.png", "0000000064.png"]
+    assert any((finished_run / "navigator" / "tensorboard").iterdir())
+    assert not list(finished_run.rglob("*.incomplete"))
+
+
+def test_metrics_have_the_promised_names(finished_run):
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    promised = [
+        "navigator.displacement_norm",
+        "navigator.loss",
+        "pairs.count",
+        "pairs.images_per_s",
+        "pretrain.views_per_s",
+    ]
+    for method in METHODS:
+        names = [f"probe.{method}.{name}" for name in ("linear_top1", "knn_top1", "lowshot_top1")]
+        assert all(0 <= metrics[name] <= 1 for name in names)
+        promised += names
+    assert all(isinstance(metrics[name], (int, float)) for name in promised)
+    assert metrics["pairs.count"] == 48
+
+
+def test_the_same_command_again_changes_no_result(finished_run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished_run, folder)
+    assert main([*TINY, "--out", str(folder)]) == 0
+    for path in finished_run.rglob("*"):
+        if path.suffix in (".safetensors", ".tar", ".json", ".jsonl"):
+            assert (folder / path.relative_to(finished_run)).read_bytes() == path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quikstart"], "unknown preset 'quikstart': choose from .*quickstart.*did you mean quickstart"),
+        (["quickstart", "--stages", "navigator"], "navigator"),
+        (["quickstart", "--navigator.learning-rate", "1"], "navigator.learning-rate"),
+        (["quickstart", "--navigator.lr", "fast"], "fast"),
+        (["quickstart", "--generator.name", "biggan9"], "unknown name 'biggan9' in generators: choose from"),
+        (["quickstart", "--navigator.augmentation", "simklr"], "simklr"),
+        (["quickstart", "--probe.evals", "astrology"], "astrology"),
+        (["quickstart", "--device", "abacus"], "--device abacus is not usable here"),
+        (["quickstart", "--device", "cpu", "--precision", "fp16"], "fp16 needs a CUDA device"),
+        (["quickstart", "--stages", "pairs"], "run `--stages navigator` on this --out first"),
+        (["quickstart", "--stages", "pretrain"], "run `--stages pairs`"),
+        (["quickstart", "--stages", "probe"], "run `--stages pretrain`"),
+        (["quickstart", "--stages", "report"], "run `--stages probe`"),
+        (["quickstart", "--navigator.batch", "0"], "navigator.batch"),
+        (["quickstart", "--pretrain.lr", "nan"], "pretrain.lr"),
+    ],
+)
+def test_faults_of_usage_are_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    import re
+
+    line = fails([*arguments, "--out", str(tmp_path / "run")] if len(arguments) > 1 else arguments, capsys)
+    assert re.search(message, line), line
+
+
+def test_another_runs_folder_is_refused(finished_run, tmp_path, capsys):
+    line = fails([*TINY, "--seed", "3", "--out", str(finished_run)], capsys)
+    assert "holds a run of another configuration: seed (0 there, 3 here)" in line
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "is not empty and holds no run" in fails([*TINY, "--out", str(tmp_path)], capsys)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_help_lists_presets_stages_and_fields(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for word in (
+        *PRESETS,
+        "--stages",
+        "--navigator.update",
+        "simultaneous",
+        "--pairs.positives",
+        "untrained-navigator",
+    ):
+        assert word in text
+
+
+def test_dotted_fields_override_the_preset():
+    config = parse(["quickstart", "--navigator.update", "simultaneous", "--pairs.positives", "identity", "navigator"])
+    assert config.navigator.update == "simultaneous"
+    assert config.pairs.positives == ("identity", "navigator")
+    assert config.navigator.lr == PRESETS["quickstart"].navigator.lr
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "copgen_fast.train",
+        "quickstart",
+        "--stages",
+        "report",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+KILLED = """
+import os, signal, sys
+from copgen_fast import train
+moment, calls, fsync = int(sys.argv[1]), 0, os.fsync
+
+def fsync_or_die(handle):
+    global calls
+    calls += 1
+    if calls == moment:  # a file is half on its way: its temporary name is there, the real one is not
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(handle)
+
+os.fsync = fsync_or_die
+train.main(sys.argv[2:])
+"""
+
+
+def outcome(folder: Path) -> dict:
+    files = {}
+    for pattern in ("navigator/*.safetensors", "navigator/kept/*", "pairs/*/*.tar", "pairs/*/*.safetensors",
+                    "pretrain/*/encoder.safetensors", "*/metrics.jsonl", "pretrain/*/metrics.jsonl"):  # fmt: skip
+        files |= {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob(pattern)}
+    return files
+
+
+def test_killed_at_any_moment_it_ends_bit_equal(finished_run, tmp_path):
+    """SIGKILL inside the navigator stage, twice; inside pairs; inside pretraining, twice; then run to the end."""
+    folder = tmp_path / "run"
+    arguments = [*TINY, "--out", str(folder), "--stages", "navigator", "pairs", "pretrain"]
+    stages = []
+    for moment in (13, 9, 29, 40, 25):
+        child = subprocess.run([sys.executable, "-c", KILLED, str(moment), *arguments], capture_output=True, text=True)
+        assert child.returncode == -9, child.stderr
+        stages.append([stage for stage in ("navigator", "pairs", "pretrain") if (folder / stage).exists()][-1])
+    assert set(stages) == {"navigator", "pairs", "pretrain"}, stages
+    assert main(arguments) == 0
+    expected = outcome(finished_run)
+    assert len(expected) > 30
+    assert outcome(folder) == expected
+
+
+def test_an_encoder_is_exported_in_torchvisions_names(finished_run):
+    names = load_file(finished_run / "pretrain" / "navigator" / "encoder.safetensors").keys()
+    assert {"conv1.weight", "bn1.running_mean", "layer4.1.bn2.weight"} <= names
+    assert not any(name.startswith(("fc", "head", "encoder")) for name in names)
+
+
+def test_an_encoder_with_a_weight_missing_is_not_judged(finished_run, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    shutil.rmtree(folder / "probe")
+    path = folder / "pretrain" / "gaussian" / "encoder.safetensors"
+    tensors = load_file(path)
+    del tensors["layer1.0.conv1.weight"]
+    save_file(tensors, path)
+    assert main([*TINY, "--out", str(folder), "--stages", "probe"]) == 1
+    assert "missing layer1.0.conv1.weight" in capsys.readouterr().err
