@@ -109,7 +109,8 @@ def read_checkpoint(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CorruptArtifactError(
-            f"{path} is truncated or altered ({error}): delete it to start its stage again"
+            f"{path} is truncated, altered or holds more than tensors ({str(error).splitlines()[0]}); "
+            "a run's own checkpoint may be deleted: its stage then starts again"
         ) from error
 
 

@@ -234,6 +234,20 @@ def identity(config: RunConfig) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in _INVOCATION}
 
 
+def from_identity(values: dict[str, object], default: object = None, prefix: str = "") -> RunConfig:
+    """The configuration that `identity` described; the rest takes its default."""
+    default = RunConfig() if default is None else default
+    changes = {}
+    for name in (field.name for field in dataclasses.fields(default)):
+        current = getattr(default, name)
+        if dataclasses.is_dataclass(current):
+            changes[name] = from_identity(values, current, f"{prefix}{name}.")
+        elif prefix + name in values:
+            value = values[prefix + name]
+            changes[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(default, **changes)
+
+
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in values.items():

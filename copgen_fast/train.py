@@ -54,9 +54,10 @@ def _closest(word: str, known: dict) -> str:
 
 
 def _one_line(box: str) -> str:
-    """tyro's framed message as one plain line."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", box)
-    return re.sub(r"\s+", " ", text).strip()
+    """tyro's framed message as one plain line, without its title and its pointer to --help."""
+    text = " ".join(line.strip("│ ") for line in box.splitlines() if line.startswith("│"))
+    text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", text or box)
+    return re.sub(r"\s+", " ", text.partition("For full helptext")[0]).strip()
 
 
 def validate(config: RunConfig) -> None:

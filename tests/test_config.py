@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 from copgen_fast import registry
-from copgen_fast.config import PRESETS, STAGES, NavigatorConfig, RunConfig, differences, identity
+from copgen_fast.config import PRESETS, STAGES, NavigatorConfig, RunConfig, differences, faults, from_identity, identity
 
 
 def test_names_in_the_configuration_are_those_on_disk():
@@ -33,3 +33,19 @@ def test_differences_name_the_fields_with_both_values():
     one = identity(RunConfig())
     other = identity(RunConfig(seed=3, navigator=NavigatorConfig(lr=0.5)))
     assert differences(one, other) == ["navigator.lr (1e-05 there, 0.5 here)", "seed (0 there, 3 here)"]
+
+
+def test_a_configuration_comes_back_from_its_record():
+    for preset in PRESETS.values():
+        record = json.loads(json.dumps(identity(preset)))
+        assert identity(from_identity(record)) == identity(preset)
+
+
+def test_numbers_out_of_range_are_named():
+    assert faults(RunConfig()) == []
+    assert faults(RunConfig(save_every=0)) == ["save_every: expected more than zero, got 0"]
+    assert faults(RunConfig(seed=-1)) == ["seed: expected zero or more, got -1"]
+    assert faults(RunConfig(navigator=NavigatorConfig(lr=float("nan")))) == [
+        "navigator.lr: expected more than zero, got nan"
+    ]
+    assert "give --navigator.delta too" in faults(RunConfig(navigator=NavigatorConfig(project=True)))[0]

@@ -16,7 +16,7 @@ ROWS = [
     {"loop", "views"},
     {"evals"},
     {"stages"},
-    {"train", "fit_generator"},
+    {"train", "verify", "fit_generator"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 

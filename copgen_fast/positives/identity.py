@@ -6,4 +6,4 @@ from copgen_fast.positives import PositiveFunction, Setting
 
 
 def build(setting: Setting) -> PositiveFunction:
-    return lambda z, seeds: z
+    return lambda z, seeds: z.clone()  # z and z' are stored side by side

@@ -1,0 +1,148 @@
+"""The navigator's two updates against a literal transcription of the reference's iteration."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig
+from copgen_fast.metrics import read_rows
+from copgen_fast.positives.navigator import Navigator
+from copgen_fast.stages import Run
+from copgen_fast.stages import navigator as stage
+
+DIM, N = 6, 5
+
+
+class ToyGenerator(nn.Module):
+    latent_dim, image_shape = DIM, (3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(DIM, 3 * 8 * 8)
+        self.requires_grad_(False)
+
+    def forward(self, z):
+        return torch.tanh(self.linear(z)).view(-1, 3, 8, 8)
+
+
+def make_game(tmp_path, **options):
+    torch.manual_seed(0)
+    navigator = NavigatorConfig(batch=N, estimator=EncoderConfig(width=16), **options)
+    config = dataclasses.replace(PRESETS["quickstart"], navigator=navigator, out=str(tmp_path))
+    game = stage.make_game(Run(config, tmp_path, torch.device("cpu")), ToyGenerator(), Navigator(DIM))
+    return game, torch.randn(N, DIM)
+
+
+def parameters(module):
+    return [value.detach().clone() for value in module.parameters()]
+
+
+def nt_xent(embeddings):
+    """The reference's loss, term by term: anchors first, temperature 0.1, scaled by 0.1 / 0.07."""
+    unit = nn.functional.normalize(embeddings, dim=1)
+    total = 0.0
+    for i in range(2 * N):
+        others = [a for a in range(2 * N) if a != i]
+        logits = unit[others] @ unit[i] / 0.1
+        total = total + torch.logsumexp(logits, 0) - unit[i] @ unit[(i + N) % (2 * N)] / 0.1
+    return total / (2 * N) * (0.1 / 0.07)
+
+
+def test_alternating_is_the_references_iteration(tmp_path):
+    game, z = make_game(tmp_path, lr=1e-2, estimator_lr=1e-2)
+    f, T = copy.deepcopy(game.f), copy.deepcopy(game.T)
+    adam_f = torch.optim.Adam(f.parameters(), 1e-2, betas=(0.5, 0.999))
+    adam_T = torch.optim.Adam(T.parameters(), 1e-2, betas=(0.5, 0.999))
+    for index in range(2):
+        stage.alternating_step(game, index, z)
+        with torch.no_grad():
+            x = game.G(z)
+        views = game.t_x(torch.cat([x, game.G(z + T(z))]), index)
+        adam_f.zero_grad()
+        nt_xent(f(views.detach())).backward()
+        adam_f.step()
+        adam_T.zero_grad()
+        (-nt_xent(f(views))).backward()  # a second forward, through the updated f
+        adam_T.step()
+    torch.testing.assert_close(parameters(game.T), parameters(T), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parameters(game.f), parameters(f), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(dict(game.f.named_buffers()), dict(f.named_buffers()), rtol=1e-4, atol=1e-5)
+
+
+def test_simultaneous_gives_both_players_the_gradient_of_one_forward(tmp_path):
+    game, z = make_game(tmp_path, update="simultaneous")
+    f, T = copy.deepcopy(game.f), copy.deepcopy(game.T)
+    stage.simultaneous_step(game, 0, z)
+    with torch.no_grad():
+        x = game.G(z)
+    loss = nt_xent(f(game.t_x(torch.cat([x, game.G(z + T(z))]), 0)))
+    for_f = torch.autograd.grad(loss, list(f.parameters()), retain_graph=True)
+    for_T = torch.autograd.grad(loss, list(T.parameters()))
+    torch.testing.assert_close([p.grad for p in game.f.parameters()], list(for_f), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close([p.grad for p in game.T.parameters()], [-g for g in for_T], rtol=1e-3, atol=1e-6)
+
+
+def test_no_weight_gradient_of_the_generator_nor_of_f_in_ts_update(tmp_path):
+    game, z = make_game(tmp_path)
+    computed = []
+    descend = type(game).descend
+
+    def spy(self, loss, *optimizers):
+        descend(self, loss, *optimizers)
+        computed.append([p.grad is not None and bool(p.grad.abs().sum() > 0) for p in game.T.parameters()])
+        if optimizers == (game.adam_T,):
+            assert not any(p.requires_grad for p in game.f.parameters())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(game), "descend", spy)
+        stage.alternating_step(game, 0, z)
+    assert computed == [[False] * 4, [True] * 4]
+    assert all(p.grad is None for p in game.G.parameters())
+    assert all(p.requires_grad for p in game.f.parameters())
+
+
+def test_monitored_numbers_are_their_definitions(tmp_path):
+    game, z = make_game(tmp_path)
+    with torch.no_grad():
+        T_z = game.T(z)
+    metrics = stage.alternating_step(game, 0, z).metrics
+    assert metrics["displacement_norm"].item() == pytest.approx(T_z.norm(dim=1).mean().item(), rel=1e-5)
+    assert metrics["displacement_mean"].item() == pytest.approx(T_z.mean().item(), rel=1e-4)
+    assert metrics["displacement_std"].item() == pytest.approx(T_z.std().item(), rel=1e-4)
+    share = T_z.mean(0).square().sum() / T_z.square().sum(1).mean()
+    assert metrics["displacement_shared"].item() == pytest.approx(share.item(), rel=1e-4)
+    assert metrics["positive_std"].item() == pytest.approx((z + T_z).std().item(), rel=1e-4)
+    assert metrics["loss_navigator"].item() > -metrics["loss_estimator"].item(), "f was updated between the two"
+
+
+def run_stage(tmp_path, **options):
+    config = dataclasses.replace(
+        PRESETS["quickstart"],
+        navigator=dataclasses.replace(PRESETS["quickstart"].navigator, batch=16, grid_every=32, **options),
+        log_every=2,
+        out=str(tmp_path),
+    )
+    stage.run(Run(config, tmp_path, torch.device("cpu")))
+    return json.loads((tmp_path / "navigator" / "summary.json").read_text())
+
+
+def test_delta_stops_the_run_as_soon_as_it_is_looked_at(tmp_path):
+    summary = run_stage(tmp_path, samples=16 * 50, lr=0.02, delta=4.0)
+    rows = read_rows(tmp_path / "navigator" / "metrics.jsonl")
+    assert summary["steps"] == len(rows) < 50
+    looked_at = [row["displacement_norm"] for row in rows if row["step"] % 2 == 1]
+    assert looked_at[-1] >= 4.0 and all(norm < 4.0 for norm in looked_at[:-1])
+
+
+def test_projection_holds_the_displacement_and_does_not_stop_the_run(tmp_path):
+    summary = run_stage(tmp_path, samples=16 * 6, lr=0.02, delta=1.0, project=True)
+    assert summary["steps"] == 6
+    assert summary["displacement_norm"] <= 1.0 + 1e-5
+
+
+def test_simultaneous_and_linear_run_too(tmp_path):
+    assert run_stage(tmp_path, samples=32, update="simultaneous", kind="linear")["steps"] == 2

@@ -1,0 +1,69 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from copgen_fast.config import PRESETS, PretrainConfig
+from copgen_fast.metrics import read_rows
+from copgen_fast.stages.pretrain import learning_rate
+from copgen_fast.train import main
+from tests.conftest import TINY
+
+
+def test_the_learning_rate_follows_its_curve():
+    config = PretrainConfig(epochs=4, batch=224)
+    peak = 0.02625  # reference facts, section 3.1
+    rates = [learning_rate(config, step, 10) for step in range(40)]
+    assert rates[0] == pytest.approx(peak)
+    assert rates[20] == pytest.approx(peak / 1000 + (peak - peak / 1000) / 2)
+    assert all(one > other for one, other in zip(rates, rates[1:], strict=False))
+    assert rates[-1] > peak / 1000
+
+
+def test_the_references_rule_is_one_rate_per_epoch_counted_from_one():
+    config = PretrainConfig(epochs=100, batch=224, schedule="reference")
+    for epoch in (1, 37, 100):
+        rates = {learning_rate(config, step, 7) for step in range(7 * (epoch - 1), 7 * epoch)}
+        expected = 2.625e-5 + (0.02625 - 2.625e-5) * (1 + math.cos(math.pi * epoch / 100)) / 2
+        assert rates == {pytest.approx(expected)}
+
+
+def test_all_methods_start_alike_and_differ_by_their_positives(finished_run):
+    losses = {}
+    for name in PRESETS["quickstart"].pairs.positives:
+        rows = read_rows(finished_run / "pretrain" / name / "metrics.jsonl")
+        assert len(rows) == 6  # 2 epochs of 48 // 16
+        losses[name] = rows[0]["loss"]
+    assert len(set(losses.values())) == 4
+    assert losses["identity"] == min(losses.values()), "two views of one image agree most"
+
+
+def test_real_images_are_the_simclr_baseline(tmp_path):
+    arguments = [
+        *TINY,
+        "--out",
+        str(tmp_path),
+        "--pretrain.data",
+        "real",
+        "--pretrain.epochs",
+        "1",
+        "--pretrain.batch",
+        "256",
+    ]
+    assert main([*arguments, "--stages", "pretrain", "probe", "report"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["probe.real.linear_top1"] > 0.2
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_bf16_runs_on_the_cpu(finished_run, tmp_path):
+    config = dataclasses.replace(PRESETS["quickstart"])
+    assert config.precision == "fp32"
+    arguments = [*TINY, "--out", str(tmp_path), "--precision", "bf16", "--pairs.positives", "identity"]
+    assert main([*arguments, "--stages", "pairs", "pretrain"]) == 0
+    half = read_rows(tmp_path / "pretrain" / "identity" / "metrics.jsonl")[0]["loss"]
+    full = read_rows(finished_run / "pretrain" / "identity" / "metrics.jsonl")[0]["loss"]
+    assert half == pytest.approx(full, rel=0.05) and half != full
+    assert torch.isfinite(torch.tensor(half))
