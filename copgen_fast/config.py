@@ -238,7 +238,7 @@ def from_identity(values: dict[str, object], default: object = None, prefix: str
     """The configuration that `identity` described; the rest takes its default."""
     default = RunConfig() if default is None else default
     changes = {}
-    for name in (field.name for field in dataclasses.fields(default)):
+    for name in (part.name for part in dataclasses.fields(default)):
         current = getattr(default, name)
         if dataclasses.is_dataclass(current):
             changes[name] = from_identity(values, current, f"{prefix}{name}.")

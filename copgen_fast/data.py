@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import math
 import zipfile
-from collections.abc import Callable
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from copgen_fast.checks import expect_tensor
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import UsageError
+
+_UINT8 = (torch.uint8,)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,6 @@ class LabelledImages:
         return int(max(self.train_labels.max(), self.test_labels.max())) + 1
 
 
-_UINT8 = (torch.uint8,)
-
-
 class RealPairs(Dataset):
     """Real images as pairs: each is its own positive, as in plain SimCLR.
 
@@ -78,7 +77,7 @@ class RealPairs(Dataset):
 
 @dataclass(frozen=True)
 class _TorchvisionSet:
-    """How to ask torchvision for a data set: its class, arguments of each part of the splits, what it reads."""
+    """How to ask torchvision for a data set: its class, arguments for the parts of each split, the files it reads."""
 
     cls: str
     train: tuple[dict[str, Any], ...]
@@ -124,16 +123,24 @@ def load(config: DataConfig) -> LabelledImages:
     0 .. C - 1, and every class has training images.
 
     Raises:
-        UsageError: unknown name; root or files missing, damaged or of another form; more images than memory.
+        UsageError: an unknown name; root or files missing, damaged or of another form; more images than memory.
     """
     if config.name not in names():
         raise UsageError(f"unknown data set {config.name!r}: choose from {', '.join(names())}")
     if config.image_size < 1:
-        raise UsageError(f"data.image_size: expected at least 1, got {config.image_size}")
+        raise UsageError(f"--data.image-size: expected at least 1, got {config.image_size}")
     if config.name == "digits":
         return digits(config.image_size)
-    readers = {"npz": _npz, "folder": _folder}
-    data = readers.get(config.name, _torchvision)(config)
+    if config.name == "npz":
+        data = _npz(_root(config, "an .npz file"), config.image_size)
+    else:
+        if config.name == "folder":
+            splits = _folder(_root(config, "a folder that holds train/CLASS/* and test/CLASS/*"))
+        else:
+            known = _TORCHVISION[config.name]
+            splits = _torchvision(known, _root(config, f"the folder that holds {known.files}"))
+        _expect_memory(sum(map(len, splits)), config.image_size)
+        data = LabelledImages(*(part for split in splits for part in _decode(split, config)))
     _expect_classes(data, config)
     return data
 
@@ -161,36 +168,172 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
 
 
-def _npz(config: DataConfig) -> LabelledImages:
-    path = _root(config, "the .npz file")
+def _root(config: DataConfig, what: str) -> Path:
+    if config.root is None:
+        raise UsageError(f"data set {config.name!r} needs --data.root: {what} (nothing is downloaded)")
+    path = Path(config.root).expanduser()
+    if not path.exists():
+        raise UsageError(f"--data.root {path} does not exist: data set {config.name!r} needs {what} there")
+    return path
+
+
+def _npz(path: Path, size: int) -> LabelledImages:
     if not path.is_file():
-        raise UsageError(f"{path} is not a file: --data.root of `npz` names the .npz file itself")
+        raise UsageError(f"--data.root {path} is a folder: data set 'npz' needs the .npz file itself")
     try:
         with zipfile.ZipFile(path) as archive:
-            headers = {name: _npy_header(archive, name, path) for name in _NPZ_FORMS}
-            _expect_npz(headers, path)
-            source = sum(int(np.prod(shape)) for shape, _ in headers.values())
-            count = headers["train_images"][0][0] + headers["test_images"][0][0]
-            _expect_memory(count, config, beside=source)
-            arrays = {name: _npy(archive, name) for name in _NPZ_FORMS}
-    except (zipfile.BadZipFile, zipfile.zlib.error, ValueError, EOFError, OSError) as error:
-        raise UsageError(f"{path} is truncated or no .npz file ({error}): write it again with numpy.savez") from error
+            shapes = _npz_shapes(archive, path)
+            count = shapes["train_images"][0] + shapes["test_images"][0]
+            _expect_memory(count, size, beside=sum(map(math.prod, shapes.values())))
+            arrays = {}
+            for key in shapes:
+                with archive.open(f"{key}.npy") as file:
+                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+        raise UsageError(f"{path} is truncated or no .npz file ({error}): write it anew with numpy.savez") from error
     return LabelledImages(
-        *(
-            tensor
-            for split in ("train", "test")
-            for tensor in _decode(
-                list(zip(arrays[f"{split}_images"], arrays[f"{split}_labels"].tolist(), strict=True)),
-                config,
-                f"{path}, {split}_images",
-            )
-        )
+        _fit(torch.from_numpy(arrays["train_images"]).movedim(3, 1), size),
+        torch.from_numpy(arrays["train_labels"].astype(np.int64)),
+        _fit(torch.from_numpy(arrays["test_images"]).movedim(3, 1), size),
+        torch.from_numpy(arrays["test_labels"].astype(np.int64)),
     )
 
 
-_NPZ_FORMS = {
-    "train_images": "uint8 [N, H, W, 1 or 3]",
-    "train_labels": "integers [N]",
-    "test_images": "uint8 [N, H, W, 1 or 3]",
-    "test_labels": "integers [N]",
-}
+def _npz_shapes(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the four arrays, checked before anything is decoded."""
+    shapes = {}
+    for key in ("train_images", "train_labels", "test_images", "test_labels"):
+        if f"{key}.npy" not in archive.namelist():
+            held = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise UsageError(f"{path} has no array {key!r} (it holds: {held}): add it")
+        with archive.open(f"{key}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        if key.endswith("images"):
+            fits, form = dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3), "uint8 [N, H, W, 1 or 3]"
+        else:
+            count = shapes[key.replace("labels", "images")][0]
+            fits, form = dtype.kind in "iu" and shape == (count,), f"integers [{count}], one for each image"
+        if not fits or 0 in shape:
+            raise UsageError(f"{path}: {key} is {dtype} {list(shape)}, expected {form}")
+        shapes[key] = shape
+    return shapes
+
+
+def _folder(root: Path) -> tuple[Dataset, Dataset]:
+    from torchvision.datasets import ImageFolder
+
+    splits = []
+    for split in (root / "train", root / "test"):
+        if not split.is_dir():
+            raise UsageError(f"{split} is missing: put images there as {split.name}/CLASS/FILE")
+        try:
+            splits.append(ImageFolder(str(split), loader=_open))
+        except FileNotFoundError as error:  # no class folders, or one without images
+            raise UsageError(f"{split} should hold images as CLASS/FILE: {error}") from error
+    train, test = splits
+    if train.classes != test.classes:
+        odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+        raise UsageError(f"{root}: train and test must have the same classes; in one of them only: {odd}")
+    return train, test
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except _UNREADABLE as error:
+        raise UsageError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+
+
+def _torchvision(known: _TorchvisionSet, root: Path) -> tuple[Dataset, Dataset]:
+    from torchvision import datasets
+
+    build = getattr(datasets, known.cls)
+    try:
+        train, test = (
+            ConcatDataset([build(str(root), download=False, **part) for part in parts])
+            for parts in (known.train, known.test)
+        )
+    except (RuntimeError, ValueError, EOFError, OSError) as error:  # torchvision's for missing or damaged files
+        raise UsageError(
+            f"{root} lacks a whole {known.files}: put there what "
+            f"torchvision.datasets.{known.cls}({str(root)!r}, download=True) would; nothing is downloaded here"
+        ) from error
+    return train, test
+
+
+def _decode(items: Dataset, config: DataConfig) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 3, S, S] and labels int64 [N]; threads read them, as Pillow releases the lock."""
+    size = config.image_size
+    images = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
+    labels = torch.empty(len(items), dtype=torch.int64)
+
+    def read(block: range) -> None:
+        for index in block:
+            try:
+                image, label = items[index]
+            except _UNREADABLE as error:
+                raise UsageError(
+                    f"image {index} of {config.name} cannot be read ({error}): replace its file"
+                ) from error
+            pixels = torch.from_numpy(np.array(image.convert("RGB")))
+            images[index] = _fit(pixels.movedim(2, 0)[None], size)[0]
+            labels[index] = int(label)
+
+    blocks = [range(start, min(start + 256, len(items))) for start in range(0, len(items), 256)]
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(read, blocks):
+            pass
+    return images, labels
+
+
+def _fit(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, 1 or 3, H, W] -> contiguous uint8 [N, 3, size, size]: shorter side to `size`, then the centre."""
+    height, width = images.shape[2:]
+    scale = size / min(height, width)
+    shape = (round(height * scale), round(width * scale))
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    fitted = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for block, out in zip(images.split(1024), fitted.split(1024), strict=True):  # bounds the memory between
+        if shape != (height, width):
+            block = F.interpolate(block, size=shape, mode="bicubic", align_corners=False, antialias=True)
+        out.copy_(block[:, :, top : top + size, left : left + size])
+    return fitted
+
+
+def _expect_classes(data: LabelledImages, config: DataConfig) -> None:
+    train, test = data.train_labels.unique().tolist(), data.test_labels.unique().tolist()
+    if train != list(range(len(train))) or not set(test) <= set(train):
+        raise UsageError(
+            f"{config.root}: labels must be 0 .. C - 1, each with training images; "
+            f"training labels are {_shown(train)}, test labels {_shown(test)}"
+        )
+
+
+def _shown(labels: list[int]) -> str:
+    return f"{', '.join(map(str, labels[:12]))}{', ...' if len(labels) > 12 else ''}"
+
+
+def _expect_memory(count: int, size: int, beside: int = 0) -> None:
+    """Refuse before decoding what would not fit; `beside`: bytes held at the same time."""
+    needed, free = count * 3 * size**2 + beside, _free_memory()
+    if free is not None and needed > free:
+        raise UsageError(
+            f"{count} images of {size} px take {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB of memory are "
+            "free: lower --data.image-size or take fewer images"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system doesn't tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kib = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(kib[0]) * 1024 if kib else None

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs_fixtures import CONFIG, write
 
 from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
 from copgen_fast.pairs import format
+from tests.pairs_fixtures import CONFIG, write
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@ import os
 
 import pytest
 import torch
-from pairs_fixtures import CONFIG, IDENTITY, bless, generate, shift, source, write
 
 from copgen_fast import artifacts
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.verify import verify_pairs
+from tests.pairs_fixtures import CONFIG, IDENTITY, bless, generate, shift, source, write
 
 
 @pytest.fixture

@@ -116,14 +116,12 @@ class AugmentParams:
         image_size = as_size("image_size", image_size)
         source = torch.device(device) if generator is None else generator.device
         # Doubles, so that scaling to an integer range never rounds up to its end.
-        uniform = torch.rand(
-            batch, 2 * _CROP_TRIES + 13, generator=generator, device=source, dtype=torch.float64
-        ).to(device)
+        uniform = torch.rand(batch, 2 * _CROP_TRIES + 13, generator=generator, device=source, dtype=torch.float64).to(
+            device
+        )
         tries, place, order, factors, gates = uniform.split([2 * _CROP_TRIES, 2, 4, 4, 3], dim=1)
         lows, highs = zip(*_factor_ranges(policy), strict=True)
-        factors = [
-            low + u * (high - low) for u, low, high in zip(factors.unbind(1), lows, highs, strict=True)
-        ]
+        factors = [low + u * (high - low) for u, low, high in zip(factors.unbind(1), lows, highs, strict=True)]
         return cls(
             crop=_draw_crops(tries, place, image_size, policy),
             flip=gates[:, 0] < policy.flip,

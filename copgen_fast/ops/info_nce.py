@@ -60,9 +60,7 @@ def info_nce(
     if len(anchors) == 0:
         raise ValueError("anchors: expected at least one row, got none")
     _expect_positive("temperature", temperature)
-    loss = _IMPLEMENTATIONS[resolve("info_nce", anchors.device, backend)](
-        anchors, positives, temperature, symmetric
-    )
+    loss = _IMPLEMENTATIONS[resolve("info_nce", anchors.device, backend)](anchors, positives, temperature, symmetric)
     if base_temperature is None:
         return loss
     return loss * (temperature / _expect_positive("base_temperature", base_temperature))
@@ -71,9 +69,7 @@ def info_nce(
 class InfoNCELoss(nn.Module):
     """`info_nce` with its settings kept: `loss = InfoNCELoss(temperature=0.1)(anchors, positives)`."""
 
-    def __init__(
-        self, temperature: float = 0.1, base_temperature: float | None = None, symmetric: bool = True
-    ) -> None:
+    def __init__(self, temperature: float = 0.1, base_temperature: float | None = None, symmetric: bool = True) -> None:
         super().__init__()
         self.temperature = _expect_positive("temperature", temperature)
         self.base_temperature = base_temperature and _expect_positive("base_temperature", base_temperature)
@@ -90,10 +86,7 @@ class InfoNCELoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, base_temperature={self.base_temperature}, "
-            f"symmetric={self.symmetric}"
-        )
+        return f"temperature={self.temperature}, base_temperature={self.base_temperature}, symmetric={self.symmetric}"
 
 
 def _expect_positive(argument: str, value: float) -> float:

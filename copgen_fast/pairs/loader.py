@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -138,53 +137,60 @@ class PairBatches:
         expect_tensor("anchor", anchor, (3, "H", "W"), [torch.uint8])
         expect_tensor("positive", positive, tuple(anchor.shape), [torch.uint8])
         self.cached = 2 * anchor.nbytes * count <= cache_gib * 2**30
-        self._epoch_order = (-1, torch.empty(0))
+        self._stream: Iterator[Pair] = iter(())
+        self._next_step: int | None = None
         if self.cached:
             self._images = torch.empty(2, count, *anchor.shape, dtype=torch.uint8)
             self._known = torch.zeros(count, dtype=torch.bool)
             self._pool = ThreadPoolExecutor(max(1, workers))
-        else:
-            self._iterator: Iterator[list[Tensor]] | None = None
-            self._next_step = -1
 
     def __call__(self, step: int) -> Pair:
         """Anchors and positives of a global step (0 is the first of epoch 0), both uint8 [batch, 3, H, W]."""
         if step < 0:
             raise ValueError(f"step: expected at least 0, got {step}")
-        return self._from_cache(step) if self.cached else self._from_workers(step)
-
-    def _indices(self, step: int) -> Tensor:
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if self._epoch_order[0] != epoch:
-            self._epoch_order = (epoch, order(len(self.dataset), epoch, self.seed))
-        return self._epoch_order[1][position * self.batch : (position + 1) * self.batch]
-
-    def _from_cache(self, step: int) -> Pair:
-        indices = self._indices(step)
-        unknown = indices[~self._known[indices]].tolist()
-        for index, pair in zip(unknown, self._pool.map(self.dataset.__getitem__, unknown), strict=True):
-            self._images[0, index], self._images[1, index] = pair
-            self._known[index] = True
-        return self._images[0, indices], self._images[1, indices]
-
-    def _from_workers(self, step: int) -> Pair:
-        if self._iterator is None or step != self._next_step:
-            self._iterator = None  # ends the workers of the former one
-            self._iterator = iter(
-                DataLoader(
-                    self.dataset,
-                    batch_sampler=(self._indices(later).tolist() for later in itertools.count(step)),
-                    num_workers=self.workers,
-                    worker_init_fn=_leave_signals_to_parent,
-                    generator=torch.Generator(),  # else it draws from the global one at each start
-                )
-            )
-        anchors, positives = next(self._iterator)
+        if step != self._next_step:
+            self._stream = iter(())  # ends the workers of the former one first
+            self._stream = self._start(step)
+        self._next_step = None  # should reading fail, the stream is of no further use
+        anchors, positives = next(self._stream)
         self._next_step = step + 1
         return anchors, positives
 
+    def _start(self, step: int) -> Iterator[Pair]:
+        indices = _index_batches(len(self.dataset), self.batch, self.seed, step)
+        if self.cached:
+            return map(self._from_cache, indices)
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=indices,
+                num_workers=self.workers,
+                worker_init_fn=_leave_group,
+                generator=torch.Generator(),  # else it draws from the global one at each start
+            )
+        )
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C or a SIGTERM to the whole process group must not end workers under a parent that is about to save."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    def _from_cache(self, indices: list[int]) -> Pair:
+        rows = torch.tensor(indices)
+        unknown = rows[~self._known[rows]].tolist()
+        for index, pair in zip(unknown, self._pool.map(self.dataset.__getitem__, unknown), strict=True):
+            self._images[0, index], self._images[1, index] = pair
+            self._known[index] = True
+        return self._images[0, rows], self._images[1, rows]
+
+
+def _index_batches(count: int, batch: int, seed: int, step: int) -> Iterator[list[int]]:
+    """Indices of each batch from a global step on, without end."""
+    first_epoch, position = divmod(step, count // batch)
+    for epoch in itertools.count(first_epoch):
+        batches = order(count, epoch, seed).split(batch)[: count // batch]
+        yield from (indices.tolist() for indices in batches[position:])
+        position = 0
+
+
+def _leave_group(worker: int) -> None:
+    """Signals to the process group (Ctrl-C, timeout's SIGTERM) must not end workers of a parent about to save.
+
+    They still end with their parent. Ignoring the signals instead would hang the parent's exit, which sends SIGTERM.
+    """
+    os.setpgid(0, 0)
