@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
@@ -71,14 +72,10 @@ def read_json(path: Path) -> Any:
         raise CorruptArtifactError(f"{path} is not valid JSON ({error}): delete it to have it made again") from error
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write named tensors as safetensors."""
-    with atomic(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata,
-        )
+    # As bytes: safetensors' own way to a file reports a full disk by an exception that is no OSError.
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -95,8 +92,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_checkpoint(path: Path, state: dict) -> None:
     """Write nested state dictionaries (modules, optimisers, numbers)."""
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
+    buffer = io.BytesIO()  # torch.save, too, has its own exception for a full disk
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -109,7 +107,7 @@ def read_checkpoint(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CorruptArtifactError(
-            f"{path} is truncated, altered or holds more than tensors ({str(error).splitlines()[0]}); "
+            f"{path} is truncated, altered or holds more than tensors ({str(error).partition('. ')[0]}); "
             "a run's own checkpoint may be deleted: its stage then starts again"
         ) from error
 

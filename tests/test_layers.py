@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "copgen_fast"
 
 ROWS = [
-    {"errors", "checks", "config", "registry", "seeds", "interrupts"},
+    {"errors", "checks", "config", "seeds"},
+    {"registry", "interrupts"},
     {"ops", "artifacts", "latents", "devices", "figures"},
     {"metrics", "pictures", "generators", "positives", "augmentations", "encoders", "losses", "pairs", "data"},
     {"loop", "views"},

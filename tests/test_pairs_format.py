@@ -4,7 +4,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
@@ -20,6 +20,7 @@ def test_quantisation_floors_at_256_levels(value, level):
     assert format.to_uint8(torch.full((1, 3, 1, 1), float(value))).unique().tolist() == [level]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=30))
 def test_quantisation_is_the_references(values):
     images = torch.tensor(values).view(-1, 1, 1, 1).repeat(1, 3, 1, 1)
@@ -46,6 +47,7 @@ def test_half_images_quantise_in_float32():
     assert format.to_uint8(torch.full((1, 3, 1, 1), 0.5, dtype=torch.float16)).unique().tolist() == [192]
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_png_is_lossless(height, width, seed):
     image = np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
@@ -60,6 +62,7 @@ def test_broken_png_is_named():
             format.decode_png(broken, "shard x: key")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 60))
 def test_plan_covers_every_pair_once(count, shard_size):
     spans = format.plan(count, shard_size)
@@ -67,6 +70,7 @@ def test_plan_covers_every_pair_once(count, shard_size):
     assert all(span.count == shard_size for span in spans[:-1])
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 1500), min_size=3, max_size=12))
 def test_member_table_agrees_with_tarfile(tmp_path_factory, sizes):
     sizes = sizes[: len(sizes) // 3 * 3]

@@ -126,7 +126,7 @@ def test_identity_may_hold_tuples(tmp_path):
     assert write(tmp_path, identity=identity)["written"] == 0
 
 
-@pytest.mark.parametrize("batches", range(5))
+@pytest.mark.parametrize("batches", [0, 1, 4])
 @pytest.mark.parametrize("how", ["exception", "sigterm"])
 def test_stopped_run_goes_on_to_the_same_bytes(tmp_path, whole, batches, how):
     seen = []
@@ -163,7 +163,7 @@ def test_leftovers_of_a_kill_are_replaced(tmp_path, whole):
     assert contents(tmp_path) == whole
 
 
-@pytest.mark.parametrize("call", range(1, 19, 2))
+@pytest.mark.parametrize("call", (1, 3, 5, 8, 17))
 def test_full_disk_at_any_file_leaves_only_whole_shards(tmp_path, whole, monkeypatch, call):
     calls, fsync = [], os.fsync
 

@@ -69,9 +69,7 @@ def augment(
     expect_tensor("images", images, ("N", 3, "H", "W"), _DTYPES)
     _expect_params(params, images)
     size = as_size("out_size", out_size)
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std: expected both or neither")
-    if mean is not None and std is not None:
+    if mean is not None or std is not None:
         expect_statistics(mean, std)
     if not out_dtype.is_floating_point:
         raise TypeError(f"out_dtype: expected a floating dtype, got {out_dtype}")

@@ -190,8 +190,10 @@ def as_size(argument: str, value: int | Sequence[int]) -> tuple[int, int]:
     return pair
 
 
-def expect_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+def expect_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
     """Raise ValueError unless `mean` and `std` are three numbers each, the latter positive."""
+    if mean is None or std is None:
+        raise ValueError("mean and std: expected both or neither")
     if len(mean) != 3:
         raise ValueError(f"mean: expected three numbers, got {mean}")
     if len(std) != 3 or min(std) <= 0:

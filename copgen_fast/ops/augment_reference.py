@@ -6,6 +6,8 @@ It is the definition that faster backends are tested against: values and gradien
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -111,10 +113,9 @@ def _shift_hue(x: Tensor, shift: Tensor, jitter: Tensor) -> Tensor:
     so it needs no clamp. Where channels tie, the first takes the gradient.
     """
     r, g, b = x.unbind(1)
-    high, low = torch.aminmax(x.detach(), dim=1)[::-1]
     # Multiplying by masks beats torch.where on a CPU, where random conditions cost mispredicted branches.
-    is_r, is_g, is_b = _first_of(x.detach(), high)
-    low_r, low_g, low_b = _first_of(x.detach(), low)
+    is_r, is_g, is_b = _first_of(x.detach(), torch.maximum)
+    low_r, low_g, low_b = _first_of(x.detach(), torch.minimum)
     high = is_r * r + is_g * g + is_b * b
     spread = high - (low_r * r + low_g * g + low_b * b)
     sixths = is_r * (g - b) + is_g * (b - r) + is_b * (r - g)
@@ -126,9 +127,10 @@ def _shift_hue(x: Tensor, shift: Tensor, jitter: Tensor) -> Tensor:
     return torch.where(_per_image(jitter & (shift != 0)), shifted, x)
 
 
-def _first_of(x: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One-hot masks [N, h, w] over the channels of `x`: the first that equals `value`."""
-    r, g, _ = x.unbind(1)
+def _first_of(x: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """One-hot masks [N, h, w] over the channels of `x`: the first that is the largest, or the smallest."""
+    r, g, b = x.unbind(1)
+    value = extreme(extreme(r, g), b)
     is_r = (r == value).to(x.dtype)
     is_g = (g == value).to(x.dtype) * (1 - is_r)
     return is_r, is_g, 1 - is_r - is_g

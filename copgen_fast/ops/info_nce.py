@@ -72,7 +72,9 @@ class InfoNCELoss(nn.Module):
     def __init__(self, temperature: float = 0.1, base_temperature: float | None = None, symmetric: bool = True) -> None:
         super().__init__()
         self.temperature = _expect_positive("temperature", temperature)
-        self.base_temperature = base_temperature and _expect_positive("base_temperature", base_temperature)
+        if base_temperature is not None:
+            _expect_positive("base_temperature", base_temperature)
+        self.base_temperature = base_temperature
         self.symmetric = symmetric
 
     def forward(self, anchors: Tensor, positives: Tensor) -> Tensor:

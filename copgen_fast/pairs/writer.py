@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -83,7 +82,7 @@ def write_pairs(
 
     Args:
         identity: what makes the pairs (digests, names, seeds), as JSON values.
-        progress: called after each batch written, with the number of pairs in it.
+        progress: called after each batch written and for each shard already there, with the number of pairs in it.
 
     Returns:
         count (pairs in the folder), written, seconds, images_per_s (both of this call; two images a pair)
@@ -103,6 +102,7 @@ def write_pairs(
         writer = _ShardWriter(folder, source, config, pool, progress)
         for span in plan(config.count, config.shard_size):
             if span.name in done:
+                writer.progress(span.count)
                 continue
             done[span.name] = writer.write(span)
             index = dataclasses.replace(index, image_shape=writer.image_shape, shards=_sorted(done))
@@ -191,9 +191,8 @@ class _ShardWriter:
                         self._add(tar, index, pair, displacements[index - span.first])
                         index += 1
                     self.progress(len(pngs))
-            # Before the tar takes its name, so that no tar is ever without its latents. As bytes: safetensors' own
-            # way to a file reports a full disk by an exception that is no OSError.
-            artifacts.write_bytes(latents_path, safetensors.torch.save({"z": z, "z_positive": z_positive}))
+            # Before the tar takes its name, so that no tar is ever without its latents.
+            artifacts.write_tensors(latents_path, {"z": z, "z_positive": z_positive})
             tar_facts = temporary.stat().st_size, artifacts.sha256(temporary)
         latent_facts = latents_path.stat().st_size, artifacts.sha256(latents_path)
         return Shard(*span, *tar_facts, *latent_facts, sum(displacements) / span.count)

@@ -1,0 +1,48 @@
+"""Signs of collapse: how much the features vary, and over how many directions. Needs no labels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from copgen_fast import seeds
+from copgen_fast.config import ProbeConfig
+from copgen_fast.data import LabelledImages
+from copgen_fast.evals._features import Subject
+
+_SAMPLE = 10_000  # images at most: far more than dimensions, and the cost grows with them
+
+
+def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:
+    """Measure the features of test and training images together, a random sample of them where they are many.
+
+    Returns:
+        `feature_std` (0: all features are the same; 1: they point everywhere alike) and `rankme` (the effective
+        number of directions, 1 .. D).
+    """
+    splits = [subject.features(images, config.batch) for images in (data.test_images, data.train_images)]
+    features = torch.cat(splits)
+    if len(features) > _SAMPLE:
+        generator = seeds.generator(seed, "collapse")
+        features = features[torch.randperm(len(features), generator=generator)[:_SAMPLE]]
+    features = features.to(subject.device)
+    return {"feature_std": feature_std(features), "rankme": rankme(features)}
+
+
+def feature_std(features: Tensor) -> float:
+    """Mean over dimensions of the standard deviation of normalised features [N, D], times sqrt(D)."""
+    std = F.normalize(features, dim=1).std(dim=0, correction=0)
+    return std.mean().item() * math.sqrt(features.shape[1])
+
+
+def rankme(features: Tensor) -> float:
+    """exp of the entropy of the singular values of features [N, D], as shares of their sum (Garrido et al. 2023)."""
+    features = features.double()
+    # The smaller Gram matrix has the squares of the same singular values, at a fraction of the cost.
+    gram = features @ features.T if len(features) < features.shape[1] else features.T @ features
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    shares = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
+    return torch.special.entr(shares).sum().exp().item()

@@ -1,0 +1,48 @@
+"""k nearest neighbours by cosine similarity: no training, so it judges the features' geometry itself."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from copgen_fast.config import ProbeConfig
+from copgen_fast.data import LabelledImages
+from copgen_fast.errors import UsageError
+from copgen_fast.evals._features import Subject
+
+_CHUNK = 1024
+
+
+def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:
+    """Each test image takes the class of most of its `config.neighbours` nearest training images.
+
+    One vote a neighbour; between classes of equal votes, the larger sum of similarities decides. Deterministic;
+    `seed` is not used.
+
+    Returns:
+        `knn_top1`.
+
+    Raises:
+        UsageError: `config.neighbours` is not in 1 .. the number of training images.
+    """
+    train = subject.features(data.train_images, config.batch)
+    if not 1 <= config.neighbours <= len(train):
+        raise UsageError(f"--probe.neighbours: expected 1 .. {len(train)} training images, got {config.neighbours}")
+    test = subject.features(data.test_images, config.batch)
+    train, labels = train.to(subject.device), data.train_labels.to(subject.device)
+    predicted = classify(train, labels, test.to(subject.device), config.neighbours).cpu()
+    return {"knn_top1": (predicted == data.test_labels).double().mean().item()}
+
+
+def classify(train: Tensor, labels: Tensor, test: Tensor, neighbours: int) -> Tensor:
+    """Classes, int64 [M], of features `test` [M, D] by features `train` [N, D] with `labels` int64 [N]."""
+    bank = F.normalize(train, dim=1).T
+    predicted = []
+    for chunk in F.normalize(test, dim=1).split(_CHUNK):
+        similarity, index = (chunk @ bank).topk(neighbours, dim=1)
+        # A sum of k similarities is within [-k, k]: scaled to less than half a vote either way, it only breaks ties.
+        weights = 1 + similarity.double() / (2 * neighbours + 1)
+        votes = weights.new_zeros(len(chunk), int(labels.max()) + 1)
+        predicted.append(votes.scatter_add(1, labels[index], weights).argmax(dim=1))
+    return torch.cat(predicted)

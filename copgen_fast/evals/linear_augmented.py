@@ -1,0 +1,92 @@
+"""The reference's linear protocol: augmented crops through the frozen encoder, SGD on a linear classifier."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from copgen_fast import augmentations, seeds
+from copgen_fast.config import ProbeConfig
+from copgen_fast.data import LabelledImages
+from copgen_fast.errors import NonFiniteError, UsageError
+from copgen_fast.evals._features import Subject
+from copgen_fast.evals.linear import accuracies
+from copgen_fast.interrupts import Interrupted, stop_requested
+from copgen_fast.ops import AugmentParams, AugmentPolicy, augment
+
+
+def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:
+    """Train the classifier for `config.epochs` and score the plain test images after each.
+
+    SGD with momentum 0.9, no weight decay, a learning rate of config.lr x batch / 256 on a cosine per epoch.
+
+    Returns:
+        `linear_augmented_top1_last`, after the last epoch, and `linear_augmented_top1_best`, after the epoch that
+        did best on the test images themselves, as the reference reports; where there are more than five classes,
+        `linear_augmented_top5_last` and `linear_augmented_top5_best` of the same two epochs.
+
+    Raises:
+        UsageError: an unknown policy, or no epochs.
+        NonFiniteError: a loss that is NaN or infinite.
+        Interrupted: a stop was requested.
+    """
+    if config.epochs < 1:
+        raise UsageError(f"--probe.epochs: expected at least 1, got {config.epochs}")
+    policy = augmentations.get(config.augmentation)
+    test = subject.features(data.test_images, config.batch)
+    with seeds.seeded(seed, "linear-augmented"):
+        classifier = nn.Linear(test.shape[1], data.num_classes).to(subject.device)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=config.lr, momentum=0.9)
+    history = []
+    for epoch in range(1, config.epochs + 1):
+        if stop_requested():
+            raise Interrupted(f"stopped before epoch {epoch} of linear-augmented; run the same command to judge again")
+        optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
+        _train_epoch(subject, classifier, optimizer, data, policy, config.batch, (seed, "linear-augmented", epoch))
+        with torch.no_grad():
+            scores = torch.cat([classifier(part.to(subject.device)).cpu() for part in test.split(config.batch)])
+        history.append(accuracies("linear_augmented", scores, data.test_labels))
+    best = max(history, key=lambda numbers: numbers["linear_augmented_top1"])
+    return {f"{name}_{which}": row[name] for which, row in (("last", history[-1]), ("best", best)) for name in row}
+
+
+def learning_rate(config: ProbeConfig, epoch: int) -> float:
+    """Cosine set once per epoch, counted from 1, from lr = config.lr x batch / 256 down to lr x 0.2^3."""
+    highest = config.lr * config.batch / 256
+    lowest = highest * 0.2**3
+    return lowest + (highest - lowest) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+
+
+def _train_epoch(
+    subject: Subject,
+    classifier: nn.Linear,
+    optimizer: torch.optim.SGD,
+    data: LabelledImages,
+    policy: AugmentPolicy,
+    batch: int,
+    key: tuple[seeds.Key, ...],
+) -> None:
+    generator = seeds.generator(*key)
+    total = torch.zeros((), device=subject.device)
+    for chosen in torch.randperm(len(data.train_images), generator=generator).split(batch):
+        images = data.train_images[chosen].to(subject.device)
+        features = _encode_views(subject, images, policy, generator)
+        loss = F.cross_entropy(classifier(features), data.train_labels[chosen].to(subject.device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+    if not total.isfinite():  # looked at once an epoch, so that the host doesn't wait for every step
+        raise NonFiniteError(f"loss of linear-augmented: NaN or infinity in epoch {key[-1]}")
+
+
+@torch.no_grad()
+def _encode_views(subject: Subject, images: Tensor, policy: AugmentPolicy, generator: torch.Generator) -> Tensor:
+    """Features float32 [N, D] of one random view of each image, under the subject's own normalisation."""
+    height, width = images.shape[2:]
+    params = AugmentParams.sample(len(images), (height, width), policy, generator=generator)
+    views = augment(images, params.to(subject.device), (height, width), mean=subject.mean, std=subject.std)
+    return subject.encoder(views).float()

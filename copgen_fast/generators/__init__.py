@@ -1,0 +1,59 @@
+"""Frozen generators, latent z -> image: one file each, named as the file. `build` is the way in."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from copgen_fast import registry
+
+
+class Generator(Protocol):
+    """What the stages ask of a generator: an nn.Module with these members.
+
+    Attributes:
+        latent_dim: length L of a latent.
+        image_shape: (C, H, W) of an image; C is 3.
+    """
+
+    latent_dim: int
+    image_shape: tuple[int, int, int]
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents [N, L], floating, to images [N, C, H, W] in [-1, 1], differentiable with respect to z.
+
+        N may be 0. Row i depends on z[i] alone.
+        """
+        ...
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+
+def build(name: str, weights: str | Path | None = None) -> nn.Module:
+    """Build generator `name`, a `Generator`, on the CPU: in eval mode, no parameter asking for a gradient.
+
+    Args:
+        weights: file of its weights; None takes those embedded in the package, where there are any.
+
+    Raises:
+        UsageError: an unknown name, or weights that are missing or do not fit.
+    """
+    generator = registry.load("copgen_fast.generators", name).build(weights)
+    return generator.eval().requires_grad_(False)
+
+
+def digest(generator: nn.Module) -> str:
+    """SHA-256 (hex) of the state dict: each entry's name, dtype, shape and bytes, in order of name.
+
+    Artefacts record it, so that it is known which weights made them. It does not depend on the device.
+    """
+    sha = hashlib.sha256()
+    for name, value in sorted(generator.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        sha.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        sha.update(value.flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()

@@ -1,0 +1,58 @@
+"""The small unconditional DCGAN for CIFAR-10 published as github.com/cx990203/gan-cifar (weights not included).
+
+Transposed convolutions 3x3 -> 7x7 -> 15x15 -> 32x32, then 1x1; trained with z ~ N(0, I), 64-d.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from copgen_fast import artifacts
+from copgen_fast.checks import expect_tensor
+from copgen_fast.errors import UsageError
+
+
+class Cifar10DCGAN(nn.Module):
+    """z [N, 64] floating -> images [N, 3, 32, 32] in [-1, 1]. Parameter names are the published file's."""
+
+    latent_dim = 64
+    image_shape = (3, 32, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up1 = _up(64, 256, kernel=3, stride=1)
+        self.up2 = _up(256, 128, kernel=3, stride=2)
+        self.up3 = _up(128, 64, kernel=3, stride=2)
+        self.up4 = _up(64, 32, kernel=4, stride=2)
+        self.out_layer = nn.Sequential(nn.ConvTranspose2d(32, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Sigmoid())
+
+    def forward(self, z: Tensor) -> Tensor:
+        seed = expect_tensor("z", z, ("N", self.latent_dim))[:, :, None, None]
+        return 2 * self.out_layer(self.up4(self.up3(self.up2(self.up1(seed))))) - 1
+
+
+def _up(channels: int, out: int, kernel: int, stride: int) -> nn.Sequential:
+    conv = nn.ConvTranspose2d(channels, out, kernel, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+
+
+def build(weights: str | Path | None = None) -> Cifar10DCGAN:
+    """Load the published state dict, a .pth file of tensors.
+
+    Raises:
+        UsageError: no file was named, or it is not there.
+        CorruptArtifactError: it does not hold this network.
+    """
+    if weights is None:
+        raise UsageError(
+            "generator cifar10-dcgan needs its weights, which are not part of this package: "
+            "give the published file by --generator.weights FILE.pth"
+        )
+    path = Path(weights)
+    if not path.is_file():
+        raise UsageError(f"--generator.weights {path}: no such file")
+    generator = Cifar10DCGAN()
+    artifacts.load_strictly(generator, artifacts.read_checkpoint(path), path)
+    return generator

@@ -1,0 +1,106 @@
+"""Handwritten digits: a small network fitted to scikit-learn's scans, its weights embedded in the package.
+
+Made by `python -m copgen_fast.fit_generator` from the training split of `copgen_fast.data.digits` alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from copgen_fast import artifacts
+from copgen_fast.checks import expect_tensor
+from copgen_fast.errors import CopgenError, UsageError
+
+EMBEDDED = Path(__file__).parent / "weights" / "digits.safetensors"
+LATENT_DIM = 64
+SCAN = 8
+SIZE = 32
+KNEE = 0.95
+
+
+class Residual(nn.Module):
+    """h + W2 silu(W1 norm(h)). The norm is per sample, so that no image depends on its batch."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.outer(F.silu(self.inner(self.norm(h))))
+
+
+class DigitsGenerator(nn.Module):
+    """Latents to grey 32x32 digits, the three channels equal; a `copgen_fast.generators.Generator`.
+
+    The scans it was fitted to are 8x8, so it draws 8x8 and ends in their fixed bicubic upsampling.
+    """
+
+    latent_dim: int = LATENT_DIM
+    image_shape: tuple[int, int, int] = (3, SIZE, SIZE)
+    upsampling: Tensor
+
+    def __init__(self, width: int = 256) -> None:
+        super().__init__()
+        self.inward = nn.Linear(LATENT_DIM, width)
+        self.blocks = nn.Sequential(Residual(width), Residual(width))
+        self.outward = nn.Linear(width, SCAN * SCAN)
+        self.register_buffer("upsampling", _upsampling(), persistent=False)
+
+    def scan(self, z: Tensor) -> Tensor:
+        """Latents [N, 64] to scans [N, 8, 8] in [-1, 1], before upsampling."""
+        hidden = self.blocks(self.inward(z))
+        return self.outward(F.silu(hidden)).tanh().unflatten(1, (SCAN, SCAN))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents [N, 64] of the weights' dtype to images [N, 3, 32, 32] in [-1, 1], differentiable in z.
+
+        Raises:
+            TypeError: z is no tensor, or of another dtype.
+            ValueError: z has another shape.
+        """
+        expect_tensor("z", z, ("N", LATENT_DIM), {self.inward.weight.dtype})
+        images = soft_limit(self.upsampling @ self.scan(z) @ self.upsampling.T)
+        return images.unsqueeze(1).repeat(1, 3, 1, 1)
+
+
+def soft_limit(values: Tensor) -> Tensor:
+    """Bring the overshoot of bicubic interpolation into [-1, 1], leaving [-0.95, 0.95] as it is.
+
+    Where the data are clamped this bends smoothly, so that overshooting pixels keep a gradient.
+    """
+    inside = values.clamp(-KNEE, KNEE)
+    return inside + (1 - KNEE) * torch.tanh((values - inside) / (1 - KNEE))
+
+
+def _upsampling() -> Tensor:
+    """The matrix [32, 8] of data.digits' bicubic interpolation along one axis.
+
+    A product with it gives the same bits in every run, which interpolate's backward on CUDA does not.
+    """
+    identity = torch.eye(SCAN).view(1, 1, SCAN, SCAN)
+    return F.interpolate(identity, size=(SIZE, SCAN), mode="bicubic", antialias=True).view(SIZE, SCAN)
+
+
+def build(weights: str | Path | None = None) -> DigitsGenerator:
+    """The generator with the embedded weights, or with those of a file that fit_generator wrote.
+
+    Raises:
+        UsageError: the file is missing, unreadable, or does not fit; the message names it and the fault.
+    """
+    path = EMBEDDED if weights is None else Path(weights)
+    remedy = "give a digits.safetensors that `python -m copgen_fast.fit_generator --out DIR` wrote"
+    if not path.is_file():
+        raise UsageError(f"generator weights {path} are missing: {remedy}")
+    generator = DigitsGenerator()
+    try:
+        tensors = artifacts.read_tensors(path)
+        artifacts.load_strictly(generator, tensors, path)
+    except CopgenError as error:
+        raise UsageError(f"{error}: {remedy}") from error
+    return generator

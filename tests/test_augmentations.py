@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from copgen_fast.augmentations import POLICIES, get
+from copgen_fast.errors import UsageError
+from copgen_fast.ops import Augment
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_runs(name):
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    views = Augment(get(name), 12)(images, generator=torch.Generator().manual_seed(1))
+    assert views.shape == (3, 3, 12, 12) and views.isfinite().all()
+
+
+def test_simclr_has_the_reference_values():
+    policy = get("simclr")
+    assert policy.crop_scale == (0.2, 1.0) and policy.crop_ratio == (3 / 4, 4 / 3) and policy.flip == 0.5
+    assert (policy.brightness, policy.contrast, policy.saturation, policy.hue) == (0.4, 0.4, 0.4, 0.1)
+    assert (policy.jitter, policy.gray) == (0.8, 0.2)
+    assert policy.mean == (0.485, 0.456, 0.406) and policy.std == (0.229, 0.224, 0.225)
+
+
+def test_the_ablations_keep_the_flip_and_drop_what_they_name():
+    simclr, no_color, no_crop = get("simclr"), get("no-color"), get("no-crop")
+    assert no_color.flip == no_crop.flip == simclr.flip
+    assert no_color.crop_scale == simclr.crop_scale and no_color.jitter == no_color.gray == 0
+    assert no_crop.crop_scale is None and (no_crop.jitter, no_crop.gray) == (simclr.jitter, simclr.gray)
+
+
+def test_none_only_normalises():
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(value)[:, None, None] for value in (get("none").mean, get("none").std))
+    torch.testing.assert_close(Augment(get("none"), 8)(images), (images - mean) / std)
+
+
+def test_digits_never_mirrors_and_keeps_gray_gray():
+    images = torch.rand(32, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    views = Augment(get("digits"), 16)(images, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(views[:, 0], views[:, 2], rtol=0, atol=1e-6)
+    assert get("digits").flip == 0
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UsageError, match="'simclr2'.*simclr, no-color, no-crop, none, digits"):
+        get("simclr2")
