@@ -7,6 +7,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# On a busy machine, threads that spin while they wait for their siblings slow training several times over.
+export GOMP_SPINCOUNT ?= 2000
+
 .PHONY: install quickstart test lint
 
 install: $(READY)

@@ -179,18 +179,28 @@ PRESETS: dict[str, RunConfig] = {
     "quickstart": RunConfig(
         out="runs/quickstart",
         navigator=NavigatorConfig(
-            samples=12_800,
+            samples=5_120,
             batch=128,
-            lr=1e-3,
+            lr=5e-4,
             estimator_lr=1e-3,
             augmentation="digits",
             estimator=_SMALL,
-            grid_every=2_560,
+            grid_every=1_024,
         ),
         pairs=PairsConfig(
             positives=("identity", "gaussian", "untrained-navigator", "navigator"), count=4_096, shard_size=1_024
         ),
-        pretrain=PretrainConfig(encoder=_SMALL, epochs=8, batch=128, lr=0.2, augmentation="digits"),
+        pretrain=PretrainConfig(encoder=_SMALL, epochs=3, batch=128, lr=0.1, augmentation="digits"),
+    ),
+    "cifar10": RunConfig(
+        out="runs/cifar10",
+        generator=GeneratorConfig(name="cifar10-dcgan", prior="normal"),
+        navigator=NavigatorConfig(
+            samples=12_800, batch=128, lr=5e-4, estimator_lr=1e-3, estimator=_SMALL, grid_every=2_560
+        ),
+        pairs=PairsConfig(positives=("identity", "gaussian", "untrained-navigator", "navigator"), count=10_000),
+        pretrain=PretrainConfig(encoder=_SMALL, epochs=12, batch=128, lr=0.1),
+        data=DataConfig(name="npz"),
     ),
 }
 """Whole configurations by name: the first word of the command line."""

@@ -17,20 +17,20 @@ _COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#
 
 def lines(series: Series, x_label: str, y_label: str, level: float | None = None, level_name: str = "") -> bytes:
     """Lines over one x axis, with an optional dashed level for reference."""
-    axes = _axes(6.4, 3.2)
+    axes = _axes(7.2, 3.0)
     for colour, (name, (x, y)) in zip(_cycle(len(series)), series.items(), strict=True):
         axes.plot(x, y, label=name, color=colour, linewidth=1.4)
     if level is not None:
         axes.axhline(level, color="#8c959f", linestyle="--", linewidth=1, label=level_name)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _png(axes)
 
 
 def bars(values: Mapping[str, float], spreads: Mapping[str, float], x_label: str) -> bytes:
     """Horizontal bars with error bars, fractions shown as per cent."""
-    axes = _axes(6.4, 0.45 * len(values) + 0.9)
+    axes = _axes(7.2, 0.4 * len(values) + 0.9)
     names = list(values)[::-1]
     heights = [100 * values[name] for name in names]
     axes.barh(names, heights, xerr=[100 * spreads[name] for name in names], color=_COLOURS[0], alpha=0.85, height=0.6)

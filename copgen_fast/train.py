@@ -121,6 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     except CopgenError as error:
         print(f"copgen_fast: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("copgen_fast: interrupted at once; the run goes on from its last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -69,7 +69,9 @@ def test_alternating_is_the_references_iteration(tmp_path):
         (-nt_xent(f(views))).backward()  # a second forward, through the updated f
         adam_T.step()
     torch.testing.assert_close(parameters(game.T), parameters(T), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(parameters(game.f), parameters(f), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        parameters(game.f), parameters(f), rtol=0, atol=1e-3
+    )  # Adam moves each by about lr = 1e-2
     torch.testing.assert_close(dict(game.f.named_buffers()), dict(f.named_buffers()), rtol=1e-4, atol=1e-5)
 
 

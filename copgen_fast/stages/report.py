@@ -140,13 +140,13 @@ def make_pictures(run: Run) -> dict[str, list[tuple[str, str]]]:
 
     def strip(label: str, latent: Tensor) -> tuple[str, str]:
         distance = (latent - z).norm(dim=1).mean().item()
-        name = f"{label}, mean distance {distance:.2f}" if distance else label
+        name = f"{label} ({distance:.2f})" if distance else label
         return name, _embed(pictures.grid_png(G(latent), COLUMNS))
 
     setting = positives.Setting(G.latent_dim, config.seed, config.navigator, config.pairs, run.navigator_file)
     ways = [(name, positives.build(name, setting)(z, list(seeds))) for name in config.pairs.positives]
     compared = [strip("anchor", z)] + [strip(name, latent) for name, latent in ways if name != "navigator"]
-    sections = {"Positives, one way a row": compared}
+    sections = {"Positives, one way a row (mean distance from the anchor's latent)": compared}
     learned = dict(ways).get("navigator")
     if learned is not None:
         compared += [strip(f"COP-Gen, {level:g} x T(z)", z + level * (learned - z)) for level in LEVELS]

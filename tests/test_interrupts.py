@@ -1,0 +1,18 @@
+import os
+import signal
+
+import pytest
+
+from copgen_fast import interrupts
+
+
+def test_one_signal_asks_and_a_second_one_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts.handle_signals():
+        assert not interrupts.stop_requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.stop_requested()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert not interrupts.stop_requested()
+    assert signal.getsignal(signal.SIGINT) is before
