@@ -45,6 +45,7 @@ class NavigatorConfig:
     samples: int = 200_000
     """Stop after this many latents."""
     batch: int = 176
+    """Latents a step: a joint batch of twice as many views."""
     update: Literal["alternating", "simultaneous"] = "alternating"
     """alternating: the paper's, f first, then T through the updated f. simultaneous: one forward with
     gradient reversal updates both; faster, and not the paper's."""
@@ -53,6 +54,7 @@ class NavigatorConfig:
     estimator_lr: float = 3e-5
     """Adam learning rate of f."""
     temperature: float = 0.1
+    """Temperature of NT-Xent."""
     base_temperature: float | None = 0.07
     """The loss is multiplied by temperature / base_temperature, as in the reference; None: by 1."""
     delta: float | None = None
@@ -62,6 +64,7 @@ class NavigatorConfig:
     augmentation: str = "simclr"
     """Policy of copgen_fast.augmentations for both branches."""
     estimator: EncoderConfig = field(default_factory=EncoderConfig)
+    """The mutual information estimator f."""
     grid_every: int = 20_000
     """Samples between pictures of anchors over positives, and between kept navigators (one at 0 too)."""
 
@@ -77,6 +80,7 @@ class PairsConfig:
     shard_size: int = 1000
     """Pairs per tar file."""
     batch: int = 256
+    """Images generated at once."""
     start_seed: int = 0
     """Pair i is drawn from seed start_seed + i, whatever the batch size or number of workers."""
     samples_per_class: int = 1300
@@ -84,6 +88,7 @@ class PairsConfig:
     gaussian_std: float = 0.2
     """Scale of the gaussian way's displacement."""
     gaussian_prior: Literal["truncnorm", "normal"] = "truncnorm"
+    """Its distribution before scaling."""
     workers: int = 2
     """Threads that encode PNG files."""
 
@@ -97,6 +102,7 @@ class PretrainConfig:
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(name="resnet50"))
     epochs: int = 100
     batch: int = 224
+    """Pairs a step; an epoch's last pairs that do not fill one are left out."""
     lr: float = 0.03
     """SGD learning rate per 256 pairs: the rate used is lr x batch / 256."""
     momentum: float = 0.9
@@ -104,8 +110,11 @@ class PretrainConfig:
     schedule: Literal["cosine", "reference"] = "cosine"
     """cosine: per step, down to lr / 1000. reference: the same curve set once per epoch, counted from 1."""
     temperature: float = 0.1
+    """Temperature of NT-Xent."""
     base_temperature: float | None = 0.07
+    """The loss is multiplied by temperature / base_temperature, as in the reference; None: by 1."""
     augmentation: str = "simclr"
+    """Policy of copgen_fast.augmentations; its mean and std also normalise images in probes."""
     cache_gib: float = 4.0
     """Decoded pairs are kept in memory up to this size; beyond it, loader processes decode them."""
     workers: int = 2
@@ -134,7 +143,9 @@ class ProbeConfig:
     baselines: tuple[Literal["random", "pixels"], ...] = ("random", "pixels")
     """Also judge an untrained encoder and raw pixels."""
     batch: int = 256
+    """Images encoded at once."""
     neighbours: int = 20
+    """k of the nearest-neighbour vote (cosine)."""
     shots: int = 10
     """Labels per class of the low-shot probe."""
     draws: int = 5
@@ -157,6 +168,7 @@ class RunConfig:
     out: str = "runs/default"
     """Run folder. Running the same command again resumes it."""
     seed: int = 0
+    """Fixes everything random; together with the rest of the configuration, the results."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"

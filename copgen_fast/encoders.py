@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from copgen_fast.checks import expect_tensor
 from copgen_fast.config import EncoderConfig
 
 _DEPTHS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet50": (Bottleneck, [3, 4, 6, 3])}
@@ -53,4 +54,4 @@ class ContrastiveModel(nn.Module):
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, 128))
 
     def forward(self, views: Tensor) -> Tensor:
-        return self.head(self.encoder(views))
+        return self.head(self.encoder(expect_tensor("views", views, ("N", 3, "H", "W"))))

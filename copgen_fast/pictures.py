@@ -10,10 +10,16 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from copgen_fast import artifacts
+from copgen_fast.checks import expect_tensor
 
 
 def grid_png(images: Tensor, columns: int) -> bytes:
-    """Images [N, 3, H, W] in [-1, 1], row by row with `columns` to a row, as PNG bytes."""
+    """Images [N, 3, H, W] in [-1, 1], row by row with `columns` to a row, as PNG bytes.
+
+    Raises:
+        TypeError, ValueError: no such images.
+    """
+    expect_tensor("images", images, ("N", 3, "H", "W"))
     grid = make_grid(images.detach().float().cpu().clamp(-1, 1).add(1).div(2), nrow=columns, padding=2, pad_value=1.0)
     pixels = grid.mul(255).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()

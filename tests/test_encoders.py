@@ -45,3 +45,11 @@ def test_the_encoder_alone_starts_as_within_the_model():
         encoder = Encoder(config)
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, model.encoder.state_dict()[name])
+
+
+def test_views_of_another_shape_are_named():
+    model = ContrastiveModel(EncoderConfig(width=16))
+    with pytest.raises(ValueError, match=r"views: expected shape \[N, 3, H, W\], got \[2, 1, 8, 8\]"):
+        model(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(TypeError, match=r"views: expected a floating-point tensor, got torch.uint8"):
+        model(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from copgen_fast.config import PRESETS
+from copgen_fast.generators.cifar10_dcgan import Cifar10DCGAN
 from copgen_fast.train import main, parse
 from tests.conftest import TINY
 
@@ -194,3 +196,17 @@ def test_an_encoder_with_a_weight_missing_is_not_judged(finished_run, tmp_path, 
     save_file(tensors, path)
     assert main([*TINY, "--out", str(folder), "--stages", "probe"]) == 1
     assert "missing layer1.0.conv1.weight" in capsys.readouterr().err
+
+
+def test_a_nan_from_the_generator_names_step_and_tensor(tmp_path, capsys):
+    torch.manual_seed(0)
+    generator = Cifar10DCGAN()
+    generator.up2[0].weight.data[3] = float("nan")
+    torch.save(generator.state_dict(), tmp_path / "broken.pth")
+    broken = ["--generator.name", "cifar10-dcgan", "--generator.weights", str(tmp_path / "broken.pth")]
+    arguments = [*TINY, *broken, "--out", str(tmp_path / "run"), "--pairs.positives", "identity"]
+    assert main([*arguments, "--stages", "navigator"]) == 1
+    assert "navigator: NaN or infinity in anchor images at step 0" in capsys.readouterr().err
+    assert main([*arguments, "--stages", "pairs"]) == 1
+    assert "NaN or infinity in sample 0" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("*.tar"))
