@@ -31,21 +31,31 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.incomplete")
+    with explain_full_disk(path):
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn a full disk, met while writing `path`, into a CopgenError that says what to do."""
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free / 2**20
-            raise CopgenError(
-                f"disk full while writing {path} ({free:.0f} MiB free): nothing half-written was left; "
-                "make room and run the same command again"
-            ) from error
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise CopgenError(
+            f"disk full while writing {path} ({free:.0f} MiB are free without it): no half-written file was left "
+            "in place; make room and run the same command again"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -39,14 +39,16 @@ class MetricLog:
         path = folder / "metrics.jsonl"
         lines = "".join(json.dumps(row) + "\n" for row in read_rows(path, start))
         artifacts.write_bytes(path, lines.encode())
+        self._path = path
         self._file = open(path, "a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def write(self, rows: list[Row]) -> None:
         """Append rows in order and force them to disk; TensorBoard gets the last of them."""
-        self._file.writelines(json.dumps(row) + "\n" for row in rows)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with artifacts.explain_full_disk(self._path):
+            self._file.writelines(json.dumps(row) + "\n" for row in rows)
+            self._file.flush()
+            os.fsync(self._file.fileno())
         last = rows[-1]
         for name in last.keys() - {"step", "samples"}:
             self._board.add_scalar(name, last[name], int(last["samples"]))

@@ -1,5 +1,10 @@
+import errno
 import json
+import os
 
+import pytest
+
+from copgen_fast.errors import CopgenError
 from copgen_fast.metrics import MetricLog, read_rows
 
 
@@ -28,3 +33,15 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
 
 def test_a_missing_log_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_full_disk_is_explained(tmp_path, monkeypatch):
+    log = MetricLog(tmp_path, 0)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CopgenError, match=r"disk full while writing .*metrics\.jsonl"):
+        log.write(rows(0, 1))
+    log.close()
