@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -8,13 +10,11 @@ TINY = """quickstart --device cpu --log-every 1 --save-every 2
 """The quickstart in seconds: every stage and every method, too short to learn anything."""
 
 
-@pytest.fixture(autouse=True)
-def few_threads():
-    """Tests compute little: more threads only make them wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
-    yield
-    torch.set_num_threads(before)
+def pytest_configure():
+    """Two threads at most, here and in child processes: sums, and so bits, depend on their number."""
+    threads = min(2, torch.get_num_threads())
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture(scope="session")
