@@ -195,6 +195,7 @@ PRESETS: dict[str, RunConfig] = {
             batch=128,
             lr=5e-4,
             estimator_lr=1e-3,
+            delta=2.0,  # 7 % farther than this T starts, as far as the released one moved from an untrained one
             augmentation="digits",
             estimator=_SMALL,
             grid_every=1_024,

@@ -124,7 +124,9 @@ def test_monitored_numbers_are_their_definitions(tmp_path):
 def run_stage(tmp_path, **options):
     config = dataclasses.replace(
         PRESETS["quickstart"],
-        navigator=dataclasses.replace(PRESETS["quickstart"].navigator, batch=16, grid_every=32, **options),
+        navigator=dataclasses.replace(
+            PRESETS["quickstart"].navigator, batch=16, grid_every=32, **{"delta": None} | options
+        ),
         log_every=2,
         out=str(tmp_path),
     )

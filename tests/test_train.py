@@ -55,6 +55,7 @@ def test_metrics_have_the_promised_names(finished_run):
         promised += names
     assert all(isinstance(metrics[name], (int, float)) for name in promised)
     assert metrics["pairs.count"] == 48
+    assert (metrics["navigator.samples"], metrics["navigator.steps"]) == (64, 4)
 
 
 def test_the_same_command_again_changes_no_result(finished_run, tmp_path):

@@ -177,7 +177,7 @@ def run(run: Run) -> None:
     state = {"T": T, "f": game.f, "adam_T": game.adam_T, "adam_f": game.adam_f, "scaler": game.scaler}
     summary = loop.run(step_and_keep, data, state, plan, reached_delta)
     keep(folder, int(summary["samples"]), game, shown_z)
-    artifacts.write_json(folder / "summary.json", summary | read_rows(folder / "metrics.jsonl")[-1])
+    artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
     artifacts.write_tensors(run.navigator_file, T.state_dict())
 
 

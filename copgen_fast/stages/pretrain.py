@@ -82,5 +82,5 @@ def pretrain(run: Run, method: str) -> None:
     plan = loop.Plan(f"pretrain {method}", folder, steps, options.batch, config.log_every, config.save_every)
     summary = loop.run(step, batches, {"model": model, "optimizer": optimizer, "scaler": scaler}, plan)
     summary["views_per_s"] = 2 * summary["samples_per_s"]
-    artifacts.write_json(folder / "summary.json", summary | read_rows(folder / "metrics.jsonl")[-1])
+    artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
     artifacts.write_tensors(run.encoder_file(method), model.encoder.state_dict())
