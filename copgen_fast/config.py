@@ -190,6 +190,7 @@ _SMALL = EncoderConfig(name="resnet18", stem="half", width=16)
 PRESETS: dict[str, RunConfig] = {
     "quickstart": RunConfig(
         out="runs/quickstart",
+        log_every=2,  # so that delta is met closely: a step moves T(z) visibly at this learning rate
         navigator=NavigatorConfig(
             samples=5_120,
             batch=128,
@@ -207,9 +208,10 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "cifar10": RunConfig(
         out="runs/cifar10",
+        log_every=2,
         generator=GeneratorConfig(name="cifar10-dcgan", prior="normal"),
         navigator=NavigatorConfig(
-            samples=12_800, batch=128, lr=5e-4, estimator_lr=1e-3, estimator=_SMALL, grid_every=2_560
+            samples=12_800, batch=128, lr=5e-4, estimator_lr=1e-3, delta=2.2, estimator=_SMALL, grid_every=1_024
         ),
         pairs=PairsConfig(positives=("identity", "gaussian", "untrained-navigator", "navigator"), count=10_000),
         pretrain=PretrainConfig(encoder=_SMALL, epochs=12, batch=128, lr=0.1),
