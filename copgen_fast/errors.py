@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class CopgenError(RuntimeError):
     """Something went wrong that its message fully explains; no traceback is needed."""
@@ -21,3 +23,9 @@ class CorruptArtifactError(CopgenError):
 
 class NonFiniteError(CopgenError):
     """A NaN or an infinity appeared; the message names the step and the tensor."""
+
+
+def report(error: CopgenError) -> int:
+    """Print the one line that a command ends with; returns the command's exit code."""
+    print(f"copgen_fast: {error}", file=sys.stderr)
+    return error.exit_code

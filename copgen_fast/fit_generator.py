@@ -22,7 +22,7 @@ from tqdm import trange
 
 from copgen_fast import artifacts, latents, pictures, seeds
 from copgen_fast.data import digits
-from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.generators.digits import LATENT_DIM, SCAN, DigitsGenerator, Residual
 
 BATCH = 256
@@ -197,8 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = tyro.cli(FitConfig, prog="python -m copgen_fast.fit_generator", args=arguments)
         print(f"wrote {fit(config)}")
     except CopgenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
     return 0
 
 

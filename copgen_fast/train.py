@@ -17,7 +17,7 @@ import tyro
 
 from copgen_fast import __version__, artifacts, augmentations, devices, registry
 from copgen_fast.config import PRESETS, STAGES, RunConfig, differences, faults, identity
-from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.interrupts import handle_signals
 from copgen_fast.ops import backends
 from copgen_fast.stages import Run
@@ -119,8 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
                 importlib.import_module(f"copgen_fast.stages.{stage}").run(run)
                 print(f"{stage}: done in {time.perf_counter() - started:.1f} s", flush=True)
     except CopgenError as error:
-        print(f"copgen_fast: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
     except KeyboardInterrupt:
         print("copgen_fast: interrupted at once; the run goes on from its last checkpoint", file=sys.stderr)
         return 130

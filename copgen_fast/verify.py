@@ -11,7 +11,7 @@ import tyro
 
 from copgen_fast import artifacts, devices
 from copgen_fast.config import from_identity
-from copgen_fast.errors import CopgenError
+from copgen_fast.errors import CopgenError, report
 from copgen_fast.pairs.verify import verify_pairs
 from copgen_fast.stages import Run
 from copgen_fast.stages.pairs import open_source
@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"pixels differ by at most {found['max_level_difference']} levels"
             )
     except CopgenError as error:
-        print(f"copgen_fast: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
     return 0
 
 
