@@ -6,11 +6,12 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Stage = Literal["navigator", "pairs", "pretrain", "probe", "report"]
 Positive = Literal["identity", "gaussian", "untrained-navigator", "navigator"]
-STAGES: tuple[Stage, ...] = ("navigator", "pairs", "pretrain", "probe", "report")
+STAGES: tuple[Stage, ...] = get_args(Stage)
+POSITIVES: tuple[Positive, ...] = get_args(Positive)
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,7 @@ PRESETS: dict[str, RunConfig] = {
             estimator=_SMALL,
             grid_every=1_024,
         ),
-        pairs=PairsConfig(
-            positives=("identity", "gaussian", "untrained-navigator", "navigator"), count=4_096, shard_size=1_024
-        ),
+        pairs=PairsConfig(positives=POSITIVES, count=4_096, shard_size=1_024),
         pretrain=PretrainConfig(encoder=_SMALL, epochs=3, batch=128, lr=0.1, augmentation="digits"),
     ),
     "cifar10": RunConfig(
@@ -213,7 +212,7 @@ PRESETS: dict[str, RunConfig] = {
         navigator=NavigatorConfig(
             samples=12_800, batch=128, lr=5e-4, estimator_lr=1e-3, delta=2.2, estimator=_SMALL, grid_every=1_024
         ),
-        pairs=PairsConfig(positives=("identity", "gaussian", "untrained-navigator", "navigator"), count=10_000),
+        pairs=PairsConfig(positives=POSITIVES, count=10_000),
         pretrain=PretrainConfig(encoder=_SMALL, epochs=12, batch=128, lr=0.1),
         data=DataConfig(name="npz"),
     ),

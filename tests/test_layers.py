@@ -66,7 +66,7 @@ def test_ops_need_torch_only():
         "before = set(sys.modules)\n"
         "import copgen_fast.ops\n"
         "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "print(*sorted(added & {'torchvision', 'triton', 'sklearn', 'scipy', 'PIL', 'tyro', 'matplotlib'}))"
+        "print(*sorted(added & {'torchvision', 'triton', 'sklearn', 'scipy', 'PIL', 'tyro', 'matplotlib', 'lightly'}))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""

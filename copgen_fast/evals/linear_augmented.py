@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from copgen_fast import augmentations, seeds
 from copgen_fast.config import ProbeConfig
@@ -15,7 +16,8 @@ from copgen_fast.errors import NonFiniteError, UsageError
 from copgen_fast.evals._features import Subject
 from copgen_fast.evals.linear import accuracies
 from copgen_fast.interrupts import Interrupted, stop_requested
-from copgen_fast.ops import AugmentParams, AugmentPolicy, augment
+from copgen_fast.ops import AugmentPolicy
+from copgen_fast.views import random_views
 
 
 def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:
@@ -35,7 +37,8 @@ def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: 
     """
     if config.epochs < 1:
         raise UsageError(f"--probe.epochs: expected at least 1, got {config.epochs}")
-    policy = augmentations.get(config.augmentation)
+    # The encoder expects the normalisation that it was trained under.
+    policy = dataclasses.replace(augmentations.get(config.augmentation), mean=subject.mean, std=subject.std)
     test = subject.features(data.test_images, config.batch)
     with seeds.seeded(seed, "linear-augmented"):
         classifier = nn.Linear(test.shape[1], data.num_classes).to(subject.device)
@@ -73,7 +76,8 @@ def _train_epoch(
     total = torch.zeros((), device=subject.device)
     for chosen in torch.randperm(len(data.train_images), generator=generator).split(batch):
         images = data.train_images[chosen].to(subject.device)
-        features = _encode_views(subject, images, policy, generator)
+        with torch.no_grad():
+            features = subject.encoder(random_views(images, policy, generator)).float()
         loss = F.cross_entropy(classifier(features), data.train_labels[chosen].to(subject.device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -81,12 +85,3 @@ def _train_epoch(
         total += loss.detach()
     if not total.isfinite():  # looked at once an epoch, so that the host doesn't wait for every step
         raise NonFiniteError(f"loss of linear-augmented: NaN or infinity in epoch {key[-1]}")
-
-
-@torch.no_grad()
-def _encode_views(subject: Subject, images: Tensor, policy: AugmentPolicy, generator: torch.Generator) -> Tensor:
-    """Features float32 [N, D] of one random view of each image, under the subject's own normalisation."""
-    height, width = images.shape[2:]
-    params = AugmentParams.sample(len(images), (height, width), policy, generator=generator)
-    views = augment(images, params.to(subject.device), (height, width), mean=subject.mean, std=subject.std)
-    return subject.encoder(views).float()

@@ -125,7 +125,7 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
     policy = augmentations.get(options.augmentation)
 
     def t_x(images: Tensor, index: int) -> Tensor:
-        return random_views((images + 1) / 2, policy, config.seed, "navigator views", index)
+        return random_views((images + 1) / 2, policy, seeds.generator(config.seed, "navigator views", index))
 
     def nce(views: Tensor) -> Tensor:
         with devices.autocast(run.device, config.precision):

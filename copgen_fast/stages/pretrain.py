@@ -66,7 +66,7 @@ def pretrain(run: Run, method: str) -> None:
         rate = learning_rate(options, index, batches.steps_per_epoch)
         optimizer.param_groups[0]["lr"] = rate
         images = torch.cat(pair).to(run.device)
-        views = random_views(images, policy, config.seed, "pretrain views", index)
+        views = random_views(images, policy, seeds.generator(config.seed, "pretrain views", index))
         with devices.autocast(run.device, config.precision):
             embeddings = model(views)
         loss = losses.nt_xent(embeddings, options.temperature, options.base_temperature)

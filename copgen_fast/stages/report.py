@@ -22,10 +22,10 @@ LEVELS = (0.5, 1.0, 1.5, 2.0)
 
 def run(run: Run) -> None:
     """Write report.html, metrics.json and metrics.jsonl into the run folder and print the table of results."""
-    results = read_results(run)
+    results, logs = read_results(run), read_logs(run)
     metrics = collect_metrics(run, results)
     artifacts.write_json(run.folder / "metrics.json", metrics)
-    write_rows(run)
+    write_rows(run, logs)
     template = jinja2.Template((Path(__file__).parent / "report.html").read_text(), autoescape=True)
     page = template.render(
         title=run.folder.name,
@@ -33,8 +33,8 @@ def run(run: Run) -> None:
         displacements={name: metrics.get(f"pairs.{name}.displacement_norm") for name in results},
         low_shots=run.config.probe.shots,
         pictures=make_pictures(run),
-        charts={name: _embed(png) for name, png in make_charts(run, results).items()},
-        speeds=speeds(run),
+        charts={name: _embed(png) for name, png in make_charts(run, logs, results).items()},
+        speeds=speeds(run, results),
         config=artifacts.read_json(run.folder / "config.json"),
         versions=artifacts.read_json(run.folder / "versions.json"),
     )
@@ -82,22 +82,22 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _logs(run: Run) -> dict[str, list[Row]]:
+def read_logs(run: Run) -> dict[str, list[Row]]:
+    """Logs by stage, `navigator` and `pretrain.METHOD`; empty where a stage was not run."""
     folders = {"navigator": run.folder / "navigator"}
     folders |= {f"pretrain.{name}": run.folder / "pretrain" / name for name in run.methods}
     return {name: read_rows(folder / "metrics.jsonl") for name, folder in folders.items()}
 
 
-def write_rows(run: Run) -> None:
+def write_rows(run: Run, logs: dict[str, list[Row]]) -> None:
     """Join the logs of all stages, each row with the stage it comes from."""
-    rows = [{"stage": stage, **row} for stage, rows in _logs(run).items() for row in rows]
+    rows = [{"stage": stage, **row} for stage, rows in logs.items() for row in rows]
     artifacts.write_bytes(run.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def make_charts(run: Run, results: dict[str, dict[str, float]]) -> dict[str, bytes]:
+def make_charts(run: Run, logs: dict[str, list[Row]], results: dict[str, dict[str, float]]) -> dict[str, bytes]:
     charts = {}
-    logs = _logs(run)
-    navigator = logs.pop("navigator")
+    navigator = logs["navigator"]
     if navigator:
         samples = [row["samples"] for row in navigator]
 
@@ -117,6 +117,7 @@ def make_charts(run: Run, results: dict[str, dict[str, float]]) -> dict[str, byt
     pretrain = {
         stage.partition(".")[2]: ([row["step"] for row in rows], [row["loss"] for row in rows])
         for stage, rows in logs.items()
+        if stage != "navigator"
     }
     charts["pretraining loss"] = figures.lines(pretrain, "step", "NT-Xent")
     if all("lowshot_top1" in values for values in results.values()):
@@ -162,7 +163,7 @@ def make_pictures(run: Run) -> dict[str, list[tuple[str, str]]]:
     return sections
 
 
-def speeds(run: Run) -> list[tuple[str, str, float]]:
+def speeds(run: Run, results: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]:
     """What each stage took: (stage, throughput, seconds)."""
     rows = []
     navigator = _summary(run.folder / "navigator")
@@ -176,10 +177,7 @@ def speeds(run: Run) -> list[tuple[str, str, float]]:
         summary = _summary(run.folder / "pretrain" / name)
         wait = f"{summary['data_wait']:.1%} waiting for data"
         rows.append((f"pretrain {name}", f"{summary['views_per_s']:.0f} views/s, {wait}", summary["seconds"]))
-    for name in (*run.config.probe.baselines, *run.methods):
-        seconds = artifacts.read_json(run.folder / "probe" / f"{name}.json")["seconds"]
-        rows.append((f"probe {name}", "", seconds))
-    return rows
+    return rows + [(f"probe {name}", "", values["seconds"]) for name, values in results.items()]
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
