@@ -211,3 +211,13 @@ def test_a_nan_from_the_generator_names_step_and_tensor(tmp_path, capsys):
     assert main([*arguments, "--stages", "pairs"]) == 1
     assert "NaN or infinity in sample 0" in capsys.readouterr().err
     assert not list((tmp_path / "run").rglob("*.tar"))
+
+
+def test_a_kill_between_the_last_shard_and_its_summary_loses_nothing(finished_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    (folder / "pairs" / "gaussian" / "summary.json").unlink()
+    assert main([*TINY, "--out", str(folder), "--stages", "pairs", "report"]) == 0
+    name = "pairs.gaussian.displacement_norm"
+    expected = json.loads((finished_run / "metrics.json").read_text())[name]
+    assert json.loads((folder / "metrics.json").read_text())[name] == expected

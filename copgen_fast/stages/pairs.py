@@ -16,7 +16,8 @@ def run(run: Run) -> None:
         folder = run.pairs_folder(name)
         with tqdm(total=run.config.pairs.count, desc=f"pairs {name}", unit=" pairs") as bar:
             summary = write_pairs(folder, source, run.config.pairs, identity, bar.update)
-        if summary["written"]:
+        # A kill after the last shard leaves none: then the next run, which writes no pair, makes it up.
+        if summary["written"] or not (folder / "summary.json").exists():
             artifacts.write_json(folder / "summary.json", summary)
 
 
