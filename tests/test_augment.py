@@ -30,14 +30,9 @@ def pictures(n, height, width, dtype=torch.float32, seed=0):
 
 def neutral(n, height, width):
     """Parameters that change nothing."""
-    return AugmentParams(
-        crop=torch.tensor([0, 0, height, width]).repeat(n, 1),
-        flip=torch.zeros(n, dtype=torch.bool),
-        order=torch.arange(4).repeat(n, 1),
-        factors=torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(n, 1),
-        jitter=torch.ones(n, dtype=torch.bool),
-        gray=torch.zeros(n, dtype=torch.bool),
-    )
+    params = AugmentParams.neutral(n, (height, width))
+    params.jitter[:] = True
+    return params
 
 
 def tv_hue(image, shift):
@@ -98,6 +93,8 @@ def test_all_orders(dtype):
         factors=0.6 + 0.8 * torch.rand(n, 4, generator=seeded(3)) - torch.tensor([0.0, 0, 0, 1]),
         jitter=torch.ones(n, dtype=torch.bool),
         gray=params.gray,
+        blur=params.blur,
+        solarize=params.solarize,
     )
     assert_same(pictures(n, 8, 8, dtype), params, (8, 8))
 
@@ -344,7 +341,7 @@ def test_a_policy_names_its_bad_field(field, value):
         ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.int64)}, TypeError, "images"),
         ({"images": torch.zeros(2, 1, 8, 8)}, ValueError, "images"),
         ({"images": torch.zeros(3, 3, 8, 8)}, ValueError, "params: 2 rows for 3 images"),
-        ({"images": torch.zeros(2, 3, 8, 7)}, ValueError, r"params: crop \[0, 0, 8, 8\].*image 0.*8 x 7"),
+        ({"images": torch.zeros(2, 3, 8, 7)}, ValueError, r"params: crop \[0, 0, 8, 8\].*view 0.*8 x 7"),
         ({"images": torch.zeros(2, 3, 8, 8, device="meta")}, ValueError, "params: on cpu"),
         ({"out_size": 0}, ValueError, "out_size"),
         ({"out_size": (4, 4, 4)}, ValueError, "out_size"),

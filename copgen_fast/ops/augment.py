@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from copgen_fast.checks import expect_tensor
 from copgen_fast.ops import augment_reference
+from copgen_fast.ops.augment_op import FIELDS, compute_dtype, expect_valid, fused_augment, fused_filter
 from copgen_fast.ops.augment_params import AugmentParams, AugmentPolicy, as_size, expect_statistics
 from copgen_fast.ops.backend import resolve
 
 __all__ = ["Augment", "AugmentParams", "AugmentPolicy", "augment"]
 
-_IMPLEMENTATIONS = {"reference": augment_reference.augment}
+_LAYOUTS = (torch.contiguous_format, torch.channels_last)
 _CLAMPS = ("exact", "straight_through")
 _DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -43,41 +44,66 @@ def augment(
        saturation f x + (1 - f) gray(x); hue h -> (h + f) mod 1 in HSV.
        gray = 0.2989 R + 0.587 G + 0.114 B. A neutral factor (1, or 0 for the hue) leaves an image as it is;
     4. where `params.gray`, three channels of gray(x);
-    5. (x - mean) / std, if given.
+    5. the blur: a separable filter, borders reflected;
+    6. 1 - x where x >= `params.solarize`, channel by channel;
+    7. (x - mean) / std, if given.
+
+    A fused backend takes one launch for all of it forward and one backward, besides a small one for the mean
+    that the contrast needs (see kernels/augment.py); a blur adds its own. It keeps no image-sized tensor for
+    the backward but `images`; the solarise after a blur keeps a mask.
 
     Args:
         images: [N, 3, H, W], uint8 in 0..255 or floating in [0, 1], any memory format, N >= 0.
-        params: of N images of this size, on the same device.
+        params: of V N views of images of this size, on the same device; view v is of image v mod N.
         out_size: (h, w), or one side length.
         mean, std: three numbers each, both or neither.
         out_dtype: floating dtype of the result. The arithmetic is in float32, or float64 for float64 images.
-        memory_format: of the result.
+        memory_format: of the result, torch.contiguous_format or torch.channels_last.
         clamp: "exact" (no gradient where a clamp saturates, as torchvision) or "straight_through" (the same
             values, and the gradient passes every clamp unchanged).
         backend: a name from `backends()`; None takes the fastest. The reference resizes by matrix products
             under PyTorch's own settings, so on a GPU TF32 applies where it was switched on.
 
     Returns:
-        [N, 3, h, w] of `out_dtype`.
+        [V N, 3, h, w] of `out_dtype`. NaN pixels stay NaN, and an image with one is NaN where its contrast changes.
 
     Raises:
         TypeError: images that are not a tensor of an accepted dtype, an `out_dtype` that is not floating.
-        ValueError: another shape, a batch or device that is not that of the params, a bad size, mean, std,
-            clamp or backend; and, checked on the CPU only, where no waiting is needed: a crop that leaves
-            the image, an order that is no permutation.
+        ValueError: another shape, a batch or device that does not fit the params, a bad size, mean, std,
+            clamp, memory format or backend; and, on the CPU, a crop that leaves the image or an order that is
+            no permutation (on a GPU, where looking would mean waiting, the view of such a row is NaN).
     """
     expect_tensor("images", images, ("N", 3, "H", "W"), _DTYPES)
-    _expect_params(params, images)
     size = as_size("out_size", out_size)
+    _expect_params(params, images, size)
     if mean is not None or std is not None:
         expect_statistics(mean, std)
     if not out_dtype.is_floating_point:
         raise TypeError(f"out_dtype: expected a floating dtype, got {out_dtype}")
+    if memory_format not in _LAYOUTS:
+        raise ValueError(f"memory_format: expected one of {', '.join(map(str, _LAYOUTS))}, got {memory_format}")
     if clamp not in _CLAMPS:
         raise ValueError(f"clamp: expected one of {', '.join(_CLAMPS)}, got {clamp!r}")
-    run = _IMPLEMENTATIONS[resolve("augment", images.device, backend)]
-    views = run(images, params, size, mean, std, straight_through=clamp == "straight_through")
-    return views.to(out_dtype, memory_format=memory_format)
+    backend = resolve("augment", images.device, backend)
+    straight_through = clamp == "straight_through"
+    if backend == "reference":
+        if not torch.compiler.is_compiling():
+            expect_valid(images, params.crop, params.order)
+        views = augment_reference.augment(images, params, size, mean, std, straight_through)
+        return views.to(out_dtype, memory_format=memory_format)
+
+    drawn = [getattr(params, name) for name in FIELDS]
+    neutral = ((0.0,) * 3, (1.0,) * 3)
+    last = memory_format == torch.channels_last
+    if params.blur.shape[1] == 1:
+        statistics = neutral if mean is None else (mean, std)
+        return fused_augment(images, *drawn, size, *statistics, out_dtype, last, straight_through, backend)[0]
+    # A blur needs its neighbours' colours: a launch of its own, and what comes after it too.
+    drawn[-1] = torch.full_like(params.solarize, torch.inf)
+    arithmetic = compute_dtype(images.dtype)
+    views, _ = fused_augment(images, *drawn, size, *neutral, arithmetic, False, straight_through, backend)
+    views = fused_filter(views, params.blur, False, backend)
+    return augment_reference.finish(views, params.solarize, mean, std).to(out_dtype, memory_format=memory_format)
 
 
 class Augment(nn.Module):
@@ -98,7 +124,12 @@ class Augment(nn.Module):
         if params is None:
             expect_tensor("images", images, ("N", 3, "H", "W"), _DTYPES)
             params = AugmentParams.sample(
-                len(images), tuple(images.shape[2:]), self.policy, generator=generator, device=images.device
+                len(images),
+                tuple(images.shape[2:]),
+                self.policy,
+                out_size=self.out_size,
+                generator=generator,
+                device=images.device,
             )
         return augment(images, params, self.out_size, mean=self.policy.mean, std=self.policy.std)
 
@@ -106,21 +137,12 @@ class Augment(nn.Module):
         return f"{self.policy}, out_size={self.out_size}"
 
 
-def _expect_params(params: AugmentParams, images: Tensor) -> None:
-    if len(params) != len(images):
-        raise ValueError(f"params: {len(params)} rows for {len(images)} images")
+def _expect_params(params: AugmentParams, images: Tensor, out_size: tuple[int, int]) -> None:
+    views, n = len(params), len(images)
+    if views != n and (n == 0 or views == 0 or views % n):
+        raise ValueError(f"params: {views} rows for {n} images; expected a multiple, a row for each view")
     if params.crop.device != images.device:
         raise ValueError(f"params: on {params.crop.device}, but images are on {images.device}")
-    if images.device.type != "cpu":
-        return
-    height, width = images.shape[2:]
-    top, left, h, w = params.crop.unbind(1)
-    inside = (top >= 0) & (left >= 0) & (h > 0) & (w > 0) & (top + h <= height) & (left + w <= width)
-    if not inside.all():
-        row = int(inside.int().argmin())
-        raise ValueError(
-            f"params: crop {params.crop[row].tolist()} (top, left, height, width) of image {row} leaves the "
-            f"{height} x {width} image"
-        )
-    if not (params.order.sort(dim=1).values == torch.arange(4)).all():
-        raise ValueError("params: an order is no permutation of 0, 1, 2, 3")
+    radius = params.blur.shape[1] // 2
+    if radius >= min(out_size):
+        raise ValueError(f"params: a blur of radius {radius} needs views of more pixels a side, got {list(out_size)}")

@@ -26,6 +26,11 @@ class AugmentPolicy:
         hue: strength h in [0, 0.5]; the shift is uniform in [-h, h] turns.
         jitter: probability that the four above are applied, in random order.
         gray: probability of turning gray, after the jitter.
+        blur: probability of a Gaussian blur, after the gray; its kernel spans a tenth of the view's shorter side
+            (SimCLR, arXiv:2002.05709, appendix A), 2 floor(side / 20) + 1 pixels and at least 3.
+        blur_sigma: standard deviation of the blur in pixels of the view, uniform in (low, high).
+        solarize: probability of inverting the channels that are at least `solarize_threshold`, after the blur
+            (BYOL, arXiv:2006.07733, appendix B).
         mean, std: per-channel normalisation that ends the pipeline (default ImageNet's).
 
     Raises:
@@ -41,6 +46,10 @@ class AugmentPolicy:
     hue: float = 0.0
     jitter: float = 0.0
     gray: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    solarize_threshold: float = 0.5
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -48,7 +57,9 @@ class AugmentPolicy:
         if self.crop_scale is not None:
             _expect_range("crop_scale", self.crop_scale, highest=1.0)
         _expect_range("crop_ratio", self.crop_ratio, highest=math.inf)
-        limits = {"flip": 1.0, "jitter": 1.0, "gray": 1.0, "hue": 0.5}
+        _expect_range("blur_sigma", self.blur_sigma, highest=math.inf)
+        limits = dict.fromkeys(("flip", "jitter", "gray", "blur", "solarize", "solarize_threshold"), 1.0)
+        limits["hue"] = 0.5
         limits |= dict.fromkeys(("brightness", "contrast", "saturation"), math.inf)
         for name, highest in limits.items():
             value = getattr(self, name)
@@ -59,7 +70,7 @@ class AugmentPolicy:
 
 @dataclass(frozen=True, eq=False)
 class AugmentParams:
-    """What was drawn for each of N images: plain tensors on one device.
+    """What was drawn for each of N views: plain tensors on one device.
 
     Attributes:
         crop: int64 [N, 4], (top, left, height, width) in pixels of the input.
@@ -69,6 +80,9 @@ class AugmentParams:
         factors: float32 [N, 4], of brightness, contrast, saturation (1 is neutral) and hue (0 is neutral).
         jitter: bool [N], whether the four ops are applied at all.
         gray: bool [N].
+        blur: float32 [N, 2R + 1], weights of the blur along each axis, (..., 0, 1, 0, ...) for none;
+            the width is the same for the whole batch, and R = 0 costs nothing.
+        solarize: float32 [N], the value from which a channel is inverted; infinity for never.
 
     Raises:
         TypeError, ValueError: a tensor of another dtype or shape; the message names it.
@@ -80,12 +94,18 @@ class AugmentParams:
     factors: Tensor
     jitter: Tensor
     gray: Tensor
+    blur: Tensor
+    solarize: Tensor
 
     def __post_init__(self) -> None:
         expect_tensor("crop", self.crop, ("N", 4), (torch.int64,))
         n = len(self.crop)
         expect_tensor("order", self.order, (n, 4), (torch.int64,))
         expect_tensor("factors", self.factors, (n, 4), (torch.float32,))
+        expect_tensor("solarize", self.solarize, (n,), (torch.float32,))
+        expect_tensor("blur", self.blur, (n, "2R + 1"), (torch.float32,))
+        if self.blur.shape[1] % 2 == 0:
+            raise ValueError(f"blur: expected an odd number of weights, got {self.blur.shape[1]}")
         for name in ("flip", "jitter", "gray"):
             expect_tensor(name, getattr(self, name), (n,), (torch.bool,))
 
@@ -96,15 +116,17 @@ class AugmentParams:
         image_size: tuple[int, int],
         policy: AugmentPolicy,
         *,
+        out_size: int | tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> AugmentParams:
-        """Draw parameters for `batch` images of `image_size` (H, W) by the rules of torchvision's transforms.
+        """Draw parameters for `batch` views of images of `image_size` (H, W) by torchvision's rules.
 
-        Every policy uses up the same 33 uniform numbers an image, so two policies drawn from one generator
-        state agree in what they share. Nothing waits for the device.
+        Every policy uses up the same 33 uniform numbers a view, and 3 more at the end if it blurs or solarises:
+        two policies drawn from one generator state agree in what they share. Nothing waits for the device.
 
         Args:
+            out_size: size of the views (None: `image_size`); the blur's kernel is a share of it.
             generator: draws come from it, on its own device, and are then moved to `device`: a CPU
                 generator gives every device the same parameters. None is the default one of `device`.
 
@@ -114,11 +136,14 @@ class AugmentParams:
         if batch < 0:
             raise ValueError(f"batch: expected a size of at least 0, got {batch}")
         image_size = as_size("image_size", image_size)
+        out_size = image_size if out_size is None else as_size("out_size", out_size)
         source = torch.device(device) if generator is None else generator.device
-        # Doubles, so that scaling to an integer range never rounds up to its end.
-        uniform = torch.rand(batch, 2 * _CROP_TRIES + 13, generator=generator, device=source, dtype=torch.float64).to(
-            device
-        )
+
+        def draw(count: int) -> Tensor:
+            # Doubles, so that scaling to an integer range never rounds up to its end.
+            return torch.rand(batch, count, generator=generator, device=source, dtype=torch.float64).to(device)
+
+        uniform = draw(2 * _CROP_TRIES + 13)
         tries, place, order, factors, gates = uniform.split([2 * _CROP_TRIES, 2, 4, 4, 3], dim=1)
         lows, highs = zip(*_factor_ranges(policy), strict=True)
         factors = [low + u * (high - low) for u, low, high in zip(factors.unbind(1), lows, highs, strict=True)]
@@ -129,6 +154,25 @@ class AugmentParams:
             factors=torch.stack(factors, dim=1).float(),
             jitter=gates[:, 1] < policy.jitter,
             gray=gates[:, 2] < policy.gray,
+            **_draw_filters(draw, policy, min(out_size)),
+        )
+
+    @classmethod
+    def neutral(
+        cls, batch: int, image_size: int | tuple[int, int], device: torch.device | str = "cpu"
+    ) -> AugmentParams:
+        """Parameters that change nothing: the whole image, and each op as the identity."""
+        height, width = as_size("image_size", image_size)
+        never = torch.zeros(batch, dtype=torch.bool, device=device)
+        return cls(
+            crop=torch.tensor([0, 0, height, width], device=device).repeat(batch, 1),
+            flip=never,
+            order=torch.arange(4, device=device).repeat(batch, 1),
+            factors=torch.tensor([1.0, 1.0, 1.0, 0.0], device=device).repeat(batch, 1),
+            jitter=never.clone(),
+            gray=never.clone(),
+            blur=torch.ones(batch, 1, device=device),
+            solarize=torch.full((batch,), math.inf, device=device),
         )
 
     @classmethod
@@ -180,6 +224,26 @@ def _draw_crops(tries: Tensor, place: Tensor, image_size: tuple[int, int], polic
 def _factor_ranges(policy: AugmentPolicy) -> list[tuple[float, float]]:
     strengths = (policy.brightness, policy.contrast, policy.saturation)
     return [*((max(0.0, 1 - s), 1 + s) for s in strengths), (-policy.hue, policy.hue)]
+
+
+def _draw_filters(draw: Callable[[int], Tensor], policy: AugmentPolicy, side: int) -> dict[str, Tensor]:
+    """Blur weights and solarise thresholds for views whose shorter side is `side`."""
+    if policy.blur == policy.solarize == 0:
+        neutral = draw(0)
+        return {
+            "blur": neutral.new_ones(len(neutral), 1, dtype=torch.float32),
+            "solarize": neutral.new_full((len(neutral),), math.inf, dtype=torch.float32),
+        }
+    blurred, spread, solarized = draw(3).unbind(1)
+    # A reflected border needs a side longer than the radius.
+    radius = min(max(1, side // 20), side - 1) if policy.blur else 0
+    low, high = policy.blur_sigma
+    sigma = (low + spread * (high - low))[:, None]
+    offset = torch.arange(-radius, radius + 1, device=sigma.device)
+    gaussian = torch.exp(-0.5 * (offset / sigma) ** 2)
+    weights = torch.where((blurred < policy.blur)[:, None], gaussian / gaussian.sum(1, keepdim=True), offset == 0)
+    threshold = torch.where(solarized < policy.solarize, policy.solarize_threshold, math.inf)
+    return {"blur": weights.float(), "solarize": threshold.float()}
 
 
 def as_size(argument: str, value: int | Sequence[int]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from copgen_fast.ops.augment_params import AugmentParams
@@ -24,13 +25,34 @@ def augment(
     std: tuple[float, ...] | None,
     straight_through: bool,
 ) -> Tensor:
-    """Augmented [N, 3, h, w] in float32 (float64 for float64 images); see `copgen_fast.ops.augment`."""
+    """Augmented [V N, 3, h, w] in float32 (float64 for float64 images); see `copgen_fast.ops.augment`."""
     # Autocast would run the resize in half precision.
     with torch.autocast(images.device.type, enabled=False):
-        x = crop_resize_flip(_to_unit_range(images), params.crop, params.flip, out_size)
+        x = _to_unit_range(images)
+        if len(params) > len(images):
+            x = x.repeat(len(params) // len(images), 1, 1, 1)
+        x = crop_resize_flip(x, params.crop, params.flip, out_size)
         x = color_jitter(x, params.order, params.factors, params.jitter, straight_through)
         x = torch.where(_per_image(params.gray), luminance(x)[:, None], x)
-        return x if mean is None else _normalize(x, mean, std)
+        return finish(separable_filter(x, params.blur), params.solarize, mean, std)
+
+
+def finish(x: Tensor, solarize: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Tensor:
+    """Invert the channels of [N, 3, h, w] that reach `solarize` [N], then normalise."""
+    x = torch.where(x >= _per_image(solarize), 1 - x, x)
+    return x if mean is None else _normalize(x, mean, std)
+
+
+def separable_filter(x: Tensor, weights: Tensor) -> Tensor:
+    """[N, 3, h, w] filtered along both axes with each sample's own `weights` [N, 2R + 1], borders reflected."""
+    radius = weights.shape[1] // 2
+    if radius == 0:
+        return x
+    height, width = x.shape[2:]
+    padded = F.pad(x, (radius,) * 4, mode="reflect")
+    taps = [_per_image(tap) for tap in weights.to(x.dtype).unbind(1)]
+    rows = sum(tap * padded[:, :, :, k : k + width] for k, tap in enumerate(taps))
+    return sum(tap * rows[:, :, k : k + height] for k, tap in enumerate(taps))
 
 
 def crop_resize_flip(images: Tensor, crop: Tensor, flip: Tensor, out_size: tuple[int, int]) -> Tensor:
@@ -74,7 +96,8 @@ def color_jitter(x: Tensor, order: Tensor, factors: Tensor, jitter: Tensor, stra
     Three of the four are blends of one form, so every order is: the blends before the hue, the hue, the
     blends after it. A sample sits out the steps that are not its own; no order needs a branch.
     """
-    if x.device.type == "cpu" and not jitter.any():
+    # Reading a tensor would make a GPU wait, and break a compiled graph.
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not jitter.any():
         return x
     hue_at = (order == _HUE).int().argmax(1)
     factor_at = factors.to(x.dtype).gather(1, order)

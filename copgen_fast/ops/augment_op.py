@@ -1,0 +1,201 @@
+"""The fused augmentation as PyTorch operators: what `torch.compile`, autograd and CUDA graphs see.
+
+Memory is allocated here, so that real and fake results agree; a backend only fills it. For backward nothing
+is kept but the images, the parameters and one number a view, the pivot of its contrast: what the clamps need
+is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The tensors of AugmentParams that the operator takes, in its order.
+FIELDS = ("crop", "flip", "order", "factors", "jitter", "gray", "solarize")
+
+
+def _backend(name: str) -> Any:
+    """A backend's augment_forward, augment_backward and separable_filter, which fill their last arguments."""
+    if name == "cpp":
+        import copgen_fast._cpp  # noqa: F401
+
+        return torch.ops.copgen_fast_cpp
+    from copgen_fast.kernels import augment
+
+    return augment
+
+
+@torch.library.custom_op("copgen_fast::augment", mutates_args=())
+def fused_augment(
+    images: Tensor,
+    crop: Tensor,
+    flip: Tensor,
+    order: Tensor,
+    factors: Tensor,
+    jitter: Tensor,
+    gray: Tensor,
+    solarize: Tensor,
+    out_size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    out_dtype: torch.dtype,
+    channels_last: bool,
+    straight_through: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Views [V N, 3, h, w] of checked images [N, 3, H, W] without the blur, and their contrast pivots [V N].
+
+    View v is of image v mod N. A pivot is the mean luminance that the contrast blends with, 0 where there is none.
+    """
+    views, pivot = _allocate(images, crop, out_size, out_dtype, channels_last)
+    expect_valid(images, crop, order)
+    if views.numel():
+        params = (crop, flip, order, factors, jitter, gray, solarize)
+        _backend(backend).augment_forward(images, *params, list(mean), list(std), views, pivot)
+    return views, pivot
+
+
+@fused_augment.register_fake
+def _(
+    images: Tensor,
+    crop: Tensor,
+    flip: Tensor,
+    order: Tensor,
+    factors: Tensor,
+    jitter: Tensor,
+    gray: Tensor,
+    solarize: Tensor,
+    out_size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    out_dtype: torch.dtype,
+    channels_last: bool,
+    straight_through: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _allocate(images, crop, out_size, out_dtype, channels_last)
+
+
+def _allocate(
+    images: Tensor, crop: Tensor, out_size: Sequence[int], out_dtype: torch.dtype, channels_last: bool
+) -> tuple[Tensor, Tensor]:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    n = crop.shape[0]
+    views = torch.empty((n, 3, *out_size), dtype=out_dtype, device=images.device, memory_format=layout)
+    return views, torch.zeros(n, dtype=compute_dtype(images.dtype), device=images.device)
+
+
+def compute_dtype(images: torch.dtype) -> torch.dtype:
+    """The arithmetic's dtype: float64 for float64 images, float32 for all others."""
+    return torch.float64 if images == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("copgen_fast::augment_backward", mutates_args=())
+def fused_augment_backward(
+    grad: Tensor,
+    images: Tensor,
+    crop: Tensor,
+    flip: Tensor,
+    order: Tensor,
+    factors: Tensor,
+    jitter: Tensor,
+    gray: Tensor,
+    solarize: Tensor,
+    pivot: Tensor,
+    std: Sequence[float],
+    straight_through: bool,
+    backend: str,
+) -> Tensor:
+    """Gradient with respect to the images, in their dtype and layout, of the views' gradient [V N, 3, h, w]."""
+    grad_images = torch.empty_like(images)
+    if grad.numel():
+        params = (crop, flip, order, factors, jitter, gray, solarize)
+        _backend(backend).augment_backward(grad, images, *params, pivot, list(std), straight_through, grad_images)
+    return grad_images
+
+
+@fused_augment_backward.register_fake
+def _(
+    grad: Tensor,
+    images: Tensor,
+    crop: Tensor,
+    flip: Tensor,
+    order: Tensor,
+    factors: Tensor,
+    jitter: Tensor,
+    gray: Tensor,
+    solarize: Tensor,
+    pivot: Tensor,
+    std: Sequence[float],
+    straight_through: bool,
+    backend: str,
+) -> Tensor:
+    return torch.empty_like(images)
+
+
+def _setup_augment(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[: 1 + len(FIELDS)], output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.std, ctx.straight_through, ctx.backend = inputs[10], inputs[13], inputs[14]
+
+
+def _augment_vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grad_images = fused_augment_backward(grad, *ctx.saved_tensors, ctx.std, ctx.straight_through, ctx.backend)
+    return (grad_images, *[None] * 14)
+
+
+fused_augment.register_autograd(_augment_vjp, setup_context=_setup_augment)
+
+
+@torch.library.custom_op("copgen_fast::separable_filter", mutates_args=())
+def fused_filter(images: Tensor, weights: Tensor, transposed: bool, backend: str) -> Tensor:
+    """Contiguous [N, 3, h, w] filtered along both axes by each sample's own weights [N, 2R + 1], borders reflected.
+
+    R < min(h, w). `transposed` applies the adjoint, which is the backward.
+    """
+    images = images.contiguous()
+    filtered = torch.empty_like(images)
+    if images.numel():
+        _backend(backend).separable_filter(images, weights, transposed, filtered)
+    return filtered
+
+
+@fused_filter.register_fake
+def _(images: Tensor, weights: Tensor, transposed: bool, backend: str) -> Tensor:
+    return torch.empty_like(images, memory_format=torch.contiguous_format)
+
+
+def _setup_filter(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.transposed, ctx.backend = inputs[2], inputs[3]
+
+
+def _filter_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return fused_filter(grad, *ctx.saved_tensors, not ctx.transposed, ctx.backend), None, None, None
+
+
+fused_filter.register_autograd(_filter_vjp, setup_context=_setup_filter)
+
+
+def expect_valid(images: Tensor, crop: Tensor, order: Tensor) -> None:
+    """Raise ValueError for a crop that leaves its image or an order that is no permutation.
+
+    On the CPU only: elsewhere a look at the values would wait for the device, and the kernels write NaN instead.
+    """
+    if crop.device.type != "cpu":
+        return
+    height, width = images.shape[2:]
+    top, left, h, w = crop.unbind(1)
+    inside = (top >= 0) & (left >= 0) & (h > 0) & (w > 0) & (top + h <= height) & (left + w <= width)
+    if not inside.all():
+        row = int(inside.int().argmin())
+        raise ValueError(
+            f"params: crop {crop[row].tolist()} (top, left, height, width) of view {row} leaves the "
+            f"{height} x {width} image"
+        )
+    # Four numbers of 0..3 whose powers of two add up to 15 are all different.
+    if ((order < 0) | (order > 3)).any() or ((1 << order).sum(1) != 15).any():
+        raise ValueError("params: an order is no permutation of 0, 1, 2, 3")
