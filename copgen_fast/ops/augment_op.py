@@ -85,7 +85,7 @@ def _allocate(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     n = crop.shape[0]
     views = torch.empty((n, 3, *out_size), dtype=out_dtype, device=images.device, memory_format=layout)
-    return views, torch.zeros(n, dtype=compute_dtype(images.dtype), device=images.device)
+    return views, torch.empty(n, dtype=compute_dtype(images.dtype), device=images.device)
 
 
 def compute_dtype(images: torch.dtype) -> torch.dtype:

@@ -1,0 +1,45 @@
+// The compiled operators, as torch.ops.copgen_fast_cpp.*; importing copgen_fast._cpp registers them.
+// They fill the tensors they are given and check nothing: copgen_fast/ops does.
+#include <Python.h>
+
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+namespace copgen {
+
+void augment_forward(
+    const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
+    const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray, const at::Tensor& solarize,
+    at::ArrayRef<double> mean, at::ArrayRef<double> std, at::Tensor views, at::Tensor pivot);
+
+void augment_backward(
+    const at::Tensor& grad, const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip,
+    const at::Tensor& order, const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray,
+    const at::Tensor& solarize, const at::Tensor& pivot, at::ArrayRef<double> std, bool straight_through,
+    at::Tensor grad_images);
+
+void separable_filter(const at::Tensor& images, const at::Tensor& weights, bool transposed, at::Tensor filtered);
+
+}  // namespace copgen
+
+TORCH_LIBRARY(copgen_fast_cpp, m) {
+  m.def(
+      "augment_forward(Tensor images, Tensor crop, Tensor flip, Tensor order, Tensor factors, Tensor jitter, "
+      "Tensor gray, Tensor solarize, float[] mean, float[] std, Tensor(a!) views, Tensor(b!) pivot) -> ()");
+  m.def(
+      "augment_backward(Tensor grad, Tensor images, Tensor crop, Tensor flip, Tensor order, Tensor factors, "
+      "Tensor jitter, Tensor gray, Tensor solarize, Tensor pivot, float[] std, bool straight_through, "
+      "Tensor(a!) grad_images) -> ()");
+  m.def("separable_filter(Tensor images, Tensor weights, bool transposed, Tensor(a!) filtered) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
+  m.impl("augment_forward", &copgen::augment_forward);
+  m.impl("augment_backward", &copgen::augment_backward);
+  m.impl("separable_filter", &copgen::separable_filter);
+}
+
+PyMODINIT_FUNC PyInit__cpp() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpp", nullptr, -1, nullptr};
+  return PyModule_Create(&module);
+}
