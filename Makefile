@@ -1,5 +1,6 @@
 # make quickstart   the whole pipeline on embedded data, then open runs/quickstart/report.html
 # make test         all tests
+# make bench        every benchmark on this machine, into runs/bench.json
 # make lint         what the code is held to
 # Each makes .venv first where it is missing.
 
@@ -10,14 +11,15 @@ READY := .venv/.ready
 # On a busy machine, threads that spin while they wait for their siblings slow training several times over.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: install quickstart test lint
+.PHONY: install quickstart test bench lint
 
 install: $(READY)
 
-$(READY): setup.py pyproject.toml constraints.txt
+$(READY): setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.x")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
+	# csrc/ is built against the torch that is there.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel ninja torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
@@ -26,6 +28,9 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python -m bench all --json runs/bench.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

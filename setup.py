@@ -25,7 +25,7 @@ def compiled() -> dict:
         "copgen_fast._cpp",
         sorted(glob("csrc/*.cpp")),
         # Errors and traps of the floating-point unit are not looked at; without them loops vectorise.
-        extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fvisibility=hidden"],
+        extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wno-psabi"],
         extra_link_args=["-fopenmp"],
         optional=True,
     )

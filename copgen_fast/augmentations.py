@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from copgen_fast.errors import UsageError
 from copgen_fast.ops import AugmentPolicy
 
 _JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "jitter": 0.8, "gray": 0.2}
+
+
+def simclr_paper(strength: float) -> AugmentPolicy:
+    """SimCLR's own policy at a colour strength (arXiv:2002.05709, appendix A; 1 for ImageNet, 0.5 for CIFAR-10)."""
+    return AugmentPolicy(
+        crop_scale=(0.08, 1.0),
+        flip=0.5,
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        jitter=0.8,
+        gray=0.2,
+        blur=0.5,
+    )
+
 
 # The first four are the reference implementation's (navigator and pretraining); no-color also trains its probes.
 POLICIES: dict[str, AugmentPolicy] = {
@@ -13,6 +31,24 @@ POLICIES: dict[str, AugmentPolicy] = {
     "no-color": AugmentPolicy(crop_scale=(0.2, 1.0), flip=0.5),
     "no-crop": AugmentPolicy(flip=0.5, **_JITTER),
     "none": AugmentPolicy(),
+    "simclr-paper": simclr_paper(1.0),
+    # The crop, jitter, gray and blur of "What makes for good views" (arXiv:2005.10243, section 4.3). Not its other
+    # two parts: RandAugment, whose shears and rotations are no axis-aligned crops, and the jigsaw branch, which is
+    # a change of the network.
+    "infomin": replace(simclr_paper(1.0), crop_scale=(0.2, 1.0)),
+    # The second of BYOL's two policies, the one that solarises (arXiv:2006.07733, appendix B).
+    "byol": AugmentPolicy(
+        crop_scale=(0.08, 1.0),
+        flip=0.5,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        jitter=0.8,
+        gray=0.2,
+        blur=0.1,
+        solarize=0.2,
+    ),
     # Small grey scans: a mirrored digit is another sign, and there is no colour to change.
     "digits": AugmentPolicy(
         crop_scale=(0.4, 1.0),

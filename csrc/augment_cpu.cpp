@@ -7,14 +7,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <cmath>
-#include <type_traits>
 
-#include "color.h"
-#include "image_rows.h"
-#include "resize.h"
+#include "rows.h"
 
 namespace copgen {
 namespace {
+
+enum Kind : int64_t { kBrightness = 0, kContrast = 1, kSaturation = 2, kHue = 3 };
 
 template <typename T>
 struct Op {
@@ -69,7 +68,7 @@ struct Size {
 };
 
 template <typename T>
-COPGEN_INLINE void apply(const Op<T>& op, T pivot, T* row, int64_t n) {
+void apply(const Op<T>& op, T pivot, T* row, int64_t n) {
   switch (op.kind) {
     case kBrightness:
       return blend_with_constant(row, n, op.factor, T(0));
@@ -84,14 +83,14 @@ COPGEN_INLINE void apply(const Op<T>& op, T pivot, T* row, int64_t n) {
 
 // Returns what the pivot receives, for the contrast.
 template <typename T>
-COPGEN_INLINE T apply_backward(const Op<T>& op, T pivot, const T* row, T* grad, int64_t n, bool straight_through) {
+T apply_backward(const Op<T>& op, T pivot, const T* row, T* grad, int64_t n, bool straight_through) {
   switch (op.kind) {
     case kBrightness:
       blend_with_constant_backward(row, grad, n, op.factor, T(0), straight_through);
       return 0;
     case kContrast:
       return (1 - op.factor) *
-          blend_with_constant_backward(row, grad, n, op.factor, (1 - op.factor) * pivot, straight_through);
+             blend_with_constant_backward(row, grad, n, op.factor, (1 - op.factor) * pivot, straight_through);
     case kSaturation:
       saturate_backward(row, grad, n, op.factor, straight_through);
       return 0;
@@ -103,20 +102,23 @@ COPGEN_INLINE T apply_backward(const Op<T>& op, T pivot, const T* row, T* grad, 
 
 // The crop's rows of image n, each resized along x to `taps.count` pixels: [crop height, 3, w].
 template <typename T>
-COPGEN_INLINE T* resize_along_x(const Images& images, int64_t n, const View<T>& view, const Taps<T>& taps, Scratch<T>& scratch) {
+T* resize_along_x(const Images& images, int64_t n, const View<T>& view, const Taps<T>& taps, Scratch<T>& scratch) {
+  T* row = Scratch<T>::at_least(scratch.states, 3 * view.width);
   T* quads = Scratch<T>::at_least(scratch.quads, 4 * view.width);
   T* resized = Scratch<T>::at_least(scratch.resized, view.height * 3 * taps.count);
+  std::fill(resized, resized + view.height * 3 * taps.count, T(0));
   for (int64_t y = 0; y < view.height; ++y) {
-    load_quads(images, n, view.top + y, view.left, view.width, quads);
-    resize_row(taps, quads, resized + y * 3 * taps.count);
+    load_row(images, n, view.top + y, view.left, view.width, row);
+    to_quads(row, view.width, quads);
+    resize_row(taps, quads, taps.count, resized + y * 3 * taps.count);
   }
   return resized;
 }
 
 // The whole view before its contrast (before any op, where it has none): [h, 3, w].
 template <typename T>
-COPGEN_INLINE T* rows_before_contrast(
-    const View<T>& view, const Taps<T>& rows, const T* resized, Size<T> size, Scratch<T>& scratch, double* luminance) {
+T* rows_before_contrast(const View<T>& view, const Taps<T>& rows, const T* resized, Size<T> size, Scratch<T>& scratch,
+                        double* luminance) {
   T* colored = Scratch<T>::at_least(scratch.colored, size.height * 3 * size.width);
   for (int64_t y = 0; y < size.height; ++y) {
     T* row = colored + y * 3 * size.width;
@@ -138,7 +140,7 @@ struct Forward {
 };
 
 template <typename T>
-COPGEN_INLINE void view_forward(const Forward<T>& job, int64_t m, Scratch<T>& scratch) {
+void view_forward(const Forward<T>& job, int64_t m, Scratch<T>& scratch) {
   const View<T> view = job.params.template view<T>(m);
   const int64_t w = job.size.width, area = job.size.height * w;
   const Taps<T> columns = resize_taps<T>(view.width, w, view.flip);
@@ -153,9 +155,8 @@ COPGEN_INLINE void view_forward(const Forward<T>& job, int64_t m, Scratch<T>& sc
     for (int64_t i = std::max<int64_t>(view.contrast, 0); i < view.count; ++i) apply(view.ops[i], pivot, row, w);
     if (view.gray) to_gray(row, w);
     if (view.solarize < INFINITY) solarize(row, w, view.solarize);
-    for (int64_t c = 0; c < 3; ++c)
-      for (int64_t x = 0; x < w; ++x) row[c * w + x] = (row[c * w + x] - job.mean[c]) * job.scale[c];
-    store_channels(job.views, m, y, w, row);
+    normalize(row, w, job.mean, job.scale);
+    store_row(job.views, m, y, w, row);
   }
 }
 
@@ -172,12 +173,12 @@ struct Backward {
 
 // A row of the views' gradient, taken back to before the ops from `first` on. Returns what the pivot receives.
 template <typename T>
-COPGEN_INLINE T row_backward(const Backward<T>& job, const View<T>& view, int64_t m, int64_t y, const T* row, T* grad, T* states) {
+T row_backward(const Backward<T>& job, const View<T>& view, int64_t m, int64_t y, const T* row, T* grad, T* states) {
   const int64_t w = job.size.width, first = std::max<int64_t>(view.contrast, 0);
   const T pivot = job.pivots[m];
-  load_channels(job.grad, m, y, w, grad);
-  for (int64_t c = 0; c < 3; ++c)
-    for (int64_t x = 0; x < w; ++x) grad[c * w + x] *= job.scale[c];
+  load_row(job.grad, m, y, 0, w, grad);
+  const T none[3] = {};
+  normalize(grad, w, none, job.scale);
   // states[i]: the row before op first + i.
   std::copy(row, row + 3 * w, states);
   T* state = states;
@@ -200,8 +201,8 @@ COPGEN_INLINE T row_backward(const Backward<T>& job, const View<T>& view, int64_
 
 // The gradient with respect to the resized crop, [h, 3, w].
 template <typename T>
-COPGEN_INLINE T* color_backward(
-    const Backward<T>& job, const View<T>& view, int64_t m, const Taps<T>& rows, const T* resized, Scratch<T>& scratch) {
+T* color_backward(const Backward<T>& job, const View<T>& view, int64_t m, const Taps<T>& rows, const T* resized,
+                  Scratch<T>& scratch) {
   const int64_t h = job.size.height, w = job.size.width, area = h * w;
   const T* colored = rows_before_contrast(view, rows, resized, job.size, scratch, nullptr);
   T* grad = Scratch<T>::at_least(scratch.grad, 3 * area);
@@ -226,61 +227,48 @@ COPGEN_INLINE T* color_backward(
   return grad;
 }
 
-// [x][channel] quads of one row of the crop's gradient, written to or added to `out`.
+// Adds the gradient of view m to rows `sums` [H, 3, W] of its image, or, of a lone view, writes it row by row.
 template <typename T>
-COPGEN_INLINE void crop_row_backward(
-    const Taps<T>& rows, const Taps<T>& columns, int64_t y, const T* grad, int64_t w, T* row, T* quads, T* out, bool accumulate) {
-  combine_rows(rows, y, grad, 3 * w, row);
-  for (int64_t x = 0; x < w; ++x)
-    for (int64_t c = 0; c < 3; ++c) quads[4 * x + c] = row[c * w + x];
-  resize_row_to_quads(columns, quads, out, accumulate);
+void crop_backward(const Backward<T>& job, const View<T>& view, const Taps<T>& rows, const Taps<T>& columns,
+                   const T* grad, int64_t n, bool lone, T* sums, Scratch<T>& scratch) {
+  const int64_t width = job.image_size.width, w = job.size.width;
+  T* row = Scratch<T>::at_least(scratch.states, 3 * w);
+  T* quads = Scratch<T>::at_least(scratch.quads, 4 * w);
+  for (int64_t y = 0; y < job.image_size.height; ++y) {
+    T* sum = lone ? sums : sums + y * 3 * width;
+    if (lone) std::fill(sum, sum + 3 * width, T(0));
+    if (y >= view.top && y < view.top + view.height) {
+      combine_rows(rows, y - view.top, grad, 3 * w, row);
+      to_quads(row, w, quads);
+      resize_row(columns, quads, width, sum + view.left);
+    }
+    if (lone) store_row(job.grad_images, n, y, width, sum);
+  }
 }
 
 template <typename T>
-COPGEN_INLINE void image_backward(const Backward<T>& job, int64_t n, Scratch<T>& scratch) {
+void image_backward(const Backward<T>& job, int64_t n, Scratch<T>& scratch) {
   const int64_t height = job.image_size.height, width = job.image_size.width, w = job.size.width;
-  T* sums = Scratch<T>::at_least(scratch.sums, 4 * width * height);
-  std::fill(sums, sums + 4 * width * height, T(0));
+  const bool lone = job.views == job.batch;
+  T* sums = Scratch<T>::at_least(scratch.sums, (lone ? 1 : height) * 3 * width);
+  if (!lone) std::fill(sums, sums + height * 3 * width, T(0));
   for (int64_t m = n; m < job.views; m += job.batch) {
     const View<T> view = job.params.template view<T>(m);
     const Taps<T> columns = resize_taps<T>(view.width, w, view.flip);
     const Taps<T> rows = resize_taps<T>(view.height, job.size.height, false);
     const T* resized = resize_along_x(job.images, n, view, columns, scratch);
     const T* grad = color_backward(job, view, m, rows, resized, scratch);
-    const Taps<T> columns_back = transposed(columns, view.width), rows_back = transposed(rows, view.height);
-    T* row = Scratch<T>::at_least(scratch.states, 3 * w);
-    T* quads = Scratch<T>::at_least(scratch.quads, 4 * w);
-    for (int64_t y = 0; y < view.height; ++y)
-      crop_row_backward(
-          rows_back, columns_back, y, grad, w, row, quads, sums + 4 * ((view.top + y) * width + view.left), m != n);
+    crop_backward(job, view, transposed(rows, view.height), transposed(columns, view.width), grad, n, lone, sums,
+                  scratch);
   }
-  for (int64_t y = 0; y < height; ++y) store_quads(job.grad_images, n, y, width, sums + 4 * y * width);
-}
-
-// Templates cannot be cloned, these can; all the work is inlined into them.
-COPGEN_CLONES void view_forward_float(const Forward<float>& job, int64_t m, Scratch<float>& scratch) {
-  view_forward(job, m, scratch);
-}
-COPGEN_CLONES void view_forward_double(const Forward<double>& job, int64_t m, Scratch<double>& scratch) {
-  view_forward(job, m, scratch);
-}
-COPGEN_CLONES void image_backward_float(const Backward<float>& job, int64_t n, Scratch<float>& scratch) {
-  image_backward(job, n, scratch);
-}
-COPGEN_CLONES void image_backward_double(const Backward<double>& job, int64_t n, Scratch<double>& scratch) {
-  image_backward(job, n, scratch);
+  for (int64_t y = 0; !lone && y < height; ++y) store_row(job.grad_images, n, y, width, sums + y * 3 * width);
 }
 
 template <typename T>
 void run_forward(const Forward<T>& job, int64_t views) {
   at::parallel_for(0, views, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
-    for (int64_t m = begin; m < end; ++m) {
-      if constexpr (std::is_same_v<T, float>)
-        view_forward_float(job, m, scratch);
-      else
-        view_forward_double(job, m, scratch);
-    }
+    for (int64_t m = begin; m < end; ++m) view_forward(job, m, scratch);
   });
 }
 
@@ -288,12 +276,7 @@ template <typename T>
 void run_backward(const Backward<T>& job) {
   at::parallel_for(0, job.batch, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
-    for (int64_t n = begin; n < end; ++n) {
-      if constexpr (std::is_same_v<T, float>)
-        image_backward_float(job, n, scratch);
-      else
-        image_backward_double(job, n, scratch);
-    }
+    for (int64_t n = begin; n < end; ++n) image_backward(job, n, scratch);
   });
 }
 
@@ -303,12 +286,17 @@ struct Drawn {
 
   Drawn(const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order, const at::Tensor& factors,
         const at::Tensor& jitter, const at::Tensor& gray, const at::Tensor& solarize)
-      : crop(crop.contiguous()), flip(flip.contiguous()), order(order.contiguous()), factors(factors.contiguous()),
-        jitter(jitter.contiguous()), gray(gray.contiguous()), solarize(solarize.contiguous()) {}
+      : crop(crop.contiguous()),
+        flip(flip.contiguous()),
+        order(order.contiguous()),
+        factors(factors.contiguous()),
+        jitter(jitter.contiguous()),
+        gray(gray.contiguous()),
+        solarize(solarize.contiguous()) {}
 
   Params params() const {
-    return {crop.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(), factors.const_data_ptr<float>(),
-            solarize.const_data_ptr<float>(), flip.const_data_ptr<bool>(), jitter.const_data_ptr<bool>(),
+    return {crop.const_data_ptr<int64_t>(),   order.const_data_ptr<int64_t>(), factors.const_data_ptr<float>(),
+            solarize.const_data_ptr<float>(), flip.const_data_ptr<bool>(),     jitter.const_data_ptr<bool>(),
             gray.const_data_ptr<bool>()};
   }
 };
@@ -321,7 +309,13 @@ Size<T> size_of(const at::Tensor& images) {
 template <typename T>
 void forward(const at::Tensor& images, const Drawn& drawn, at::ArrayRef<double> mean, at::ArrayRef<double> std,
              const at::Tensor& views, const at::Tensor& pivot) {
-  Forward<T> job{Images(images), Images(views), drawn.params(), images.size(0), size_of<T>(views), {}, {},
+  Forward<T> job{Images(images),
+                 Images(views),
+                 drawn.params(),
+                 images.size(0),
+                 size_of<T>(views),
+                 {},
+                 {},
                  pivot.mutable_data_ptr<T>()};
   for (int64_t c = 0; c < 3; ++c) {
     job.mean[c] = static_cast<T>(mean[c]);
@@ -334,18 +328,27 @@ template <typename T>
 void backward(const at::Tensor& grad, const at::Tensor& images, const Drawn& drawn, const at::Tensor& pivot,
               at::ArrayRef<double> std, bool straight_through, const at::Tensor& grad_images) {
   const at::Tensor pivots = pivot.contiguous();
-  Backward<T> job{Images(images), Images(grad), Images(grad_images), drawn.params(), images.size(0), grad.size(0),
-                  size_of<T>(images), size_of<T>(grad), {}, pivots.const_data_ptr<T>(), straight_through};
+  Backward<T> job{Images(images),
+                  Images(grad),
+                  Images(grad_images),
+                  drawn.params(),
+                  images.size(0),
+                  grad.size(0),
+                  size_of<T>(images),
+                  size_of<T>(grad),
+                  {},
+                  pivots.const_data_ptr<T>(),
+                  straight_through};
   for (int64_t c = 0; c < 3; ++c) job.scale[c] = static_cast<T>(1 / std[c]);
   run_backward(job);
 }
 
 }  // namespace
 
-void augment_forward(
-    const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
-    const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray, const at::Tensor& solarize,
-    at::ArrayRef<double> mean, at::ArrayRef<double> std, at::Tensor views, at::Tensor pivot) {
+void augment_forward(const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
+                     const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray,
+                     const at::Tensor& solarize, at::ArrayRef<double> mean, at::ArrayRef<double> std, at::Tensor views,
+                     at::Tensor pivot) {
   const Drawn drawn(crop, flip, order, factors, jitter, gray, solarize);
   if (images.scalar_type() == at::kDouble)
     forward<double>(images, drawn, mean, std, views, pivot);
@@ -353,11 +356,10 @@ void augment_forward(
     forward<float>(images, drawn, mean, std, views, pivot);
 }
 
-void augment_backward(
-    const at::Tensor& grad, const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip,
-    const at::Tensor& order, const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray,
-    const at::Tensor& solarize, const at::Tensor& pivot, at::ArrayRef<double> std, bool straight_through,
-    at::Tensor grad_images) {
+void augment_backward(const at::Tensor& grad, const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip,
+                      const at::Tensor& order, const at::Tensor& factors, const at::Tensor& jitter,
+                      const at::Tensor& gray, const at::Tensor& solarize, const at::Tensor& pivot,
+                      at::ArrayRef<double> std, bool straight_through, at::Tensor grad_images) {
   const Drawn drawn(crop, flip, order, factors, jitter, gray, solarize);
   if (images.scalar_type() == at::kDouble)
     backward<double>(grad, images, drawn, pivot, std, straight_through, grad_images);

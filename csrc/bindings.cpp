@@ -1,22 +1,20 @@
 // The compiled operators, as torch.ops.copgen_fast_cpp.*; importing copgen_fast._cpp registers them.
 // They fill the tensors they are given and check nothing: copgen_fast/ops does.
-#include <Python.h>
-
 #include <ATen/core/Tensor.h>
+#include <Python.h>
 #include <torch/library.h>
 
 namespace copgen {
 
-void augment_forward(
-    const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
-    const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray, const at::Tensor& solarize,
-    at::ArrayRef<double> mean, at::ArrayRef<double> std, at::Tensor views, at::Tensor pivot);
+void augment_forward(const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
+                     const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray,
+                     const at::Tensor& solarize, at::ArrayRef<double> mean, at::ArrayRef<double> std, at::Tensor views,
+                     at::Tensor pivot);
 
-void augment_backward(
-    const at::Tensor& grad, const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip,
-    const at::Tensor& order, const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray,
-    const at::Tensor& solarize, const at::Tensor& pivot, at::ArrayRef<double> std, bool straight_through,
-    at::Tensor grad_images);
+void augment_backward(const at::Tensor& grad, const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip,
+                      const at::Tensor& order, const at::Tensor& factors, const at::Tensor& jitter,
+                      const at::Tensor& gray, const at::Tensor& solarize, const at::Tensor& pivot,
+                      at::ArrayRef<double> std, bool straight_through, at::Tensor grad_images);
 
 void separable_filter(const at::Tensor& images, const at::Tensor& weights, bool transposed, at::Tensor filtered);
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "vectorize.h"
+#include "rows.h"
 
 namespace copgen {
 namespace {
@@ -27,19 +27,7 @@ struct Plane {
 };
 
 template <typename T>
-COPGEN_INLINE void along_rows(const T* __restrict padded, const T* weight, int64_t taps, int64_t n, T* __restrict out) {
-  for (int64_t x = 0; x < n; ++x) out[x] = weight[0] * padded[x];
-  for (int64_t k = 1; k < taps; ++k)
-    for (int64_t x = 0; x < n; ++x) out[x] += weight[k] * padded[x + k];
-}
-
-template <typename T>
-COPGEN_INLINE void add_row(const T* __restrict in, T weight, int64_t n, T* __restrict out) {
-  for (int64_t x = 0; x < n; ++x) out[x] += weight * in[x];
-}
-
-template <typename T>
-COPGEN_INLINE void filter_plane(const Plane<T>& job) {
+void filter_plane(const Plane<T>& job) {
   const int64_t taps = 2 * job.radius + 1;
   T* padded = job.wide.data();
   for (int64_t y = 0; y < job.h; ++y) {
@@ -49,7 +37,7 @@ COPGEN_INLINE void filter_plane(const Plane<T>& job) {
       padded[job.radius - k] = row[reflect(-k, job.w)];
       padded[job.radius + job.w - 1 + k] = row[reflect(job.w - 1 + k, job.w)];
     }
-    along_rows(padded, job.weight, taps, job.w, job.plane + y * job.w);
+    filter_row(padded, job.weight, taps, job.w, job.plane + y * job.w);
   }
   std::fill(job.out, job.out + job.h * job.w, T(0));
   for (int64_t y = 0; y < job.h; ++y)
@@ -58,7 +46,7 @@ COPGEN_INLINE void filter_plane(const Plane<T>& job) {
 }
 
 template <typename T>
-COPGEN_INLINE void filter_plane_transposed(const Plane<T>& job) {
+void filter_plane_transposed(const Plane<T>& job) {
   const int64_t taps = 2 * job.radius + 1;
   std::fill(job.plane, job.plane + job.h * job.w, T(0));
   for (int64_t y = 0; y < job.h; ++y)
@@ -78,16 +66,6 @@ COPGEN_INLINE void filter_plane_transposed(const Plane<T>& job) {
   }
 }
 
-COPGEN_CLONES void filter_plane_float(const Plane<float>& job, bool transposed) {
-  transposed ? filter_plane_transposed(job) : filter_plane(job);
-}
-COPGEN_CLONES void filter_plane_double(const Plane<double>& job, bool transposed) {
-  transposed ? filter_plane_transposed(job) : filter_plane(job);
-}
-
-void filter(const Plane<float>& job, bool transposed) { filter_plane_float(job, transposed); }
-void filter(const Plane<double>& job, bool transposed) { filter_plane_double(job, transposed); }
-
 template <typename T>
 void run(const at::Tensor& images, const at::Tensor& weights, bool transposed, const at::Tensor& filtered) {
   const int64_t h = images.size(2), w = images.size(3), taps = weights.size(1), radius = taps / 2;
@@ -103,7 +81,8 @@ void run(const at::Tensor& images, const at::Tensor& weights, bool transposed, c
         if (identity)
           std::copy(in + i * h * w, in + (i + 1) * h * w, out + i * h * w);
         else
-          filter(Plane<T>{in + i * h * w, out + i * h * w, plane.data(), own.data(), wide, h, w, radius}, transposed);
+          (transposed ? filter_plane_transposed<T> : filter_plane<T>)({in + i * h * w, out + i * h * w, plane.data(),
+                                                                       own.data(), wide, h, w, radius});
       }
     }
   });

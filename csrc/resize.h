@@ -6,8 +6,6 @@
 #include <cstdlib>
 #include <vector>
 
-#include "vectorize.h"
-
 namespace copgen {
 
 // out[i] = sum over k < width of weight[i * width + k] * in[start[i] + k]; short rows are padded with weights of 0.
@@ -23,7 +21,7 @@ struct Taps {
 template <typename T>
 Taps<T> resize_taps(int64_t length, int64_t out, bool mirrored) {
   const int64_t support = 2 * std::max(length, out);  // of a distance times 2 out, which is a whole number
-  const int64_t width = std::min(length, support / out + 1);
+  const int64_t width = std::min(length, (support + out - 1) / out);  // an open interval of that many pixels
   Taps<T> taps{out, width, std::vector<int64_t>(out), std::vector<T>(out * width)};
   for (int64_t x = 0; x < out; ++x) {
     const int64_t centre = (2 * (mirrored ? out - 1 - x : x) + 1) * length;
@@ -67,57 +65,6 @@ Taps<T> transposed(const Taps<T>& taps, int64_t length) {
       if (weight != 0) result.weight[j * width + x - result.start[j]] = weight;
     }
   return result;
-}
-
-// Along x: output pixels [from quads] into three channels of `taps.count` values.
-template <typename T>
-COPGEN_INLINE void resize_row(const Taps<T>& taps, const T* quads, T* channels) {
-  using Quad4 = typename Quad<T>::type;
-  const int64_t count = taps.count, width = taps.width;
-  const int64_t* start = taps.start.data();
-  const T* weight = taps.weight.data();
-  const Quad4* pixels = reinterpret_cast<const Quad4*>(quads);
-  for (int64_t x = 0; x < count; ++x) {
-    const Quad4* pixel = pixels + start[x];
-    const T* w = weight + x * width;
-    Quad4 sum = pixel[0] * w[0];
-    for (int64_t k = 1; k < width; ++k) sum += pixel[k] * w[k];
-    channels[x] = sum[0];
-    channels[count + x] = sum[1];
-    channels[2 * count + x] = sum[2];
-  }
-}
-
-// The same from quads to quads; `accumulate` adds to what is there.
-template <typename T>
-COPGEN_INLINE void resize_row_to_quads(const Taps<T>& taps, const T* quads, T* out, bool accumulate) {
-  using Quad4 = typename Quad<T>::type;
-  const Quad4* pixels = reinterpret_cast<const Quad4*>(quads);
-  Quad4* result = reinterpret_cast<Quad4*>(out);
-  for (int64_t x = 0; x < taps.count; ++x) {
-    const Quad4* pixel = pixels + taps.start[x];
-    const T* w = taps.weight.data() + x * taps.width;
-    Quad4 sum = pixel[0] * w[0];
-    for (int64_t k = 1; k < taps.width; ++k) sum += pixel[k] * w[k];
-    result[x] = accumulate ? result[x] + sum : sum;
-  }
-}
-
-// Along y: output row i of rows that are `size` values long, one after the other.
-template <typename T>
-COPGEN_INLINE void combine_rows(const Taps<T>& taps, int64_t i, const T* rows, int64_t size, T* __restrict out) {
-  const T* w = taps.weight.data() + i * taps.width;
-  const T* first = rows + taps.start[i] * size;
-  if (taps.width == 2) {  // every upscale
-    const T *second = first + size, a = w[0], b = w[1];
-    for (int64_t x = 0; x < size; ++x) out[x] = a * first[x] + b * second[x];
-    return;
-  }
-  for (int64_t x = 0; x < size; ++x) out[x] = w[0] * first[x];
-  for (int64_t k = 1; k < taps.width; ++k) {
-    const T *row = first + k * size, a = w[k];
-    for (int64_t x = 0; x < size; ++x) out[x] += a * row[x];
-  }
 }
 
 }  // namespace copgen

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from copgen_fast.augmentations import POLICIES, get
+from copgen_fast.augmentations import POLICIES, get, simclr_paper
 from copgen_fast.errors import UsageError
 from copgen_fast.ops import Augment
 
@@ -42,5 +42,16 @@ def test_digits_never_mirrors_and_keeps_gray_gray():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UsageError, match="'simclr2'.*simclr, no-color, no-crop, none, digits"):
+    with pytest.raises(
+        UsageError, match="'simclr2'.*simclr, no-color, no-crop, none, simclr-paper, infomin, byol, digits"
+    ):
         get("simclr2")
+
+
+def test_the_papers_own_policies():
+    simclr, infomin, byol = get("simclr-paper"), get("infomin"), get("byol")
+    assert (simclr.crop_scale, simclr.blur, simclr.blur_sigma) == ((0.08, 1.0), 0.5, (0.1, 2.0))
+    strengths = ("brightness", "contrast", "saturation", "hue")
+    assert [getattr(simclr, name) for name in strengths] == [0.8, 0.8, 0.8, 0.2]
+    assert [getattr(simclr_paper(0.5), name) for name in strengths] == [0.4, 0.4, 0.4, 0.1]
+    assert infomin.blur == 0.5 and (byol.blur, byol.solarize) == (0.1, 0.2)

@@ -59,7 +59,7 @@ def augment(
         mean, std: three numbers each, both or neither.
         out_dtype: floating dtype of the result. The arithmetic is in float32, or float64 for float64 images.
         memory_format: of the result, torch.contiguous_format or torch.channels_last.
-        clamp: "exact" (no gradient where a clamp saturates, as torchvision) or "straight_through" (the same
+        clamp: "exact" (no gradient where a clamp reaches 0 or 1, as torchvision) or "straight_through" (the same
             values, and the gradient passes every clamp unchanged).
         backend: a name from `backends()`; None takes the fastest. The reference resizes by matrix products
             under PyTorch's own settings, so on a GPU TF32 applies where it was switched on.

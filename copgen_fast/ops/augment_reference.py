@@ -125,6 +125,9 @@ def _blend(x: Tensor, op: Tensor, factor: Tensor, turn: Tensor, straight_through
     bounded = blended.clamp(0, 1)
     if straight_through:
         bounded = bounded.detach() + (blended - blended.detach())
+    else:
+        # Said outright, as PyTorch's versions differ in what a clamp passes at its very bounds.
+        bounded = torch.where((blended > 0) & (blended < 1), blended, bounded.detach())
     return torch.where(_per_image(turn & (factor != 1)), bounded, x)
 
 

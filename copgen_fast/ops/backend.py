@@ -22,6 +22,11 @@ _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
+def installed() -> set[str]:
+    """Names of the backends that this installation has, whatever the device."""
+    return set(_INSTALLED)
+
+
 def backends() -> dict[str, dict[str, str]]:
     """The backend each op takes by default: {op: {device type: backend}}."""
     return {op: {device: resolve(op, device) for device in table} for op, table in _FASTEST.items()}

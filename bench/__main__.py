@@ -1,0 +1,99 @@
+"""Measure: python -m bench AREA [--json FILE] [options]; compare: python -m bench compare A.json B.json."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import tyro
+
+from bench import compare, machine
+from bench.harness import Row
+from bench.options import Options
+from copgen_fast import artifacts, devices
+from copgen_fast.errors import CopgenError, UsageError, report
+
+COMMAND = "python -m bench"
+# A module of this folder each, with rows(options) -> Iterator[Row].
+AREAS = ("augment",)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run an area, all of them or a comparison; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(f"usage: {COMMAND} AREA [options]\n       {COMMAND} compare A.json B.json\n\nareas: {_choices()}\n")
+            arguments = ["all", "--help"]
+        area, *rest = arguments
+        if area == "compare":
+            _compare(rest)
+        elif area in (*AREAS, "all"):
+            measure(AREAS if area == "all" else (area,), tyro.cli(Options, prog=f"{COMMAND} {area}", args=rest))
+        else:
+            raise UsageError(f"unknown area {area!r}: choose from {_choices()} or compare")
+    except CopgenError as error:
+        return report(error)
+    return 0
+
+
+def measure(areas: tuple[str, ...], options: Options) -> None:
+    """Print the rows of these areas as they come, and write them to `options.json` at the end.
+
+    Raises:
+        UsageError: no such device, thread count or case.
+    """
+    device = devices.resolve(options.device, "fp32")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"--threads {options.threads}: expected at least 1")
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    # Before the measurements: they are what loads the machine afterwards.
+    record = {"machine": machine.machine(device), "versions": machine.versions(), "commit": machine.commit()}
+    print(", ".join(f"{name} {value}" for name, value in record["machine"].items()))
+    print(_HEADER, flush=True)
+    rows: list[Row] = []
+    for area in areas:
+        for row in importlib.import_module(f"bench.{area}").rows(options):
+            if not rows or rows[-1].limit != row.limit:
+                print(f"limit: {row.limit}")
+            print(_line(row), flush=True)
+            rows.append(row)
+    if not rows:
+        raise UsageError(f"--only {options.only!r} leaves no case to measure")
+    if options.json is not None:
+        artifacts.write_json(options.json, record | {"rows": [asdict(row) for row in rows]})
+
+
+def _compare(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise UsageError(f"expected two files: {COMMAND} compare A.json B.json")
+    for line in compare.lines(*map(Path, arguments)):
+        print(line)
+
+
+def _choices() -> str:
+    return ", ".join((*AREAS, "all"))
+
+
+_HEADER = (
+    f"{'case':42} {'direction':16} {'backend':9} {'precision':9} {'ours ms':>9} {'spread':>6} "
+    f"{'peer ms':>9} {'ratio':>8} {'limit ms':>9} {'of limit':>8} {'peak MB':>8} {'theirs':>8} {'n':>3}  peer"
+)
+
+
+def _line(row: Row) -> str:
+    peaks = " ".join(f"{'?' if mb is None else f'{mb:.1f}':>8}" for mb in (row.peak_mb, row.peer_peak_mb))
+    return (
+        f"{row.case:42} {row.direction:16} {row.backend:9} {row.precision:9} {row.ours_ms:9.4g} "
+        f"{row.ours_spread:6.2f} {row.peer_ms:9.4g} {row.ratio:7.2f}x {row.limit_ms:9.4g} {row.of_limit:8.1%} "
+        f"{peaks} {row.n:3}  {row.peer}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

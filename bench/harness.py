@@ -1,0 +1,159 @@
+"""Timing and memory of calls that compete in one process, and the row that a benchmark reports."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+Call = Callable[[], object]
+
+_LEAST_SAMPLES = 5
+# Seconds of samples that one candidate may take before it gets fewer of them than the others.
+_PATIENCE = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison with one peer; a file of results holds these fields.
+
+    Attributes:
+        ours_ms, peer_ms: medians of a call. `ours_spread` is the 80th percentile over the 20th.
+        ratio: peer_ms / ours_ms.
+        limit: what bounds ours, in words; `limit_ms` is how long that takes, `of_limit` limit_ms / ours_ms.
+        peak_mb, peer_peak_mb: peak memory of a call beside its inputs, in 10^6 bytes; None where it can't be told.
+        n: samples behind the median, the smaller number of ours and the peer's.
+    """
+
+    area: str
+    case: str
+    device: str
+    backend: str
+    precision: str
+    direction: str
+    ours_ms: float
+    ours_spread: float
+    peer: str
+    peer_ms: float
+    ratio: float
+    limit: str
+    limit_ms: float
+    of_limit: float
+    peak_mb: float | None
+    peer_peak_mb: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median milliseconds of a call, 80th over 20th percentile, and how many samples they are of."""
+
+    ms: float
+    spread: float
+    n: int
+
+
+def interleaved(
+    candidates: dict[str, Call], repeats: int, min_seconds: float, device: torch.device | str = "cpu"
+) -> dict[str, Timing]:
+    """Time all candidates in alternating rounds, so that a change of the machine's pace meets all of them.
+
+    Each is called twice beforehand. A sample is the mean of as many calls as fill `min_seconds`; there are
+    `repeats` rounds of a sample each, every other round in reverse order. A slow candidate sits rounds out, evenly,
+    but gives at least 5 samples. On a GPU a sample is the time between two events around its calls.
+    """
+    rounds = max(repeats, _LEAST_SAMPLES)
+    seconds: dict[str, float] = {}
+    for name, call in candidates.items():
+        call()
+        seconds[name] = _sample(call, 1, device)
+    calls = {name: max(1, round(min_seconds / max(took, 1e-9))) for name, took in seconds.items()}
+    affordable = {name: int(_PATIENCE / max(took * calls[name], 1e-9)) for name, took in seconds.items()}
+    wanted = {name: min(rounds, max(_LEAST_SAMPLES, many)) for name, many in affordable.items()}
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    gc.collect()
+    with _no_garbage_collection():
+        for turn in range(rounds):
+            for name in list(candidates)[:: 1 if turn % 2 == 0 else -1]:
+                if (turn + 1) * wanted[name] // rounds > turn * wanted[name] // rounds:
+                    samples[name].append(_sample(candidates[name], calls[name], device))
+    return {name: _timing(found) for name, found in samples.items()}
+
+
+def _sample(call: Call, times: int, device: torch.device | str) -> float:
+    """Mean seconds of `times` calls."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(times):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / times
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - started) / times
+
+
+def _timing(seconds: list[float]) -> Timing:
+    fifths = statistics.quantiles(seconds, n=5, method="inclusive")
+    return Timing(statistics.median(seconds) * 1e3, fifths[3] / max(fifths[0], 1e-12), len(seconds))
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def peak_memory(call: Call, device: torch.device | str = "cpu") -> float | None:
+    """Most memory that one warm call holds at a time beside what was there before, in 10^6 bytes.
+
+    On a GPU by PyTorch's allocator. On the CPU by the kernel: free heap pages go back to it (else the call would
+    reuse them unseen), the process's high-water mark is reset, and its rise over the resident size is read after
+    the call. So scratch memory of C++ code counts like tensors; what was allocated but never touched does not.
+    Exact to about 0.3 MB; None where the kernel is not Linux.
+    """
+    with _no_garbage_collection():
+        return _gpu_peak(call, device) if torch.device(device).type == "cuda" else _cpu_peak(call)
+
+
+def _gpu_peak(call: Call, device: torch.device | str) -> float:
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+
+def _cpu_peak(call: Call) -> float | None:
+    mark = Path("/proc/self/clear_refs")
+    if not mark.exists():
+        return None
+    with contextlib.suppress(AttributeError):  # musl has no malloc_trim, and keeps few free pages
+        ctypes.CDLL(None).malloc_trim(0)
+    mark.write_text("5")
+    before = _status_bytes("VmRSS")
+    call()
+    return max(0, _status_bytes("VmHWM") - before) / 1e6
+
+
+def _status_bytes(field: str) -> int:
+    kilobytes = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(kilobytes[1]) * 1024

@@ -1,0 +1,51 @@
+"""What bounds an operation that computes nothing: how long its bytes take to move, measured beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.harness import Call, Timing
+
+# Enough for a copy on a GPU to leave its caches, which hold tens of megabytes.
+_COPIED = 512 * 2**20
+_TURING = 616e9  # bytes a second, an RTX 2080 Ti's data sheet
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A copy to time among the candidates, and what its time says: the limit in words and in milliseconds."""
+
+    copy: Call
+    read: Callable[[Timing], tuple[str, float]]
+
+
+def copies(what: str, pairs: list[tuple[Tensor, Tensor]]) -> Limit:
+    """The time of copying each pair's second tensor into the first, into memory that is mapped already."""
+    read, written = (sum(pair[i].nbytes for pair in pairs) / 1e6 for i in (1, 0))
+    words = f"copying {what}: {read:.1f} MB read, {written:.1f} MB written"
+
+    def copy() -> None:
+        for target, source in pairs:
+            target.copy_(source)
+
+    return Limit(copy, lambda timing: (words, timing.ms))
+
+
+def device_copy(what: str, moved: int, device: torch.device) -> Limit:
+    """The time of moving that many bytes, read and written together, at the rate of a large copy on the device."""
+    source = torch.zeros(_COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def read(timing: Timing) -> tuple[str, float]:
+        rate = 2 * _COPIED / (timing.ms / 1e3)
+        words = (
+            f"moving {moved / 1e6:.1f} MB ({what}) at the {rate / 1e12:.2f} TB/s of a device copy "
+            f"(RTX 2080 Ti, estimate at 616 GB/s: {moved / _TURING * 1e3:.3f} ms)"
+        )
+        return words, moved / rate * 1e3
+
+    return Limit(lambda: target.copy_(source), read)

@@ -1,0 +1,79 @@
+"""What a file of results says about where it was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from copgen_fast import __version__
+
+_PACKAGES = ("torch", "torchvision", "kornia", "triton")
+
+
+def machine(device: torch.device) -> dict:
+    """The processor, how busy it is as the run starts, and the GPU if that is what is measured."""
+    found = {
+        "cpu": _first(r"model name\s*: (.+)", Path("/proc/cpuinfo")) or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
+            "driver": _first(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version")),
+            "cuda": torch.version.cuda,
+        }
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the card's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that are compared; None for one that is missing."""
+    own = {"copgen_fast": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in _PACKAGES}
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit checked out, with `+dirty` where files differ from it; None outside a repository."""
+    head = _git("rev-parse", "HEAD")
+    return None if head is None else head + ("+dirty" if _git("status", "--porcelain") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def _first(pattern: str, path: Path) -> str | None:
+    match = re.search(pattern, path.read_text()) if path.exists() else None
+    return match[1].strip() if match else None
