@@ -29,6 +29,9 @@ struct View {
   T solarize;
   Op<T> ops[4];
   int64_t count = 0, contrast = -1;
+
+  // Whether the gradient depends on the pixels: a crop, a flip and a gray are linear.
+  bool nonlinear() const { return count > 0 || solarize < INFINITY; }
 };
 
 struct Params {
@@ -179,6 +182,10 @@ T row_backward(const Backward<T>& job, const View<T>& view, int64_t m, int64_t y
   load_row(job.grad, m, y, 0, w, grad);
   const T none[3] = {};
   normalize(grad, w, none, job.scale);
+  if (!view.nonlinear()) {
+    if (view.gray) to_gray_backward(grad, w);
+    return 0;
+  }
   // states[i]: the row before op first + i.
   std::copy(row, row + 3 * w, states);
   T* state = states;
@@ -204,12 +211,12 @@ template <typename T>
 T* color_backward(const Backward<T>& job, const View<T>& view, int64_t m, const Taps<T>& rows, const T* resized,
                   Scratch<T>& scratch) {
   const int64_t h = job.size.height, w = job.size.width, area = h * w;
-  const T* colored = rows_before_contrast(view, rows, resized, job.size, scratch, nullptr);
+  const T* colored = view.nonlinear() ? rows_before_contrast(view, rows, resized, job.size, scratch, nullptr) : nullptr;
   T* grad = Scratch<T>::at_least(scratch.grad, 3 * area);
   T* states = Scratch<T>::at_least(scratch.states, 5 * 3 * w);
   double to_pivot = 0;
   for (int64_t y = 0; y < h; ++y)
-    to_pivot += row_backward(job, view, m, y, colored + y * 3 * w, grad + y * 3 * w, states);
+    to_pivot += row_backward(job, view, m, y, colored ? colored + y * 3 * w : nullptr, grad + y * 3 * w, states);
   if (view.contrast < 0) return grad;
   const T to_pixel = static_cast<T>(to_pivot / static_cast<double>(area));
   for (int64_t y = 0; y < h; ++y) {
@@ -256,7 +263,7 @@ void image_backward(const Backward<T>& job, int64_t n, Scratch<T>& scratch) {
     const View<T> view = job.params.template view<T>(m);
     const Taps<T> columns = resize_taps<T>(view.width, w, view.flip);
     const Taps<T> rows = resize_taps<T>(view.height, job.size.height, false);
-    const T* resized = resize_along_x(job.images, n, view, columns, scratch);
+    const T* resized = view.nonlinear() ? resize_along_x(job.images, n, view, columns, scratch) : nullptr;
     const T* grad = color_backward(job, view, m, rows, resized, scratch);
     crop_backward(job, view, transposed(rows, view.height), transposed(columns, view.width), grad, n, lone, sums,
                   scratch);

@@ -9,6 +9,9 @@
 
 #include "resize.h"
 
+// The bodies must melt into the cloned functions that call them: on their own they would be compiled for any x86-64.
+#define COPGEN_INLINE inline __attribute__((always_inline))
+
 namespace copgen {
 
 // A batch [N, 3, H, W] of any dtype and strides. uint8 images hold 255ths.
@@ -26,37 +29,37 @@ struct Images {
         column(t.stride(3)) {}
 };
 
-#define COPGEN_DECLARE_ROWS(T)                                                                                         \
-  /* `count` pixels from row y, column x of image n. */                                                                \
-  void load_row(const Images& images, int64_t n, int64_t y, int64_t x, int64_t count, T* row);                         \
-  /* Into row y of image n, from its start. */                                                                         \
-  void store_row(const Images& images, int64_t n, int64_t y, int64_t count, const T* row);                             \
-  void to_quads(const T* row, int64_t n, T* quads);                                                                    \
-  /* Resize along x: adds `taps.count` pixels to a row whose channels are `channel` values apart. */                   \
-  void resize_row(const Taps<T>& taps, const T* quads, int64_t channel, T* row);                                       \
-  /* Resize along y: output i from rows of `size` values, one after the other. */                                      \
-  void combine_rows(const Taps<T>& taps, int64_t i, const T* rows, int64_t size, T* out);                              \
-  /* clamp(f x + offset) */                                                                                            \
-  void blend_with_constant(T* x, int64_t n, T f, T offset);                                                            \
-  /* Returns the sum of the gradient that the clamp lets pass. */                                                      \
-  T blend_with_constant_backward(const T* x, T* g, int64_t n, T f, T offset, bool straight_through);                   \
-  /* clamp(f x + (1 - f) luminance(x)) */                                                                              \
-  void saturate(T* x, int64_t n, T f);                                                                                 \
-  void saturate_backward(const T* x, T* g, int64_t n, T f, bool straight_through);                                     \
-  /* `shift` in [0, 1) turns of HSV's hue. */                                                                          \
-  void shift_hue(T* x, int64_t n, T shift);                                                                            \
-  void shift_hue_backward(const T* x, T* g, int64_t n, T shift);                                                       \
-  T sum_of_luminance(const T* x, int64_t n);                                                                           \
-  /* What `value` for every pixel's luminance means for its channels. */                                               \
-  void add_to_luminance(T* g, int64_t n, T value);                                                                     \
-  void to_gray(T* x, int64_t n);                                                                                       \
-  void to_gray_backward(T* g, int64_t n);                                                                              \
-  void solarize(T* x, int64_t n, T threshold);                                                                         \
-  void solarize_backward(const T* x, T* g, int64_t n, T threshold);                                                    \
-  /* (x - mean) scale, channel by channel. */                                                                          \
-  void normalize(T* x, int64_t n, const T* mean, const T* scale);                                                      \
-  /* out[x] = sum over k < taps of weight[k] padded[x + k] */                                                          \
-  void filter_row(const T* padded, const T* weight, int64_t taps, int64_t n, T* out);                                  \
+#define COPGEN_DECLARE_ROWS(T)                                                                       \
+  /* `count` pixels from row y, column x of image n. */                                              \
+  void load_row(const Images& images, int64_t n, int64_t y, int64_t x, int64_t count, T* row);       \
+  /* Into row y of image n, from its start. */                                                       \
+  void store_row(const Images& images, int64_t n, int64_t y, int64_t count, const T* row);           \
+  void to_quads(const T* row, int64_t n, T* quads);                                                  \
+  /* Resize along x: adds `taps.count` pixels to a row whose channels are `channel` values apart. */ \
+  void resize_row(const Taps<T>& taps, const T* quads, int64_t channel, T* row);                     \
+  /* Resize along y: output i from rows of `size` values, one after the other. */                    \
+  void combine_rows(const Taps<T>& taps, int64_t i, const T* rows, int64_t size, T* out);            \
+  /* clamp(f x + offset) */                                                                          \
+  void blend_with_constant(T* x, int64_t n, T f, T offset);                                          \
+  /* Returns the sum of the gradient that the clamp lets pass. */                                    \
+  T blend_with_constant_backward(const T* x, T* g, int64_t n, T f, T offset, bool straight_through); \
+  /* clamp(f x + (1 - f) luminance(x)) */                                                            \
+  void saturate(T* x, int64_t n, T f);                                                               \
+  void saturate_backward(const T* x, T* g, int64_t n, T f, bool straight_through);                   \
+  /* `shift` in [0, 1) turns of HSV's hue. */                                                        \
+  void shift_hue(T* x, int64_t n, T shift);                                                          \
+  void shift_hue_backward(const T* x, T* g, int64_t n, T shift);                                     \
+  T sum_of_luminance(const T* x, int64_t n);                                                         \
+  /* What `value` for every pixel's luminance means for its channels. */                             \
+  void add_to_luminance(T* g, int64_t n, T value);                                                   \
+  void to_gray(T* x, int64_t n);                                                                     \
+  void to_gray_backward(T* g, int64_t n);                                                            \
+  void solarize(T* x, int64_t n, T threshold);                                                       \
+  void solarize_backward(const T* x, T* g, int64_t n, T threshold);                                  \
+  /* (x - mean) scale, channel by channel. */                                                        \
+  void normalize(T* x, int64_t n, const T* mean, const T* scale);                                    \
+  /* out[x] = sum over k < taps of weight[k] padded[x + k] */                                        \
+  void filter_row(const T* padded, const T* weight, int64_t taps, int64_t n, T* out);                \
   void add_row(const T* in, T weight, int64_t n, T* out);
 
 COPGEN_DECLARE_ROWS(float)
