@@ -323,6 +323,17 @@ def test_the_module_draws_applies_and_normalises():
     assert "out_size=(8, 8)" in repr(module)
 
 
+def test_the_module_makes_several_views_in_any_form():
+    policy, images = get("simclr"), pictures(5, 12, 10)
+    form = {"out_dtype": torch.bfloat16, "memory_format": torch.channels_last, "clamp": "straight_through"}
+    views = Augment(policy, 8, views=2, **form)(images, generator=seeded(7))
+    params = AugmentParams.sample(10, (12, 10), policy, out_size=8, generator=seeded(7))
+    assert torch.equal(views, augment(images, params, 8, **IMAGENET, **form))
+    assert views.shape == (10, 3, 8, 8) and views.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="views"):
+        Augment(policy, 8, views=0)
+
+
 # Errors.
 
 

@@ -107,34 +107,59 @@ def augment(
 
 
 class Augment(nn.Module):
-    """A policy as a module, for batches: `Augment(policy, 128)(images)` in place of a torchvision pipeline."""
+    """A policy as a module, for batches: `Augment(policy, 128)(images)` in place of a torchvision pipeline.
 
-    def __init__(self, policy: AugmentPolicy, out_size: int | tuple[int, int]) -> None:
+    Args:
+        views: how many views to make of each image, in one launch.
+        out_dtype, memory_format, clamp: as `augment` takes them.
+    """
+
+    def __init__(
+        self,
+        policy: AugmentPolicy,
+        out_size: int | tuple[int, int],
+        *,
+        views: int = 1,
+        out_dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        clamp: str = "exact",
+    ) -> None:
         super().__init__()
-        self.policy = policy
-        self.out_size = as_size("out_size", out_size)
+        if views < 1:
+            raise ValueError(f"views: expected at least 1, got {views}")
+        self.policy, self.out_size, self.views = policy, as_size("out_size", out_size), views
+        self.out_dtype, self.memory_format, self.clamp = out_dtype, memory_format, clamp
 
     def forward(
         self, images: Tensor, params: AugmentParams | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Views float32 [N, 3, h, w], normalised by the policy, of images [N, 3, H, W]; see `augment`.
+        """Views [V N, 3, h, w], normalised by the policy, of images [N, 3, H, W]; view v is of image v mod N.
 
         Without `params` they are drawn from `generator` (None: the images' device's default one).
         """
         if params is None:
             expect_tensor("images", images, ("N", 3, "H", "W"), _DTYPES)
             params = AugmentParams.sample(
-                len(images),
+                self.views * len(images),
                 tuple(images.shape[2:]),
                 self.policy,
                 out_size=self.out_size,
                 generator=generator,
                 device=images.device,
             )
-        return augment(images, params, self.out_size, mean=self.policy.mean, std=self.policy.std)
+        return augment(
+            images,
+            params,
+            self.out_size,
+            mean=self.policy.mean,
+            std=self.policy.std,
+            out_dtype=self.out_dtype,
+            memory_format=self.memory_format,
+            clamp=self.clamp,
+        )
 
     def extra_repr(self) -> str:
-        return f"{self.policy}, out_size={self.out_size}"
+        return f"{self.policy}, out_size={self.out_size}, views={self.views}"
 
 
 def _expect_params(params: AugmentParams, images: Tensor, out_size: tuple[int, int]) -> None:

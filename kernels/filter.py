@@ -1,0 +1,80 @@
+"""A separable filter in Triton, each sample with its own weights: the blur of the augmentation, and its adjoint."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Two pixels a thread share a division.
+BLOCK = 256
+WARPS = 4
+
+
+@triton.jit(do_not_specialize=("taps", "height", "width", "chunk_count"))
+def filter_kernel(
+    images, weights, filtered, taps, height, width, chunk_count,
+    VERTICAL: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One axis of contiguous [M, 3, h, w]; the border is reflected without repeating its last pixel.
+
+    The adjoint gathers, too: pixel j gave its value to the outputs j - k, and beyond a border to those mirrored there.
+    """
+    plane = (tl.program_id(0) // chunk_count).to(tl.int64)
+    count = height * width
+    pixel = tl.program_id(0) % chunk_count * BLOCK + tl.arange(0, BLOCK)
+    exists = pixel < count
+    row = pixel // width
+    at = row if VERTICAL else pixel - row * width
+    length = height if VERTICAL else width
+    step = width if VERTICAL else 1
+    source = images + plane * count + pixel
+    total = tl.zeros((BLOCK,), images.dtype.element_ty)
+    for tap in range(taps):
+        k = tap - taps // 2
+        weight = tl.load(weights + plane // 3 * taps + tap).to(total.dtype)
+        if TRANSPOSED:
+            i = at - k
+            total += weight * tl.load(source + (i - at) * step, exists & (i >= 0) & (i < length), 0.0)
+            i = -at - k
+            total += weight * tl.load(source + (i - at) * step, exists & (i >= 0) & (at > 0), 0.0)
+            i = 2 * (length - 1) - at - k
+            total += weight * tl.load(source + (i - at) * step, exists & (i < length) & (at < length - 1), 0.0)
+        else:
+            i = tl.abs(at + k)
+            i = length - 1 - tl.abs(length - 1 - i)
+            total += weight * tl.load(source + (i - at) * step, exists, 0.0)
+    tl.store(filtered + plane * count + pixel, total, exists)
+
+
+def separable_filter(images: Tensor, weights: Tensor, transposed: bool, filtered: Tensor) -> None:
+    """Fill `filtered` with contiguous [M, 3, h, w] filtered along both axes by weights [M, 2R + 1]; R < min(h, w).
+
+    `transposed` applies the adjoint. The axes commute, so their order is the same.
+    """
+    m, channels, height, width = images.shape
+    chunks = triton.cdiv(height * width, BLOCK)
+    between = torch.empty_like(images)
+    sizes = (weights.shape[1], height, width, chunks)
+    weights = weights.contiguous()
+    with on_device(images):
+        for vertical, source, target in ((False, images, between), (True, between, filtered)):
+            filter_kernel[(m * channels * chunks,)](
+                source, weights, target, *sizes, VERTICAL=vertical, TRANSPOSED=transposed, BLOCK=BLOCK, num_warps=WARPS
+            )
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches without data that compile the kernel for both directions, whatever `thorough`."""
+    images, weights = (torch.empty(shape, device="meta") for shape in ((8, 3, 128, 128), (8, 13)))
+    for transposed in (False, True):
+        name = "float32 transposed" if transposed else "float32"
+        yield name, partial(separable_filter, images, weights, transposed, images)
