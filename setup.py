@@ -56,6 +56,15 @@ setup(
         "matplotlib>=3.7",
         "jinja2>=3",
     ],
-    extras_require={"dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "lightly>=1.5", "kornia>=0.7"]},
+    extras_require={
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.6",
+            "lightly>=1.5",
+            "kornia>=0.7",
+            "pytorch-metric-learning>=2.4",
+        ],
+    },
     **compiled(),
 )

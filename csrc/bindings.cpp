@@ -4,6 +4,8 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include <optional>
+
 namespace copgen {
 
 void augment_forward(const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
@@ -18,6 +20,15 @@ void augment_backward(const at::Tensor& grad, const at::Tensor& images, const at
 
 void separable_filter(const at::Tensor& images, const at::Tensor& weights, bool transposed, at::Tensor filtered);
 
+void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
+                int64_t offset, int64_t shift, bool exclude_self, at::Tensor losses, at::Tensor lse,
+                std::optional<at::Tensor> nearest, std::optional<at::Tensor> closeness);
+
+void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
+                   const std::optional<at::Tensor>& row_lse, const std::optional<at::Tensor>& row_grad,
+                   const std::optional<at::Tensor>& column_lse, const std::optional<at::Tensor>& column_grad,
+                   int64_t offset, int64_t shift, bool exclude_self, at::Tensor grad_rows);
+
 }  // namespace copgen
 
 TORCH_LIBRARY(copgen_fast_cpp, m) {
@@ -29,12 +40,20 @@ TORCH_LIBRARY(copgen_fast_cpp, m) {
       "Tensor jitter, Tensor gray, Tensor solarize, Tensor pivot, float[] std, bool straight_through, "
       "Tensor(a!) grad_images) -> ()");
   m.def("separable_filter(Tensor images, Tensor weights, bool transposed, Tensor(a!) filtered) -> ()");
+  m.def(
+      "row_losses(Tensor rows, Tensor? columns, float temperature, float bound, int offset, int shift, "
+      "bool exclude_self, Tensor(a!) losses, Tensor(b!) lse, Tensor(c!)? nearest, Tensor(d!)? closeness) -> ()");
+  m.def(
+      "row_gradients(Tensor rows, Tensor? columns, float temperature, float bound, Tensor? row_lse, Tensor? row_grad, "
+      "Tensor? column_lse, Tensor? column_grad, int offset, int shift, bool exclude_self, Tensor(a!) grad_rows) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
   m.impl("augment_forward", &copgen::augment_forward);
   m.impl("augment_backward", &copgen::augment_backward);
   m.impl("separable_filter", &copgen::separable_filter);
+  m.impl("row_losses", &copgen::row_losses);
+  m.impl("row_gradients", &copgen::row_gradients);
 }
 
 PyMODINIT_FUNC PyInit__cpp() {

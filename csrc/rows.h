@@ -7,10 +7,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "clones.h"
 #include "resize.h"
-
-// The bodies must melt into the cloned functions that call them: on their own they would be compiled for any x86-64.
-#define COPGEN_INLINE inline __attribute__((always_inline))
 
 namespace copgen {
 

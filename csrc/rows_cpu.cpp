@@ -3,15 +3,6 @@
 #include "row_io.h"
 #include "rows.h"
 
-// The compiler vectorises these functions once per instruction set, and the loader picks: AVX-512, AVX2 with FMA, or
-// any x86-64. Only float is worth it.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define COPGEN_CLONES_float __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define COPGEN_CLONES_float
-#endif
-#define COPGEN_CLONES_double
-
 namespace copgen {
 
 #define COPGEN_DEFINE_ROWS(T)                                                                                     \

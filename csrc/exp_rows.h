@@ -1,0 +1,26 @@
+// What InfoNCE does with a row of similarities: the loops that reach the vector units. Defined in exp_rows_cpu.cpp.
+//
+// A row holds n products s_j of one vector with n columns; `scale` is 1 / temperature. T is float or double.
+#pragma once
+
+#include <cstdint>
+
+namespace copgen {
+
+#define COPGEN_DECLARE_EXP_ROWS(T)                                                             \
+  /* Returns the sum of exp(scale s - shift), and adds each term to its column. */             \
+  T sum_exp(const T* s, int64_t n, T scale, T shift, T* columns);                              \
+  /* Adds exp(scale s - scale shift) to each column, which has its own shift. */               \
+  void add_exp(const T* s, int64_t n, T scale, const T* shift, T* columns);                    \
+  /* Returns the largest s, and raises each column to its own. */                              \
+  T raise(const T* s, int64_t n, T* columns);                                                  \
+  /* s = (row + column) exp(scale s - shift), in place. */                                     \
+  void weigh(T* s, int64_t n, T scale, T shift, T row, const T* columns);                      \
+  /* s = row_grad exp(scale s - row_lse) + column_grad exp(scale s - column_lse), in place. */ \
+  void weigh_apart(T* s, int64_t n, T scale, T row_lse, T row_grad, const T* column_lse, const T* column_grad);
+
+COPGEN_DECLARE_EXP_ROWS(float)
+COPGEN_DECLARE_EXP_ROWS(double)
+#undef COPGEN_DECLARE_EXP_ROWS
+
+}  // namespace copgen
