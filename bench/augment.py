@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bench import machine
 from bench.baselines import augment as baselines
-from bench.harness import Call, Row, interleaved, peak_memory
+from bench.harness import Call, Row
 from bench.limits import Limit, copies, device_copy
 from bench.options import Options
+from bench.rows import Subject, compare
 from copgen_fast import devices
 from copgen_fast.augmentations import POLICIES
 from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, backends
@@ -143,35 +143,9 @@ class _Measurement:
         return lambda: torch.autograd.grad(run(leaf), leaf, self.gradient)
 
     def compare(self, ours: dict[str, Call], peers: dict[str, Call]) -> Iterator[Row]:
-        """Rows of each of ours (named by its case) with each peer (by its name), from one interleaved run."""
-        options, device = self.options, self.device
-        bound = self.limit()
-        candidates = {**ours, **peers, "copy": bound.copy}
-        times = interleaved(candidates, options.repeats, options.min_seconds, device)
-        peaks = {name: peak_memory(call, device) for name, call in (ours | peers).items()}
-        limit, limit_ms = bound.read(times["copy"])
-        for case in ours:
-            for peer in peers:
-                mine, theirs = times[case], times[peer]
-                yield Row(
-                    area="augment",
-                    case=case,
-                    device=machine.device_name(device),
-                    backend=self.backend,
-                    precision=self.case.precision,
-                    direction=self.direction,
-                    ours_ms=mine.ms,
-                    ours_spread=mine.spread,
-                    peer=peer,
-                    peer_ms=theirs.ms,
-                    ratio=theirs.ms / mine.ms,
-                    limit=limit,
-                    limit_ms=limit_ms,
-                    of_limit=limit_ms / mine.ms,
-                    peak_mb=peaks[case],
-                    peer_peak_mb=peaks[peer],
-                    n=min(mine.n, theirs.n),
-                )
+        """Rows of each of ours (named by its case) with each peer (by its name)."""
+        subject = Subject("augment", self.backend, self.case.precision, self.direction)
+        return compare(subject, ours, peers, self.limit(), self.options, self.device)
 
     def limit(self) -> Limit:
         """Images to views and, backward, the views' gradient to the images'; on a GPU the fewest bytes for it."""

@@ -1,4 +1,4 @@
-"""What bounds an operation that computes nothing: how long its bytes take to move, measured beside it."""
+"""What bounds an operation: how long its bytes take to move or its products to compute, measured beside it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from bench.harness import Call, Timing
 
 # Enough for a copy on a GPU to leave its caches, which hold tens of megabytes.
 _COPIED = 512 * 2**20
-_TURING = 616e9  # bytes a second, an RTX 2080 Ti's data sheet
+# An RTX 2080 Ti's data sheet: bytes a second, and operations a second with sums in float32.
+_TURING = 616e9
+_TURING_RATE = {torch.float16: 53.8e12, torch.float32: 13.4e12}
+# Rows of the square matrices whose product shows how fast a device multiplies.
+_SQUARE = {"cpu": 2048}
+_LARGE_SQUARE = 8192
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A copy to time among the candidates, and what its time says: the limit in words and in milliseconds."""
+    """A call to time among the candidates, and what its time says: the limit in words and in milliseconds."""
 
-    copy: Call
+    call: Call
     read: Callable[[Timing], tuple[str, float]]
 
 
@@ -49,3 +54,22 @@ def device_copy(what: str, moved: int, device: torch.device) -> Limit:
         return words, moved / rate * 1e3
 
     return Limit(lambda: target.copy_(source), read)
+
+
+def matrix_products(what: str, operations: float, dtype: torch.dtype, device: torch.device) -> Limit:
+    """The time of that many floating-point operations at the rate of a large matrix product on the device."""
+    n = _SQUARE.get(device.type, _LARGE_SQUARE)
+    # Random numbers: zeros cost a GPU less power, and so run faster than anything real.
+    left, right = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
+    product = torch.empty_like(left)
+
+    def read(timing: Timing) -> tuple[str, float]:
+        rate = 2 * n**3 / (timing.ms / 1e3)
+        turing = operations / _TURING_RATE[torch.float16 if dtype == torch.bfloat16 else dtype] * 1e3
+        words = (
+            f"{operations / 1e9:.3g} GFLOP ({what}) at the {rate / 1e12:.3g} TFLOP/s of a {n} x {n} matrix product "
+            f"(RTX 2080 Ti, estimate: {turing:.3g} ms)"
+        )
+        return words, operations / rate * 1e3
+
+    return Limit(lambda: torch.mm(left, right, out=product), read)

@@ -138,7 +138,7 @@ def test_only_narrows_the_cases(tiny, capsys):
 
 def test_unknown_areas_are_refused_by_name(capsys):
     assert main(["augmnt"]) == 2
-    assert "choose from augment, all or compare" in capsys.readouterr().err
+    assert "choose from augment, info_nce, all or compare" in capsys.readouterr().err
 
 
 def results(path, **changed):
@@ -229,9 +229,15 @@ def test_limits_count_what_must_move(monkeypatch):
         assert f"{copied * images / 1e6:.1f} MB read" in words
     monkeypatch.setattr(limits, "_COPIED", 1000)
     bound = limits.device_copy("all", 500, torch.device("cpu"))
-    bound.copy()
+    bound.call()
     words, milliseconds = bound.read(Timing(8.0, 1, 5))
     assert milliseconds == pytest.approx(2)  # a quarter of the 2000 bytes that were copied in 8 ms
+    assert "estimate" in words
+    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 10})
+    bound = limits.matrix_products("all", 1000, torch.float32, torch.device("cpu"))
+    bound.call()
+    words, milliseconds = bound.read(Timing(8.0, 1, 5))
+    assert milliseconds == pytest.approx(4)  # half of the 2 * 10^3 operations that took 8 ms
     assert "estimate" in words
 
 

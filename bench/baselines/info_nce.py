@@ -1,0 +1,63 @@
+"""Other ways to compute NT-Xent of N pairs: PyTorch as one writes it, lightly, the published SupConLoss, our chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from lightly.loss import NTXentLoss
+from torch import Tensor
+
+from bench.machine import version
+from copgen_fast import __version__
+from copgen_fast.ops import info_nce
+
+Peer = Callable[[Tensor, Tensor], Tensor]
+
+
+def peers(temperature: float) -> dict[str, Peer]:
+    """Each takes anchors and positives, [N, D], to the mean loss; all keep the 2N x 2N matrix."""
+    return {
+        f"PyTorch {version('torch')}, written plainly": plain(temperature),
+        f"lightly {version('lightly')} NTXentLoss": NTXentLoss(temperature=temperature),
+        "SupConLoss as published": published(temperature),
+    }
+
+
+def tiled(temperature: float) -> dict[str, Peer]:
+    """What keeps no matrix either: every row's tiles, without the symmetry (as Inf-CL tiles), in PyTorch."""
+
+    def chunked(anchors: Tensor, positives: Tensor) -> Tensor:
+        return info_nce(anchors, positives, temperature=temperature, backend="chunked")
+
+    return {f"copgen_fast {__version__} chunked backend, no symmetry": chunked}
+
+
+def plain(temperature: float) -> Peer:
+    """NT-Xent by cross-entropy over the whole matrix."""
+
+    def run(anchors: Tensor, positives: Tensor) -> Tensor:
+        views = F.normalize(torch.cat([anchors, positives]), dim=1)
+        logits = views @ views.T / temperature
+        logits.fill_diagonal_(-torch.inf)
+        return F.cross_entropy(logits, torch.arange(len(views), device=views.device).roll(len(anchors)))
+
+    return run
+
+
+def published(temperature: float) -> Peer:
+    """The arithmetic of the SupConLoss that COP-Gen's code trains with, without labels, base temperature t."""
+
+    def run(anchors: Tensor, positives: Tensor) -> Tensor:
+        views = torch.cat([F.normalize(anchors, dim=1), F.normalize(positives, dim=1)])
+        n = len(anchors)
+        logits = torch.matmul(views, views.T) / temperature
+        logits = logits - logits.max(1, keepdim=True).values.detach()
+        mask = torch.eye(n, device=views.device).repeat(2, 2)
+        others = torch.ones_like(mask).fill_diagonal_(0)
+        mask = mask * others
+        log_prob = logits - torch.log((torch.exp(logits) * others).sum(1, keepdim=True))
+        return -((mask * log_prob).sum(1) / mask.sum(1)).mean()
+
+    return run
