@@ -75,7 +75,7 @@ def _rows(case: Case, direction: str, device: torch.device, options: Options) ->
 
 
 def limit(case: Case, direction: str, device: torch.device) -> Limit:
-    """The products there are to compute: half the symmetric matrix; backward, that again and the matrix times the views."""
+    """The products there are to compute: half the symmetric matrix; backward, that again and the matrix times views."""
     views = 2 * case.n
     half = views**2 * case.d
     what = "half the matrix" if direction == "forward" else "half the matrix twice, the matrix times the views"
