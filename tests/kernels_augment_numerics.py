@@ -7,7 +7,6 @@ file in a process of its own for each device. The pictures are tiny, as the inte
 import dataclasses
 import itertools
 import math
-import os
 
 import pytest
 import torch
@@ -15,16 +14,11 @@ import torch
 from copgen_fast.augmentations import get
 from copgen_fast.ops import AugmentParams, augment, augment_reference
 from copgen_fast.ops.augment_op import FIELDS, fused_filter
+from tests.kernel_processes import this_process_device
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+DEVICE = this_process_device()
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 ORDERS = list(itertools.permutations(range(4)))
-if DEVICE == "cpu":
-    # A third of the interpreter's time, and wrong where numbers are meant to wrap.
-    from triton.runtime import interpreter
-
-    options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
-    interpreter.interpreter_builder.options = options
 EVERYTHING = dataclasses.replace(get("simclr"), jitter=1.0, gray=0.3, solarize=0.4)
 # The interpreter cuts bfloat16 where a GPU rounds.
 RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 8e-3}

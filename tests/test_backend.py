@@ -48,6 +48,7 @@ def test_the_ops_pass_their_backend_on():
         ((8, 0), torch.float32, 128, "triton"),
         ((12, 0), torch.bfloat16, 512, "triton"),
         ((9, 0), torch.float16, 513, "chunked"),
+        ((9, 0), torch.float64, 128, "chunked"),
     ],
 )
 def test_a_gpu_gets_what_its_generation_can(monkeypatch, capability, dtype, dimension, backend):

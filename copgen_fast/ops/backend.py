@@ -25,7 +25,10 @@ _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
 
 # What a backend is for, where that is not all its device type's inputs; others run it when they are told to.
 _PURPOSE = {
-    ("info_nce", "triton"): "sm_80 and newer, D up to 512: on sm_75 Triton makes no tensor-core instruction",
+    (
+        "info_nce",
+        "triton",
+    ): "sm_80 and newer, not float64, D up to 512: on sm_75 Triton makes no tensor-core instruction",
     ("info_nce", "cuda"): "sm_75 and newer, float16, D up to 512; rounds other dtypes to float16",
     ("info_nce", "chunked"): "any device; a GPU without a kernel of its own",
 }
@@ -80,7 +83,10 @@ def _suits(op: str, backend: str, device: torch.device, dtype: torch.dtype, dime
     if op != "info_nce" or backend not in ("triton", "cuda"):
         return True
     capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (8, 0)
-    fits = capability >= (8, 0) if backend == "triton" else capability >= (7, 5) and dtype == torch.float16
+    if backend == "triton":
+        fits = capability >= (8, 0) and dtype != torch.float64
+    else:
+        fits = capability >= (7, 5) and dtype == torch.float16
     return fits and dimension <= _FUSED_DIMENSION
 
 

@@ -56,7 +56,7 @@ def info_nce(
 
     - symmetric (NT-Xent, what the reference implementation trains with): over the 2N rows v = [a; p],
       -log( exp(v_i.v_j / t) / sum_{k != i} exp(v_i.v_k / t) ), j the other view of i;
-      2N - 2 negatives a row. One pair alone has no negatives: its loss is 0.
+      2N - 2 negatives a row. One pair alone has no negatives: its loss is 0, up to rounding.
     - one-sided (paper, Eq. 1): -log( exp(a_i.p_i / t) / sum_k exp(a_i.p_k / t) ); the N - 1 other positives
       are the negatives.
 
@@ -106,6 +106,8 @@ def info_nce(
         info_nce_group.expect_equal_batches("anchors", anchors, group)
     form = Form(temperature, symmetric, labels, negatives, normalize, group)
     name = resolve("info_nce", anchors.device, backend, dtype=anchors.dtype, dimension=anchors.shape[1])
+    if name in ("triton", "cuda") and torch.float64 in (anchors.dtype, positives.dtype):
+        raise ValueError(f"backend: {name} has no float64; chunked and reference do")
     if name == "reference":
         losses, agrees = _by_definition(anchors, positives, form)
     else:

@@ -1,0 +1,236 @@
+"""The fused InfoNCE in Triton: losses, and their gradients, of a similarity matrix that is never stored.
+
+    s_ij = (rows_i . columns_j) / temperature,  loss_i = log sum_j exp(s_ij) - s_{i, target(i)}
+
+Forward and backward are one launch each where rows and columns are few. More columns than keep the GPU busy through
+their rows alone are split, and a second launch adds up the parts, in one order. A large symmetric matrix is computed
+by half: the exponentials of a tile are summed along both axes, and a second launch adds those sums up.
+
+For sm_80 and newer. Older ones have no matrix instructions that Triton uses: there it works, slowly.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import triton
+from copgen_fast.kernels.filter import on_device
+from copgen_fast.kernels.similarity import (
+    LOG2_E,
+    finish_kernel,
+    gradients_kernel,
+    losses_kernel,
+    merge_kernel,
+    triangle_kernel,
+)
+from torch import Tensor
+
+__all__ = ["row_gradients", "row_losses"]
+
+# exp(s - bound) stays a normal float32 for |s| <= bound, with room for both ends to be off by 1 %.
+LARGEST_BOUND = 40
+
+
+class Blocks(NamedTuple):
+    """Sizes of a program's tiles, and how it is compiled."""
+
+    m: int  # rows
+    n: int  # columns
+    d: int  # of a product's sum
+    width: int  # of the gradient
+    warps: int
+    stages: int
+    precision: str
+
+    def meta(self, d: int) -> dict[str, int | str]:
+        shared = {"D": d, "BLOCK_D": self.d, "PRECISION": self.precision}
+        # The assembler would rather spill a little of bf16x6 than take all registers.
+        limit = {"maxnreg": 255} if self.precision == "bf16x6" else {}
+        return {**shared, "num_warps": self.warps, "num_stages": self.stages, **limit}
+
+
+def row_losses(
+    rows: Tensor,
+    columns: Tensor | None,
+    temperature: float,
+    bound: float,
+    offset: int,
+    shift: int,
+    exclude_self: bool,
+    losses: Tensor,
+    lse: Tensor,
+    top: Tensor | None,
+    top_logit: Tensor | None,
+    *,
+    triangle_from: int = 2048,
+    split_from: int = 2048,
+    scratch_bytes: int = 2**25,
+) -> None:
+    """Fill `losses` and `lse` [M] of `rows` [M, D] against `columns` [K, D], themselves where None.
+
+    Column `offset` + i is row i's own, left out with `exclude_self`; its target is that of row (i + `shift`) % M,
+    none at -1. |s| <= `bound`, which may be inf. `top` and `top_logit` [M], or neither: where s is largest, and s.
+
+    With at least `triangle_from` rows a symmetric matrix is computed by half, with up to `scratch_bytes` beside it.
+    At least `split_from` columns may be split.
+    """
+    m, d = rows.shape
+    scale, bounded = LOG2_E.value / temperature, bound <= LARGEST_BOUND
+    limit = bound * LOG2_E.value if bounded else 0.0
+    shift = shift % m if shift >= 0 else -1
+    with on_device(rows):
+        if columns is None and exclude_self and offset == 0 and bounded and top is None and m >= triangle_from:
+            _triangle(rows, scale, limit, shift, losses, lse, scratch_bytes)
+            return
+        columns = rows if columns is None else columns
+        k = len(columns)
+        blocks = _blocks(rows, k, "losses")
+        programs = triton.cdiv(m, blocks.m)
+        splits, each = _split(k, programs, blocks, split_from, scratch_bytes // (16 * m))
+        parts = parts_at = None
+        if splits > 1:
+            parts = losses.new_empty(2 if top is None else 3, splits, m)
+            parts_at = None if top is None else top.new_empty(splits, m, dtype=torch.int32)
+        outputs = (losses, lse, top, top_logit, parts, parts_at)
+        losses_kernel[(programs, splits)](
+            rows, columns, scale, limit, m, k, offset, shift, each, *outputs,
+            BLOCK_M=blocks.m, BLOCK_N=blocks.n, BOUNDED=bounded, EXCLUDE_SELF=exclude_self, **blocks.meta(d),
+        )  # fmt: skip
+        if splits > 1:
+            merge_kernel[(triton.cdiv(m, 64),)](rows, columns, scale, m, offset, shift, splits, *outputs, D=d, BLOCK=64)
+
+
+def _triangle(
+    rows: Tensor, scale: float, limit: float, shift: int, losses: Tensor, lse: Tensor, scratch_bytes: int
+) -> None:
+    m, d = rows.shape
+    blocks = _blocks(rows, m, "triangle")
+    count = triton.cdiv(m, blocks.m)
+    distances = count // 2 + 1
+    # Some hundreds of programs, of few tiles each where there are few.
+    each = min(16, triton.cdiv(count * distances, 512))
+    band = max(1, min(distances, scratch_bytes // (4 * m) * each // (each + 1)))
+    parts = lse.new_empty(band + triton.cdiv(band, each), m)
+    for first in range(0, distances, band):
+        last = min(first + band, distances)
+        sizes = (first, last, each, count, parts)
+        triangle_kernel[(count, triton.cdiv(last - first, each))](
+            rows, scale, limit, m, *sizes, BLOCK=blocks.m, **blocks.meta(d)
+        )
+        finish_kernel[(count,)](rows, scale, limit, m, shift, *sizes, losses, lse, D=d, BLOCK=blocks.m)
+
+
+def row_gradients(
+    rows: Tensor,
+    columns: Tensor | None,
+    temperature: float,
+    bound: float,
+    row_lse: Tensor | None,
+    row_grad: Tensor | None,
+    column_lse: Tensor | None,
+    column_grad: Tensor | None,
+    offset: int,
+    shift: int,
+    exclude_self: bool,
+    grad_rows: Tensor,
+    *,
+    split_from: int = 2048,
+    scratch_bytes: int = 2**25,
+) -> None:
+    """Fill `grad_rows` [M, D], the gradient that reaches `rows` through the losses of the rows and of the columns.
+
+    `row_lse` and `row_grad` [M] (the gradient of the losses), `column_lse` and `column_grad` [K], or one of the pairs.
+    Without `columns` both are the rows'. For the others see row_losses.
+    """
+    m, d = rows.shape
+    if columns is None:
+        columns, column_lse, column_grad = rows, row_lse, row_grad
+    bounded = bound <= LARGEST_BOUND
+    shift = shift % m if shift >= 0 else -1
+    with on_device(rows):
+        k = len(columns)
+        blocks = _blocks(rows, k, "gradients")
+        grid = (triton.cdiv(m, blocks.m), triton.cdiv(d, blocks.width))
+        splits, each = _split(k, grid[0] * grid[1], blocks, split_from, scratch_bytes // (4 * m * d))
+        parts = grad_rows.new_empty(splits, m, d) if splits > 1 else grad_rows
+        gradients_kernel[(*grid, splits)](
+            rows, columns, LOG2_E.value / temperature, bound * LOG2_E.value if bounded else 0.0, m, k,
+            row_lse, row_grad, column_lse, column_grad, offset, shift, parts, each,
+            BLOCK_M=blocks.m, BLOCK_N=blocks.n, WIDTH=blocks.width, BOUNDED=bounded, EXCLUDE_SELF=exclude_self,
+            **blocks.meta(d),
+        )  # fmt: skip
+        if splits > 1:
+            torch.sum(parts, 0, out=grad_rows)
+
+
+def _split(k: int, programs: int, blocks: Blocks, split_from: int, most: int) -> tuple[int, int]:
+    """How many parts, `most` at most, `k` columns are split into, and the columns of each.
+
+    Programs as high as 128 rows fill a multiprocessor, of which large GPUs have some 130.
+    """
+    tiles = triton.cdiv(k, blocks.n)
+    wanted = 2**14 // blocks.m // programs if blocks.m > 16 else 256 // programs
+    splits = max(1, min(wanted, most, triton.cdiv(tiles, 8))) if k >= split_from else 1
+    each = triton.cdiv(tiles, splits)
+    return triton.cdiv(tiles, each), each * blocks.n
+
+
+def _blocks(rows: Tensor, k: int, kind: str) -> Blocks:
+    """What `rows` against `k` columns are computed with: "losses", "triangle" (where m = n) or "gradients".
+
+    Found by compiling: no registers spill, and what is shared fits the 99 KB of sm_86 and sm_120. Low blocks make
+    few rows many programs; high ones read columns less often, which pays where these are many.
+    """
+    m, d = rows.shape
+    gradients, triangle = kind == "gradients", kind == "triangle"
+    narrow = _power(d, 128)
+    if triton.knobs.runtime.interpret:
+        precision = "interpreted"
+    elif triton.runtime.driver.active.get_current_target().arch < 80:
+        # Without matrix instructions both factors of a product go through registers.
+        return Blocks(32, 32, 16, _power(d, 64), 4, 1, "ieee")
+    else:
+        # Six products of bfloat16 make one of float32, faster than the units for single numbers would.
+        precision = "bf16x6" if rows.dtype == torch.float32 else "ieee"
+    few = max(m, k) <= 2048
+    if rows.dtype == torch.float32:
+        if triangle:
+            return Blocks(64, 64, _power(d, 16), 0, 8, 2, precision)
+        if few:
+            return Blocks(16, 32, _power(d, 32), narrow, 4, 2, precision)
+        return Blocks(64, 32, _power(d, 32), narrow, 8 if gradients else 4, 2, precision)
+    if triangle:
+        side, warps = (64, 4) if m <= 8192 else (128, 8)
+        return Blocks(side, side, narrow if d <= 128 else 64, 0, warps, 3, precision)
+    height = 16 if few else 64 if m <= 4096 else 128
+    if d <= 128:
+        return Blocks(height, 64, narrow, narrow, 8 if height == 128 else 4, 3, precision)
+    if gradients:
+        # Products are computed again for every WIDTH columns: as wide as the registers allow.
+        return Blocks(min(height, 64), 32, 64, _power(d, 512), 8, 3, precision)
+    return Blocks(height, 64, 64, 0, 8 if height == 128 else 4, 3, precision)
+
+
+def _power(d: int, most: int) -> int:
+    """Power of two that holds `d`, at least a tile's smallest side, at most `most`."""
+    return min(max(16, triton.next_power_of_2(d)), most)
+
+
+def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches without data: all kernels here in both precisions on sm_75, elsewhere a few that stand for most.
+
+    Elsewhere half rows are many, float32 rows few: what they are mostly used for.
+    """
+    for dtype, m in ((torch.float16, 8192), (torch.float32, 8192 if thorough else 224)):
+        rows = torch.empty(m, 128, dtype=dtype, device="meta")
+        numbers, top = torch.empty(m, device="meta"), torch.empty(m, dtype=torch.int64, device="meta")
+        name = f"{str(dtype).removeprefix('torch.')} M={m}"
+        losses, statistics = (0, 0, True, numbers, numbers), (numbers, numbers, None, None)
+        gradients = (*statistics, 0, 0, True, rows.float())
+        yield name, partial(row_losses, rows, None, 0.1, 10.0, *losses, None, None)
+        yield f"{name} gradients", partial(row_gradients, rows, None, 0.1, 10.0, *gradients)
+        if thorough or m > 224:
+            yield f"{name} unbounded top", partial(row_losses, rows, None, 0.01, 100.0, *losses, top, numbers)
+        if thorough:
+            yield f"{name} unbounded gradients", partial(row_gradients, rows, None, 0.01, 100.0, *gradients)
