@@ -1,14 +1,22 @@
 """Packaging of copgen_fast. `pip install .`, `pip install -e .` and `make install` all work without a compiler.
 
 The C++ operators are built when torch can be imported while building (`--no-build-isolation`, as `make` does) and a
-C++ compiler is there; otherwise one line says so and PyTorch's own operators do their work.
+C++ compiler is there, the CUDA operators when there is a CUDA compiler too; otherwise a line says so and PyTorch's
+own operators do their work.
 """
 
+import importlib.util
 import os
+import re
 import shutil
+import subprocess
 from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
+
+# Where no GPU is visible, as while building an image: Turing, and what newer GPUs translate for themselves.
+CUDA_TARGETS = ["-gencode=arch=compute_75,code=sm_75", "-gencode=arch=compute_80,code=[sm_80,compute_80]"]
 
 
 def compiled() -> dict:
@@ -23,13 +31,62 @@ def compiled() -> dict:
         return {}
     extension = CppExtension(
         "copgen_fast._cpp",
-        sorted(glob("csrc/*.cpp")),
+        sorted(set(glob("csrc/*.cpp")) - set(glob("csrc/*_cuda.cpp"))),
         # Errors and traps of the floating-point unit are not looked at; without them loops vectorise.
         extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wno-psabi"],
         extra_link_args=["-fopenmp"],
         optional=True,
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+
+    class OneByOne(BuildExtension):
+        """Builds each extension for itself, so that one that fails leaves the others be."""
+
+        def build_extensions(self) -> None:
+            everything = self.extensions
+            for one in everything:
+                self.extensions = [one]
+                try:
+                    super().build_extensions()
+                except Exception as error:
+                    print(f"copgen_fast: {one.name} is not built, {type(error).__name__}: {error}")
+            self.extensions = everything
+
+    return {"ext_modules": [extension, *cuda_extension()], "cmdclass": {"build_ext": OneByOne}}
+
+
+def cuda_extension() -> list:
+    """The extension copgen_fast._cuda, or none."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, CUDAExtension
+
+    if torch.version.cuda is None or CUDA_HOME is None:
+        missing = "torch is built without CUDA" if torch.version.cuda is None else "there is no nvcc (set CUDA_HOME)"
+        print(f"copgen_fast: the CUDA operators are not built, {missing}")
+        return []
+    # CUDA_HOME may hold no more than a script that starts the compiler; the compiler knows where it is.
+    tried = subprocess.run([f"{CUDA_HOME}/bin/nvcc", "--dryrun", "any.cu"], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.+)$", tried.stderr, re.MULTILINE)
+    toolkit = Path(top[1] if top else CUDA_HOME).resolve()
+    chosen = "TORCH_CUDA_ARCH_LIST" in os.environ or torch.cuda.device_count() > 0
+    extension = CUDAExtension(
+        "copgen_fast._cuda",
+        sorted(glob("csrc/*.cu") + glob("csrc/*_cuda.cpp")),
+        include_dirs=[str(toolkit / "include")],
+        library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
+        extra_compile_args={"cxx": ["-O2", "-g0"], "nvcc": ["-O3", "--threads=2", *([] if chosen else CUDA_TARGETS)]},
+        depends=glob("csrc/*.cuh") + glob("csrc/*_cuda.h"),
+        optional=True,
+    )
+    folders = [*extension.library_dirs, *(os.environ.get("LIBRARY_PATH", "").split(":"))]
+    if not any(Path(folder, "libcudart.so").exists() for folder in folders):
+        # A slim toolkit; torch brought the library itself, under a name with its version.
+        spec = importlib.util.find_spec("nvidia")
+        roots = spec.submodule_search_locations if spec else []
+        for library in [found for root in roots for found in glob(f"{root}/*/lib/libcudart.so.*")][:1]:
+            extension.libraries.remove("cudart")
+            extension.library_dirs.append(str(Path(library).parent))
+            extension.extra_link_args.append(f"-l:{Path(library).name}")
+    return [extension]
 
 
 setup(

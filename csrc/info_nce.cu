@@ -1,0 +1,32 @@
+// Launches InfoNCE's kernels. No header of PyTorch's: with them the CUDA compiler takes several times as long.
+#include <type_traits>
+
+#include "info_nce_plan.cuh"
+
+namespace copgen {
+namespace {
+
+struct Launch {
+  cudaStream_t stream;
+  template <class... Parameters>
+  void operator()(void (*kernel)(Parameters...), int x, int y, int threads,
+                  std::common_type_t<Parameters>... arguments) const {
+    kernel<<<dim3(x, y), threads, 0, stream>>>(arguments...);
+  }
+};
+
+}  // namespace
+
+cudaError_t start_row_losses(cudaStream_t stream, Plan plan, const Similarity& matrix, int band, float* scratch,
+                             float* losses, float* lse, int64_t* nearest, float* closeness) {
+  launch_losses(Launch{stream}, plan, matrix, band, scratch, losses, lse, nearest, closeness);
+  return cudaGetLastError();
+}
+
+cudaError_t start_row_gradients(cudaStream_t stream, Plan plan, const Similarity& matrix, const Statistics& stats,
+                                float* grad_rows, int grad_d) {
+  launch_gradients(Launch{stream}, plan, matrix, stats, grad_rows, grad_d);
+  return cudaGetLastError();
+}
+
+}  // namespace copgen
