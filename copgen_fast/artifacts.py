@@ -115,7 +115,9 @@ def read_checkpoint(path: Path) -> dict:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise CorruptArtifactError(
             f"{path} is truncated, altered or holds more than tensors ({str(error).partition('. ')[0]}); "
             "a run's own checkpoint may be deleted: its stage then starts again"

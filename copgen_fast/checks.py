@@ -40,3 +40,14 @@ def expect_tensor(
         wanted = ", ".join(str(size) for size in shape)
         raise ValueError(f"{argument}: expected shape [{wanted}], got {list(value.shape)}")
     return value
+
+
+def expect_finite(argument: str, value: Tensor) -> None:
+    """Refuse NaN and infinity on the CPU; a look at another device's values would wait for it.
+
+    Raises:
+        ValueError: there are some.
+    """
+    looks = value.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not torch.isfinite(value).all():
+        raise ValueError(f"{argument}: holds NaN or infinity")

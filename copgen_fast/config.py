@@ -22,6 +22,9 @@ class GeneratorConfig:
     """Registered generator: a file in copgen_fast/generators."""
     weights: str | None = None
     """File of its weights; None takes those embedded in the package, where there are any."""
+    level: Literal["published", "exact", "half"] = "exact"
+    """exact: rewritten to be fast, equal up to rounding, where the generator has such a form. half: that in half
+    precision, refused where images change visibly. published: as it was trained."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Latent prior: truncated to [-2, 2] as the reference code, or N(0, I) as the paper."""
 

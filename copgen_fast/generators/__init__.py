@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast import registry
+from copgen_fast.config import GeneratorConfig
+from copgen_fast.generators._optimize import Level, optimize
+from copgen_fast.generators._tricks import Tricks
+
+__all__ = ["Generator", "Level", "Tricks", "build", "digest", "load", "optimize"]
 
 
 class Generator(Protocol):
@@ -44,6 +49,21 @@ def build(name: str, weights: str | Path | None = None) -> nn.Module:
     """
     generator = registry.load("copgen_fast.generators", name).build(weights)
     return generator.eval().requires_grad_(False)
+
+
+def load(config: GeneratorConfig, device: torch.device) -> nn.Module:
+    """The generator of a run, on its device and as fast as `config.level` says.
+
+    Its attribute `weights_digest` is the `digest` of the weights it was made from.
+
+    Raises:
+        UsageError: see `build`.
+        CopgenError: see `optimize`.
+    """
+    published = build(config.name, config.weights).to(device)
+    generator = published if config.level == "published" else optimize(published, config.level)
+    generator.weights_digest = digest(published)
+    return generator
 
 
 def digest(generator: nn.Module) -> str:

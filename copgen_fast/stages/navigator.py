@@ -150,7 +150,7 @@ def run(run: Run) -> None:
     if run.navigator_file.exists():
         return
     config, options, folder = run.config, run.config.navigator, run.folder / "navigator"
-    G = generators.build(config.generator.name, config.generator.weights).to(run.device)
+    G = generators.load(config.generator, run.device)
     T = untrained(G.latent_dim, options, config.seed).to(run.device)
     game = make_game(run, G, T)
     step = alternating_step if options.update == "alternating" else simultaneous_step

@@ -24,12 +24,13 @@ def run(run: Run) -> None:
 def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
     """What pairs of one way are made from, and its record: the digests and settings that decide every pixel."""
     config = run.config
-    G = generators.build(config.generator.name, config.generator.weights).to(run.device)
+    G = generators.load(config.generator, run.device)
     setting = positives.Setting(G.latent_dim, config.seed, config.navigator, config.pairs, run.navigator_file)
     source = PairSource(G, positives.build(positive, setting), G.latent_dim, config.generator.prior, run.device)
     identity = {
         "generator": config.generator.name,
-        "generator_digest": generators.digest(G),
+        "generator_digest": G.weights_digest,
+        "generator_level": config.generator.level,
         "positive": positive,
         "prior": config.generator.prior,
         "start_seed": config.pairs.start_seed,

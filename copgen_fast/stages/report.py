@@ -135,7 +135,7 @@ def make_pictures(run: Run) -> dict[str, list[tuple[str, str]]]:
     if run.config.pretrain.data == "real":
         return {}
     config = run.config
-    G = generators.build(config.generator.name, config.generator.weights)
+    G = generators.optimize(generators.build(config.generator.name, config.generator.weights))
     seeds = range(config.pairs.start_seed, config.pairs.start_seed + COLUMNS)
     z = latents.sample_each(config.generator.prior, seeds, G.latent_dim)
 

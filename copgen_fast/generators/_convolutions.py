@@ -1,0 +1,110 @@
+"""3 x 3 convolutions, plain and of what nearest upsampling by 2 gives, with fewer products.
+
+A method prepares the weight [out, in, 3, 3] once and computes the same sums from it; all pad with zeros. Products a
+pixel of the output and pair of channels, 9 as it is written:
+
+- transposed: 4. Two of three taps along an axis fall on one pixel of the small image. What is left is a transposed
+  4 x 4 convolution with stride 2.
+- differences: 9 / 4. Along an axis, with the taps (u, v, w) and their sum s, the outputs 2i and 2i + 1 are
+  s x_i - u (x_i - x_{i-1}) and s x_i + w (x_{i+1} - x_i): three products for two outputs.
+- winograd: 4, by F(2 x 2, 3 x 3) (Lavin and Gray 2016), of an image that is not upsampled.
+
+The last two are matrix products over channels with sums and copies around them, which pay where channels are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a convolution is computed: `run(x, prepare(weight), bias)`."""
+
+    prepare: Callable[[Tensor], Tensor]
+    run: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def _upsampled_direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=2), weight, bias, padding=1)
+
+
+def _for_transposed(weight: Tensor) -> Tensor:
+    """[in, out, 4, 4]: each tap at the places of the large image where its small pixel lies."""
+    taps = weight.transpose(0, 1).flip(2, 3)
+    return sum(F.pad(taps, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1))
+
+
+def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+
+
+def _for_differences(weight: Tensor) -> Tensor:
+    """[in, 9, out]: along both axes s, -u or w; those of s and s first, then by row, by column, by both."""
+    of_taps = weight.new_tensor([[1, 1, 1], [-1, 0, 0], [0, 0, 1]])
+    products = torch.einsum("ak,bl,oikl->iabo", of_taps, of_taps, weight).flatten(1, 2)
+    return products[:, [0, 3, 6, 1, 2, 4, 5, 7, 8]].contiguous()
+
+
+def _differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x = x.permute(0, 2, 3, 1)
+    _, height, width, channels = x.shape
+    by_row = F.pad(x, (0, 0, 0, 0, 1, 1)).diff(dim=1)
+    by_column = F.pad(x, (0, 0, 1, 1)).diff(dim=2)
+    by_both = F.pad(by_row, (0, 0, 1, 1)).diff(dim=2)
+
+    def products(values: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+        found = values.reshape(-1, channels) @ weight[:, first:last].flatten(1)
+        return found.view(*values.shape[:3], last - first, -1).unbind(3)
+
+    (plain,) = products(x, 0, 1)
+    plain = plain if bias is None else plain + bias
+    of_row, of_column, of_both = products(by_row, 1, 3), products(by_column, 3, 5), products(by_both, 5, 9)
+
+    def output(p: int, q: int) -> Tensor:
+        """Rows 2i + p and columns 2j + q."""
+        rows, columns = slice(p, p + height), slice(q, q + width)
+        return plain + of_row[p][:, rows] + of_column[q][:, :, columns] + of_both[2 * p + q][:, rows, columns]
+
+    rows = [torch.stack([output(p, 0), output(p, 1)], 3) for p in (0, 1)]
+    return torch.stack(rows, 2).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+def _for_winograd(weight: Tensor) -> Tensor:
+    """[16, in, out]."""
+    of_taps = weight.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    return torch.einsum("ak,bl,oikl->abio", of_taps, of_taps, weight).flatten(0, 1).contiguous()
+
+
+def _winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """H and W even."""
+    n, channels, height, width = x.shape
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    a, b, c, d = (x[:, i : i + height : 2] for i in range(4))
+    tiles = []
+    for row in (a - c, b + c, c - b, b - d):
+        e, f, g, h = (row[:, :, j : j + width : 2] for j in range(4))
+        tiles += [e - g, f + g, g - f, f - h]
+    product = torch.bmm(torch.stack(tiles).view(16, -1, channels), weight)
+    m = product.view(4, 4, n, height // 2, width // 2, -1)
+    columns = torch.stack([m[:, 0] + m[:, 1] + m[:, 2], m[:, 1] - m[:, 2] - m[:, 3]], 4)
+    rows = torch.stack([columns[0] + columns[1] + columns[2], columns[1] - columns[2] - columns[3]], 2)
+    out = rows.flatten(3, 4).flatten(1, 2)
+    return (out if bias is None else out + bias).permute(0, 3, 1, 2)
+
+
+DIRECT = Method(lambda weight: weight, _direct)
+WINOGRAD = Method(_for_winograd, _winograd)
+UPSAMPLED_DIRECT = Method(lambda weight: weight, _upsampled_direct)
+TRANSPOSED = Method(_for_transposed, _transposed)
+DIFFERENCES = Method(_for_differences, _differences)
+POINTWISE = Method(lambda weight: weight, lambda x, weight, bias: F.conv2d(x, weight, bias))  # 1 x 1

@@ -1,0 +1,180 @@
+"""A frozen generator made fast: `optimize` returns a module with the same call."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.generators._tricks import ALL, Tricks
+
+Level = Literal["exact", "half", "graph"]
+
+# What rounding may change: relative, of each layer's values, float32 against float32.
+TOLERANCE = 1e-4
+# What half precision may change in an image of 256 levels: on average, and in the worst 0.1 % of its values.
+MEAN_GATE, TAIL_GATE = 0.5, 8.0
+_LATENTS = 4
+
+
+@dataclass(frozen=True)
+class Levels:
+    """By how many of 256 levels values of images differ: the mean, and shares of 0, 1, 2, ... levels after rounding."""
+
+    mean: float
+    tail: float
+    """Exceeded by one value in a thousand."""
+    shares: tuple[float, ...]
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{level}: {share:.2%}" for level, share in enumerate(self.shares) if share)
+        return f"mean {self.mean:.3f} levels, 99.9 % within {self.tail:.2f}; by level {shares}"
+
+
+def optimize(
+    generator: nn.Module,
+    level: Level = "exact",
+    *,
+    tricks: Tricks = ALL,
+    batch: int | None = None,
+    dtype: torch.dtype | None = None,
+    checkpoint: bool = False,
+) -> nn.Module:
+    """A module that draws the generator's images faster, latents [N, L] to images [N, 3, H, W] in [-1, 1].
+
+    - exact: the generator's own rewriting (`rewritten(tricks)`, algebra on its weights), compared with it on random
+      latents, layer by layer; a generator that has none is returned as it is.
+    - half: the exact one with its convolutions in half precision, compared in levels of 256 with float32; images come
+      in the latents' dtype. `difference` of the result holds a `Levels`.
+    - graph: the half one as a CUDA graph for batches of `batch` latents without gradients; other calls run without it.
+
+    Gradients reach z alone: the result has no parameters. The generator itself is not changed.
+
+    Args:
+        tricks: rewrites to leave out, for measurements.
+        batch: N of the graph.
+        dtype: of half; None takes float16 on a GPU and bfloat16 on the CPU, where it is slow.
+        checkpoint: compute each block's activations again in the backward rather than keep them.
+
+    Raises:
+        CopgenError: the rewriting is not the same function (the first layer that differs is named), or half
+            precision changes images by more than 0.5 levels on average or 8 in a thousandth of the values.
+        UsageError: an unknown level, a graph without a GPU or a batch.
+    """
+    if level not in ("exact", "half", "graph"):
+        raise UsageError(f"level: expected exact, half or graph, got {level!r}")
+    device = _device(generator)
+    if level == "graph" and (device.type != "cuda" or batch is None):
+        raise UsageError(f"level graph needs a GPU and a batch size; the generator is on {device}, batch is {batch}")
+    if not hasattr(generator, "rewritten"):
+        return generator if level == "exact" else _half(generator, generator, device, dtype)
+    with torch.no_grad():
+        exact = generator.rewritten(tricks).eval()
+        expect_same(generator, exact, _latents(generator, device))
+    exact.checkpointed = checkpoint
+    if level == "exact":
+        return exact
+    half = _half(generator, exact, device, dtype)
+    return half if level == "half" else Graphed(half, batch)
+
+
+class Graphed(nn.Module):
+    """A generator that replays one CUDA graph for latents [batch, L] without gradients, and runs as it is elsewhere.
+
+    Each replay overwrites the images of the one before: they are copied out.
+    """
+
+    def __init__(self, generator: nn.Module, batch: int) -> None:
+        super().__init__()
+        self.generator, self.batch = generator, batch
+        self.latent_dim, self.image_shape = generator.latent_dim, generator.image_shape
+        self.latents = torch.zeros(batch, generator.latent_dim, device=_device(generator))
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), torch.no_grad():
+            for _ in range(3):  # libraries choose their algorithms before the capture
+                generator(self.latents)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph), torch.no_grad():
+            self.images = generator(self.latents)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """As the generator's."""
+        if (
+            z.shape != self.latents.shape
+            or z.dtype != self.latents.dtype
+            or (z.requires_grad and torch.is_grad_enabled())
+        ):
+            return self.generator(z)
+        self.latents.copy_(z)
+        self.graph.replay()
+        return self.images.clone()
+
+
+class Cast(nn.Module):
+    """A generator of another precision, for latents and images in their own."""
+
+    def __init__(self, generator: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.generator = copy.deepcopy(generator).to(dtype, memory_format=torch.channels_last)
+        self.latent_dim, self.image_shape, self.dtype = generator.latent_dim, generator.image_shape, dtype
+
+    def forward(self, z: Tensor) -> Tensor:
+        """As the generator's."""
+        return self.generator(z.to(self.dtype)).to(z.dtype)
+
+
+def expect_same(published: nn.Module, rewritten: nn.Module, z: Tensor) -> None:
+    """Raise CopgenError unless both compute the same at every step, up to rounding; it names the first that differs."""
+    tolerance = TOLERANCE if z.dtype == torch.float32 else 1e-9
+    for (name, ours), (_, theirs) in zip(rewritten.steps(z), published.steps(z), strict=True):
+        error = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)).item()
+        if not error <= tolerance:
+            raise CopgenError(
+                f"the rewritten {type(published).__name__} differs from the published form by {error:.1e} of the "
+                f"largest value after {name}, where {tolerance:.0e} is rounding: do not use it (level none)"
+            )
+
+
+def difference(images: Tensor, exact: Tensor) -> Levels:
+    """By how many of 256 levels images [N, 3, H, W] in [-1, 1] differ from the exact ones."""
+    levels = ((images.double() - exact.double()).abs() * 127.5).flatten()
+    whole = [((x.double() + 1) * 127.5).round() for x in (images, exact)]
+    apart = (whole[0] - whole[1]).abs().flatten().long().clamp_max(255)
+    shares = torch.bincount(apart.cpu(), minlength=1).double() / max(1, apart.numel())
+    tail = levels.sort().values[-max(1, -(-len(levels) // 1000))]
+    return Levels(levels.mean().item(), tail.item(), tuple(shares.tolist()))
+
+
+def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """The exact form in half precision, with its `difference` from float32 as an attribute."""
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.bfloat16)
+    if device.type == "cpu" and dtype == torch.float16:
+        raise UsageError("level half: the CPU has no float16 convolutions; take torch.bfloat16")
+    with torch.no_grad():
+        z = _latents(published, device)
+        wanted = exact(z)
+        half = exact.in_precision(dtype) if hasattr(exact, "in_precision") else Cast(exact, dtype)
+        half.difference = difference(half(z), wanted)
+    if not (half.difference.mean <= MEAN_GATE and half.difference.tail <= TAIL_GATE):
+        raise CopgenError(
+            f"{dtype} changes the images of {type(published).__name__} too much ({half.difference}; allowed are a mean "
+            f"of {MEAN_GATE} levels and {TAIL_GATE} for a value in a thousand): take level exact"
+        )
+    return half
+
+
+def _latents(generator: nn.Module, device: torch.device) -> Tensor:
+    seeded = torch.Generator().manual_seed(0)
+    dtype = next((x.dtype for x in generator.parameters() if x.is_floating_point()), torch.float32)
+    return torch.randn(_LATENTS, generator.latent_dim, generator=seeded).to(device, dtype)
+
+
+def _device(generator: nn.Module) -> torch.device:
+    tensors = (*generator.parameters(), *generator.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")

@@ -1,0 +1,56 @@
+"""Spectral normalisation as trained generators store it: one power iteration from a kept vector, at every forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-4
+
+
+def normalised(weight: Tensor, u: Tensor) -> Tensor:
+    """weight / sigma, where one power iteration from u [1, out] estimates its largest singular value sigma."""
+    matrix = weight.flatten(1)
+    v = F.normalize(u @ matrix, eps=EPSILON)
+    u = F.normalize(v @ matrix.T, eps=EPSILON)
+    return weight / (v @ matrix.T @ u.T).squeeze()
+
+
+class _Spectral:
+    """A layer whose state holds `u0` [1, out] and `sv0` [1], which is kept for the record only."""
+
+    weight: Tensor
+    u0: Tensor
+
+    def _keep_vectors(self, out: int) -> None:
+        self.register_buffer("u0", torch.randn(1, out))
+        self.register_buffer("sv0", torch.ones(1))
+
+    def normalised_weight(self) -> Tensor:
+        """What the layer multiplies by, in the shape of its weight."""
+        return normalised(self.weight, self.u0)
+
+
+class SpectralLinear(_Spectral, nn.Linear):
+    """nn.Linear by its normalised weight."""
+
+    def __init__(self, features: int, out: int, bias: bool = True) -> None:
+        super().__init__(features, out, bias)
+        self._keep_vectors(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.normalised_weight(), self.bias)
+
+
+class SpectralConv2d(_Spectral, nn.Conv2d):
+    """nn.Conv2d by its normalised weight."""
+
+    def __init__(self, channels: int, out: int, kernel: int, **options: Any) -> None:
+        super().__init__(channels, out, kernel, **options)
+        self._keep_vectors(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.normalised_weight(), self.bias)
