@@ -91,12 +91,18 @@ def open_run(config: RunConfig) -> Run:
                 f"--out {folder} holds a run of another configuration: {'; '.join(changed[:3])}"
                 f"{' and more' if len(changed) > 3 else ''}: choose another --out"
             )
-    elif present or folder.is_file():
+    elif folder.is_file() or (present and not holds_only_a_navigator(folder)):
         raise UsageError(f"--out {folder} is not empty and holds no run: choose another --out")
     device = devices.resolve(config.device, config.precision)
     artifacts.write_json(record, wanted)
     artifacts.write_json(folder / "versions.json", versions(device))
     return Run(config, folder, device)
+
+
+def holds_only_a_navigator(folder: Path) -> bool:
+    """Whether a folder without a run has an imported T in it (`python -m copgen_fast.convert navigator`), no more."""
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    return files == ["navigator/navigator.safetensors"]
 
 
 def versions(device) -> dict[str, str]:  # noqa: ANN001
