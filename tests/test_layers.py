@@ -12,12 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "copgen_fast"
 ROWS = [
     {"errors", "checks", "config", "seeds"},
     {"registry", "interrupts", "kernels"},
-    {"ops", "artifacts", "latents", "devices", "figures"},
+    {"ops", "artifacts", "latents", "devices", "figures", "flows", "inert", "quality"},
     {"metrics", "pictures", "generators", "positives", "augmentations", "encoders", "losses", "pairs", "data"},
-    {"loop", "views"},
-    {"evals"},
+    {"loop", "views", "unpickle"},
+    {"evals", "gan", "encoder_names"},
     {"stages"},
-    {"train", "verify", "fit_generator"},
+    {"train", "verify", "convert", "fit_generator", "fit_flow", "fit_gan"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 

@@ -1,0 +1,142 @@
+"""The residual GAN generator for 32x32 images of "Spectral Normalization for GANs" (Miyato et al. 2018, table 3).
+
+Linear to 4x4, three residual blocks that double the side, then batch norm, ReLU, 3x3 convolution and tanh. The
+paper's has width 256 and 128-d latents; here both are whatever the weights file holds.
+Made by `python -m copgen_fast.fit_gan`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from copgen_fast import artifacts
+from copgen_fast.checks import expect_tensor
+from copgen_fast.errors import CopgenError, UsageError
+
+LATENT_DIM = 128
+SIZE = 32
+_BOTTOM = 4
+_PREFIXES = ("module.", "generator.", "_orig_mod.")
+_REMEDY = "make one by `python -m copgen_fast.fit_gan --out DIR` and give its DIR/generator.safetensors"
+
+
+class UpBlock(nn.Module):
+    """Residual block [N, W, H, H] -> [N, W, 2H, 2H]: batch norm, ReLU, nearest upsampling, conv; norm, ReLU, conv."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(_double(F.relu(self.norm1(x))))
+        hidden = self.conv2(F.relu(self.norm2(hidden)))
+        return hidden + _double(self.shortcut(x))  # a 1x1 convolution of four equal pixels: the order is free
+
+
+class ResnetGAN(nn.Module):
+    """Latents to colour images of 32 px; a `copgen_fast.generators.Generator`.
+
+    In eval mode row i depends on z[i] alone; in training mode batch norm ties a batch together.
+    """
+
+    image_shape: tuple[int, int, int] = (3, SIZE, SIZE)
+
+    def __init__(self, latent_dim: int = LATENT_DIM, width: int = 256) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.linear = nn.Linear(latent_dim, width * _BOTTOM**2)
+        self.blocks = nn.Sequential(*(UpBlock(width) for _ in range(3)))
+        self.norm = nn.BatchNorm2d(width)
+        self.to_rgb = nn.Conv2d(width, 3, 3, padding=1)
+        self.apply(glorot)
+
+    @property
+    def width(self) -> int:
+        """Channels of every block."""
+        return self.to_rgb.in_channels
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents [N, L] of the weights' dtype to images [N, 3, 32, 32] in [-1, 1], differentiable in z.
+
+        Raises:
+            TypeError: z is no tensor, or of another dtype.
+            ValueError: z has another shape.
+        """
+        expect_tensor("z", z, ("N", self.latent_dim), {self.linear.weight.dtype})
+        hidden = self.blocks(self.linear(z).unflatten(1, (self.width, _BOTTOM, _BOTTOM)))
+        return self.to_rgb(F.relu(self.norm(hidden))).tanh()
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def glorot(module: nn.Module) -> None:
+    """The paper's initialisation: Glorot uniform, in 3x3 convolutions sqrt(2) times as large; biases 0."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        wide = isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+        nn.init.xavier_uniform_(module.weight, math.sqrt(2) if wide else 1.0)
+        nn.init.zeros_(module.bias)
+
+
+def build(weights: str | Path | None = None) -> ResnetGAN:
+    """The generator of a plain state dict, .safetensors or a .pth of tensors; width and latent_dim are its own.
+
+    Names may all carry the prefix `module.`, `generator.` or `_orig_mod.`, or several of them.
+
+    Raises:
+        UsageError: no file was named, or it is missing, unreadable, no state dict or another network's; the
+            message names the file and the fault, and says how to make one.
+    """
+    if weights is None:
+        raise UsageError(
+            f"generator resnet-gan needs its weights, which are not part of this package: {_REMEDY} "
+            "by --generator.weights"
+        )
+    path = Path(weights)
+    if not path.is_file():
+        raise UsageError(f"generator weights {path} are missing: {_REMEDY}")
+    try:
+        tensors = read_state(path)
+        generator = ResnetGAN(*_sizes(tensors, path))
+        artifacts.load_strictly(generator, tensors, path)
+    except CopgenError as error:
+        raise UsageError(f"{error}: {_REMEDY}") from error
+    return generator
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A plain state dict without the prefixes that all its names share.
+
+    Raises:
+        CopgenError: the file is truncated, or holds something else than named tensors.
+    """
+    tensors = artifacts.read_tensors(path) if path.suffix == ".safetensors" else artifacts.read_checkpoint(path)
+    if not isinstance(tensors, dict) or not tensors:
+        raise UsageError(f"{path} is no state dict, but {type(tensors).__name__}")
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{path} is no plain state dict: {name!r} is no name")
+        if not isinstance(value, Tensor):
+            raise UsageError(f"{path} is no plain state dict: {name!r} is {type(value).__name__}, not a tensor")
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _sizes(tensors: dict[str, Tensor], path: Path) -> tuple[int, int]:
+    """(latent_dim, width), from the shape of the first layer."""
+    first = tensors.get("linear.weight")
+    if first is None:
+        raise UsageError(f"{path} does not fit ResnetGAN: missing linear.weight (it holds {', '.join([*tensors][:3])})")
+    if first.ndim != 2 or first.shape[0] % _BOTTOM**2 or 0 in first.shape:
+        raise UsageError(f"{path} does not fit ResnetGAN: linear.weight is {list(first.shape)}, expected [16 W, L]")
+    return first.shape[1], first.shape[0] // _BOTTOM**2
