@@ -21,7 +21,8 @@
 namespace copgen {
 namespace {
 
-constexpr int64_t kTile = 512;  // rows and columns of a tile: 1 MB of floats
+constexpr int64_t kTile = 512;       // most rows and columns of a tile: 1 MB of floats
+constexpr int64_t kSmallTile = 224;  // of a small matrix, of which large tiles would leave no half out
 constexpr int64_t kChunk = 32;  // rows of a tile that a thread takes at a time
 constexpr double kSafe = 40;    // exp(-2 * 40) is a normal float
 
@@ -35,6 +36,7 @@ struct Matrix {
 
   int64_t m() const { return rows.size(0); }
   int64_t k() const { return columns.size(0); }
+  int64_t tile() const { return std::max(m(), k()) <= 2 * kTile ? kSmallTile : kTile; }
   int64_t target(int64_t i) const { return offset + (i + shift) % m(); }
 };
 
@@ -50,10 +52,11 @@ struct Tile {
 // Calls use(tile, tensor) for each tile, in the order of its rows and then its columns.
 template <typename T, typename Use>
 void for_each_tile(const Matrix& x, bool triangle, const Use& use) {
-  at::Tensor buffer = at::empty({std::min(kTile, x.m()) * std::min(kTile, x.k())}, x.rows.options());
-  for (int64_t i = 0; i < x.m(); i += kTile)
-    for (int64_t j = triangle ? i : 0; j < x.k(); j += kTile) {
-      const int64_t height = std::min(kTile, x.m() - i), width = std::min(kTile, x.k() - j);
+  const int64_t tile = x.tile();
+  at::Tensor buffer = at::empty({std::min(tile, x.m()) * std::min(tile, x.k())}, x.rows.options());
+  for (int64_t i = 0; i < x.m(); i += tile)
+    for (int64_t j = triangle ? i : 0; j < x.k(); j += tile) {
+      const int64_t height = std::min(tile, x.m() - i), width = std::min(tile, x.k() - j);
       at::Tensor s = buffer.narrow(0, 0, height * width).view({height, width});
       at::mm_out(s, x.rows.narrow(0, i, height), x.columns.narrow(0, j, width).t());
       use(Tile<T>{i, j, height, width, s.data_ptr<T>()}, s);

@@ -90,7 +90,7 @@ def test_rows_are_weighted_by_their_own_gradients(backend):
 @both_forms
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 @pytest.mark.parametrize(
-    ("n", "d"), [(1, 1), (2, 3), (3, 97), (97, 113), (256, 8), (257, 5), (600, 16), (1025, 3), (40, 2048)]
+    ("n", "d"), [(1, 1), (2, 3), (3, 97), (97, 113), (256, 8), (257, 5), (511, 16), (600, 16), (1025, 3), (40, 2048)]
 )
 def test_sizes_off_the_tile(backend, symmetric, temperature, n, d):
     inputs = [x.requires_grad_() for x in rows(n, d)]
@@ -214,7 +214,7 @@ def test_nan_spreads_to_the_losses_that_see_it(backend, symmetric, temperature):
 def test_opcheck(backend, symmetric, with_nearest):
     x, y = rows(6, 4, dtype=torch.float32)
     views, norms = unit_rows(x, y, "reference")
-    torch.library.opcheck(unit_rows_backward, (views, x, y, norms, "reference"))
+    torch.library.opcheck(unit_rows_backward, (views, x, y, views, norms, "reference"))
     torch.library.opcheck(unit_rows, (x.requires_grad_(), y.requires_grad_(), "reference"))
     of_rows, columns = (
         (views.detach().requires_grad_(), None) if symmetric else (views.detach()[:6], views.detach()[6:])

@@ -3,16 +3,28 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 README = Path(__file__).parent.parent / "README.md"
 SECTION = re.search(r"^## Use the ops elsewhere$(.*?)^## ", README.read_text(), re.MULTILINE | re.DOTALL)[1]
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL))
-def test_the_ops_example_runs(code):
+def run(heading):
+    """Names that the example under a heading leaves behind."""
+    (code,) = re.findall(
+        r"```python\n(.*?)```", SECTION.partition(f"### {heading}\n")[2].partition("\n### ")[0], re.DOTALL
+    )
     torch.manual_seed(0)
     names = {}
     exec(code, names)
+    return names
+
+
+def test_the_augmentation_example_runs():
+    names = run("Augmentation")
     assert names["views"].shape == (16, 3, 64, 64) and names["images"].grad.abs().sum() > 0
+
+
+def test_the_info_nce_example_runs():
+    names = run("InfoNCE")
+    assert 5 < names["loss"] < 15 and 0 <= names["stats"].agreement <= 1

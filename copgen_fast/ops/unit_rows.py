@@ -23,10 +23,9 @@ def unit_rows(anchors: Tensor, positives: Tensor, backend: str) -> tuple[Tensor,
 
         unit_rows.unit_rows(anchors, positives, units, norms)
         return units, norms
-    for source, unit, norm in zip((anchors, positives), units.chunk(2), norms.chunk(2), strict=True):
-        torch.linalg.vector_norm(source, dim=1, dtype=norms.dtype, out=norm)
-        torch.div(source, norm.clamp_min(EPSILON)[:, None], out=unit)
-    return units, norms
+    torch.cat([anchors, positives], out=units)
+    torch.linalg.vector_norm(units, dim=1, out=norms)
+    return units.div_(norms.clamp_min(EPSILON)[:, None]), norms
 
 
 @unit_rows.register_fake
@@ -42,37 +41,40 @@ def _allocate(anchors: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("copgen_fast::unit_rows_backward", mutates_args=())
 def unit_rows_backward(
-    grad: Tensor, anchors: Tensor, positives: Tensor, norms: Tensor, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Gradients of anchors and positives, each [N, D], from that of their unit rows [2N, D]."""
-    grads = torch.empty_like(anchors), torch.empty_like(positives)
+    grad: Tensor, anchors: Tensor, positives: Tensor, units: Tensor, norms: Tensor, backend: str
+) -> Tensor:
+    """Gradients of anchors and positives, [2N, D] in their dtype, from that of their unit rows [2N, D]."""
+    grads = _allocate_grads(anchors, positives)
     if backend == "triton":
         from copgen_fast.kernels import unit_rows
 
-        unit_rows.unit_rows_backward(grad, anchors, positives, norms, *grads)
+        unit_rows.unit_rows_backward(grad, anchors, positives, norms, *grads.chunk(2))
         return grads
-    parts = zip((anchors, positives), grad.chunk(2), norms[:, None].chunk(2), grads, strict=True)
-    for x, of_unit, norm, of_x in parts:
-        # Only what is at a right angle to the row moves its unit row.
-        along = (of_unit * x).sum(1, keepdim=True) / norm.square()
-        at_right_angle = torch.addcmul(of_unit, x, along, value=-1).div_(norm)
-        of_x.copy_(at_right_angle.masked_fill_(norm <= EPSILON, 0))
-    return grads
+    # Only what is at a right angle to the row moves its unit row.
+    along = torch.linalg.vecdot(grad, units)[:, None]
+    inverse = norms.reciprocal().masked_fill_(norms <= EPSILON, 0)[:, None]
+    return torch.mul(torch.addcmul(grad, units, along, value=-1), inverse, out=grads)
 
 
 @unit_rows_backward.register_fake
-def _(grad: Tensor, anchors: Tensor, positives: Tensor, norms: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(anchors), torch.empty_like(positives)
+def _(grad: Tensor, anchors: Tensor, positives: Tensor, units: Tensor, norms: Tensor, backend: str) -> Tensor:
+    return _allocate_grads(anchors, positives)
+
+
+def _allocate_grads(anchors: Tensor, positives: Tensor) -> Tensor:
+    dtype = torch.promote_types(anchors.dtype, positives.dtype)
+    return anchors.new_empty((2 * len(anchors), anchors.shape[1]), dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:2], output[1])
+    ctx.save_for_backward(*inputs[:2], *output)
     ctx.mark_non_differentiable(output[1])
     ctx.backend = inputs[2]
 
 
 def _vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
-    return *unit_rows_backward(grad.contiguous(), *ctx.saved_tensors, ctx.backend), None
+    of_anchors, of_positives = unit_rows_backward(grad.contiguous(), *ctx.saved_tensors, ctx.backend).chunk(2)
+    return of_anchors, of_positives, None
 
 
 unit_rows.register_autograd(_vjp, setup_context=_setup)

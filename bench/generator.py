@@ -1,0 +1,103 @@
+"""Area generator: BigBiGAN at each level of `generators.optimize` beside its published form, random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.harness import Call, Row
+from bench.limits import Limit, matrix_products
+from bench.options import Options
+from bench.rows import Subject, compare
+from copgen_fast import devices
+from copgen_fast.generators import Level, Tricks, optimize
+from copgen_fast.generators.bigbigan import BigBiGAN
+
+
+@dataclass(frozen=True)
+class Case:
+    """Batches of `batch` latents at a level, and the devices where it is measured. `width` 96 is the published."""
+
+    batch: int
+    level: Level = "exact"
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    width: int = 96
+    resolution: int = 128
+
+    def __str__(self) -> str:
+        return f"bigbigan B={self.batch} {self.resolution}px {self.level}"
+
+
+CASES = (
+    Case(8),
+    Case(8, "half", ("cuda",)),
+    *(Case(256, level, ("cuda",)) for level in ("exact", "half", "graph")),
+)
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Rows of every case for this device, in both directions; of each trick left out where it is asked for."""
+    device = devices.resolve(options.device, "fp32")
+    for case in CASES:
+        if device.type in case.devices and options.only in str(case):
+            published = random_bigbigan(case).to(device)
+            for direction in ("forward", "forward+backward"):
+                if case.level == "graph" and direction != "forward":
+                    continue  # a graph is of sampling alone
+                yield from _rows(case, direction, published, options)
+    if options.ablate and options.only in f"{CASES[0]}, without":
+        yield from _ablation(CASES[0], random_bigbigan(CASES[0]).to(device), options)
+
+
+def random_bigbigan(case: Case) -> BigBiGAN:
+    """Weights as initialised, scaled so that images are neither flat nor saturated; frozen."""
+    torch.manual_seed(0)
+    return BigBiGAN(case.width, case.resolution).eval().requires_grad_(False)
+
+
+def _rows(case: Case, direction: str, published: BigBiGAN, options: Options) -> Iterator[Row]:
+    device = published.linear.weight.device
+    fast = optimize(published, case.level, batch=case.batch)
+    ours, peer = (_in_direction(x, direction, case) for x in (fast, published))
+    names = {"published form, same weights": peer}
+    yield from compare(_subject(case, direction), {str(case): ours}, names, limit(case, ours, device), options, device)
+
+
+def _ablation(case: Case, published: BigBiGAN, options: Options) -> Iterator[Row]:
+    device = published.linear.weight.device
+    left_out = {f"{case}, without {field.name}": replace(Tricks(), **{field.name: False}) for field in fields(Tricks)}
+    calls = {
+        name: _in_direction(optimize(published, tricks=tricks), "forward", case) for name, tricks in left_out.items()
+    }
+    whole = _in_direction(optimize(published), "forward", case)
+    subject, bound = _subject(case, "forward"), limit(case, whole, device)
+    yield from compare(subject, calls, {"all tricks": whole}, bound, options, device)
+
+
+def _subject(case: Case, direction: str) -> Subject:
+    return Subject("generator", "pytorch", "fp32" if case.level == "exact" else "fp16", direction)
+
+
+def _in_direction(generator: nn.Module, direction: str, case: Case) -> Call:
+    """Sampling without gradients, or images and the gradient with respect to z."""
+    parameters = (*generator.parameters(), *generator.buffers())
+    device = parameters[0].device
+    z = torch.randn(case.batch, generator.latent_dim, generator=torch.Generator().manual_seed(0)).to(device)
+    if direction == "forward":
+        return torch.no_grad()(lambda: generator(z))
+    leaf = z.requires_grad_()
+    gradient = torch.ones(case.batch, *generator.image_shape, device=device)
+    return lambda: torch.autograd.grad(generator(leaf), leaf, gradient)
+
+
+def limit(case: Case, ours: Call, device: torch.device) -> Limit:
+    """The products that ours computes, counted in one call, at the rate of a large matrix product."""
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    operations = counter.get_total_flops()
+    dtype = torch.float32 if case.level == "exact" else torch.float16
+    return matrix_products(f"{operations / case.batch / 1e9:.1f} an image", operations, dtype, device)

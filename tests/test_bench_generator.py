@@ -1,0 +1,45 @@
+"""The area generator of `python -m bench`: its rows, its ablation and its limit; no time is asserted."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+
+from bench import generator as area
+from bench import limits
+from bench.__main__ import main
+from bench.harness import Timing
+from copgen_fast.generators import Tricks
+
+
+def test_the_command_writes_its_rows(monkeypatch, tmp_path):
+    monkeypatch.setattr(area, "CASES", (area.Case(2, width=2, resolution=16),))
+    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
+    file = tmp_path / "results.json"
+    quick = ["--device", "cpu", "--repeats", "5", "--min-seconds", "0", "--json", str(file)]
+    assert main(["generator", *quick, "--ablate"]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["direction"] for row in rows} == {"forward", "forward+backward"}
+    left_out = {row["case"].partition("without ")[2] for row in rows if "without" in row["case"]}
+    assert left_out == {field.name for field in fields(Tricks)}
+    assert {row["peer"] for row in rows} == {"published form, same weights", "all tricks"}
+
+
+def test_the_published_size_takes_the_published_work():
+    with torch.device("meta"):
+        case = area.Case(2)
+        published = area.random_bigbigan(case)
+        z = torch.empty(2, 120)
+    with area.FlopCounterMode(display=False) as counter, torch.no_grad():
+        published(z)
+    # 42.24 GFLOP an image, and 0.42 a forward for the power iterations.
+    assert counter.get_total_flops() / 1e9 == pytest.approx(2 * 42.24 + 0.42, rel=0.01)
+
+
+def test_the_limit_counts_what_is_computed(monkeypatch):
+    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 10})
+    a = torch.ones(4, 5)
+    bound = area.limit(area.Case(2), lambda: a @ a.T, torch.device("cpu"))
+    words, milliseconds = bound.read(Timing(1.0, 1, 5))
+    assert milliseconds == pytest.approx(2 * 4 * 5 * 4 / 2000) and "GFLOP" in words
