@@ -27,7 +27,7 @@ quickstart: $(READY)
 	$(BIN)/python -m copgen_fast.train quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python -m bench all --json runs/bench.json

@@ -116,6 +116,7 @@ setup(
     extras_require={
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3",
             "hypothesis>=6",
             "ruff>=0.6",
             "lightly>=1.5",

@@ -63,8 +63,9 @@ def _rows(case: Case, direction: str, published: BigBiGAN, options: Options) -> 
     device = published.linear.weight.device
     fast = optimize(published, case.level, batch=case.batch)
     ours, peer = (_in_direction(x, direction, case) for x in (fast, published))
-    names = {"published form, same weights": peer}
-    yield from compare(_subject(case, direction), {str(case): ours}, names, limit(case, ours, device), options, device)
+    bound = limit(case, direction, _in_direction(fast, "forward", case), device)
+    peers = {"published form, same weights": peer}
+    yield from compare(_subject(case, direction), {str(case): ours}, peers, bound, options, device)
 
 
 def _ablation(case: Case, published: BigBiGAN, options: Options) -> Iterator[Row]:
@@ -74,7 +75,7 @@ def _ablation(case: Case, published: BigBiGAN, options: Options) -> Iterator[Row
         name: _in_direction(optimize(published, tricks=tricks), "forward", case) for name, tricks in left_out.items()
     }
     whole = _in_direction(optimize(published), "forward", case)
-    subject, bound = _subject(case, "forward"), limit(case, whole, device)
+    subject, bound = _subject(case, "forward"), limit(case, "forward", whole, device)
     yield from compare(subject, calls, {"all tricks": whole}, bound, options, device)
 
 
@@ -94,10 +95,10 @@ def _in_direction(generator: nn.Module, direction: str, case: Case) -> Call:
     return lambda: torch.autograd.grad(generator(leaf), leaf, gradient)
 
 
-def limit(case: Case, ours: Call, device: torch.device) -> Limit:
-    """The products that ours computes, counted in one call, at the rate of a large matrix product."""
+def limit(case: Case, direction: str, sampling: Call, device: torch.device) -> Limit:
+    """The products of a call of `sampling`, backward as many again, at the rate of a large matrix product."""
     with FlopCounterMode(display=False) as counter:
-        ours()
-    operations = counter.get_total_flops()
+        sampling()
+    operations = counter.get_total_flops() * (1 if direction == "forward" else 2)
     dtype = torch.float32 if case.level == "exact" else torch.float16
     return matrix_products(f"{operations / case.batch / 1e9:.1f} an image", operations, dtype, device)

@@ -11,8 +11,11 @@ TINY = """quickstart --device cpu --log-every 1 --save-every 2
 
 
 def pytest_configure():
-    """Two threads at most, here and in child processes: sums, and so bits, depend on their number."""
-    threads = min(2, torch.get_num_threads())
+    """Two threads at most, here and in child processes: sums, and so bits, depend on their number.
+
+    One in each of several processes that share the tests.
+    """
+    threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads())
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 

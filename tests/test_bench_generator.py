@@ -40,6 +40,7 @@ def test_the_published_size_takes_the_published_work():
 def test_the_limit_counts_what_is_computed(monkeypatch):
     monkeypatch.setattr(limits, "_SQUARE", {"cpu": 10})
     a = torch.ones(4, 5)
-    bound = area.limit(area.Case(2), lambda: a @ a.T, torch.device("cpu"))
-    words, milliseconds = bound.read(Timing(1.0, 1, 5))
-    assert milliseconds == pytest.approx(2 * 4 * 5 * 4 / 2000) and "GFLOP" in words
+    for direction, times in (("forward", 1), ("forward+backward", 2)):
+        bound = area.limit(area.Case(2), direction, lambda: a @ a.T, torch.device("cpu"))
+        words, milliseconds = bound.read(Timing(1.0, 1, 5))
+        assert milliseconds == pytest.approx(times * 2 * 4 * 5 * 4 / 2000) and "GFLOP" in words
