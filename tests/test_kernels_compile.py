@@ -21,10 +21,12 @@ INFO_NCE = {
     "finish_kernel",
     "gradients_kernel",
     "losses_kernel",
+    "losses_of_kernel",
     "merge_kernel",
     "triangle_kernel",
     "unit_rows_backward_kernel",
     "unit_rows_kernel",
+    "weigh_kernel",
 }
 # What a program may have on sm_86 and newer small ones.
 SHARED = 99 * 1024

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from copgen_fast.ops.backend import installed
 
 # Entries of a chunk of the similarity matrix; some five such chunks of float32 exist at a time. A CPU's fit its cache.
 _CHUNK = {"cpu": 1 << 20}
@@ -27,7 +30,13 @@ def row_losses(
 ) -> None:
     """Fill losses, lse and, where given, nearest and similarity; see `copgen_fast.ops.info_nce_op`."""
     columns = rows if columns is None else columns
-    for here, s in _similarities(rows, columns, temperature):
+    fused = _epilogue(rows)
+    for here, s in _products(rows, columns):
+        if fused is not None:
+            filled = [x if x is None else x[here] for x in (losses, lse, nearest, similarity)]
+            fused.losses_of(s, temperature, here.start, len(rows), offset, shift, exclude_self, *filled)
+            continue
+        s.div_(temperature)
         target = _targets(here, offset, shift, len(rows), rows.device)
         of_target = s.gather(1, target[:, None])[:, 0] if shift >= 0 else 0
         if exclude_self:
@@ -55,7 +64,14 @@ def row_gradients(
     """Fill grad_rows; see `copgen_fast.ops.info_nce_op`."""
     if columns is None:
         columns, column_lse, column_grad = rows, row_lse, row_grad
-    for here, s in _similarities(rows, columns, temperature):
+    fused = _epilogue(rows)
+    for here, s in _products(rows, columns):
+        if fused is not None:
+            statistics = (*(x if x is None else x[here] for x in (row_lse, row_grad)), column_lse, column_grad)
+            fused.weigh(s, temperature, here.start, len(rows), offset, shift, exclude_self, *statistics)
+            torch.mm(s, columns, out=grad_rows[here]).div_(temperature)
+            continue
+        s.div_(temperature)
         weights = torch.zeros_like(s)
         of_target = s.new_zeros(len(s), 1)
         target = _targets(here, offset, shift, len(rows), rows.device)[:, None]
@@ -72,12 +88,21 @@ def row_gradients(
         torch.mm(weights, columns, out=grad_rows[here]).div_(temperature)
 
 
-def _similarities(rows: Tensor, columns: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows with their similarities to all columns."""
+def _products(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows with their products with all columns."""
     chunk = max(1, _CHUNK.get(rows.device.type, _CHUNK_ELSEWHERE) // len(columns))
     for start in range(0, len(rows), chunk):
         here = slice(start, min(start + chunk, len(rows)))
-        yield here, torch.mm(rows[here], columns.T).div_(temperature)
+        yield here, torch.mm(rows[here], columns.T)
+
+
+def _epilogue(rows: Tensor) -> ModuleType | None:
+    """The kernels that read a chunk once, where they run: float32 on a GPU with Triton."""
+    if not rows.is_cuda or rows.dtype != torch.float32 or "triton" not in installed():
+        return None
+    from copgen_fast.kernels import epilogue
+
+    return epilogue
 
 
 def _targets(here: slice, offset: int, shift: int, count: int, device: torch.device) -> Tensor:

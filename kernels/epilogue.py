@@ -1,0 +1,138 @@
+"""What is made of a chunk of InfoNCE's products that a library multiplied, in Triton: each chunk is read once.
+
+For GPUs, sizes and precisions without a fused kernel of their own. See copgen_fast/ops/info_nce_op.py.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from copgen_fast.kernels.filter import on_device
+from torch import Tensor
+
+__all__ = ["losses_of", "weigh"]
+
+BLOCK = 1024
+WARPS = 4
+# Below every logit, and finite: differences with it are numbers.
+LOWEST = tl.constexpr(-1e30)
+
+_kernel = triton.jit(do_not_specialize=("k", "first", "m", "offset", "shift"))
+
+
+@_kernel
+def losses_of_kernel(
+    products, scale, k, first, m, offset, shift, losses, lse, nearest, closeness,
+    EXCLUDE_SELF: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row of products: each lane keeps its own maximum and sum, merged at the end."""
+    row = tl.program_id(0)
+    start = products + row.to(tl.int64) * k
+    maximum = tl.full((BLOCK,), LOWEST, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    at = tl.full((BLOCK,), 2147483647, tl.int32)
+    for j0 in range(0, k, BLOCK):
+        j = j0 + tl.arange(0, BLOCK)
+        x = tl.load(start + j, j < k, float("-inf")) * scale
+        if EXCLUDE_SELF:
+            x = tl.where(j == offset + first + row, float("-inf"), x)
+        # A NaN is not larger, and makes the sum NaN.
+        larger = x > maximum
+        new = tl.where(larger, x, maximum)
+        at = tl.where(larger, j, at)
+        total = total * tl.exp(maximum - new) + tl.exp(x - new)
+        maximum = new
+    peak = tl.max(maximum, 0)
+    value = peak + tl.log(tl.sum(total * tl.exp(maximum - peak), 0))
+    loss = value
+    if shift >= 0:
+        loss = value - tl.load(start + offset + (first + row + shift) % m) * scale
+    tl.store(lse + row, value)
+    tl.store(losses + row, loss)
+    if nearest is not None:
+        # Where all is NaN nothing is nearest: any column will do.
+        tl.store(nearest + row, tl.minimum(tl.min(tl.where(maximum == peak, at, 2147483647), 0), k - 1).to(tl.int64))
+        tl.store(closeness + row, peak)
+
+
+@_kernel
+def weigh_kernel(
+    products, scale, k, first, m, offset, shift, row_lse, row_grad, column_lse, column_grad,
+    EXCLUDE_SELF: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK products of a row become weights of the columns, in place."""
+    row = tl.program_id(0)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    exists = j < k
+    place = products + row.to(tl.int64) * k + j
+    x = tl.load(place, exists, 0.0) * scale
+    weight = tl.zeros((BLOCK,), tl.float32)
+    of_target = tl.zeros((BLOCK,), tl.float32)
+    if row_lse is not None:
+        grad = tl.load(row_grad + row)
+        weight += grad * tl.exp(x - tl.load(row_lse + row))
+        of_target += grad
+    if column_lse is not None:
+        grads = tl.load(column_grad + j, exists, 0.0)
+        weight += grads * tl.exp(x - tl.load(column_lse + j, exists, 0.0))
+        of_target += grads
+    if EXCLUDE_SELF:
+        weight = tl.where(j == offset + first + row, 0.0, weight)
+    if shift >= 0:
+        weight -= tl.where(j == offset + (first + row + shift) % m, of_target, 0.0)
+    tl.store(place, weight, exists)
+
+
+def losses_of(
+    products: Tensor,
+    temperature: float,
+    first: int,
+    m: int,
+    offset: int,
+    shift: int,
+    exclude_self: bool,
+    losses: Tensor,
+    lse: Tensor,
+    nearest: Tensor | None,
+    closeness: Tensor | None,
+) -> None:
+    """Fill what row_losses fills, for rows `first` and on, of `m`, whose products [C, K] with the columns are given."""
+    count, k = products.shape
+    with on_device(products):
+        losses_of_kernel[(count,)](
+            products, 1 / temperature, k, first, m, offset, shift, losses, lse, nearest, closeness,
+            EXCLUDE_SELF=exclude_self, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+
+
+def weigh(
+    products: Tensor,
+    temperature: float,
+    first: int,
+    m: int,
+    offset: int,
+    shift: int,
+    exclude_self: bool,
+    row_lse: Tensor | None,
+    row_grad: Tensor | None,
+    column_lse: Tensor | None,
+    column_grad: Tensor | None,
+) -> None:
+    """Replace products [C, K] by what the columns are weighted with in row_gradients, but for 1 / temperature."""
+    count, k = products.shape
+    with on_device(products):
+        weigh_kernel[(count, triton.cdiv(k, BLOCK))](
+            products, 1 / temperature, k, first, m, offset, shift, row_lse, row_grad, column_lse, column_grad,
+            EXCLUDE_SELF=exclude_self, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+
+
+def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches without data that compile each kernel once, with all it may have; whatever `thorough`."""
+    products, of_rows, of_columns = (torch.empty(shape, device="meta") for shape in ((64, 4096), 64, 4096))
+    nearest = torch.empty(64, dtype=torch.int64, device="meta")
+    placed = (products, 0.1, 0, 4096, 0, 2048, True)
+    yield "float32 nearest", partial(losses_of, *placed, of_rows, of_rows, nearest, of_rows)
+    yield "float32 both", partial(weigh, *placed, of_rows, of_rows, of_columns, of_columns)
