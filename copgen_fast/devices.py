@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Protocol, Self, TypeVar
 
 import torch
 
 from copgen_fast.errors import UsageError
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Movable(Protocol):
+    """A tensor, or a set of them: AugmentParams."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def pin_memory(self) -> Self: ...
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self: ...
+
+
+_Values = TypeVar("_Values", bound=Movable)
+
+
+def send(values: _Values, device: torch.device) -> _Values:
+    """`values` on `device`; from the host to a GPU by way of page-locked memory, without waiting for the GPU."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def resolve(device: str, precision: str) -> torch.device:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from copgen_fast import artifacts
@@ -89,7 +90,8 @@ def run(
     with contextlib.closing(MetricLog(plan.folder, progress.step)) as log, _bar(plan, progress) as bar:
         while not progress.finished:
             started = time.perf_counter()
-            batch = data(progress.step)
+            with record_function("data"):
+                batch = data(progress.step)
             progress.waited += time.perf_counter() - started
             result = step(progress.step, batch)
             pending.append((progress.step, StepResult(result.metrics, _finiteness(result.watched))))

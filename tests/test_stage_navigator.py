@@ -34,7 +34,8 @@ def make_game(tmp_path, **options):
     navigator = NavigatorConfig(batch=N, estimator=EncoderConfig(width=16), **options)
     config = dataclasses.replace(PRESETS["quickstart"], navigator=navigator, out=str(tmp_path))
     game = stage.make_game(Run(config, tmp_path, torch.device("cpu")), ToyGenerator(), Navigator(DIM))
-    return game, torch.randn(N, DIM)
+    batches = [stage.draw_batch(config, game.G, index, torch.device("cpu")) for index in range(2)]
+    return game, batches
 
 
 def parameters(module):
@@ -53,15 +54,16 @@ def nt_xent(embeddings):
 
 
 def test_alternating_is_the_references_iteration(tmp_path):
-    game, z = make_game(tmp_path, lr=1e-2, estimator_lr=1e-2)
+    game, batches = make_game(tmp_path, lr=1e-2, estimator_lr=1e-2)
     f, T = copy.deepcopy(game.f), copy.deepcopy(game.T)
     adam_f = torch.optim.Adam(f.parameters(), 1e-2, betas=(0.5, 0.999))
     adam_T = torch.optim.Adam(T.parameters(), 1e-2, betas=(0.5, 0.999))
-    for index in range(2):
-        stage.alternating_step(game, index, z)
+    for batch in batches:
+        stage.alternating_step(game, batch)
+        z = batch.z
         with torch.no_grad():
             x = game.G(z)
-        views = game.t_x(torch.cat([x, game.G(z + T(z))]), index)
+        views = game.t_x(torch.cat([x, game.G(z + T(z))]), batch.params)
         adam_f.zero_grad()
         nt_xent(f(views.detach())).backward()
         adam_f.step()
@@ -76,12 +78,13 @@ def test_alternating_is_the_references_iteration(tmp_path):
 
 
 def test_simultaneous_gives_both_players_the_gradient_of_one_forward(tmp_path):
-    game, z = make_game(tmp_path, update="simultaneous")
+    game, (batch, _) = make_game(tmp_path, update="simultaneous")
+    z = batch.z
     f, T = copy.deepcopy(game.f), copy.deepcopy(game.T)
-    stage.simultaneous_step(game, 0, z)
+    stage.simultaneous_step(game, batch)
     with torch.no_grad():
         x = game.G(z)
-    loss = nt_xent(f(game.t_x(torch.cat([x, game.G(z + T(z))]), 0)))
+    loss = nt_xent(f(game.t_x(torch.cat([x, game.G(z + T(z))]), batch.params)))
     for_f = torch.autograd.grad(loss, list(f.parameters()), retain_graph=True)
     for_T = torch.autograd.grad(loss, list(T.parameters()))
     torch.testing.assert_close([p.grad for p in game.f.parameters()], list(for_f), rtol=1e-3, atol=1e-5)
@@ -89,7 +92,7 @@ def test_simultaneous_gives_both_players_the_gradient_of_one_forward(tmp_path):
 
 
 def test_no_weight_gradient_of_the_generator_nor_of_f_in_ts_update(tmp_path):
-    game, z = make_game(tmp_path)
+    game, (batch, _) = make_game(tmp_path)
     computed = []
     descend = type(game).descend
 
@@ -101,17 +104,18 @@ def test_no_weight_gradient_of_the_generator_nor_of_f_in_ts_update(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(game), "descend", spy)
-        stage.alternating_step(game, 0, z)
+        stage.alternating_step(game, batch)
     assert computed == [[False] * 4, [True] * 4]
     assert all(p.grad is None for p in game.G.parameters())
     assert all(p.requires_grad for p in game.f.parameters())
 
 
 def test_monitored_numbers_are_their_definitions(tmp_path):
-    game, z = make_game(tmp_path)
+    game, (batch, _) = make_game(tmp_path)
     with torch.no_grad():
+        z = batch.z
         T_z = game.T(z)
-    metrics = stage.alternating_step(game, 0, z).metrics
+    metrics = stage.alternating_step(game, batch).metrics
     assert metrics["displacement_norm"].item() == pytest.approx(T_z.norm(dim=1).mean().item(), rel=1e-5)
     assert metrics["displacement_mean"].item() == pytest.approx(T_z.mean().item(), rel=1e-4)
     assert metrics["displacement_std"].item() == pytest.approx(T_z.std().item(), rel=1e-4)

@@ -180,9 +180,18 @@ class AugmentParams:
         """The parameters of several batches, one after the other."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
-    def to(self, device: torch.device | str) -> AugmentParams:
-        """The same parameters on `device`."""
-        return self._map(lambda tensor: tensor.to(device))
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.crop.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> AugmentParams:
+        """The same parameters on `device`; `non_blocking` as for a tensor."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> AugmentParams:
+        """The same parameters in page-locked memory, from which a GPU copies while the host goes on."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
     def __len__(self) -> int:
         return len(self.crop)

@@ -9,16 +9,32 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from copgen_fast import artifacts, augmentations, devices, generators, latents, loop, losses, pictures, seeds
+from copgen_fast.config import RunConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import Row, read_rows
+from copgen_fast.ops import AugmentParams
 from copgen_fast.positives.navigator import Navigator, untrained
 from copgen_fast.stages import Run
-from copgen_fast.views import random_views
+from copgen_fast.views import make_views
 
 GRID_COLUMNS = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything random of a step, on the device: the steps themselves draw nothing and never wait for it.
+
+    Attributes:
+        z: latents [N, L].
+        params: of the joint batch's augmentation, 2N rows, anchors first.
+    """
+
+    z: Tensor
+    params: AugmentParams
 
 
 @dataclass(frozen=True)
@@ -28,8 +44,8 @@ class Game:
     G: nn.Module
     T: Navigator
     f: nn.Module
-    t_x: Callable[[Tensor, int], Tensor]
-    """Augments the joint batch [2N, 3, H, W] of step i, a draw of its own for every image."""
+    t_x: Callable[[Tensor, AugmentParams], Tensor]
+    """Augments the joint batch [2N, 3, H, W], a draw of its own for every image."""
     nce: Callable[[Tensor], Tensor]
     """Contrastive loss of f on a joint batch of views."""
     adam_f: torch.optim.Adam
@@ -40,33 +56,36 @@ class Game:
         """Minimise `loss` by one step of each optimiser."""
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        for optimizer in optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
+        with record_function("backward"):
+            self.scaler.scale(loss).backward()
+        with record_function("optimizer"):
+            for optimizer in optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
 
 
-def alternating_step(game: Game, index: int, z: Tensor) -> StepResult:
+def alternating_step(game: Game, batch: Batch) -> StepResult:
     """The paper's update: f descends, then T ascends through the updated f, from a second forward."""
-    T_z, x, x_pos = generate(game, z)
-    v = game.t_x(torch.cat([x, x_pos]), index)
+    T_z, x, x_pos = generate(game, batch.z)
+    v = game.t_x(torch.cat([x, x_pos]), batch.params)
     loss_f = game.nce(v.detach())
     game.descend(loss_f, game.adam_f)
     with weights_frozen(game.f):
         loss_T = -game.nce(v)
         game.descend(loss_T, game.adam_T)
-    return observe(z, T_z, x, x_pos, loss_f, loss_T)
+    return observe(batch.z, T_z, x, x_pos, loss_f, loss_T)
 
 
-def simultaneous_step(game: Game, index: int, z: Tensor) -> StepResult:
+def simultaneous_step(game: Game, batch: Batch) -> StepResult:
     """One forward; reversing the gradient where it leaves f makes the same loss update both. Not the paper's."""
-    T_z, x, x_pos = generate(game, z)
-    v = game.t_x(torch.cat([x, x_pos]), index)
+    T_z, x, x_pos = generate(game, batch.z)
+    v = game.t_x(torch.cat([x, x_pos]), batch.params)
     loss_f = game.nce(ReverseGradient.apply(v))
     game.descend(loss_f, game.adam_f, game.adam_T)
-    return observe(z, T_z, x, x_pos, loss_f, -loss_f)
+    return observe(batch.z, T_z, x, x_pos, loss_f, -loss_f)
 
 
+@record_function("generator")
 def generate(game: Game, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """T(z), anchors G(z) without gradient, and positives G(z + T(z))."""
     with torch.no_grad():
@@ -124,13 +143,14 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
     f = f.to(run.device, memory_format=torch.channels_last)
     policy = augmentations.get(options.augmentation)
 
-    def t_x(images: Tensor, index: int) -> Tensor:
-        return random_views((images + 1) / 2, policy, seeds.generator(config.seed, "navigator views", index))
+    def t_x(images: Tensor, params: AugmentParams) -> Tensor:
+        return make_views((images + 1) / 2, params, policy)
 
     def nce(views: Tensor) -> Tensor:
-        with devices.autocast(run.device, config.precision):
+        with record_function("estimator"), devices.autocast(run.device, config.precision):
             embeddings = f(views)
-        return losses.nt_xent(embeddings, options.temperature, options.base_temperature)
+        with record_function("loss"):
+            return losses.nt_xent(embeddings, options.temperature, options.base_temperature)
 
     betas = (0.5, 0.999)
     return Game(
@@ -145,6 +165,24 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
     )
 
 
+def draw_latents(config: RunConfig, G: nn.Module, seed: int, count: int, device: torch.device) -> Tensor:
+    """Latents [count, L] of the configured prior, on `device`."""
+    return devices.send(latents.sample(config.generator.prior, seed, (count, G.latent_dim)), device)
+
+
+def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device) -> Batch:
+    """What step `index` is given, drawn on the CPU from seeds: the same whatever the device."""
+    options = config.navigator
+    z = draw_latents(config, G, seeds.derive32(config.seed, "navigator latents", index), options.batch, device)
+    params = AugmentParams.sample(
+        2 * options.batch,
+        G.image_shape[1:],
+        augmentations.get(options.augmentation),
+        generator=seeds.generator(config.seed, "navigator views", index),
+    )
+    return Batch(z, devices.send(params, device))
+
+
 def run(run: Run) -> None:
     """Train T; leaves navigator.safetensors, kept earlier ones, picture grids and the log in RUN/navigator."""
     if run.navigator_file.exists():
@@ -155,19 +193,16 @@ def run(run: Run) -> None:
     game = make_game(run, G, T)
     step = alternating_step if options.update == "alternating" else simultaneous_step
 
-    def draw(seed: int, count: int) -> Tensor:
-        return latents.sample(config.generator.prior, seed, (count, G.latent_dim)).to(run.device)
-
-    shown_z = draw(seeds.derive32(config.seed, "grid"), GRID_COLUMNS)
+    shown_z = draw_latents(config, G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)
     keep_every = max(1, options.grid_every // options.batch)
 
-    def data(index: int) -> Tensor:
-        return draw(seeds.derive32(config.seed, "navigator latents", index), options.batch)
+    def data(index: int) -> Batch:
+        return draw_batch(config, G, index, run.device)
 
-    def step_and_keep(index: int, z: Tensor) -> StepResult:
+    def step_and_keep(index: int, batch: Batch) -> StepResult:
         if index % keep_every == 0:
             keep(folder, index * options.batch, game, shown_z)
-        return step(game, index, z)
+        return step(game, batch)
 
     def reached_delta(row: Row) -> bool:
         return options.delta is not None and not options.project and row["displacement_norm"] >= options.delta

@@ -3,18 +3,72 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.profiler import record_function
 
 from copgen_fast import artifacts, augmentations, data, devices, loop, losses, seeds
-from copgen_fast.config import PretrainConfig
+from copgen_fast.config import PretrainConfig, RunConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import read_rows
+from copgen_fast.ops import AugmentParams
 from copgen_fast.pairs.loader import PairBatches, PairDataset
 from copgen_fast.stages import Run
-from copgen_fast.views import random_views
+from copgen_fast.views import make_views
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything that differs from step to step, on the device: the step itself draws nothing and never waits for it.
+
+    Attributes:
+        images: the joint batch, uint8 [2N, 3, H, W], anchors first.
+        params: of its augmentation, 2N rows.
+        lr: learning rate of this step.
+    """
+
+    images: Tensor
+    params: AugmentParams
+    lr: float
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The encoder in training and what trains it."""
+
+    f: nn.Module
+    """Views [2N, 3, H, W] -> embeddings [2N, D]."""
+    t: Callable[[Tensor, AugmentParams], Tensor]
+    """Augments the joint batch, a draw of its own for every image."""
+    embed: Callable[[Tensor], Tensor]
+    """f in the run's precision."""
+    nce: Callable[[Tensor], Tensor]
+    """Contrastive loss of a joint batch of embeddings."""
+    sgd: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+
+
+def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
+    """One descent of f on InfoNCE(f(t(x)), f(t'(x+))) (paper Eq. 1)."""
+    for group in learner.sgd.param_groups:
+        group["lr"] = batch.lr
+    v = learner.t(batch.images, batch.params)
+    with record_function("estimator"):
+        h = learner.embed(v)
+    with record_function("loss"):
+        loss = learner.nce(h)
+    learner.sgd.zero_grad(set_to_none=True)
+    with record_function("backward"):
+        learner.scaler.scale(loss).backward()
+    with record_function("optimizer"):
+        learner.scaler.step(learner.sgd)
+        learner.scaler.update()
+    shown_lr = torch.full((), batch.lr, device=loss.device)
+    return StepResult({"loss": loss, "lr": shown_lr}, {"views": v, "embeddings": h})
 
 
 def learning_rate(config: PretrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -53,34 +107,60 @@ def pretrain(run: Run, method: str) -> None:
         else PairDataset(run.pairs_folder(method))
     )
     batches = PairBatches(dataset, options.batch, config.seed, options.cache_gib, options.workers)
-    with seeds.seeded(config.seed, "encoder"):
-        model = ContrastiveModel(options.encoder)
-    model = model.to(run.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay
-    )
-    scaler = devices.grad_scaler(run.device, config.precision)
-    policy = augmentations.get(options.augmentation)
+    learner = make_learner(config, run.device)
 
-    def step(index: int, pair: tuple[Tensor, Tensor]) -> StepResult:
+    def batch(index: int) -> Batch:
+        pair = batches(index)
         rate = learning_rate(options, index, batches.steps_per_epoch)
-        optimizer.param_groups[0]["lr"] = rate
-        images = torch.cat(pair).to(run.device)
-        views = random_views(images, policy, seeds.generator(config.seed, "pretrain views", index))
-        with devices.autocast(run.device, config.precision):
-            embeddings = model(views)
-        loss = losses.nt_xent(embeddings, options.temperature, options.base_temperature)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        return StepResult(
-            {"loss": loss, "lr": torch.tensor(rate, device=run.device)}, {"views": views, "embeddings": embeddings}
-        )
+        return make_batch(config, index, pair, rate, run.device)
+
+    def step(index: int, batch: Batch) -> StepResult:
+        return pretrain_step(learner, batch)
 
     steps = options.epochs * batches.steps_per_epoch
     plan = loop.Plan(f"pretrain {method}", folder, steps, options.batch, config.log_every, config.save_every)
-    summary = loop.run(step, batches, {"model": model, "optimizer": optimizer, "scaler": scaler}, plan)
+    state = {"model": learner.f, "optimizer": learner.sgd, "scaler": learner.scaler}
+    summary = loop.run(step, batch, state, plan)
     summary["views_per_s"] = 2 * summary["samples_per_s"]
     artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
-    artifacts.write_tensors(run.encoder_file(method), model.encoder.state_dict())
+    artifacts.write_tensors(run.encoder_file(method), learner.f.encoder.state_dict())
+
+
+def make_learner(config: RunConfig, device: torch.device) -> Learner:
+    """The encoder at its seeded start and its optimiser."""
+    options = config.pretrain
+    with seeds.seeded(config.seed, "encoder"):
+        f = ContrastiveModel(options.encoder)
+    f = f.to(device, memory_format=torch.channels_last)
+    policy = augmentations.get(options.augmentation)
+
+    def t(images: Tensor, params: AugmentParams) -> Tensor:
+        return make_views(images, params, policy)
+
+    def embed(views: Tensor) -> Tensor:
+        with devices.autocast(device, config.precision):
+            return f(views)
+
+    def nce(embeddings: Tensor) -> Tensor:
+        return losses.nt_xent(embeddings, options.temperature, options.base_temperature)
+
+    return Learner(
+        f=f,
+        t=t,
+        embed=embed,
+        nce=nce,
+        sgd=torch.optim.SGD(f.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay),
+        scaler=devices.grad_scaler(device, config.precision),
+    )
+
+
+def make_batch(config: RunConfig, index: int, pair: tuple[Tensor, Tensor], lr: float, device: torch.device) -> Batch:
+    """The batch of step `index`, its augmentation drawn on the CPU from seeds: the same whatever the device."""
+    images = torch.cat(pair)
+    params = AugmentParams.sample(
+        len(images),
+        tuple(images.shape[2:]),
+        augmentations.get(config.pretrain.augmentation),
+        generator=seeds.generator(config.seed, "pretrain views", index),
+    )
+    return Batch(devices.send(images, device), devices.send(params, device), lr)
