@@ -64,10 +64,10 @@ class RealPairs(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The same image twice, uint8 [3, H, W]."""
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """The same image twice, uint8 [3, H, W], and -1: the objective is to see no labels."""
         image = self.images[index]
-        return image, image
+        return image, image, -1
 
     @property
     def decoded_bytes(self) -> int:

@@ -16,7 +16,7 @@ NO_CACHE = 0.0
 
 
 class Numbered(Dataset):
-    """Pair i is filled with the bytes of i; the anchor and the positive are the same image."""
+    """Pair i is filled with the bytes of i; the anchor and the positive are the same image, the label is 2 i."""
 
     def __init__(self, count):
         self.count, self.decoded = count, 0
@@ -28,7 +28,7 @@ class Numbered(Dataset):
         self.decoded += 1
         image = torch.full((3, 2, 2), index % 256, dtype=torch.uint8)
         image[1] = index // 256
-        return image, image
+        return image, image, 2 * index
 
 
 def numbers(images):
@@ -47,8 +47,9 @@ def test_random_access_equals_order_of_writing(folder):
     assert pairs.decoded_bytes == 10 * 2 * 3 * 8 * 8
     forward = [pairs[i] for i in range(10)]
     for i in (9, 0, 4, 3, 8, 7):
-        assert all(torch.equal(one, other) for one, other in zip(pairs[i], forward[i], strict=True))
-    anchor, positive = forward[0]
+        assert all(torch.equal(one, other) for one, other in zip(pairs[i][:2], forward[i][:2], strict=True))
+    anchor, positive, label = forward[0]
+    assert label == 0 and [pair[2] for pair in forward] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert anchor.dtype == positive.dtype == torch.uint8 and anchor.shape == positive.shape == (3, 8, 8)
     assert not torch.equal(anchor, positive)
     for bad in (-1, 10):
@@ -143,8 +144,9 @@ def test_each_pair_comes_once_an_epoch(count, batch, seed, cache_gib):
     for epoch in range(2):
         seen = []
         for step in range(batches.steps_per_epoch):
-            anchors, positives = batches(epoch * batches.steps_per_epoch + step)
+            anchors, positives, labels = batches(epoch * batches.steps_per_epoch + step)
             assert anchors.shape == (batch, 3, 2, 2) and anchors.dtype == torch.uint8
+            assert labels.dtype == torch.int64 and labels.tolist() == [2 * number for number in numbers(anchors)]
             assert torch.equal(anchors, positives)
             seen += numbers(anchors)
         assert seen == order(count, epoch, seed)[: len(seen)].tolist()
@@ -241,10 +243,27 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="step"):
         PairBatches(Numbered(4), 2, 0, 1.0, workers=1)(-1)
     with pytest.raises(TypeError, match="anchor"):
-        PairBatches([(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2))], 1, 0, 1.0, workers=1)
+        PairBatches([(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2), 0)], 1, 0, 1.0, workers=1)
 
 
 def test_reading_leaves_the_folder_alone(folder):
     before = contents(folder)
     PairBatches(PairDataset(folder), 2, 0, 1.0, workers=1)(0)
     assert contents(folder) == before
+
+
+def test_a_label_goes_before_the_pseudo_class(folder):
+    path = folder / "shard-000000.tar"
+    data = path.read_bytes()
+    old, new = b'"pseudo_class": 0', b'"label": 3       '
+    path.write_bytes(data.replace(old, new, 1))
+    assert [PairDataset(folder, check=False)[i][2] for i in range(2)] == [3, 0]
+    path.write_bytes(data.replace(old, b'"nothing_here": 0', 1)[: len(data)])
+    with pytest.raises(CorruptArtifactError, match=r"00000000\.json holds no label or pseudo_class"):
+        PairDataset(folder, check=False)[0]
+
+
+def test_a_batch_is_its_images_in_one_tensor():
+    batch = PairBatches(Numbered(4), 4, 0, 1.0, workers=1)(0)
+    assert torch.equal(batch.images, torch.cat((batch.anchors, batch.positives)))
+    assert batch.to(torch.device("cpu")).labels.equal(batch.labels)

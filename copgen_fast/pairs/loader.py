@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,32 @@ from copgen_fast.pairs.format import (
     read_complete_index,
 )
 
-Pair = tuple[Tensor, Tensor]
+NO_LABEL = -1
+
+
+class PairBatch(NamedTuple):
+    """A batch of pairs; rows i belong together.
+
+    Attributes:
+        anchors, positives: uint8 [B, 3, H, W].
+        labels: int64 [B], the class of each pair (real or pseudo); NO_LABEL where there is none.
+    """
+
+    anchors: Tensor
+    positives: Tensor
+    labels: Tensor
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [2B, 3, H, W], anchors first."""
+        return torch.cat((self.anchors, self.positives))
+
+    def to(self, device: torch.device) -> PairBatch:
+        return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+Pair = tuple[Tensor, Tensor, int]
+"""Anchor and positive, both uint8 [3, H, W], and the label."""
 
 
 class PairDataset(Dataset):
@@ -58,16 +84,26 @@ class PairDataset(Dataset):
         return self.index.count
 
     def __getitem__(self, index: int) -> Pair:
-        """Anchor and positive, both uint8 [3, H, W]."""
-        anchor, positive = self._read(index, (0, 1))
-        return self._decode(index, 0, anchor), self._decode(index, 1, positive)
+        """Anchor and positive, both uint8 [3, H, W], and the label: `label` of KEY.json, else its `pseudo_class`."""
+        anchor, positive, record = self._read(index, (0, 1, 2))
+        label = self._label(index, self._parse(index, record))
+        return self._decode(index, 0, anchor), self._decode(index, 1, positive), label
 
     def record(self, index: int) -> dict:
-        """KEY.json of a pair: index, seed, pseudo_class, displacement."""
+        """KEY.json of a pair: index, seed, pseudo_class, displacement, and label where the generator was given one."""
+        return self._parse(index, self._read(index, (2,))[0])
+
+    def _parse(self, index: int, data: bytes) -> dict:
         try:
-            return json.loads(self._read(index, (2,))[0])
+            return json.loads(data)
         except ValueError as error:
             raise CorruptArtifactError(f"{self._where(index, 2)} is not valid JSON ({error}): {REMEDY}") from error
+
+    def _label(self, index: int, record: dict) -> int:
+        label = record.get("label", record.get("pseudo_class"))
+        if not isinstance(label, int):
+            raise CorruptArtifactError(f"{self._where(index, 2)} holds no label or pseudo_class: {REMEDY}")
+        return label
 
     @property
     def decoded_bytes(self) -> int:
@@ -115,7 +151,7 @@ class PairBatches:
     same batches. torch's global generator is left alone.
 
     Args:
-        dataset: returns (anchor, positive), uint8 [3, H, W], all of one size: PairDataset, or one of real images.
+        dataset: returns (anchor, positive, label), images uint8 [3, H, W] of one size: PairDataset, or real images.
         batch: pairs in a batch; an epoch's last pairs that don't fill one are left out.
         workers: loader processes (0: decode in this one), or threads while the cache fills.
 
@@ -133,30 +169,31 @@ class PairBatches:
             raise UsageError(f"{count} pairs don't fill a batch of {batch}: lower the batch size or make more pairs")
         self.dataset, self.batch, self.seed, self.workers = dataset, batch, seed, workers
         self.steps_per_epoch = count // batch
-        anchor, positive = dataset[0]
+        anchor, positive, _ = dataset[0]
         expect_tensor("anchor", anchor, (3, "H", "W"), [torch.uint8])
         expect_tensor("positive", positive, tuple(anchor.shape), [torch.uint8])
         self.cached = 2 * anchor.nbytes * count <= cache_gib * 2**30
-        self._stream: Iterator[Pair] = iter(())
+        self._stream: Iterator[Sequence[Tensor]] = iter(())
         self._next_step: int | None = None
         if self.cached:
             self._images = torch.empty(2, count, *anchor.shape, dtype=torch.uint8)
+            self._labels = torch.empty(count, dtype=torch.int64)
             self._known = torch.zeros(count, dtype=torch.bool)
             self._pool = ThreadPoolExecutor(max(1, workers))
 
-    def __call__(self, step: int) -> Pair:
-        """Anchors and positives of a global step (0 is the first of epoch 0), both uint8 [batch, 3, H, W]."""
+    def __call__(self, step: int) -> PairBatch:
+        """The batch of a global step; 0 is the first of epoch 0."""
         if step < 0:
             raise ValueError(f"step: expected at least 0, got {step}")
         if step != self._next_step:
             self._stream = iter(())  # ends the workers of the former one first
             self._stream = self._start(step)
         self._next_step = None  # should reading fail, the stream is of no further use
-        anchors, positives = next(self._stream)
+        batch = PairBatch(*next(self._stream))
         self._next_step = step + 1
-        return anchors, positives
+        return batch
 
-    def _start(self, step: int) -> Iterator[Pair]:
+    def _start(self, step: int) -> Iterator[Sequence[Tensor]]:
         indices = _index_batches(len(self.dataset), self.batch, self.seed, step)
         if self.cached:
             return map(self._from_cache, indices)
@@ -170,13 +207,13 @@ class PairBatches:
             )
         )
 
-    def _from_cache(self, indices: list[int]) -> Pair:
+    def _from_cache(self, indices: list[int]) -> PairBatch:
         rows = torch.tensor(indices)
         unknown = rows[~self._known[rows]].tolist()
         for index, pair in zip(unknown, self._pool.map(self.dataset.__getitem__, unknown), strict=True):
-            self._images[0, index], self._images[1, index] = pair
+            self._images[0, index], self._images[1, index], self._labels[index] = pair
             self._known[index] = True
-        return self._images[0, rows], self._images[1, rows]
+        return PairBatch(self._images[0, rows], self._images[1, rows], self._labels[rows])
 
 
 def _index_batches(count: int, batch: int, seed: int, step: int) -> Iterator[list[int]]:

@@ -66,7 +66,7 @@ def _compare(pairs: PairDataset, source: PairSource, shard: Shard, chosen: list[
                 raise _fault(pairs, index, f"{name} differs by {off:.3g} from what seed {records[row]['seed']} gives")
     images = [source.render(z, "images") for z in made]
     for row, index in enumerate(chosen):
-        for name, old, new in zip(("anchor", "positive"), pairs[index], images, strict=True):
+        for name, old, new in zip(("anchor", "positive"), pairs[index][:2], images, strict=True):
             level = int((new[row].int() - old.int()).abs().max())
             if level > 1:
                 raise _fault(pairs, index, f"its {name} image differs by {level} levels")

@@ -16,7 +16,7 @@ from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import read_rows
 from copgen_fast.ops import AugmentParams
-from copgen_fast.pairs.loader import PairBatches, PairDataset
+from copgen_fast.pairs.loader import PairBatch, PairBatches, PairDataset
 from copgen_fast.stages import Run
 from copgen_fast.views import make_views
 
@@ -154,9 +154,9 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
     )
 
 
-def make_batch(config: RunConfig, index: int, pair: tuple[Tensor, Tensor], lr: float, device: torch.device) -> Batch:
+def make_batch(config: RunConfig, index: int, pair: PairBatch, lr: float, device: torch.device) -> Batch:
     """The batch of step `index`, its augmentation drawn on the CPU from seeds: the same whatever the device."""
-    images = torch.cat(pair)
+    images = pair.images
     params = AugmentParams.sample(
         len(images),
         tuple(images.shape[2:]),
