@@ -61,6 +61,14 @@ def test_other_latents_are_refused_by_name(generator, z, error):
         generator(z)
 
 
+def test_a_generator_without_classes_takes_no_labels(generator):
+    z = latents.sample("normal", 0, (2, 64))
+    assert generator.classes == 0 and torch.equal(generator(z, None), generator(z))
+    for one in (generator, *(generators.optimize(generator, level) for level in ("exact", "half"))):
+        with pytest.raises(ValueError, match="^labels: expected none, this generator has no classes"):
+            one(z, torch.zeros(2, dtype=torch.int64))
+
+
 def test_an_image_does_not_depend_on_its_batch(generator, samples):
     z, images = samples
     assert torch.equal(generator(z), images)

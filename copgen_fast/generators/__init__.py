@@ -23,19 +23,24 @@ class Generator(Protocol):
     Attributes:
         latent_dim: length L of a latent.
         image_shape: (C, H, W) of an image; C is 3.
+        classes: how many classes an image's may be chosen from; 0: it is not conditional.
     """
 
     latent_dim: int
     image_shape: tuple[int, int, int]
+    classes: int
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [N, L], floating, to images [N, C, H, W] in [-1, 1], differentiable with respect to z.
 
-        N may be 0. Row i depends on z[i] alone.
+        N may be 0. Row i depends on z[i] and labels[i] alone.
+
+        Args:
+            labels: int64 [N] in 0 .. classes - 1, for a conditional generator; None for another.
         """
         ...
 
-    def __call__(self, z: Tensor) -> Tensor: ...
+    def __call__(self, z: Tensor, labels: Tensor | None = None) -> Tensor: ...
 
 
 def build(name: str, weights: str | Path | None = None) -> nn.Module:

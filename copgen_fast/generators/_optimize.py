@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.generators._labels import expect_labels
 from copgen_fast.generators._tricks import ALL, Tricks
 
 Level = Literal["exact", "half", "graph"]
@@ -44,7 +45,7 @@ def optimize(
     dtype: torch.dtype | None = None,
     checkpoint: bool = False,
 ) -> nn.Module:
-    """A module that draws the generator's images faster, latents [N, L] to images [N, 3, H, W] in [-1, 1].
+    """A module that draws the generator's images faster, latents [N, L] (and labels) to images [N, 3, H, W].
 
     - exact: the generator's own rewriting (`rewritten(tricks)`, algebra on its weights), compared with it on random
       latents, layer by layer; a generator that has none is returned as it is.
@@ -74,7 +75,7 @@ def optimize(
         return generator if level == "exact" else _half(generator, generator, device, dtype)
     with torch.no_grad():
         exact = generator.rewritten(tricks).eval()
-        expect_same(generator, exact, _latents(generator, device))
+        expect_same(generator, exact, *_inputs(generator, device))
     exact.checkpointed = checkpoint
     if level == "exact":
         return exact
@@ -92,26 +93,31 @@ class Graphed(nn.Module):
         super().__init__()
         self.generator, self.batch = generator, batch
         self.latent_dim, self.image_shape = generator.latent_dim, generator.image_shape
-        self.latents = torch.zeros(batch, generator.latent_dim, device=_device(generator))
+        self.classes = generator.classes
+        device = _device(generator)
+        self.latents = torch.zeros(batch, generator.latent_dim, device=device)
+        self.labels = torch.zeros(batch, dtype=torch.int64, device=device) if self.classes else None
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), torch.no_grad():
             for _ in range(3):  # libraries choose their algorithms before the capture
-                generator(self.latents)
+                generator(self.latents, self.labels)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph), torch.no_grad():
-            self.images = generator(self.latents)
+            self.images = generator(self.latents, self.labels)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """As the generator's."""
         if (
             z.shape != self.latents.shape
             or z.dtype != self.latents.dtype
             or (z.requires_grad and torch.is_grad_enabled())
         ):
-            return self.generator(z)
+            return self.generator(z, labels)
         self.latents.copy_(z)
+        if expect_labels(labels, len(z), self.classes) is not None:
+            self.labels.copy_(labels)
         self.graph.replay()
         return self.images.clone()
 
@@ -123,16 +129,17 @@ class Cast(nn.Module):
         super().__init__()
         self.generator = copy.deepcopy(generator).to(dtype, memory_format=torch.channels_last)
         self.latent_dim, self.image_shape, self.dtype = generator.latent_dim, generator.image_shape, dtype
+        self.classes = generator.classes
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """As the generator's."""
-        return self.generator(z.to(self.dtype)).to(z.dtype)
+        return self.generator(z.to(self.dtype), labels).to(z.dtype)
 
 
-def expect_same(published: nn.Module, rewritten: nn.Module, z: Tensor) -> None:
+def expect_same(published: nn.Module, rewritten: nn.Module, z: Tensor, labels: Tensor | None = None) -> None:
     """Raise CopgenError unless both compute the same at every step, up to rounding; it names the first that differs."""
     tolerance = TOLERANCE if z.dtype == torch.float32 else 1e-9
-    for (name, ours), (_, theirs) in zip(rewritten.steps(z), published.steps(z), strict=True):
+    for (name, ours), (_, theirs) in zip(rewritten.steps(z, labels), published.steps(z, labels), strict=True):
         error = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)).item()
         if not error <= tolerance:
             raise CopgenError(
@@ -157,10 +164,10 @@ def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: t
     if device.type == "cpu" and dtype == torch.float16:
         raise UsageError("level half: the CPU has no float16 convolutions; take torch.bfloat16")
     with torch.no_grad():
-        z = _latents(published, device)
-        wanted = exact(z)
+        z, labels = _inputs(published, device)
+        wanted = exact(z, labels)
         half = exact.in_precision(dtype) if hasattr(exact, "in_precision") else Cast(exact, dtype)
-        half.difference = difference(half(z), wanted)
+        half.difference = difference(half(z, labels), wanted)
     if not (half.difference.mean <= MEAN_GATE and half.difference.tail <= TAIL_GATE):
         raise CopgenError(
             f"{dtype} changes the images of {type(published).__name__} too much ({half.difference}; allowed are a mean "
@@ -169,10 +176,13 @@ def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: t
     return half
 
 
-def _latents(generator: nn.Module, device: torch.device) -> Tensor:
+def _inputs(generator: nn.Module, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Latents and, where there are classes, labels to compare on."""
     seeded = torch.Generator().manual_seed(0)
     dtype = next((x.dtype for x in generator.parameters() if x.is_floating_point()), torch.float32)
-    return torch.randn(_LATENTS, generator.latent_dim, generator=seeded).to(device, dtype)
+    z = torch.randn(_LATENTS, generator.latent_dim, generator=seeded).to(device, dtype)
+    labels = torch.randint(generator.classes, (_LATENTS,), generator=seeded).to(device) if generator.classes else None
+    return z, labels
 
 
 def _device(generator: nn.Module) -> torch.device:

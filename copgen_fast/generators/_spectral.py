@@ -54,3 +54,11 @@ class SpectralConv2d(_Spectral, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.normalised_weight(), self.bias)
+
+
+def normalised_weight(layer: nn.Module) -> Tensor:
+    """What a layer multiplies by in eval mode: one of these, or of torch.nn.utils.spectral_norm."""
+    if isinstance(layer, _Spectral):
+        return layer.normalised_weight()
+    matrix = layer.weight_orig.flatten(1)
+    return layer.weight_orig / torch.dot(layer.weight_u, matrix @ layer.weight_v)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from copgen_fast import artifacts
 from copgen_fast.checks import expect_finite, expect_tensor
 from copgen_fast.generators._folded import FoldedBigBiGAN
+from copgen_fast.generators._labels import expect_labels
 from copgen_fast.generators._spectral import SpectralConv2d, SpectralLinear
 from copgen_fast.generators._tricks import ALL, Tricks
 from copgen_fast.generators._weights import find
@@ -25,11 +26,12 @@ from copgen_fast.generators._weights import find
 FILE = "BigBiGAN_x1.pth"
 SOURCE = "the public PyTorch port's BigBiGAN_x1.pth (release 0.0.1 of github.com/greeneggsandyaml/tmp)"
 BOTTOM = 4
-BATCH_NORM_EPSILON, LAST_BATCH_NORM_EPSILON = 1e-4, 1e-5
 
 
 class ConditionalBatchNorm(nn.Module):
     """Batch normalisation by stored statistics, whose gain and bias are linear in a condition [N, C']."""
+
+    epsilon = 1e-4
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__()
@@ -40,12 +42,14 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         gain, bias = (1 + self.gain(condition))[:, :, None, None], self.bias(condition)[:, :, None, None]
-        x = F.batch_norm(x, self.stored_mean, self.stored_var, eps=BATCH_NORM_EPSILON)
+        x = F.batch_norm(x, self.stored_mean, self.stored_var, eps=self.epsilon)
         return x * gain + bias
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation by stored statistics, with a gain and a bias."""
+
+    epsilon = 1e-5
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -56,7 +60,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = (self.stored_mean, self.stored_var, self.gain, self.bias)
-        return F.batch_norm(x, *statistics, eps=LAST_BATCH_NORM_EPSILON)
+        return F.batch_norm(x, *statistics, eps=self.epsilon)
 
 
 class Block(nn.Module):
@@ -102,7 +106,10 @@ class BigBiGAN(nn.Module):
         width: channels of the last block; the published has 96.
         resolution: R, 8 or more, a power of two. Channels halve from block to block, 16 times `width` at most.
         attention: the resolution after which the attention comes, if it is reached.
+        embeddings: rows of the published class embedding, all alike: there are no classes to choose.
     """
+
+    classes = 0
 
     def __init__(
         self,
@@ -112,7 +119,7 @@ class BigBiGAN(nn.Module):
         attention: int = 64,
         chunk: int = 20,
         shared: int = 128,
-        classes: int = 1000,
+        embeddings: int = 1000,
     ) -> None:
         super().__init__()
         count = int(math.log2(resolution // BOTTOM))
@@ -121,7 +128,7 @@ class BigBiGAN(nn.Module):
         widths = [width * min(16, 2 ** (count - 1 - i)) for i in range(count)]
         widths = [min(2 * widths[0], 16 * width), *widths]
         self.latent_dim, self.image_shape, self.chunk = chunk * (count + 1), (3, resolution, resolution), chunk
-        self.shared = nn.Embedding(classes, shared)
+        self.shared = nn.Embedding(embeddings, shared)
         self.linear = SpectralLinear(chunk, BOTTOM * BOTTOM * widths[0])
         self.blocks = nn.ModuleList()
         for i in range(count):
@@ -132,29 +139,31 @@ class BigBiGAN(nn.Module):
         last = SpectralConv2d(widths[-1], 3, 3, padding=1)
         self.output_layer = nn.Sequential(BatchNorm(widths[-1]), nn.ReLU(), last)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [N, L] of the weights' dtype to images; differentiable with respect to z.
 
         Raises:
-            TypeError, ValueError: z of another dtype or shape; NaN or infinity on the CPU (a GPU is not waited for).
+            TypeError, ValueError: z of another dtype or shape; NaN or infinity on the CPU (a GPU is not waited for);
+                labels.
         """
-        return deque(self.steps(z), maxlen=1).pop()[1]
+        return deque(self.steps(z, labels), maxlen=1).pop()[1]
 
-    def steps(self, z: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
         """Names of the layers with what each puts out, the images last."""
         expect_tensor("z", z, ("N", self.latent_dim), {self.linear.weight.dtype})
         expect_finite("z", z)
+        expect_labels(labels, len(z), self.classes)
         seed, *chunks = z.split(self.chunk, dim=1)
         # The model has no classes: all rows of the embedding are alike.
         shared = self.shared(torch.zeros(len(z), dtype=torch.int64, device=z.device))
         x = self.linear(seed).unflatten(1, (-1, BOTTOM, BOTTOM))
-        yield "linear", x
+        yield "seed", x
         for i, (layers, chunk) in enumerate(zip(self.blocks, chunks, strict=True)):
             condition = torch.cat([shared, chunk], 1)
-            for layer in layers:
+            for j, layer in enumerate(layers):
                 x = layer(x, condition)
-            yield f"blocks.{i}", x
-        yield "output_layer", self.output_layer(x).tanh()
+                yield f"blocks.{i}.{j}", x
+        yield "images", self.output_layer(x).tanh()
 
     def rewritten(self, tricks: Tricks = ALL) -> FoldedBigBiGAN:
         """The same function in fewer operations; see `copgen_fast.generators.optimize`."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from copgen_fast import artifacts
 from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import UsageError
+from copgen_fast.generators._labels import expect_labels
 
 
 class Cifar10DCGAN(nn.Module):
@@ -19,6 +20,7 @@ class Cifar10DCGAN(nn.Module):
 
     latent_dim = 64
     image_shape = (3, 32, 32)
+    classes = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,8 +30,9 @@ class Cifar10DCGAN(nn.Module):
         self.up4 = _up(64, 32, kernel=4, stride=2)
         self.out_layer = nn.Sequential(nn.ConvTranspose2d(32, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Sigmoid())
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         seed = expect_tensor("z", z, ("N", self.latent_dim))[:, :, None, None]
+        expect_labels(labels, len(z), self.classes)
         return 2 * self.out_layer(self.up4(self.up3(self.up2(self.up1(seed))))) - 1
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from copgen_fast import artifacts
 from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.generators._labels import expect_labels
 
 EMBEDDED = Path(__file__).parent / "weights" / "digits.safetensors"
 LATENT_DIM = 64
@@ -42,6 +43,7 @@ class DigitsGenerator(nn.Module):
     """
 
     latent_dim: int = LATENT_DIM
+    classes: int = 0
     image_shape: tuple[int, int, int] = (3, SIZE, SIZE)
     upsampling: Tensor
 
@@ -57,14 +59,15 @@ class DigitsGenerator(nn.Module):
         hidden = self.blocks(self.inward(z))
         return self.outward(F.silu(hidden)).tanh().unflatten(1, (SCAN, SCAN))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [N, 64] of the weights' dtype to images [N, 3, 32, 32] in [-1, 1], differentiable in z.
 
         Raises:
             TypeError: z is no tensor, or of another dtype.
-            ValueError: z has another shape.
+            ValueError: z has another shape, or labels are given.
         """
         expect_tensor("z", z, ("N", LATENT_DIM), {self.inward.weight.dtype})
+        expect_labels(labels, len(z), self.classes)
         images = soft_limit(self.upsampling @ self.scan(z) @ self.upsampling.T)
         return images.unsqueeze(1).repeat(1, 3, 1, 1)
 

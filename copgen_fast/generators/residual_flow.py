@@ -17,6 +17,7 @@ from copgen_fast import artifacts
 from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 from copgen_fast.flows import Estimator, ResidualFlow
+from copgen_fast.generators._labels import expect_labels
 from copgen_fast.generators.digits import soft_limit
 
 EMBEDDED = Path(__file__).parent / "weights" / "residual_flow.safetensors"
@@ -40,6 +41,7 @@ class ResidualFlowGenerator(nn.Module):
     """
 
     image_shape: tuple[int, int, int] = (3, SIZE, SIZE)
+    classes: int = 0
     layout: Tensor
     temperature: Tensor
     upsampling: Tensor
@@ -74,13 +76,14 @@ class ResidualFlowGenerator(nn.Module):
         scans = (2 * self.levels * fractions - 1) / (self.levels - 1) - 1
         return scans.unflatten(1, (self.side, self.side))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [N, L] of the weights' dtype to images [N, 3, 32, 32] in [-1, 1], differentiable once in z.
 
         Raises:
-            TypeError, ValueError, CopgenError: as `scan`.
+            TypeError, ValueError, CopgenError: as `scan`; ValueError, too, where labels are given.
         """
         images = soft_limit(self.upsampling @ self.scan(z) @ self.upsampling.T)
+        expect_labels(labels, len(z), self.classes)
         return images.unsqueeze(1).repeat(1, 3, 1, 1)
 
     def logits(self, scans: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from copgen_fast import artifacts
 from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.generators._labels import expect_labels
 
 LATENT_DIM = 128
 SIZE = 32
@@ -48,6 +49,7 @@ class ResnetGAN(nn.Module):
     """
 
     image_shape: tuple[int, int, int] = (3, SIZE, SIZE)
+    classes: int = 0
 
     def __init__(self, latent_dim: int = LATENT_DIM, width: int = 256) -> None:
         super().__init__()
@@ -63,14 +65,15 @@ class ResnetGAN(nn.Module):
         """Channels of every block."""
         return self.to_rgb.in_channels
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [N, L] of the weights' dtype to images [N, 3, 32, 32] in [-1, 1], differentiable in z.
 
         Raises:
             TypeError: z is no tensor, or of another dtype.
-            ValueError: z has another shape.
+            ValueError: z has another shape, or labels are given.
         """
         expect_tensor("z", z, ("N", self.latent_dim), {self.linear.weight.dtype})
+        expect_labels(labels, len(z), self.classes)
         hidden = self.blocks(self.linear(z).unflatten(1, (self.width, _BOTTOM, _BOTTOM)))
         return self.to_rgb(F.relu(self.norm(hidden))).tanh()
 

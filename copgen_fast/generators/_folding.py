@@ -1,0 +1,244 @@
+"""Generators of residual blocks in fewer operations: the pieces, by algebra on published weights alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from copgen_fast.checks import expect_finite, expect_tensor
+from copgen_fast.generators import _convolutions as convolutions
+from copgen_fast.generators._convolutions import Method
+from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._spectral import normalised_weight
+from copgen_fast.generators._tricks import Tricks
+
+# Channels from which products saved are worth the copies around them, on a CPU.
+MANY = 384
+
+
+class Derived(nn.Module):
+    """A tensor made from published layers: once, or at every call."""
+
+    def __init__(self, make: Callable[..., Tensor], layers: tuple[nn.Module, ...], once: bool) -> None:
+        super().__init__()
+        self.make = None if once else make
+        self.layers = nn.ModuleList([] if once else layers)
+        self.register_buffer("value", make(*layers).detach() if once else None)
+
+    def forward(self) -> Tensor:
+        return self.value if self.make is None else self.make(*self.layers).detach()
+
+
+class FoldedConv(nn.Module):
+    """A convolution by some method; `bias` [outputs] may hold more than its own.
+
+    Args:
+        outputs: how many of its channels are wanted, the first ones; None: all.
+    """
+
+    def __init__(
+        self, conv: nn.Module, method: Method, once: bool, bias: Tensor | None = None, outputs: int | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = Derived(lambda layer: method.prepare(normalised_weight(layer)[:outputs]), (conv,), once)
+        self.run = method.run
+        self.register_buffer("bias", None if bias is None else bias[:outputs].detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, self.weight(), self.bias)
+
+
+def three_by_three(channels: int, out: int, upsampled: bool, tricks: Tricks) -> Method:
+    """The method of a 3 x 3 convolution of an image, or of what nearest upsampling by 2 gives."""
+    if not upsampled:
+        return convolutions.WINOGRAD if tricks.winograd and out >= MANY else convolutions.DIRECT
+    if not tricks.upsampling:
+        return convolutions.UPSAMPLED_DIRECT
+    return convolutions.DIFFERENCES if min(channels, out) >= MANY else convolutions.TRANSPOSED
+
+
+class Normalisation(nn.Module):
+    """A published conditional normalisation and its ReLU, as one would write them with folded weights.
+
+    Args:
+        layers: its gain and its bias, linear in a condition.
+        place: their normalised weights [C, C'] as [K + 1, C], to be multiplied by [condition [N, K], 1].
+        statistics: mean [C], variance [C] and epsilon.
+        before: the bias [C] of the convolution before it, which `scale_shift` adds; None: there is none.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[nn.Module, nn.Module],
+        place: Callable[[Tensor], Tensor],
+        statistics: tuple[Tensor, Tensor, float],
+        before: Tensor | None,
+        once: bool,
+    ) -> None:
+        super().__init__()
+        self.gain, self.bias = (
+            Derived(lambda layer: place(normalised_weight(layer)), (layer,), once) for layer in layers
+        )
+        mean, var, self.epsilon = statistics
+        before = torch.zeros_like(mean) if before is None else before
+        for name, value in (("mean", mean), ("var", var), ("before", before)):
+            self.register_buffer(name, value.detach().clone())
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """relu(normalised x [N, C, H, W]) by [condition, 1] [N, K + 1]."""
+        gain, bias = ((condition @ matrix()).to(x.dtype)[:, :, None, None] for matrix in (self.gain, self.bias))
+        return (F.batch_norm(x, self.mean, self.var, eps=self.epsilon) * (1 + gain) + bias).relu()
+
+    def scale_shift(self) -> Tensor:
+        """[K + 1, 2 C]: times [condition, 1], the scales and the shifts that do the same, and add `before` to x."""
+        scale = self.gain().clone()
+        scale[-1] += 1
+        scale *= (self.var + self.epsilon).rsqrt()
+        return torch.cat([scale, self.bias() + scale * (self.before - self.mean)], 1)
+
+
+class FoldedAttention(nn.Module):
+    """Attention with one convolution for queries, keys and values, and gamma in the last one.
+
+    Args:
+        inward: the published 1 x 1 convolutions to queries, keys and values.
+        outward, gamma: x + gamma outward(...).
+    """
+
+    normalisations = 0
+
+    def __init__(
+        self, inward: tuple[nn.Module, nn.Module, nn.Module], outward: nn.Module, gamma: Tensor, tricks: Tricks
+    ) -> None:
+        super().__init__()
+        self.sizes = [layer.out_channels for layer in inward]
+        self.fused = tricks.attention
+        once, gamma = tricks.spectral, gamma.detach().clone()
+        self.inward = Derived(lambda *three: torch.cat([normalised_weight(x) for x in three]), inward, once)
+        self.outward = Derived(lambda layer: scaled(normalised_weight(layer), gamma), (outward,), once)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = F.conv2d(x, self.inward()).split(self.sizes, 1)
+        keys, values = F.max_pool2d(keys, 2), F.max_pool2d(values, 2)
+        queries, keys, values = (y.flatten(2).transpose(1, 2) for y in (queries, keys, values))
+        if self.fused:
+            found = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+        else:
+            found = (queries @ keys.transpose(1, 2)).softmax(2) @ values
+        return x + F.conv2d(found.transpose(1, 2).unflatten(2, x.shape[2:]), self.outward())
+
+
+class Folded(nn.Module):
+    """Latents [N, L] (and labels) to a published generator's images, differentiable with respect to z alone.
+
+    Args:
+        seed: the published linear layer before the first block.
+        layers: folded blocks and attentions by the names they have in `steps`. Each takes x and as many
+            normalisations, functions of what is to be normalised, as its `normalisations` says.
+        norms: the blocks' `Normalisation`s, in order.
+        last: the last convolution, [scale, shift] of the normalisation before it as [C] each, and how many of its
+            channels are the image.
+    """
+
+    def __init__(
+        self,
+        published: nn.Module,
+        tricks: Tricks,
+        seed: nn.Module,
+        layers: dict[str, nn.Module],
+        norms: list[Normalisation],
+        last: tuple[nn.Module, Tensor, Tensor],
+    ) -> None:
+        super().__init__()
+        self.latent_dim, self.image_shape = published.latent_dim, published.image_shape
+        self.classes = published.classes
+        self.layout = torch.channels_last if tricks.channels_last else torch.contiguous_format
+        once = tricks.spectral
+        self.seed = Derived(normalised_weight, (seed,), once)
+        self.register_buffer("seed_bias", seed.bias.detach().clone())
+        self.names, self.layers = list(layers), nn.ModuleList(layers.values())
+        self.sizes = [2 * len(norm.mean) for norm in norms]
+        self.at_once = tricks.modulation
+        if self.at_once:
+            self.modulation = Derived(lambda *of: torch.cat([x.scale_shift() for x in of], 1), tuple(norms), once)
+        else:
+            self.norms = nn.ModuleList(norms)
+        conv, scale, shift = last
+        self.register_buffer("last_scale", scale.detach())
+        self.register_buffer("last_shift", shift.detach())
+        self.last = FoldedConv(conv, convolutions.DIRECT, once, conv.bias, self.image_shape[0])
+        self.to(memory_format=self.layout)
+        self.checkpointed = False
+
+    def condition(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """What seed and normalisations are linear in, [N, K]."""
+        raise NotImplementedError
+
+    def seed_image(self, condition: Tensor) -> Tensor:
+        """The first block's input [N, C, 4, 4]."""
+        raise NotImplementedError
+
+    def in_precision(self, dtype: torch.dtype) -> Folded:
+        """Convolutions and attention in `dtype`, from now on; what is linear in z stays as it is, and so do images."""
+        self.layers.to(dtype)
+        self.last.to(dtype)
+        self.last_scale, self.last_shift = self.last_scale.to(dtype), self.last_shift.to(dtype)
+        return self
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As the published form's."""
+        return deque(self.steps(z, labels), maxlen=1).pop()[1]
+
+    def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
+        """As the published form's, whose names it has."""
+        expect_tensor("z", z, ("N", self.latent_dim), {self.seed_bias.dtype})
+        expect_finite("z", z)
+        condition = self.condition(z, expect_labels(labels, len(z), self.classes))
+        x = self.seed_image(condition).to(self.last_scale.dtype, memory_format=self.layout)
+        yield "seed", x
+        normalise = self.normalise(torch.cat([condition, torch.ones_like(z[:, :1])], 1))
+        for name, layer in zip(self.names, self.layers, strict=True):
+            x = self.run(layer, x, *islice(normalise, layer.normalisations))
+            yield name, x
+        x = scale_shift_relu(x, self.last_scale[None], self.last_shift[None])
+        yield "images", self.last(x).to(z.dtype).tanh()
+
+    def run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        """The layer; where checkpointed, its activations are computed again in the backward."""
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return layer(*inputs)
+
+    def normalise(self, condition: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The blocks' conditional normalisations with their ReLUs, in order, of [condition, 1] [N, K + 1]."""
+        if not self.at_once:
+            yield from (partial(norm, condition=condition) for norm in self.norms)
+            return
+        for part in (condition @ self.modulation()).split(self.sizes, 1):
+            scale, shift = part.to(self.last_scale.dtype).chunk(2, 1)
+            yield partial(scale_shift_relu, scale=scale, shift=shift)
+
+
+def scaled(weight: Tensor, factor: Tensor) -> Tensor:
+    """weight times a number, which may be on another device and of another dtype."""
+    return weight * factor.to(weight)
+
+
+def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """relu(scale x + shift) of x [N, C, H, W], with scales and shifts [N, C] or [1, C]."""
+    return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).relu_()
+
+
+def add_upsampled(x: Tensor, small: Tensor) -> Tensor:
+    """x [N, C, 2H, 2W] plus small [N, C, H, W] upsampled by nearest, into x, which nothing else reads."""
+    by_four = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    by_four += small[:, :, :, None, :, None]
+    return x

@@ -1,0 +1,31 @@
+"""Classes of class-conditional generators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from copgen_fast.checks import expect_tensor
+
+
+def expect_labels(labels: object, count: int, classes: int) -> Tensor | None:
+    """Return the labels of `count` latents when they are what a generator of `classes` classes (0: none) needs.
+
+    Raises:
+        TypeError: no tensor, or not int64.
+        ValueError: missing or superfluous labels, another shape than [count], or, on the CPU (another device would
+            have to be waited for), a label outside 0 .. classes - 1.
+    """
+    if classes == 0:
+        if labels is not None:
+            raise ValueError("labels: expected none, this generator has no classes")
+        return None
+    if labels is None:
+        raise ValueError(f"labels: expected int64 [{count}] in 0 .. {classes - 1}, got none: images depend on a class")
+    labels = expect_tensor("labels", labels, (count,), {torch.int64})
+    looks = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and count and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(
+            f"labels: expected 0 .. {classes - 1}, got values from {labels.min().item()} to {labels.max().item()}"
+        )
+    return labels
