@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 Stage = Literal["navigator", "pairs", "pretrain", "probe", "report"]
 Positive = Literal["identity", "gaussian", "untrained-navigator", "navigator"]
+Codec = Literal["png", "jpeg", "raw"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 POSITIVES: tuple[Positive, ...] = get_args(Positive)
 
@@ -93,8 +94,10 @@ class PairsConfig:
     """Scale of the gaussian way's displacement."""
     gaussian_prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Its distribution before scaling."""
+    codec: Codec = "png"
+    """How images are stored. png: lossless. jpeg: quality 95, colour at full resolution. raw: uint8, uncompressed."""
     workers: int = 2
-    """Threads that encode PNG files."""
+    """Threads that encode images."""
 
 
 @dataclass(frozen=True)

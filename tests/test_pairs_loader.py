@@ -1,3 +1,4 @@
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -55,6 +56,15 @@ def test_random_access_equals_order_of_writing(folder):
     for bad in (-1, 10):
         with pytest.raises(IndexError, match="0 .. 9"):
             pairs[bad]
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+def test_other_codecs_read_alike(folder, tmp_path_factory, codec):
+    other = tmp_path_factory.mktemp(codec)
+    write(other, dataclasses.replace(CONFIG, codec=codec))
+    limit = 40 if codec == "jpeg" else 0  # these images are noise
+    for one, coded in zip(PairDataset(folder), PairDataset(other), strict=True):
+        assert all((a.int() - b.int()).abs().max() <= limit for a, b in zip(one[:2], coded[:2], strict=True))
 
 
 def test_dataset_may_be_sent_to_a_process(folder):

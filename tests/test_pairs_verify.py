@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 
@@ -6,6 +7,7 @@ import torch
 
 from copgen_fast import artifacts
 from copgen_fast.errors import CorruptArtifactError, UsageError
+from copgen_fast.pairs.codecs import CODECS
 from copgen_fast.pairs.verify import verify_pairs
 from tests.pairs_fixtures import CONFIG, IDENTITY, bless, generate, shift, source, write
 
@@ -21,6 +23,16 @@ def test_sound_shards_pass(folder):
     assert result["max_level_difference"] <= 1
     assert (result["shards"], result["samples"]) == (3, 10)
     assert verify_pairs(folder, source(), IDENTITY, samples=3, seed=1)["samples"] == 3
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+def test_other_codecs_pass_and_are_judged(tmp_path, codec):
+    write(tmp_path, dataclasses.replace(CONFIG, codec=codec))
+    assert verify_pairs(tmp_path, source(), IDENTITY)["max_level_difference"] <= 1
+    rounded = source(lambda z: generate(z) - 1e-4)
+    assert verify_pairs(tmp_path, rounded, IDENTITY)["max_level_difference"] <= CODECS[codec].tolerance
+    with pytest.raises(CorruptArtifactError, match=r"shard-000000\.tar: pair 00000000: its anchor image differs by"):
+        verify_pairs(tmp_path, source(lambda z: generate(z) * 0.8), IDENTITY)
 
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.safetensors"])

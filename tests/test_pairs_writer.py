@@ -56,7 +56,7 @@ def test_pairs_are_those_of_their_seeds(tmp_path):
 def test_index_lists_the_shards(tmp_path):
     write(tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())
-    assert index["format"] == 1
+    assert (index["format"], index["codec"]) == (2, "png")
     assert index["identity"] == IDENTITY
     assert (index["count"], index["shard_size"], index["latent_dim"]) == (10, 4, LATENT_DIM)
     assert index["image_shape"] == [3, 8, 8]
@@ -111,6 +111,7 @@ def test_missing_and_short_files_are_written_again(tmp_path, whole, name, harm):
         (IDENTITY | {"generator": {"name": "analytic", "sha256": "11"}}, CONFIG, "generator"),
         (IDENTITY, dataclasses.replace(CONFIG, count=11), "count"),
         (IDENTITY, dataclasses.replace(CONFIG, shard_size=5), "shard_size"),
+        (IDENTITY, dataclasses.replace(CONFIG, codec="jpeg"), r"codec \(png there, jpeg here\)"),
     ],
 )
 def test_pairs_of_something_else_are_left_alone(tmp_path, whole, identity, config, named):

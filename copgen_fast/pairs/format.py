@@ -2,6 +2,7 @@
 
     index.json
     shard-000000.tar          KEY.anchor.png, KEY.positive.png, KEY.json for each pair, KEY = its index in 8 digits
+                              (.jpg or .raw in place of .png: see pairs.codecs)
     shard-000000.safetensors  z and z_positive, float32 [n, L]
 
 A shard is plain WebDataset; its bytes depend on the pairs alone (no times, no owners).
@@ -19,18 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from copgen_fast import artifacts
 from copgen_fast.checks import expect_tensor
+from copgen_fast.config import Codec
 from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
+from copgen_fast.pairs.codecs import CODECS, REMEDY
 
-FORMAT = 1
-MEMBERS = ("anchor.png", "positive.png", "json")
-REMEDY = "delete it and run `--stages pairs` again"
-# The pixels are the same at every level; 1 encodes 1.2x (32 px) to 2.2x (128 px) as fast as PIL's default, 6.
-_PNG_LEVEL = 1
+FORMAT = 2
+"""2 names the codec; folders of 1 hold PNG files and are read too."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -65,24 +64,10 @@ def require_finite(name: str, values: Tensor, first: int = 0) -> None:
         raise NonFiniteError(f"{name}: NaN or infinity in sample {first + int(finite.int().argmin())}")
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """PNG file of an image, uint8 [H, W, 3]."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "png", compress_level=_PNG_LEVEL)
-    return file.getvalue()
-
-
-def decode_png(data: bytes, where: str) -> Tensor:
-    """Image of a PNG file, uint8 [3, H, W].
-
-    Raises:
-        CorruptArtifactError: not an RGB PNG; the message starts with `where`.
-    """
-    try:
-        pixels = np.array(Image.open(io.BytesIO(data), formats=["png"]).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # PIL's ways to say broken
-        raise CorruptArtifactError(f"{where} does not decode ({error}): {REMEDY}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+def members(codec: Codec) -> tuple[str, str, str]:
+    """What a pair's members are called behind its key: anchor, positive, record."""
+    extension = CODECS[codec].extension
+    return f"anchor.{extension}", f"positive.{extension}", "json"
 
 
 def key(index: int) -> str:
@@ -97,20 +82,21 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def member_table(path: Path, first: int, count: int) -> np.ndarray:
-    """Where the members of a shard lie: int64 [count, 3, 2], (offset, size) in the order of MEMBERS.
+def member_table(path: Path, first: int, count: int, codec: Codec) -> np.ndarray:
+    """Where the members of a shard lie: int64 [count, 3, 2], (offset, size) in the order of `members(codec)`.
 
     Reads the headers itself: tarfile needs 50 us for each, this 2 us, and every loader process reads all of them.
 
     Raises:
         CorruptArtifactError: not the members of pairs first .. first + count - 1.
     """
-    table = np.empty((count, len(MEMBERS), 2), np.int64)
+    names = members(codec)
+    table = np.empty((count, len(names), 2), np.int64)
     offset = 0
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for row, column in np.ndindex(count, len(MEMBERS)):
-                name = f"{key(first + row)}.{MEMBERS[column]}"
+            for row, column in np.ndindex(count, len(names)):
+                name = f"{key(first + row)}.{names[column]}"
                 header = data[offset : offset + _BLOCK]
                 if header[:100].rstrip(b"\0") != name.encode():
                     raise ValueError(f"no {name}")
@@ -168,6 +154,7 @@ class Index:
     shard_size: int
     image_shape: tuple[int, int, int]
     latent_dim: int
+    codec: Codec
     shards: tuple[Shard, ...]
     displacement_mean: float | None = None
 
@@ -190,12 +177,17 @@ def read_index(folder: Path) -> Index:
     path = artifacts.require(folder / "index.json", "pairs")
     values = artifacts.read_json(path)
     try:
-        if values.pop("format") != FORMAT:
+        written_by = values.pop("format")
+        if written_by == 1:
+            values["codec"] = "png"
+        elif written_by != FORMAT:
             raise UsageError(
                 f"{path} has another format than {FORMAT}: use the version that wrote it, or another --out"
             )
         shards = tuple(Shard(**shard) for shard in values.pop("shards"))
         index = Index(**values | {"image_shape": tuple(values["image_shape"])}, shards=shards)
+        if index.codec not in CODECS:
+            raise ValueError(f"codec {index.codec!r}")
         spans = [Span(shard.name, shard.first, shard.count) for shard in shards]
         if spans != [span for span in plan(index.count, index.shard_size) if span in set(spans)]:
             raise ValueError("shards that don't fit count and shard_size")

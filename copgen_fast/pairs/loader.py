@@ -19,13 +19,12 @@ from copgen_fast import seeds
 from copgen_fast.artifacts import require
 from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import CorruptArtifactError, UsageError
+from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.pairs.format import (
-    MEMBERS,
-    REMEDY,
     check_file,
-    decode_png,
     key,
     member_table,
+    members,
     plan,
     read_complete_index,
 )
@@ -112,16 +111,10 @@ class PairDataset(Dataset):
 
     def _where(self, index: int, column: int) -> str:
         name = self._spans[index // self.index.shard_size].name
-        return f"{self.folder / name}: {key(index)}.{MEMBERS[column]}"
+        return f"{self.folder / name}: {key(index)}.{members(self.index.codec)[column]}"
 
     def _decode(self, index: int, column: int, data: bytes) -> Tensor:
-        image = decode_png(data, self._where(index, column))
-        if tuple(image.shape) != self.index.image_shape:
-            shape = list(image.shape)
-            raise CorruptArtifactError(
-                f"{self._where(index, column)} is {shape}, the index says {list(self.index.image_shape)}: {REMEDY}"
-            )
-        return image
+        return CODECS[self.index.codec].decode(data, self.index.image_shape, self._where(index, column))
 
     def _read(self, index: int, columns: tuple[int, ...]) -> list[bytes]:
         if not 0 <= index < self.index.count:
@@ -130,7 +123,7 @@ class PairDataset(Dataset):
         span = self._spans[number]
         path = self.folder / span.name
         if number not in self._tables:
-            self._tables[number] = member_table(path, span.first, span.count)
+            self._tables[number] = member_table(path, span.first, span.count, self.index.codec)
         # Opened anew each time: thousands of shards would pass the limit on open files, and nothing is shared
         # between threads or worker processes.
         with open(path, "rb", buffering=0) as file:

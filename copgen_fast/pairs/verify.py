@@ -10,7 +10,8 @@ from torch import Tensor
 
 from copgen_fast import artifacts, seeds
 from copgen_fast.errors import CorruptArtifactError
-from copgen_fast.pairs.format import REMEDY, Shard, check_file, key, read_complete_index, sidecar
+from copgen_fast.pairs.codecs import CODECS, REMEDY
+from copgen_fast.pairs.format import Shard, check_file, key, read_complete_index, sidecar
 from copgen_fast.pairs.loader import PairDataset
 from copgen_fast.pairs.writer import PairSource, require_same
 
@@ -20,14 +21,15 @@ _CHUNK = 64  # pairs made at a time
 def verify_pairs(folder: Path, source: PairSource, identity: dict, samples: int = 16, seed: int = 0) -> dict:
     """Check every file's sha256, then make `samples` pairs again and compare.
 
-    z must be bit-equal, z_positive within 1e-5, pixels within one level (another batch size rounds otherwise).
+    z must be bit-equal, z_positive within 1e-5, pixels within the codec's tolerance: one level where it is lossless
+    (another batch size rounds otherwise), 16 for JPEG (there the image made again is coded again first).
 
     Args:
         identity: as given to `write_pairs`.
         seed: chooses the pairs.
 
     Returns:
-        shards, samples (pairs compared), max_level_difference (0 or 1).
+        shards, samples (pairs compared), max_level_difference (at most that).
 
     Raises:
         UsageError: shards are missing, or the folder holds pairs of another identity.
@@ -65,10 +67,12 @@ def _compare(pairs: PairDataset, source: PairSource, shard: Shard, chosen: list[
                 off = float((new[row] - old).abs().max())
                 raise _fault(pairs, index, f"{name} differs by {off:.3g} from what seed {records[row]['seed']} gives")
     images = [source.render(z, "images") for z in made]
+    codec = CODECS[pairs.index.codec]
     for row, index in enumerate(chosen):
         for name, old, new in zip(("anchor", "positive"), pairs[index][:2], images, strict=True):
-            level = int((new[row].int() - old.int()).abs().max())
-            if level > 1:
+            again = codec.decode(codec.encode(new[row].permute(1, 2, 0).contiguous().numpy()), new[row].shape, name)
+            level = int((again.int() - old.int()).abs().max())
+            if level > codec.tolerance:
                 raise _fault(pairs, index, f"its {name} image differs by {level} levels")
             largest = max(largest, level)
     return largest

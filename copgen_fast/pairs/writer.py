@@ -19,14 +19,14 @@ from copgen_fast import artifacts, interrupts, latents
 from copgen_fast.checks import expect_tensor
 from copgen_fast.config import PairsConfig, differences
 from copgen_fast.errors import UsageError
+from copgen_fast.pairs.codecs import CODECS
 from copgen_fast.pairs.format import (
-    MEMBERS,
     Index,
     Shard,
     Span,
     add_member,
-    encode_png,
     key,
+    members,
     plan,
     read_index,
     require_finite,
@@ -130,22 +130,22 @@ def _check_config(config: PairsConfig) -> None:
 
 def _open_index(folder: Path, source: PairSource, config: PairsConfig, identity: dict) -> Index:
     """The folder's index, or an empty one; an index of other pairs is a UsageError."""
-    index = Index(identity, config.count, config.shard_size, (3, 0, 0), source.latent_dim, ())
+    index = Index(identity, config.count, config.shard_size, (3, 0, 0), source.latent_dim, config.codec, ())
     if (folder / "index.json").exists():
         index = read_index(folder)
         sizes = {"count": config.count, "shard_size": config.shard_size, "latent_dim": source.latent_dim}
-        require_same(folder, index, identity, **sizes)
+        require_same(folder, index, identity, **sizes, codec=config.codec)
     return index
 
 
-def require_same(folder: Path, index: Index, identity: dict, **sizes: int) -> None:
-    """Compare an index with the identity (plain JSON values) and sizes that are wanted.
+def require_same(folder: Path, index: Index, identity: dict, **fields: int | str) -> None:
+    """Compare an index with the identity (plain JSON values) and other fields that are wanted.
 
     Raises:
         UsageError: they differ; the message says in what.
     """
-    there = {**index.identity, **{name: getattr(index, name) for name in sizes}}
-    if found := differences(there, {**identity, **sizes}):
+    there = {**index.identity, **{name: getattr(index, name) for name in fields}}
+    if found := differences(there, {**identity, **fields}):
         raise UsageError(f"{folder} holds other pairs: {', '.join(found)}: use another --out, or delete that folder")
 
 
@@ -186,11 +186,11 @@ class _ShardWriter:
         with artifacts.atomic(path) as temporary:
             with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 index = span.first
-                for pngs in self._encoded(span, z, z_positive):
-                    for pair in pngs:
+                for files in self._encoded(span, z, z_positive):
+                    for pair in files:
                         self._add(tar, index, pair, displacements[index - span.first])
                         index += 1
-                    self.progress(len(pngs))
+                    self.progress(len(files))
             # Before the tar takes its name, so that no tar is ever without its latents.
             artifacts.write_tensors(latents_path, {"z": z, "z_positive": z_positive})
             tar_facts = temporary.stat().st_size, artifacts.sha256(temporary)
@@ -204,11 +204,15 @@ class _ShardWriter:
             "pseudo_class": index // self.config.samples_per_class,
             "displacement": displacement,
         }
-        for member, data in zip(MEMBERS, (*pair, json.dumps(record).encode()), strict=True):
+        for member, data in zip(members(self.config.codec), (*pair, json.dumps(record).encode()), strict=True):
             add_member(tar, f"{key(index)}.{member}", data)
 
+    def _encode_pair(self, anchor: np.ndarray, positive: np.ndarray) -> tuple[bytes, bytes]:
+        encode = CODECS[self.config.codec].encode
+        return encode(anchor), encode(positive)
+
     def _encoded(self, span: Span, z: Tensor, z_positive: Tensor) -> Iterator[list[tuple[bytes, bytes]]]:
-        """PNG files of each batch, in order; a batch is encoded while the next one is generated."""
+        """Image files of each batch, in order; a batch is encoded while the next one is generated."""
         pending = None
         for start in range(0, span.count, self.config.batch):
             if interrupts.stop_requested():
@@ -220,7 +224,7 @@ class _ShardWriter:
             anchors = self.source.render(z[part], "images of anchors", first)
             positives = self.source.render(z_positive[part], "images of positives", first)
             self.image_shape = tuple(anchors.shape[1:])
-            encoded = self.pool.map(_encode_pair, _pixels(anchors), _pixels(positives))
+            encoded = self.pool.map(self._encode_pair, _pixels(anchors), _pixels(positives))
             if pending is not None:
                 yield list(pending)
             pending = encoded
@@ -229,7 +233,3 @@ class _ShardWriter:
 
 def _pixels(images: Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _encode_pair(anchor: np.ndarray, positive: np.ndarray) -> tuple[bytes, bytes]:
-    return encode_png(anchor), encode_png(positive)
