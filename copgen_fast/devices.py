@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
 from copgen_fast.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing import Self  # not in Python 3.10
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
