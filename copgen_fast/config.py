@@ -129,6 +129,14 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class OptimizerConfig:
+    """How optimisers are computed: the same updates up to rounding."""
+
+    impl: Literal["auto", "foreach", "fused", "apex"] = "auto"
+    """auto: torch's fused kernels. foreach: torch's lists of operations. apex: NVIDIA's apex, where it is installed."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Real labelled images, for probing and for the real-image baseline."""
 
@@ -178,8 +186,9 @@ class RunConfig:
     """Fixes everything random; together with the rest of the configuration, the results."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Arithmetic of encoders (autocast); fp16 needs a CUDA device."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Arithmetic of encoders (autocast). auto: bf16 on GPUs from sm_80 on, fp16 on Turing and Volta, else fp32;
+    what it came to is recorded. fp16 scales losses and needs a CUDA device."""
     log_every: int = 10
     """Steps between looks at the monitored numbers: the only moments at which the host waits for the device."""
     save_every: int = 200
@@ -188,6 +197,7 @@ class RunConfig:
     navigator: NavigatorConfig = field(default_factory=NavigatorConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 

@@ -52,11 +52,27 @@ def resolve(device: str, precision: str) -> torch.device:
         raise UsageError(f"--device {device} is not usable here ({reason}): choose cpu, cuda or auto") from error
     if precision == "fp16" and resolved.type == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device: choose fp32 or bf16 on the CPU")
+    if precision == "bf16" and resolved.type == "cuda" and torch.cuda.get_device_capability(resolved) < (8, 0):
+        raise UsageError(
+            f"--precision bf16 needs a GPU of sm_80 or newer, {torch.cuda.get_device_name(resolved)} has none: "
+            "choose fp16 or auto"
+        )
     return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """fp32, fp16 or bf16; `auto` is what the device's matrix units take: bf16, on Volta and Turing fp16."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    capability = torch.cuda.get_device_capability(device)
+    return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Context in which an encoder's matrix work runs in `precision`."""
+    precision = resolve_precision(precision, device)
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, _DTYPES[precision])
@@ -64,4 +80,4 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Loss scaling for fp16; passes everything through unchanged in other precisions."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return torch.amp.GradScaler(device.type, enabled=resolve_precision(precision, device) == "fp16")

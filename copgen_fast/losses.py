@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from copgen_fast.checks import expect_tensor
 from copgen_fast.ops import info_nce
+from copgen_fast.ops.backend import resolve
 
 
 def nt_xent(embeddings: Tensor, temperature: float, base_temperature: float | None) -> Tensor:
@@ -17,5 +19,16 @@ def nt_xent(embeddings: Tensor, temperature: float, base_temperature: float | No
     expect_tensor("embeddings", embeddings, ("2N", "D"))
     if len(embeddings) % 2:
         raise ValueError(f"embeddings: expected anchors and as many positives, got {len(embeddings)} rows")
-    anchors, positives = embeddings.float().chunk(2)
+    dtype = product_dtype(embeddings.dtype, embeddings.device, embeddings.shape[1])
+    anchors, positives = embeddings.to(dtype).chunk(2)
     return info_nce(anchors, positives, temperature=temperature, base_temperature=base_temperature)
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device, dimension: int) -> torch.dtype:
+    """In which embeddings of `dtype` are multiplied: at least float32, but float16 on Turing, whose kernel takes no
+    other. Its sums are float32 nevertheless.
+    """
+    half = dtype == torch.float16 and device.type == "cuda"
+    if half and resolve("info_nce", device, dtype=dtype, dimension=dimension) == "cuda":
+        return dtype
+    return torch.promote_types(dtype, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import io
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from copgen_fast import __version__, artifacts, augmentations, devices, registry
+from copgen_fast import __version__, artifacts, augmentations, devices, optimizers, registry
 from copgen_fast.config import PRESETS, STAGES, RunConfig, differences, faults, identity
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.interrupts import handle_signals
@@ -81,6 +82,10 @@ def open_run(config: RunConfig) -> Run:
     Raises:
         UsageError: the folder holds something else, or a run of another configuration.
     """
+    device = devices.resolve(config.device, config.precision)
+    # Recorded as what it came to: resumed on a device of another precision, the run would be another.
+    config = dataclasses.replace(config, precision=devices.resolve_precision(config.precision, device))
+    optimizers.resolve(config.optimizer.impl, device)
     folder = Path(config.out)
     record, wanted = folder / "config.json", identity(config)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -93,7 +98,6 @@ def open_run(config: RunConfig) -> Run:
             )
     elif folder.is_file() or (present and not holds_only_a_navigator(folder)):
         raise UsageError(f"--out {folder} is not empty and holds no run: choose another --out")
-    device = devices.resolve(config.device, config.precision)
     artifacts.write_json(record, wanted)
     artifacts.write_json(folder / "versions.json", versions(device))
     return Run(config, folder, device)

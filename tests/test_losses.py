@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from copgen_fast.losses import nt_xent
-from copgen_fast.ops import info_nce
+from copgen_fast.losses import nt_xent, product_dtype
+from copgen_fast.ops import backend, info_nce
 
 
 def test_rows_i_and_n_plus_i_are_one_instance():
@@ -16,6 +16,27 @@ def test_half_precision_is_summed_in_float32():
     loss = nt_xent(embeddings, 0.1, None)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, nt_xent(embeddings.float(), 0.1, None))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "dimension", "expected"),
+    [
+        ((7, 5), torch.float16, 128, torch.float16),
+        ((7, 5), torch.float16, 513, torch.float32),  # beyond the kernel's dimensions
+        ((7, 5), torch.bfloat16, 128, torch.float32),
+        ((7, 0), torch.float16, 128, torch.float32),  # no kernel for Volta
+        ((8, 0), torch.float16, 128, torch.float32),
+        ((9, 0), torch.float64, 128, torch.float64),
+    ],
+)
+def test_float16_embeddings_stay_as_they_are_where_turings_kernel_takes_them(
+    monkeypatch, capability, dtype, dimension, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(backend, "_INSTALLED", {"reference", "chunked", "triton", "cuda"})
+    assert product_dtype(dtype, torch.device("cuda"), dimension) == expected
+    assert product_dtype(torch.float16, torch.device("cpu"), dimension) == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from copgen_fast import artifacts
 from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig
 from copgen_fast.metrics import read_rows
 from copgen_fast.positives.navigator import Navigator
 from copgen_fast.stages import Run
 from copgen_fast.stages import navigator as stage
+from tests.host_reads import HostReads
 
 DIM, N = 6, 5
 
@@ -29,12 +31,13 @@ class ToyGenerator(nn.Module):
         return torch.tanh(self.linear(z)).view(-1, 3, 8, 8)
 
 
-def make_game(tmp_path, **options):
+def make_game(tmp_path, precision="fp32", device=torch.device("cpu"), **options):  # noqa: B008
     torch.manual_seed(0)
     navigator = NavigatorConfig(batch=N, estimator=EncoderConfig(width=16), **options)
-    config = dataclasses.replace(PRESETS["quickstart"], navigator=navigator, out=str(tmp_path))
-    game = stage.make_game(Run(config, tmp_path, torch.device("cpu")), ToyGenerator(), Navigator(DIM))
-    batches = [stage.draw_batch(config, game.G, index, torch.device("cpu")) for index in range(2)]
+    config = dataclasses.replace(PRESETS["quickstart"], navigator=navigator, precision=precision, out=str(tmp_path))
+    players = ToyGenerator().to(device), Navigator(DIM).to(device)
+    game = stage.make_game(Run(config, tmp_path, device), *players)
+    batches = [stage.draw_batch(config, game.G, index, device) for index in range(2)]
     return game, batches
 
 
@@ -108,6 +111,112 @@ def test_no_weight_gradient_of_the_generator_nor_of_f_in_ts_update(tmp_path):
     assert computed == [[False] * 4, [True] * 4]
     assert all(p.grad is None for p in game.G.parameters())
     assert all(p.requires_grad for p in game.f.parameters())
+
+
+STEPS = {"alternating": stage.alternating_step, "simultaneous": stage.simultaneous_step}
+
+
+def state_of(game):
+    return {"T": game.T, "f": game.f, "adam_T": game.adam_T, "adam_f": game.adam_f, "scaler": game.scaler}
+
+
+def test_steps_draw_nothing_and_repeat_to_the_bit(tmp_path):
+    for update, step in STEPS.items():
+        (one, batches), (other, _) = make_game(tmp_path, update=update), make_game(tmp_path, update=update)
+        for batch in batches:
+            step(one, batch)
+        before = torch.random.get_rng_state()
+        for batch in batches:
+            step(other, batch)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert all(torch.equal(a, b) for a, b in zip(parameters(one.T), parameters(other.T), strict=True))
+
+
+@pytest.mark.parametrize("update", STEPS)
+def test_a_scaled_loss_moves_both_players_as_the_loss_does(tmp_path, update):
+    plain, batches = make_game(tmp_path, update=update, lr=1e-2, estimator_lr=1e-2)
+    scaled, _ = make_game(tmp_path, update=update, lr=1e-2, estimator_lr=1e-2)
+    scaled = dataclasses.replace(scaled, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    for batch in batches:
+        STEPS[update](plain, batch)
+        STEPS[update](scaled, batch)
+    for name in ("T", "f"):
+        ours, theirs = (parameters(getattr(game, name)) for game in (scaled, plain))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("update", STEPS)
+def test_fp16_steps_as_fp32_does(tmp_path, update):
+    full, (batch, _) = make_game(tmp_path, update=update)
+    half, _ = make_game(tmp_path, "fp16", update=update)
+    assert half.scaler.is_enabled() and not full.scaler.is_enabled()
+    half.scaler.load_state_dict(half.scaler.state_dict() | {"scale": 2.0**8})  # where a run would back off to
+    losses = [STEPS[update](game, batch).metrics["loss_navigator"].item() for game in (full, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+    for name in ("T", "f"):
+        ours, theirs = (
+            torch.cat([p.grad.flatten() for p in getattr(game, name).parameters()]) for game in (half, full)
+        )
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.98
+        assert ours.norm() == pytest.approx(theirs.norm().item(), rel=0.1), "gradients are unscaled"
+
+
+@pytest.mark.parametrize("update", STEPS)
+def test_an_overflow_moves_no_player_and_the_scale_backs_off(tmp_path, update):
+    game, batches = make_game(tmp_path, "fp16", update=update, lr=1e-2, estimator_lr=1e-2)
+    STEPS[update](game, batches[0])
+    game.scaler.update(2.0**40)  # too large for any gradient in float16
+    before = {name: copy.deepcopy(holder.state_dict()) for name, holder in state_of(game).items()}
+    STEPS[update](game, batches[1])
+    losses = 2 if update == "alternating" else 1
+    assert game.scaler.get_scale() == 2.0 ** (40 - losses)
+    for name in ("T", "adam_T", "adam_f"):
+        torch.testing.assert_close(getattr(game, name).state_dict(), before[name], rtol=0, atol=0)
+    weights = [before["f"][name] for name, _ in game.f.named_parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(parameters(game.f), weights, strict=True))
+
+
+@pytest.mark.parametrize("update", STEPS)
+def test_half_a_game_goes_on_from_its_checkpoint(tmp_path, update):
+    game, batches = make_game(tmp_path, "fp16", update=update, lr=1e-2, estimator_lr=1e-2)
+    STEPS[update](game, batches[0])
+    game.scaler.update(2.0**40)
+    STEPS[update](game, batches[0])
+    saved = {name: holder.state_dict() for name, holder in state_of(game).items()}
+    artifacts.write_checkpoint(tmp_path / "checkpoint.pt", saved)
+    other, _ = make_game(tmp_path, "fp16", update=update, lr=1e-2, estimator_lr=1e-2)
+    for name, state in artifacts.read_checkpoint(tmp_path / "checkpoint.pt").items():
+        state_of(other)[name].load_state_dict(state)
+    assert other.scaler.get_scale() == game.scaler.get_scale() < 2.0**40
+    for running in (game, other):
+        running.scaler.load_state_dict(running.scaler.state_dict() | {"scale": 2.0**10})
+        STEPS[update](running, batches[1])
+    for name in ("T", "f", "adam_T", "adam_f"):
+        ours, theirs = (getattr(running, name).state_dict() for running in (other, game))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("update", STEPS)
+def test_a_step_never_looks_at_a_value(tmp_path, update, precision):
+    game, batches = make_game(tmp_path, precision, update=update)
+    STEPS[update](game, batches[0])
+    with HostReads() as reads:
+        STEPS[update](game, batches[1])
+    assert reads.count == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("update", STEPS)
+def test_a_step_never_waits_for_the_gpu(tmp_path, update, precision):
+    game, batches = make_game(tmp_path, precision, torch.device("cuda"), update=update)
+    STEPS[update](game, batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        STEPS[update](game, batches[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_monitored_numbers_are_their_definitions(tmp_path):

@@ -7,9 +7,11 @@ import torch
 
 from copgen_fast.config import PRESETS, PretrainConfig
 from copgen_fast.metrics import read_rows
+from copgen_fast.stages import pretrain as stage
 from copgen_fast.stages.pretrain import learning_rate
 from copgen_fast.train import main
 from tests.conftest import TINY
+from tests.host_reads import HostReads
 
 
 def test_the_learning_rate_follows_its_curve():
@@ -58,9 +60,58 @@ def test_real_images_are_the_simclr_baseline(tmp_path):
     assert not (tmp_path / "pairs").exists()
 
 
+def make_learner(precision="fp32", device="cpu", **options):
+    config = dataclasses.replace(PRESETS["quickstart"], precision=precision)
+    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
+    device = torch.device(device)
+    images = torch.randint(0, 256, (2, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batches = [stage.make_batch(config, index, tuple(images), 0.1, device) for index in range(2)]
+    return stage.make_learner(config, device), batches
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_never_looks_at_a_value(precision):
+    learner, batches = make_learner(precision)
+    stage.pretrain_step(learner, batches[0])
+    with HostReads() as reads:
+        stage.pretrain_step(learner, batches[1])
+    assert reads.count == 0
+    with HostReads() as reads:
+        assert learner.scaler.get_scale() > 0  # a look, where there is a scale
+    assert reads.count == (precision == "fp16")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_never_waits_for_the_gpu(precision):
+    learner, batches = make_learner(precision, "cuda")
+    stage.pretrain_step(learner, batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stage.pretrain_step(learner, batches[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_overflow_in_fp16_changes_no_weight_and_halves_the_scale():
+    learner, batches = make_learner("fp16")
+    stage.pretrain_step(learner, batches[0])
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**40})
+    weights = [value.detach().clone() for value in learner.f.parameters()]
+    stage.pretrain_step(learner, batches[1])
+    assert all(torch.equal(a, b) for a, b in zip(learner.f.parameters(), weights, strict=True))
+    assert learner.scaler.get_scale() == 2.0**39
+
+
+def test_the_learning_rate_is_the_batchs():
+    learner, (batch, _) = make_learner()
+    result = stage.pretrain_step(learner, dataclasses.replace(batch, lr=0.25))
+    assert learner.sgd.param_groups[0]["lr"] == 0.25 == result.metrics["lr"].item()
+
+
 def test_bf16_runs_on_the_cpu(finished_run, tmp_path):
     config = dataclasses.replace(PRESETS["quickstart"])
-    assert config.precision == "fp32"
+    assert config.precision == "auto", "fp32 on the CPU"
     arguments = [*TINY, "--out", str(tmp_path), "--precision", "bf16", "--pairs.positives", "identity"]
     assert main([*arguments, "--stages", "pairs", "pretrain"]) == 0
     half = read_rows(tmp_path / "pretrain" / "identity" / "metrics.jsonl")[0]["loss"]

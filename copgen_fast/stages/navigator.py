@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from copgen_fast import artifacts, augmentations, devices, generators, latents, loop, losses, pictures, seeds
+from copgen_fast import (
+    artifacts,
+    augmentations,
+    devices,
+    generators,
+    latents,
+    loop,
+    losses,
+    optimizers,
+    pictures,
+    seeds,
+)
 from copgen_fast.config import RunConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.loop import StepResult
@@ -48,20 +59,13 @@ class Game:
     """Augments the joint batch [2N, 3, H, W], a draw of its own for every image."""
     nce: Callable[[Tensor], Tensor]
     """Contrastive loss of f on a joint batch of views."""
-    adam_f: torch.optim.Adam
-    adam_T: torch.optim.Adam
+    adam_f: torch.optim.Optimizer
+    adam_T: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
-    def descend(self, loss: Tensor, *optimizers: torch.optim.Adam) -> None:
-        """Minimise `loss` by one step of each optimiser."""
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        with record_function("backward"):
-            self.scaler.scale(loss).backward()
-        with record_function("optimizer"):
-            for optimizer in optimizers:
-                self.scaler.step(optimizer)
-            self.scaler.update()
+    def descend(self, loss: Tensor, *players: torch.optim.Optimizer) -> None:
+        """Minimise `loss` by one step of each player; of none if its scaled gradient overflows for any."""
+        optimizers.descend(loss, self.scaler, *players)
 
 
 def alternating_step(game: Game, batch: Batch) -> StepResult:
@@ -152,15 +156,15 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
         with record_function("loss"):
             return losses.nt_xent(embeddings, options.temperature, options.base_temperature)
 
-    betas = (0.5, 0.999)
+    betas, impl = (0.5, 0.999), config.optimizer.impl
     return Game(
         G=G,
         T=T,
         f=f,
         t_x=t_x,
         nce=nce,
-        adam_f=torch.optim.Adam(f.parameters(), options.estimator_lr, betas),
-        adam_T=torch.optim.Adam(T.parameters(), options.lr, betas),
+        adam_f=optimizers.adam(f.parameters(), options.estimator_lr, betas, impl, run.device),
+        adam_T=optimizers.adam(T.parameters(), options.lr, betas, impl, run.device),
         scaler=devices.grad_scaler(run.device, config.precision),
     )
 

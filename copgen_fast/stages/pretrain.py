@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from copgen_fast import artifacts, augmentations, data, devices, loop, losses, seeds
+from copgen_fast import artifacts, augmentations, data, devices, loop, losses, optimizers, seeds
 from copgen_fast.config import PretrainConfig, RunConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.loop import StepResult
@@ -48,7 +48,7 @@ class Learner:
     """f in the run's precision."""
     nce: Callable[[Tensor], Tensor]
     """Contrastive loss of a joint batch of embeddings."""
-    sgd: torch.optim.SGD
+    sgd: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
 
@@ -61,12 +61,7 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
         h = learner.embed(v)
     with record_function("loss"):
         loss = learner.nce(h)
-    learner.sgd.zero_grad(set_to_none=True)
-    with record_function("backward"):
-        learner.scaler.scale(loss).backward()
-    with record_function("optimizer"):
-        learner.scaler.step(learner.sgd)
-        learner.scaler.update()
+    optimizers.descend(loss, learner.scaler, learner.sgd)
     shown_lr = torch.full((), batch.lr, device=loss.device)
     return StepResult({"loss": loss, "lr": shown_lr}, {"views": v, "embeddings": h})
 
@@ -149,7 +144,9 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
         t=t,
         embed=embed,
         nce=nce,
-        sgd=torch.optim.SGD(f.parameters(), options.lr, momentum=options.momentum, weight_decay=options.weight_decay),
+        sgd=optimizers.sgd(
+            f.parameters(), options.lr, options.momentum, options.weight_decay, config.optimizer.impl, device
+        ),
         scaler=devices.grad_scaler(device, config.precision),
     )
 

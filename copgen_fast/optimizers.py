@@ -1,0 +1,119 @@
+"""Optimisers by implementation, and the one step of theirs that every trainer takes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.profiler import record_function
+
+from copgen_fast.errors import UsageError
+
+# How a step is computed, not what: these are the optimiser's own, whatever a checkpoint says.
+_IMPLEMENTATION = ("foreach", "fused", "capturable")
+_OPTION = "--optimizer.impl apex"
+
+
+def resolve(impl: str, device: torch.device) -> str:
+    """foreach, fused or apex; auto is torch's fused kernels, which are also the fastest on the CPU.
+
+    Raises:
+        UsageError: apex without a GPU, or not installed, or another project of that name.
+    """
+    if impl != "apex":
+        return "fused" if impl == "auto" else impl
+    if device.type != "cuda":
+        raise UsageError(f"{_OPTION} needs a CUDA device: choose fused or auto on the {device.type.upper()}")
+    _apex()
+    return "apex"
+
+
+def adam(
+    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], impl: str, device: torch.device
+) -> Optimizer:
+    """Adam for parameters on `device`; raises as `resolve`."""
+    impl = resolve(impl, device)
+    if impl == "apex":
+        return _apex().FusedAdam(parameters, lr, betas=betas, adam_w_mode=False)
+    # Capturable costs the fused kernels nothing: their step count is on the device anyway.
+    capturable = impl == "fused" and device.type == "cuda"
+    return _portable(torch.optim.Adam(parameters, lr, betas, capturable=capturable, **{impl: True}))
+
+
+def sgd(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    impl: str,
+    device: torch.device,
+) -> Optimizer:
+    """SGD with momentum for parameters on `device`; raises as `resolve`."""
+    impl = resolve(impl, device)
+    if impl == "apex":
+        return _apex().FusedSGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
+    options = {"momentum": momentum, "weight_decay": weight_decay, impl: True}
+    return _portable(torch.optim.SGD(parameters, lr, **options))
+
+
+def descend(loss: Tensor, scaler: torch.amp.GradScaler, *optimizers: Optimizer) -> None:
+    """Minimise a scalar by one step of each optimiser; each owns the gradients of its parameters."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    with record_function("backward"):
+        scaler.scale(loss).backward()
+    step(scaler, *optimizers)
+
+
+@record_function("optimizer")
+def step(scaler: torch.amp.GradScaler, *optimizers: Optimizer) -> None:
+    """One step of each optimiser by the scaled gradients that are there; of none if any of them overflowed.
+
+    The host does not wait: torch's fused optimisers skip an overflowed step on the device. (Others do wait in fp16.)
+    """
+    if scaler.is_enabled():
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        overflows = [x for optimizer in optimizers for x in scaler._found_inf_per_device(optimizer).values()]
+        overflowed = torch.stack(overflows).amax()
+        for overflow in overflows:
+            overflow.copy_(overflowed)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+
+
+def _portable(optimizer: Optimizer) -> Optimizer:
+    """Let a checkpoint of another implementation, or another device's, be loaded without becoming that one."""
+
+    def keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        own = {name: optimizer.defaults[name] for name in _IMPLEMENTATION if name in optimizer.defaults}
+        return state | {"param_groups": [group | own for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep_implementation)
+    return optimizer
+
+
+def _apex() -> Any:
+    """NVIDIA's apex.optimizers."""
+    build = "build it from github.com/NVIDIA/apex, or choose fused"
+    if find_spec("apex") is None:
+        raise UsageError(f"{_OPTION}: NVIDIA's apex is not installed: {build}")
+    try:
+        found = importlib.import_module("apex.optimizers")
+        importlib.import_module("amp_C")  # the compiled part, without which its optimisers refuse to start
+    except ModuleNotFoundError as error:
+        if error.name == "amp_C":
+            raise UsageError(f"{_OPTION}: apex is installed without its CUDA extensions: {build}") from error
+        found = None
+    except Exception:  # another project's import may fail in any way
+        found = None
+    if not hasattr(found, "FusedAdam"):
+        other = "the installed `apex` is not NVIDIA's (PyPI's apex is another project)"
+        raise UsageError(f"{_OPTION}: {other}: uninstall it and {build}")
+    return found
