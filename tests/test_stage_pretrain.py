@@ -7,6 +7,7 @@ import torch
 
 from copgen_fast.config import PRESETS, PretrainConfig
 from copgen_fast.metrics import read_rows
+from copgen_fast.pairs.loader import PairBatch
 from copgen_fast.stages import pretrain as stage
 from copgen_fast.stages.pretrain import learning_rate
 from copgen_fast.train import main
@@ -65,7 +66,8 @@ def make_learner(precision="fp32", device="cpu", **options):
     config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
     device = torch.device(device)
     images = torch.randint(0, 256, (2, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    batches = [stage.make_batch(config, index, tuple(images), 0.1, device) for index in range(2)]
+    pair = PairBatch(*images, labels=torch.full((8,), -1))
+    batches = [stage.make_batch(config, index, pair, 0.1, device) for index in range(2)]
     return stage.make_learner(config, device), batches
 
 
