@@ -30,4 +30,4 @@ class Options:
     """Measure only the cases whose text contains this, such as "B=64 128px"."""
 
     ablate: bool = False
-    """augment: also time the op with one part of the policy left out at a time; alone with `--only without`."""
+    """augment, generator: also time them with one part or trick left out at a time; alone with `--only without`."""

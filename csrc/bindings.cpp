@@ -29,6 +29,12 @@ void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& colu
                    const std::optional<at::Tensor>& column_lse, const std::optional<at::Tensor>& column_grad,
                    int64_t offset, int64_t shift, bool exclude_self, at::Tensor grad_rows);
 
+void cond_norm(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift, bool upsample, at::Tensor y);
+
+void cond_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
+                        bool upsample, at::Tensor grad_x, std::optional<at::Tensor> grad_scale,
+                        std::optional<at::Tensor> grad_shift);
+
 }  // namespace copgen
 
 TORCH_LIBRARY(copgen_fast_cpp, m) {
@@ -46,6 +52,10 @@ TORCH_LIBRARY(copgen_fast_cpp, m) {
   m.def(
       "row_gradients(Tensor rows, Tensor? columns, float temperature, float bound, Tensor? row_lse, Tensor? row_grad, "
       "Tensor? column_lse, Tensor? column_grad, int offset, int shift, bool exclude_self, Tensor(a!) grad_rows) -> ()");
+  m.def("cond_norm(Tensor x, Tensor scale, Tensor shift, bool upsample, Tensor(a!) y) -> ()");
+  m.def(
+      "cond_norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, bool upsample, Tensor(a!) grad_x, "
+      "Tensor(b!)? grad_scale, Tensor(c!)? grad_shift) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
@@ -54,6 +64,8 @@ TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
   m.impl("separable_filter", &copgen::separable_filter);
   m.impl("row_losses", &copgen::row_losses);
   m.impl("row_gradients", &copgen::row_gradients);
+  m.impl("cond_norm", &copgen::cond_norm);
+  m.impl("cond_norm_backward", &copgen::cond_norm_backward);
 }
 
 PyMODINIT_FUNC PyInit__cpp() {

@@ -8,7 +8,7 @@ from copgen_fast.ops.backend import installed, resolve, support_table
 
 def test_every_op_and_device_has_a_default_that_resolves():
     table = backends()
-    assert set(table) == {"augment", "info_nce", "unit_rows"}
+    assert set(table) == {"augment", "info_nce", "unit_rows", "cond_norm"}
     for op, devices in table.items():
         for device, name in devices.items():
             assert resolve(op, device) == name

@@ -28,6 +28,7 @@ INFO_NCE = {
     "unit_rows_kernel",
     "weigh_kernel",
 }
+COND_NORM = {"cond_norm_backward_kernel", "cond_norm_kernel"}
 # What a program may have on sm_86 and newer small ones.
 SHARED = 99 * 1024
 
@@ -44,7 +45,7 @@ def compiled(tmp_path_factory):
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_kernel_compiles(compiled, target):
     rows = [row for row in compiled if row["target"] == target]
-    assert {row["kernel"] for row in rows} == AUGMENT | INFO_NCE
+    assert {row["kernel"] for row in rows} == AUGMENT | INFO_NCE | COND_NORM
     assert all(0 < row["registers"] <= 255 for row in rows)
     limit = {"sm_75": 64 * 1024, "sm_80": 163 * 1024, "sm_90": 227 * 1024}.get(target, SHARED)
     assert all(row["shared_bytes"] <= limit for row in rows)
@@ -53,7 +54,7 @@ def test_every_kernel_compiles(compiled, target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_kernel_spills(compiled, target):
     # Newer targets give the augmentation registers to spare, and the assembler spills a little nevertheless.
-    held = AUGMENT | INFO_NCE if target == "sm_75" else INFO_NCE
+    held = INFO_NCE | COND_NORM | (AUGMENT if target == "sm_75" else set())
     spilling = [
         row
         for row in compiled

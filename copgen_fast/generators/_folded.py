@@ -41,11 +41,12 @@ class FoldedBlock(nn.Module):
         self.conv_sc = FoldedConv(block.conv_sc, convolutions.POINTWISE, once)
         self.shortcut_first = tricks.shortcut
 
-    def forward(self, x: Tensor, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Tensor:
-        h = self.conv2(second(self.conv1(first(x))))
-        if not self.shortcut_first:
-            return h + self.conv_sc(F.interpolate(x, scale_factor=2))
-        return add_upsampled(h, self.conv_sc(x))
+    def forward(self, x: Tensor, first: Callable[..., Tensor], second: Callable[..., Tensor]) -> Tensor:
+        # Before x is overwritten.
+        shortcut = self.conv_sc(x if self.shortcut_first else F.interpolate(x, scale_factor=2))
+        h = self.conv1(first(x, inplace=True))
+        h = self.conv2(second(h, inplace=True))
+        return add_upsampled(h, shortcut) if self.shortcut_first else h + shortcut
 
 
 class FoldedBigBiGAN(Folded):

@@ -19,6 +19,7 @@ from copgen_fast.generators._convolutions import Method
 from copgen_fast.generators._labels import expect_labels
 from copgen_fast.generators._spectral import normalised_weight
 from copgen_fast.generators._tricks import Tricks
+from copgen_fast.ops import cond_norm
 
 # Channels from which products saved are worth the copies around them, on a CPU.
 MANY = 384
@@ -92,8 +93,8 @@ class Normalisation(nn.Module):
         for name, value in (("mean", mean), ("var", var), ("before", before)):
             self.register_buffer(name, value.detach().clone())
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """relu(normalised x [N, C, H, W]) by [condition, 1] [N, K + 1]."""
+    def forward(self, x: Tensor, condition: Tensor, inplace: bool = False) -> Tensor:
+        """relu(normalised x [N, C, H, W]) by [condition, 1] [N, K + 1]; x stays whatever `inplace` allows."""
         gain, bias = ((condition @ matrix()).to(x.dtype)[:, :, None, None] for matrix in (self.gain, self.bias))
         return (F.batch_norm(x, self.mean, self.var, eps=self.epsilon) * (1 + gain) + bias).relu()
 
@@ -141,8 +142,9 @@ class Folded(nn.Module):
 
     Args:
         seed: the published linear layer before the first block.
-        layers: folded blocks and attentions by the names they have in `steps`. Each takes x and as many
-            normalisations, functions of what is to be normalised, as its `normalisations` says.
+        layers: folded blocks and attentions by the names they have in `steps`. Each takes x, which is its own, and as
+            many normalisations as its `normalisations` says: functions of what is to be normalised, which they may
+            overwrite if told `inplace=True`.
         norms: the blocks' `Normalisation`s, in order.
         last: the last convolution, [scale, shift] of the normalisation before it as [C] each, and how many of its
             channels are the image.
@@ -166,6 +168,7 @@ class Folded(nn.Module):
         self.register_buffer("seed_bias", seed.bias.detach().clone())
         self.names, self.layers = list(layers), nn.ModuleList(layers.values())
         self.sizes = [2 * len(norm.mean) for norm in norms]
+        self.affine_relu = cond_norm if tricks.fused_norm else scale_shift_relu
         self.at_once = tricks.modulation
         if self.at_once:
             self.modulation = Derived(lambda *of: torch.cat([x.scale_shift() for x in of], 1), tuple(norms), once)
@@ -190,7 +193,6 @@ class Folded(nn.Module):
         """Convolutions and attention in `dtype`, from now on; what is linear in z stays as it is, and so do images."""
         self.layers.to(dtype)
         self.last.to(dtype)
-        self.last_scale, self.last_shift = self.last_scale.to(dtype), self.last_shift.to(dtype)
         return self
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -198,17 +200,17 @@ class Folded(nn.Module):
         return deque(self.steps(z, labels), maxlen=1).pop()[1]
 
     def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-        """As the published form's, whose names it has."""
+        """As the published form's, whose names it has; each value is good until the next one is asked for."""
         expect_tensor("z", z, ("N", self.latent_dim), {self.seed_bias.dtype})
         expect_finite("z", z)
         condition = self.condition(z, expect_labels(labels, len(z), self.classes))
-        x = self.seed_image(condition).to(self.last_scale.dtype, memory_format=self.layout)
+        x = self.seed_image(condition).to(self.last.bias.dtype, memory_format=self.layout)
         yield "seed", x
         normalise = self.normalise(torch.cat([condition, torch.ones_like(z[:, :1])], 1))
         for name, layer in zip(self.names, self.layers, strict=True):
             x = self.run(layer, x, *islice(normalise, layer.normalisations))
             yield name, x
-        x = scale_shift_relu(x, self.last_scale[None], self.last_shift[None])
+        x = self.affine_relu(x, self.last_scale[None], self.last_shift[None], inplace=True)
         yield "images", self.last(x).to(z.dtype).tanh()
 
     def run(self, layer: nn.Module, *inputs: Any) -> Tensor:
@@ -217,14 +219,14 @@ class Folded(nn.Module):
             return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return layer(*inputs)
 
-    def normalise(self, condition: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    def normalise(self, condition: Tensor) -> Iterator[Callable[..., Tensor]]:
         """The blocks' conditional normalisations with their ReLUs, in order, of [condition, 1] [N, K + 1]."""
         if not self.at_once:
             yield from (partial(norm, condition=condition) for norm in self.norms)
             return
         for part in (condition @ self.modulation()).split(self.sizes, 1):
-            scale, shift = part.to(self.last_scale.dtype).chunk(2, 1)
-            yield partial(scale_shift_relu, scale=scale, shift=shift)
+            scale, shift = part.chunk(2, 1)
+            yield partial(self.affine_relu, scale=scale, shift=shift)
 
 
 def scaled(weight: Tensor, factor: Tensor) -> Tensor:
@@ -232,9 +234,10 @@ def scaled(weight: Tensor, factor: Tensor) -> Tensor:
     return weight * factor.to(weight)
 
 
-def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """relu(scale x + shift) of x [N, C, H, W], with scales and shifts [N, C] or [1, C]."""
-    return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).relu_()
+def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor, inplace: bool = False) -> Tensor:
+    """`cond_norm` in PyTorch's operators, two passes, and in x's dtype; x stays whatever `inplace` allows."""
+    scale, shift = (y.to(x.dtype)[:, :, None, None] for y in (scale, shift))
+    return torch.addcmul(shift, x, scale).relu_()
 
 
 def add_upsampled(x: Tensor, small: Tensor) -> Tensor:

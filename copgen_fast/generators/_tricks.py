@@ -18,6 +18,8 @@ class Tricks:
             of 36), or by differences of neighbours (9) where channels are many.
         winograd: 3 x 3 convolutions by F(2 x 2, 3 x 3) (16 products in place of 36) where channels are many.
         attention: PyTorch's fused attention.
+        fused_norm: a normalisation's scale, shift and ReLU in one pass over the values, in place without gradients
+            (`ops.cond_norm`), and its gradient in one.
         channels_last: pixels' channels next to each other.
     """
 
@@ -27,6 +29,7 @@ class Tricks:
     upsampling: bool = True
     winograd: bool = True
     attention: bool = True
+    fused_norm: bool = True
     channels_last: bool = True
 
 

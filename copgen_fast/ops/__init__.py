@@ -1,7 +1,8 @@
-"""The importable part: batched augmentation and InfoNCE for any PyTorch program. Needs torch only."""
+"""The importable part: batched augmentation, InfoNCE and a generator's conditional normalisation. Needs torch only."""
 
 from copgen_fast.ops.augment import Augment, AugmentParams, AugmentPolicy, augment
 from copgen_fast.ops.backend import backends
+from copgen_fast.ops.cond_norm import cond_norm
 from copgen_fast.ops.info_nce import InfoNCELoss, InfoNCEStats, info_nce
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "InfoNCEStats",
     "augment",
     "backends",
+    "cond_norm",
     "info_nce",
 ]

@@ -21,6 +21,7 @@ _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
     "augment": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
     "info_nce": {"cpu": ("cpp", "chunked", "reference"), "cuda": ("triton", "cuda", "chunked", "reference")},
     "unit_rows": {"cpu": ("reference",), "cuda": ("triton", "reference")},
+    "cond_norm": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
 }
 
 # What a backend is for, where that is not all its device type's inputs; others run it when they are told to.

@@ -1,0 +1,167 @@
+"""relu(scale x + shift) with a scale and a shift for each sample and channel, and its gradient, in Triton.
+
+Forward each program writes a run of the result, NCHW or NHWC, upsampled or not. Backward a program takes some channels
+of some pixels of a sample, and leaves its sums for the gradients of scales and shifts in a row of their own: what adds
+up the rows has one order.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from copgen_fast.kernels.filter import on_device
+from torch import Tensor
+
+__all__ = ["cond_norm", "cond_norm_backward"]
+
+BLOCK = 1024
+WARPS = 4
+# Backward: values a step, and steps a program at least, so that few sums are left over.
+TILE = 1024
+STEPS = 8
+# Channels of a tile in NHWC, pixels of one in NCHW.
+BESIDE = 64
+
+_kernel = triton.jit(do_not_specialize=("apart", "shift_apart"))
+
+
+@_kernel
+def cond_norm_kernel(
+    x, scale, apart, shift, shift_apart, y, chunks,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, UPSAMPLE: tl.constexpr, LAST: tl.constexpr,
+    COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK values of a sample of y, which may be x."""
+    n = (tl.program_id(0) // chunks).to(tl.int64)
+    i = tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
+    FOUR: tl.constexpr = 4 if UPSAMPLE else 1
+    exists = i < FOUR * C * H * W
+    c = i % C if LAST else i // (FOUR * H * W)
+    source = i
+    if UPSAMPLE:
+        pixel = i // C if LAST else i % (4 * H * W)
+        small = pixel // (2 * W) // 2 * W + pixel % (2 * W) // 2
+        source = small * C + c if LAST else c * (H * W) + small
+    value = tl.load(x + n * (C * H * W) + source, exists, 0.0).to(COMPUTE)
+    value = value * tl.load(scale + n * apart + c, exists, 0.0) + tl.load(shift + n * shift_apart + c, exists, 0.0)
+    # A comparison rather than a maximum, which may drop NaN.
+    tl.store(y + n * (FOUR * C * H * W) + i, tl.where(value <= 0, 0.0, value), exists)
+
+
+@triton.jit
+def _given(grad, pixel, c, exists, C, H, W, UPSAMPLE: tl.constexpr, LAST: tl.constexpr, COMPUTE: tl.constexpr):
+    """What pixels [P] of channels [C'] receive from their results, a tile."""
+    if not UPSAMPLE:
+        return tl.load(grad + (pixel * C + c if LAST else c * (H * W) + pixel), exists, 0.0).to(COMPUTE)
+    first = pixel // W * (4 * W) + pixel % W * 2
+    at = grad + (first * C + c if LAST else c * (4 * H * W) + first)
+    right = C if LAST else 1
+    below = 2 * W * right
+    top = tl.load(at, exists, 0.0).to(COMPUTE) + tl.load(at + right, exists, 0.0).to(COMPUTE)
+    return top + (tl.load(at + below, exists, 0.0).to(COMPUTE) + tl.load(at + below + right, exists, 0.0).to(COMPUTE))
+
+
+@_kernel
+def cond_norm_backward_kernel(
+    grad, x, scale, apart, shift, shift_apart, grad_x, sums, parts, steps,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, UPSAMPLE: tl.constexpr, LAST: tl.constexpr,
+    COMPUTE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of `steps` x PIXELS pixels of CHANNELS channels, and their sums in [2, N, parts, C]."""
+    groups: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
+    group = tl.program_id(0) % groups
+    part = tl.program_id(0) // groups % parts
+    n = (tl.program_id(0) // groups // parts).to(tl.int64)
+    c = group * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    a = tl.load(scale + n * apart + c, c < C, 0.0)
+    b = tl.load(shift + n * shift_apart + c, c < C, 0.0)
+    of_scale = tl.zeros((PIXELS, CHANNELS), COMPUTE)
+    of_shift = tl.zeros((PIXELS, CHANNELS), COMPUTE)
+    FOUR: tl.constexpr = 4 if UPSAMPLE else 1
+    start = n * (C * H * W)
+    for step in range(steps):
+        pixel = (part * steps + step) * PIXELS + tl.arange(0, PIXELS)[:, None]
+        exists = (pixel < H * W) & (c < C)
+        at = pixel * C + c if LAST else c * (H * W) + pixel
+        value = tl.load(x + start + at, exists, 0.0).to(COMPUTE)
+        given = _given(grad + start * FOUR, pixel, c, exists, C, H, W, UPSAMPLE, LAST, COMPUTE)
+        given = tl.where(value * a + b <= 0, 0.0, given)
+        tl.store(grad_x + start + at, given * a, exists)
+        of_scale += given * value
+        of_shift += given
+    if sums is not None:
+        place = sums + (n * parts + part) * C + c
+        tl.store(place, tl.sum(of_scale, 0, keep_dims=True), c < C)
+        samples = tl.num_programs(0) // (groups * parts)
+        tl.store(place + samples.to(tl.int64) * parts * C, tl.sum(of_shift, 0, keep_dims=True), c < C)
+
+
+def cond_norm(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, y: Tensor) -> None:
+    """Fill `y` from dense x [N, C, H, W] of the same layout; scales and shifts [N, C], rows any distance apart.
+
+    y may be x itself where nothing is upsampled.
+    """
+    chunks = triton.cdiv(y[0].numel(), BLOCK)
+    with on_device(x):
+        cond_norm_kernel[(len(x) * chunks,)](
+            x, scale, scale.stride(0), shift, shift.stride(0), y, chunks,
+            **_meta(x, y, scale, upsample), BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+
+
+def cond_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    upsample: bool,
+    grad_x: Tensor,
+    grad_scale: Tensor | None,
+    grad_shift: Tensor | None,
+) -> None:
+    """Fill the gradients of x [N, C, H, W] and, unless None, of scale and shift [N, C] from that of the result."""
+    n, channels, height, width = x.shape
+    meta = _meta(x, grad, scale, upsample)
+    beside = min(BESIDE, triton.next_power_of_2(channels if meta["LAST"] else height * width))
+    across = min(TILE // beside, triton.next_power_of_2(height * width if meta["LAST"] else channels))
+    pixels, group = (across, beside) if meta["LAST"] else (beside, across)
+    steps = min(STEPS, triton.cdiv(height * width, pixels))
+    parts = triton.cdiv(height * width, pixels * steps)
+    sums = None if grad_scale is None else scale.new_empty((2, n, parts, channels))
+    with on_device(x):
+        cond_norm_backward_kernel[(n * parts * triton.cdiv(channels, group),)](
+            grad, x, scale, scale.stride(0), shift, shift.stride(0), grad_x, sums, parts, steps,
+            **meta, PIXELS=pixels, CHANNELS=group, num_warps=WARPS,
+        )  # fmt: skip
+    if sums is not None:
+        torch.sum(sums[0], 1, out=grad_scale)
+        torch.sum(sums[1], 1, out=grad_shift)
+
+
+def _meta(x: Tensor, y: Tensor, scale: Tensor, upsample: bool) -> dict[str, object]:
+    _, channels, height, width = x.shape
+    compute = tl.float64 if scale.dtype == torch.float64 else tl.float32
+    # Of two layouts that agree for one of the two tensors, the larger tensor's is meant.
+    layout = {"UPSAMPLE": upsample, "LAST": not y.is_contiguous(), "COMPUTE": compute}
+    return {"C": channels, "H": height, "W": width, **layout}
+
+
+def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches without data: half NHWC, and on sm_75 float32, NCHW, float64 and upsampled ones too."""
+    chosen = [(torch.float16 if thorough else torch.bfloat16, torch.channels_last, False)]
+    if thorough:
+        chosen += [(torch.float32, torch.channels_last, True), (torch.float32, torch.contiguous_format, False)]
+        chosen += [(torch.float16, torch.contiguous_format, True), (torch.float64, torch.channels_last, False)]
+    for dtype, layout, upsample in chosen:
+        size = (128, 128) if upsample else (64, 64)
+        x = torch.empty(8, 192, 64, 64, dtype=dtype, device="meta", memory_format=layout)
+        y = torch.empty(8, 192, *size, dtype=dtype, device="meta", memory_format=layout)
+        affine = torch.empty(8, 192, dtype=torch.promote_types(dtype, torch.float32), device="meta")
+        name = " ".join(
+            [str(dtype).removeprefix("torch."), "NHWC" if layout == torch.channels_last else "NCHW"]
+            + ["upsampled"] * upsample
+        )
+        yield name, partial(cond_norm, x, affine, affine, upsample, y)
+        yield f"{name} backward", partial(cond_norm_backward, y, x, affine, affine, upsample, x, affine, affine)
