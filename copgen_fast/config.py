@@ -11,6 +11,7 @@ from typing import Literal, get_args
 Stage = Literal["navigator", "pairs", "pretrain", "probe", "report"]
 Positive = Literal["identity", "gaussian", "untrained-navigator", "navigator"]
 Codec = Literal["png", "jpeg", "raw"]
+Loss = Literal["nt-xent", "supcon"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 POSITIVES: tuple[Positive, ...] = get_args(Positive)
 
@@ -58,6 +59,8 @@ class NavigatorConfig:
     """Adam learning rate of T."""
     estimator_lr: float = 3e-5
     """Adam learning rate of f."""
+    loss: Loss = "nt-xent"
+    """supcon: supervised by a conditional generator's classes, all of a class being positives of each other."""
     temperature: float = 0.1
     """Temperature of NT-Xent."""
     base_temperature: float | None = 0.07
@@ -114,6 +117,8 @@ class PretrainConfig:
     """SGD learning rate per 256 pairs: the rate used is lr x batch / 256."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    loss: Loss = "nt-xent"
+    """supcon: supervised by the classes of a conditional generator's pairs, or of real images."""
     schedule: Literal["cosine", "reference"] = "cosine"
     """cosine: per step, down to lr / 1000. reference: the same curve set once per epoch, counted from 1."""
     temperature: float = 0.1

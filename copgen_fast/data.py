@@ -56,18 +56,20 @@ class RealPairs(Dataset):
 
     Args:
         images: uint8 [N, 3, H, W].
+        labels: int64 [N], where the objective is to see them.
     """
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         self.images = expect_tensor("images", images, ("N", 3, "H", "W"), _UINT8)
+        self.labels = labels if labels is None else expect_tensor("labels", labels, (len(images),), (torch.int64,))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        """The same image twice, uint8 [3, H, W], and -1: the objective is to see no labels."""
+        """The same image twice, uint8 [3, H, W], and its label, or -1."""
         image = self.images[index]
-        return image, image, -1
+        return image, image, -1 if self.labels is None else int(self.labels[index])
 
     @property
     def decoded_bytes(self) -> int:

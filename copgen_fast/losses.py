@@ -10,8 +10,12 @@ from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import resolve
 
 
-def nt_xent(embeddings: Tensor, temperature: float, base_temperature: float | None) -> Tensor:
+def nt_xent(
+    embeddings: Tensor, temperature: float, base_temperature: float | None, labels: Tensor | None = None
+) -> Tensor:
     """Symmetric NT-Xent of embeddings [2N, D] whose rows i and N + i are views of one instance; a scalar.
+
+    With labels, int64 [N], it is the supervised contrastive loss: all rows of a class are positives of each other.
 
     Raises:
         TypeError, ValueError: no floating-point matrix, or an odd number of rows.
@@ -21,7 +25,7 @@ def nt_xent(embeddings: Tensor, temperature: float, base_temperature: float | No
         raise ValueError(f"embeddings: expected anchors and as many positives, got {len(embeddings)} rows")
     dtype = product_dtype(embeddings.dtype, embeddings.device, embeddings.shape[1])
     anchors, positives = embeddings.to(dtype).chunk(2)
-    return info_nce(anchors, positives, temperature=temperature, base_temperature=base_temperature)
+    return info_nce(anchors, positives, temperature=temperature, base_temperature=base_temperature, labels=labels)
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device, dimension: int) -> torch.dtype:

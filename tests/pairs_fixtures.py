@@ -23,8 +23,12 @@ def shift(z, seeds):
     return z + 0.3 * sample_each("normal", [seed + 1000 for seed in seeds], z.shape[1])
 
 
-def source(generator=generate, positive=shift):
-    return PairSource(generator, positive, LATENT_DIM, "truncnorm", torch.device("cpu"))
+def generate_of_class(z, labels):
+    return generate(z + labels[:, None])
+
+
+def source(generator=generate, positive=shift, label_of=None):
+    return PairSource(generator, positive, LATENT_DIM, "truncnorm", torch.device("cpu"), label_of)
 
 
 def write(folder, config=CONFIG, pair_source=None, identity=IDENTITY, progress=None):

@@ -270,5 +270,6 @@ def test_real_pairs_are_each_image_twice():
     anchors, positives, labels = default_collate([pairs[i] for i in (2, 0)])
     assert anchors.equal(images[[2, 0]]) and positives.equal(anchors)
     assert labels.tolist() == [-1, -1]
+    assert [data.RealPairs(images, torch.arange(4) + 3)[i][2] for i in (2, 0)] == [5, 3]
     with pytest.raises(TypeError, match="images: expected torch.uint8"):
         data.RealPairs(images.float())

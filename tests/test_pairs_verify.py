@@ -8,8 +8,10 @@ import torch
 from copgen_fast import artifacts
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.pairs.format import to_uint8
+from copgen_fast.pairs.loader import PairDataset
 from copgen_fast.pairs.verify import verify_pairs
-from tests.pairs_fixtures import CONFIG, IDENTITY, bless, generate, shift, source, write
+from tests.pairs_fixtures import CONFIG, IDENTITY, bless, generate, generate_of_class, shift, source, write
 
 
 @pytest.fixture
@@ -33,6 +35,21 @@ def test_other_codecs_pass_and_are_judged(tmp_path, codec):
     assert verify_pairs(tmp_path, rounded, IDENTITY)["max_level_difference"] <= CODECS[codec].tolerance
     with pytest.raises(CorruptArtifactError, match=r"shard-000000\.tar: pair 00000000: its anchor image differs by"):
         verify_pairs(tmp_path, source(lambda z: generate(z) * 0.8), IDENTITY)
+
+
+def test_a_conditional_generators_pairs_are_made_again_of_their_classes(tmp_path):
+    conditional = source(generate_of_class, label_of=lambda index: index // 4 % 2)
+    write(tmp_path, pair_source=conditional)
+    pairs = PairDataset(tmp_path)
+    assert [pairs.record(index)["label"] for index in range(10)] == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
+    assert [pairs[index][2] for index in (3, 4)] == [0, 1]
+    z = artifacts.read_tensors(tmp_path / "shard-000001.safetensors")["z"]
+    expected = to_uint8(generate_of_class(z[:1], torch.tensor([1])))[0]
+    assert torch.equal(pairs[4][0], expected)
+    assert verify_pairs(tmp_path, conditional, IDENTITY)["max_level_difference"] <= 1
+    others = source(generate_of_class, label_of=lambda index: index % 2)
+    with pytest.raises(CorruptArtifactError, match="pair 00000001: its JSON says label 0, expected 1"):
+        verify_pairs(tmp_path, others, IDENTITY)
 
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.safetensors"])

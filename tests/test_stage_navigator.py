@@ -10,6 +10,7 @@ from torch import nn
 
 from copgen_fast import artifacts
 from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig
+from copgen_fast.errors import UsageError
 from copgen_fast.metrics import read_rows
 from copgen_fast.positives.navigator import Navigator
 from copgen_fast.stages import Run
@@ -22,20 +23,23 @@ DIM, N = 6, 5
 class ToyGenerator(nn.Module):
     latent_dim, image_shape = DIM, (3, 8, 8)
 
-    def __init__(self):
+    def __init__(self, classes=0):
         super().__init__()
-        self.linear = nn.Linear(DIM, 3 * 8 * 8)
+        self.classes = classes
+        self.linear = nn.Linear(DIM + classes, 3 * 8 * 8)
         self.requires_grad_(False)
 
-    def forward(self, z):
+    def forward(self, z, labels=None):
+        if self.classes:
+            z = torch.cat([z, nn.functional.one_hot(labels, self.classes)], 1)
         return torch.tanh(self.linear(z)).view(-1, 3, 8, 8)
 
 
-def make_game(tmp_path, precision="fp32", device=torch.device("cpu"), **options):  # noqa: B008
+def make_game(tmp_path, precision="fp32", device=torch.device("cpu"), classes=0, **options):  # noqa: B008
     torch.manual_seed(0)
     navigator = NavigatorConfig(batch=N, estimator=EncoderConfig(width=16), **options)
     config = dataclasses.replace(PRESETS["quickstart"], navigator=navigator, precision=precision, out=str(tmp_path))
-    players = ToyGenerator().to(device), Navigator(DIM).to(device)
+    players = ToyGenerator(classes).to(device), Navigator(DIM).to(device)
     game = stage.make_game(Run(config, tmp_path, device), *players)
     batches = [stage.draw_batch(config, game.G, index, device) for index in range(2)]
     return game, batches
@@ -232,6 +236,42 @@ def test_monitored_numbers_are_their_definitions(tmp_path):
     assert metrics["displacement_shared"].item() == pytest.approx(share.item(), rel=1e-4)
     assert metrics["positive_std"].item() == pytest.approx((z + T_z).std().item(), rel=1e-4)
     assert metrics["loss_navigator"].item() > -metrics["loss_estimator"].item(), "f was updated between the two"
+
+
+@pytest.mark.parametrize("update", ["alternating", "simultaneous"])
+def test_anchors_and_positives_share_their_seeded_classes(tmp_path, monkeypatch, update):
+    game, batches = make_game(tmp_path, classes=3, update=update, loss="supcon")
+    _, again = make_game(tmp_path, classes=3)
+    for batch, other in zip(batches, again, strict=True):
+        assert batch.labels.dtype == torch.int64 and batch.labels.shape == (N,)
+        assert torch.equal(batch.labels, other.labels)
+        assert set(batch.labels.tolist()) <= {0, 1, 2}
+    assert not torch.equal(batches[0].labels, batches[1].labels)
+    seen, forward = [], ToyGenerator.forward
+    monkeypatch.setattr(
+        ToyGenerator, "forward", lambda self, z, labels: seen.append(labels) or forward(self, z, labels)
+    )
+    step = stage.alternating_step if update == "alternating" else stage.simultaneous_step
+    result = step(game, batches[0])
+    assert len(seen) == 2 and all(labels is batches[0].labels for labels in seen)
+    assert result.metrics["loss_estimator"].isfinite()
+
+
+def test_the_supervised_loss_sees_the_classes_and_the_other_does_not(tmp_path):
+    losses = {}
+    for loss in ("nt-xent", "supcon"):
+        game, (batch, _) = make_game(tmp_path, classes=3, loss=loss)
+        views = torch.rand(2 * N, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        by_labels = [game.nce(views, labels).item() for labels in (batch.labels, torch.arange(N), batch.labels)]
+        assert by_labels[0] == pytest.approx(by_labels[2])
+        losses[loss] = by_labels
+    assert losses["nt-xent"][0] == pytest.approx(losses["nt-xent"][1]) == pytest.approx(losses["supcon"][1])
+    assert losses["supcon"][0] != pytest.approx(losses["supcon"][1], rel=1e-3), "rows of a class are positives"
+
+
+def test_the_supervised_loss_needs_classes(tmp_path):
+    with pytest.raises(UsageError, match="navigator.loss: supcon needs classes, and generator digits has none"):
+        run_stage(tmp_path, samples=16, loss="supcon")
 
 
 def run_stage(tmp_path, **options):

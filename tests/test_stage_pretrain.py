@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from copgen_fast.config import PRESETS, PretrainConfig
+from copgen_fast.errors import UsageError
 from copgen_fast.metrics import read_rows
 from copgen_fast.pairs.loader import PairBatch
+from copgen_fast.stages import Run
 from copgen_fast.stages import pretrain as stage
 from copgen_fast.stages.pretrain import learning_rate
 from copgen_fast.train import main
@@ -109,6 +111,18 @@ def test_the_learning_rate_is_the_batchs():
     learner, (batch, _) = make_learner()
     result = stage.pretrain_step(learner, dataclasses.replace(batch, lr=0.25))
     assert learner.sgd.param_groups[0]["lr"] == 0.25 == result.metrics["lr"].item()
+
+
+def test_the_supervised_loss_takes_real_labels_and_needs_some(finished_run, tmp_path):
+    supervised = ["--pretrain.loss", "supcon", "--pretrain.epochs", "1", "--pretrain.batch", "256"]
+    arguments = [*TINY, "--out", str(tmp_path), "--pretrain.data", "real", *supervised, "--stages", "pretrain"]
+    assert main(arguments) == 0
+    first = read_rows(tmp_path / "pretrain" / "real" / "metrics.jsonl")[0]["loss"]
+    # A tenth of the batch is as near as the other view: about log(10) above the loss of one positive, which starts low.
+    assert first > 5
+    config = dataclasses.replace(PRESETS["quickstart"], pretrain=PretrainConfig(loss="supcon"))
+    with pytest.raises(UsageError, match="pretrain.loss: supcon needs classes, and the pairs in .*identity have none"):
+        stage.open_dataset(Run(config, finished_run, torch.device("cpu")), "identity")
 
 
 def test_bf16_runs_on_the_cpu(finished_run, tmp_path):

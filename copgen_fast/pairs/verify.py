@@ -58,6 +58,9 @@ def _compare(pairs: PairDataset, source: PairSource, shard: Shard, chosen: list[
     for index, record in zip(chosen, records, strict=True):
         latents = [tensor[index - shard.first].double() for tensor in stored.values()]
         _compare_record(pairs, index, record, float((latents[1] - latents[0]).norm()))
+        label = None if source.label_of is None else source.label_of(index)
+        if record.get("label") != label:
+            raise _fault(pairs, index, f"its JSON says label {record.get('label')}, expected {label}")
     made = source.draw([record["seed"] for record in records])
     largest = 0
     for row, index in enumerate(chosen):
@@ -66,7 +69,7 @@ def _compare(pairs: PairDataset, source: PairSource, shard: Shard, chosen: list[
             if not torch.allclose(new[row], old, rtol=tolerance, atol=tolerance):
                 off = float((new[row] - old).abs().max())
                 raise _fault(pairs, index, f"{name} differs by {off:.3g} from what seed {records[row]['seed']} gives")
-    images = [source.render(z, "images") for z in made]
+    images = [source.render(z, source.labels(chosen), "images") for z in made]
     codec = CODECS[pairs.index.codec]
     for row, index in enumerate(chosen):
         for name, old, new in zip(("anchor", "positive"), pairs[index][:2], images, strict=True):

@@ -42,13 +42,19 @@ Progress = Callable[[int], None]
 class PairSource:
     """What makes pairs."""
 
-    generator: Callable[[Tensor], Tensor]
-    """z float32 [n, L] on `device` -> images [n, 3, H, W] in [-1, 1]."""
+    generator: Callable[..., Tensor]
+    """z float32 [n, L] on `device` (and labels int64 [n]) -> images [n, 3, H, W] in [-1, 1]."""
     positive: Callable[[Tensor, Sequence[int]], Tensor]
     """(z float32 [n, L] on the CPU, its n seeds) -> z_positive, the same shape; each row from its z and seed alone."""
     latent_dim: int
     prior: latents.Prior
     device: torch.device
+    label_of: Callable[[int], int] | None = None
+    """Class of pair i's images, of a conditional generator."""
+
+    def labels(self, indices: Sequence[int]) -> Tensor | None:
+        """Classes int64 [n] of some pairs, on the CPU; None of a generator without classes."""
+        return None if self.label_of is None else torch.tensor([self.label_of(index) for index in indices])
 
     def draw(self, seeds: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor]:
         """z and z_positive of some seeds, both float32 [n, L] on the CPU.
@@ -64,14 +70,16 @@ class PairSource:
         require_finite("z_positive", z_positive, first)
         return z, z_positive
 
-    def render(self, z: Tensor, name: str, first: int = 0) -> Tensor:
-        """Quantised images of latents [n, L], uint8 [n, 3, H, W] on the CPU.
+    def render(self, z: Tensor, labels: Tensor | None, name: str, first: int = 0) -> Tensor:
+        """Quantised images of latents [n, L] and their `labels`, uint8 [n, 3, H, W] on the CPU.
 
         Raises:
             NonFiniteError: a NaN or an infinity in the images called `name`; row 0 is called sample `first`.
             TypeError, ValueError: `generator` returned no such tensor.
         """
-        images = expect_tensor("generator(z)", self.generator(z.to(self.device)), (len(z), 3, "H", "W"))
+        inputs = (z,) if labels is None else (z, labels)
+        images = self.generator(*(tensor.to(self.device) for tensor in inputs))
+        expect_tensor("generator(z)", images, (len(z), 3, "H", "W"))
         return to_uint8(images, name, first).cpu()
 
 
@@ -204,6 +212,8 @@ class _ShardWriter:
             "pseudo_class": index // self.config.samples_per_class,
             "displacement": displacement,
         }
+        if self.source.label_of is not None:
+            record["label"] = self.source.label_of(index)
         for member, data in zip(members(self.config.codec), (*pair, json.dumps(record).encode()), strict=True):
             add_member(tar, f"{key(index)}.{member}", data)
 
@@ -221,8 +231,9 @@ class _ShardWriter:
                     "run the same command to go on"
                 )
             part, first = slice(start, start + self.config.batch), span.first + start
-            anchors = self.source.render(z[part], "images of anchors", first)
-            positives = self.source.render(z_positive[part], "images of positives", first)
+            labels = self.source.labels(range(first, first + len(z[part])))
+            anchors = self.source.render(z[part], labels, "images of anchors", first)
+            positives = self.source.render(z_positive[part], labels, "images of positives", first)
             self.image_shape = tuple(anchors.shape[1:])
             encoded = self.pool.map(self._encode_pair, _pixels(anchors), _pixels(positives))
             if pending is not None:

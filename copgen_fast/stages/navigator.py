@@ -25,6 +25,7 @@ from copgen_fast import (
 )
 from copgen_fast.config import RunConfig
 from copgen_fast.encoders import ContrastiveModel
+from copgen_fast.errors import UsageError
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import Row, read_rows
 from copgen_fast.ops import AugmentParams
@@ -42,10 +43,12 @@ class Batch:
     Attributes:
         z: latents [N, L].
         params: of the joint batch's augmentation, 2N rows, anchors first.
+        labels: classes [N] of a conditional generator's images; an anchor and its positive share theirs.
     """
 
     z: Tensor
     params: AugmentParams
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Game:
     f: nn.Module
     t_x: Callable[[Tensor, AugmentParams], Tensor]
     """Augments the joint batch [2N, 3, H, W], a draw of its own for every image."""
-    nce: Callable[[Tensor], Tensor]
-    """Contrastive loss of f on a joint batch of views."""
+    nce: Callable[[Tensor, Tensor | None], Tensor]
+    """Contrastive loss of f on a joint batch of views, and its labels."""
     adam_f: torch.optim.Optimizer
     adam_T: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -70,32 +73,32 @@ class Game:
 
 def alternating_step(game: Game, batch: Batch) -> StepResult:
     """The paper's update: f descends, then T ascends through the updated f, from a second forward."""
-    T_z, x, x_pos = generate(game, batch.z)
+    T_z, x, x_pos = generate(game, batch.z, batch.labels)
     v = game.t_x(torch.cat([x, x_pos]), batch.params)
-    loss_f = game.nce(v.detach())
+    loss_f = game.nce(v.detach(), batch.labels)
     game.descend(loss_f, game.adam_f)
     with weights_frozen(game.f):
-        loss_T = -game.nce(v)
+        loss_T = -game.nce(v, batch.labels)
         game.descend(loss_T, game.adam_T)
     return observe(batch.z, T_z, x, x_pos, loss_f, loss_T)
 
 
 def simultaneous_step(game: Game, batch: Batch) -> StepResult:
     """One forward; reversing the gradient where it leaves f makes the same loss update both. Not the paper's."""
-    T_z, x, x_pos = generate(game, batch.z)
+    T_z, x, x_pos = generate(game, batch.z, batch.labels)
     v = game.t_x(torch.cat([x, x_pos]), batch.params)
-    loss_f = game.nce(ReverseGradient.apply(v))
+    loss_f = game.nce(ReverseGradient.apply(v), batch.labels)
     game.descend(loss_f, game.adam_f, game.adam_T)
     return observe(batch.z, T_z, x, x_pos, loss_f, -loss_f)
 
 
 @record_function("generator")
-def generate(game: Game, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """T(z), anchors G(z) without gradient, and positives G(z + T(z))."""
+def generate(game: Game, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """T(z), anchors G(z) without gradient, and positives G(z + T(z)), of the same classes where there are any."""
     with torch.no_grad():
-        x = game.G(z)
+        x = game.G(z, labels)
     T_z = game.T(z)
-    return T_z, x, game.G(z + T_z)
+    return T_z, x, game.G(z + T_z, labels)
 
 
 def observe(z: Tensor, T_z: Tensor, x: Tensor, x_pos: Tensor, loss_f: Tensor, loss_T: Tensor) -> StepResult:
@@ -150,11 +153,12 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
     def t_x(images: Tensor, params: AugmentParams) -> Tensor:
         return make_views((images + 1) / 2, params, policy)
 
-    def nce(views: Tensor) -> Tensor:
+    def nce(views: Tensor, labels: Tensor | None) -> Tensor:
         with record_function("estimator"), devices.autocast(run.device, config.precision):
             embeddings = f(views)
         with record_function("loss"):
-            return losses.nt_xent(embeddings, options.temperature, options.base_temperature)
+            labels = labels if options.loss == "supcon" else None
+            return losses.nt_xent(embeddings, options.temperature, options.base_temperature, labels)
 
     betas, impl = (0.5, 0.999), config.optimizer.impl
     return Game(
@@ -174,6 +178,13 @@ def draw_latents(config: RunConfig, G: nn.Module, seed: int, count: int, device:
     return devices.send(latents.sample(config.generator.prior, seed, (count, G.latent_dim)), device)
 
 
+def draw_labels(G: nn.Module, count: int, device: torch.device, *key: seeds.Key) -> Tensor | None:
+    """Uniform classes [count] of a conditional generator, on `device`; None of another."""
+    if not G.classes:
+        return None
+    return devices.send(torch.randint(G.classes, (count,), generator=seeds.generator(*key)), device)
+
+
 def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device) -> Batch:
     """What step `index` is given, drawn on the CPU from seeds: the same whatever the device."""
     options = config.navigator
@@ -184,7 +195,8 @@ def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device
         augmentations.get(options.augmentation),
         generator=seeds.generator(config.seed, "navigator views", index),
     )
-    return Batch(z, devices.send(params, device))
+    labels = draw_labels(G, options.batch, device, config.seed, "navigator labels", index)
+    return Batch(z, devices.send(params, device), labels)
 
 
 def run(run: Run) -> None:
@@ -193,11 +205,14 @@ def run(run: Run) -> None:
         return
     config, options, folder = run.config, run.config.navigator, run.folder / "navigator"
     G = generators.load(config.generator, run.device)
+    if options.loss == "supcon" and not G.classes:
+        raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} has none")
     T = untrained(G.latent_dim, options, config.seed).to(run.device)
     game = make_game(run, G, T)
     step = alternating_step if options.update == "alternating" else simultaneous_step
 
     shown_z = draw_latents(config, G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)
+    shown_labels = draw_labels(G, GRID_COLUMNS, run.device, config.seed, "grid labels")
     keep_every = max(1, options.grid_every // options.batch)
 
     def data(index: int) -> Batch:
@@ -205,7 +220,7 @@ def run(run: Run) -> None:
 
     def step_and_keep(index: int, batch: Batch) -> StepResult:
         if index % keep_every == 0:
-            keep(folder, index * options.batch, game, shown_z)
+            keep(folder, index * options.batch, game, shown_z, shown_labels)
         return step(game, batch)
 
     def reached_delta(row: Row) -> bool:
@@ -215,14 +230,14 @@ def run(run: Run) -> None:
     plan = loop.Plan("navigator", folder, steps, options.batch, config.log_every, config.save_every)
     state = {"T": T, "f": game.f, "adam_T": game.adam_T, "adam_f": game.adam_f, "scaler": game.scaler}
     summary = loop.run(step_and_keep, data, state, plan, reached_delta)
-    keep(folder, int(summary["samples"]), game, shown_z)
+    keep(folder, int(summary["samples"]), game, shown_z, shown_labels)
     artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
     artifacts.write_tensors(run.navigator_file, T.state_dict())
 
 
-def keep(folder: Path, samples: int, game: Game, z: Tensor) -> None:
+def keep(folder: Path, samples: int, game: Game, z: Tensor, labels: Tensor | None) -> None:
     """Keep T as it is after `samples` latents, and a picture of anchors over positives."""
     artifacts.write_tensors(folder / "kept" / f"{samples:010d}.safetensors", game.T.state_dict())
     with torch.no_grad():
-        images = torch.cat([game.G(z), game.G(z + game.T(z))])
+        images = torch.cat([game.G(z, labels), game.G(z + game.T(z), labels)])
     pictures.write_grid(folder / "grids" / f"{samples:010d}.png", images, columns=len(z))

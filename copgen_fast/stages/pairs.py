@@ -26,7 +26,14 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
     config = run.config
     G = generators.load(config.generator, run.device)
     setting = positives.Setting(G.latent_dim, config.seed, config.navigator, config.pairs, run.navigator_file)
-    source = PairSource(G, positives.build(positive, setting), G.latent_dim, config.generator.prior, run.device)
+    make = positives.build(positive, setting)
+    label_of = None
+    if G.classes:
+        # The reference's pseudo-classes, in the order of the classes: 1300 pairs of each of ImageNet's 1000, again.
+        def label_of(index: int) -> int:
+            return index // config.pairs.samples_per_class % G.classes
+
+    source = PairSource(G, make, G.latent_dim, config.generator.prior, run.device, label_of)
     identity = {
         "generator": config.generator.name,
         "generator_digest": G.weights_digest,
@@ -36,6 +43,8 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
         "start_seed": config.pairs.start_seed,
         "samples_per_class": config.pairs.samples_per_class,
     }
+    if G.classes:
+        identity["classes"] = G.classes
     if positive == "navigator":
         identity["navigator_digest"] = artifacts.sha256(run.navigator_file)
     elif positive == "untrained-navigator":

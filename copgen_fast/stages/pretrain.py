@@ -13,6 +13,7 @@ from torch.profiler import record_function
 from copgen_fast import artifacts, augmentations, data, devices, loop, losses, optimizers, seeds
 from copgen_fast.config import PretrainConfig, RunConfig
 from copgen_fast.encoders import ContrastiveModel
+from copgen_fast.errors import UsageError
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import read_rows
 from copgen_fast.ops import AugmentParams
@@ -29,11 +30,13 @@ class Batch:
         images: the joint batch, uint8 [2N, 3, H, W], anchors first.
         params: of its augmentation, 2N rows.
         lr: learning rate of this step.
+        labels: classes [N] of the pairs, for a supervised objective.
     """
 
     images: Tensor
     params: AugmentParams
     lr: float
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Learner:
     """Augments the joint batch, a draw of its own for every image."""
     embed: Callable[[Tensor], Tensor]
     """f in the run's precision."""
-    nce: Callable[[Tensor], Tensor]
-    """Contrastive loss of a joint batch of embeddings."""
+    nce: Callable[[Tensor, Tensor | None], Tensor]
+    """Contrastive loss of a joint batch of embeddings, and its labels."""
     sgd: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
@@ -60,7 +63,7 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
     with record_function("estimator"):
         h = learner.embed(v)
     with record_function("loss"):
-        loss = learner.nce(h)
+        loss = learner.nce(h, batch.labels)
     optimizers.descend(loss, learner.scaler, learner.sgd)
     shown_lr = torch.full((), batch.lr, device=loss.device)
     return StepResult({"loss": loss, "lr": shown_lr}, {"views": v, "embeddings": h})
@@ -96,11 +99,7 @@ def run(run: Run) -> None:
 
 def pretrain(run: Run, method: str) -> None:
     config, options, folder = run.config, run.config.pretrain, run.folder / "pretrain" / method
-    dataset = (
-        data.RealPairs(data.load(config.data).train_images)
-        if method == "real"
-        else PairDataset(run.pairs_folder(method))
-    )
+    dataset = open_dataset(run, method)
     batches = PairBatches(dataset, options.batch, config.seed, options.cache_gib, options.workers)
     learner = make_learner(config, run.device)
 
@@ -121,6 +120,25 @@ def pretrain(run: Run, method: str) -> None:
     artifacts.write_tensors(run.encoder_file(method), learner.f.encoder.state_dict())
 
 
+def open_dataset(run: Run, method: str) -> data.RealPairs | PairDataset:
+    """The pairs to pretrain on, with classes where the objective needs them.
+
+    Raises:
+        UsageError: it does, and the pairs were made without.
+    """
+    supervised = run.config.pretrain.loss == "supcon"
+    if method == "real":
+        real = data.load(run.config.data)
+        return data.RealPairs(real.train_images, real.train_labels if supervised else None)
+    pairs = PairDataset(run.pairs_folder(method))
+    if supervised and not pairs.index.identity.get("classes"):
+        raise UsageError(
+            f"pretrain.loss: supcon needs classes, and the pairs in {pairs.folder} have none: take a class-conditional "
+            "generator, or --pretrain.data real"
+        )
+    return pairs
+
+
 def make_learner(config: RunConfig, device: torch.device) -> Learner:
     """The encoder at its seeded start and its optimiser."""
     options = config.pretrain
@@ -136,8 +154,8 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
         with devices.autocast(device, config.precision):
             return f(views)
 
-    def nce(embeddings: Tensor) -> Tensor:
-        return losses.nt_xent(embeddings, options.temperature, options.base_temperature)
+    def nce(embeddings: Tensor, labels: Tensor | None) -> Tensor:
+        return losses.nt_xent(embeddings, options.temperature, options.base_temperature, labels)
 
     return Learner(
         f=f,
@@ -160,4 +178,5 @@ def make_batch(config: RunConfig, index: int, pair: PairBatch, lr: float, device
         augmentations.get(config.pretrain.augmentation),
         generator=seeds.generator(config.seed, "pretrain views", index),
     )
-    return Batch(devices.send(images, device), devices.send(params, device), lr)
+    labels = devices.send(pair.labels, device) if config.pretrain.loss == "supcon" else None
+    return Batch(devices.send(images, device), devices.send(params, device), lr, labels)
