@@ -12,6 +12,7 @@ Stage = Literal["navigator", "pairs", "pretrain", "probe", "report"]
 Positive = Literal["identity", "gaussian", "untrained-navigator", "navigator"]
 Codec = Literal["png", "jpeg", "raw"]
 Loss = Literal["nt-xent", "supcon"]
+OnCorrupt = Literal["stop", "skip"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 POSITIVES: tuple[Positive, ...] = get_args(Positive)
 
@@ -128,9 +129,17 @@ class PretrainConfig:
     augmentation: str = "simclr"
     """Policy of copgen_fast.augmentations; its mean and std also normalise images in probes."""
     cache_gib: float = 4.0
-    """Decoded pairs are kept in memory up to this size; beyond it, loader processes decode them."""
+    """Decoded pairs are kept in memory up to this size; beyond it, they are decoded anew each epoch."""
     workers: int = 2
-    """Loader processes when the pairs are not kept in memory."""
+    """Threads that load pairs ahead of the step; 0 loads them when they are asked for."""
+    loader: Literal["auto", "dali", "plain"] = "auto"
+    """What loads shards; the batches are the same. auto: NVIDIA DALI where it is installed, the device is a GPU and
+    the pairs don't fit the cache. plain: PyTorch and Pillow."""
+    shuffle_shards: int | None = None
+    """None: an epoch is one permutation of all pairs, read at random (for SSDs). W: shards come in random order and
+    W of them at a time are shuffled together, each read whole (for disks and network stores; 2 W shards in memory)."""
+    on_corrupt: OnCorrupt = "stop"
+    """A pair that can't be decoded stops the run, or is skipped: counted, and the next pair takes its place."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +250,16 @@ PRESETS: dict[str, RunConfig] = {
 """Whole configurations by name: the first word of the command line."""
 
 # What may differ between two invocations on one run folder: where and how much of it runs, not what it computes.
-_INVOCATION = ("stages", "out", "device", "pairs.workers", "pretrain.workers", "pretrain.cache_gib")
+_INVOCATION = (
+    "stages",
+    "out",
+    "device",
+    "pairs.workers",
+    "pretrain.workers",
+    "pretrain.cache_gib",
+    "pretrain.loader",
+    "pretrain.on_corrupt",  # a run that stopped at a corrupt pair may go on without it
+)
 
 
 _MAY_BE_ZERO = (

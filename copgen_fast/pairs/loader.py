@@ -1,226 +1,195 @@
-"""Reads shards of pairs: random access, and batches that depend on (seed, step) alone."""
+"""Loads pairs in plain PyTorch: threads read and decode ahead of the step, or a cache keeps everything decoded.
+
+Threads, not processes: Pillow decodes outside the interpreter's lock, batches are filled where they are used (on the
+way to a GPU in page-locked memory) instead of passing through shared memory, and there is no worker process to die.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from copgen_fast import seeds
-from copgen_fast.artifacts import require
 from copgen_fast.checks import expect_tensor
-from copgen_fast.errors import CorruptArtifactError, UsageError
-from copgen_fast.pairs.codecs import CODECS, REMEDY
-from copgen_fast.pairs.format import (
-    check_file,
-    key,
-    member_table,
-    members,
-    plan,
-    read_complete_index,
-)
+from copgen_fast.config import OnCorrupt, PretrainConfig
+from copgen_fast.errors import UsageError
+from copgen_fast.pairs.ahead import Lookahead
+from copgen_fast.pairs.batch import NO_LABEL, Batches, PairBatch
+from copgen_fast.pairs.dataset import PairDataset
+from copgen_fast.pairs.order import Ledger, Order, order
+from copgen_fast.pairs.reader import HeldShards, Reader
 
-NO_LABEL = -1
+__all__ = ["NO_LABEL", "Batches", "Order", "PairBatch", "PairBatches", "PairDataset", "open_batches", "order"]
 
-
-class PairBatch(NamedTuple):
-    """A batch of pairs; rows i belong together.
-
-    Attributes:
-        anchors, positives: uint8 [B, 3, H, W].
-        labels: int64 [B], the class of each pair (real or pseudo); NO_LABEL where there is none.
-    """
-
-    anchors: Tensor
-    positives: Tensor
-    labels: Tensor
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 [2B, 3, H, W], anchors first."""
-        return torch.cat((self.anchors, self.positives))
-
-    def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+_CPU = torch.device("cpu")
+# Batches in the making beside the one asked for: one decodes while the one before it waits for its last images.
+_DEPTH = 2
 
 
-Pair = tuple[Tensor, Tensor, int]
-"""Anchor and positive, both uint8 [3, H, W], and the label."""
+def open_batches(
+    dataset: Dataset, options: PretrainConfig, seed: int, device: torch.device, rank: int = 0, world: int = 1
+) -> Batches:
+    """The loader that `options` ask for; all give the same batches, on `device`.
 
-
-class PairDataset(Dataset):
-    """The pairs of a folder, in their order.
+    `auto` is DALI where it is installed, the device is a GPU and the decoded pairs don't fit the cache.
 
     Args:
-        folder: what `write_pairs` wrote.
-        check: compare every shard's size and sha256 with the index first.
+        rank, world: this process takes its `world`th part of each batch of `options.batch` pairs (see `Order`).
 
     Raises:
-        UsageError: the index or shards are missing.
-        CorruptArtifactError: a shard is truncated or altered; the message names it.
+        UsageError: DALI is asked for and missing or can't read this data; batches that can't be formed.
     """
+    in_shards = isinstance(dataset, PairDataset)
+    shard_size = dataset.index.shard_size if in_shards else None
+    batches = Order(len(dataset), options.batch, seed, rank, world, shard_size, options.shuffle_shards)
+    wanted = options.loader == "dali"
+    if options.loader == "auto" and in_shards and device.type == "cuda":
+        from copgen_fast.pairs import dali
 
-    def __init__(self, folder: Path, check: bool = True) -> None:
-        self.folder = Path(folder)
-        self.index = read_complete_index(self.folder)
-        self._spans = plan(self.index.count, self.index.shard_size)
-        self._tables: dict[int, np.ndarray] = {}
-        for shard in self.index.shards:
-            path = require(self.folder / shard.name, "pairs")
-            if check:
-                check_file(path, shard.bytes, shard.sha256)
+        wanted = dali.available() and dataset.decoded_bytes > options.cache_gib * 2**30
+    if not wanted:
+        return PairBatches(dataset, batches, options.cache_gib, options.workers, options.on_corrupt, device)
+    if not in_shards:
+        raise UsageError("--pretrain.loader dali reads shards of pairs, and real images are in memory: choose plain")
+    from copgen_fast.pairs.dali import DaliBatches
 
-    def __len__(self) -> int:
-        return self.index.count
-
-    def __getitem__(self, index: int) -> Pair:
-        """Anchor and positive, both uint8 [3, H, W], and the label: `label` of KEY.json, else its `pseudo_class`."""
-        anchor, positive, record = self._read(index, (0, 1, 2))
-        label = self._label(index, self._parse(index, record))
-        return self._decode(index, 0, anchor), self._decode(index, 1, positive), label
-
-    def record(self, index: int) -> dict:
-        """KEY.json of a pair: index, seed, pseudo_class, displacement, and label where the generator was given one."""
-        return self._parse(index, self._read(index, (2,))[0])
-
-    def _parse(self, index: int, data: bytes) -> dict:
-        try:
-            return json.loads(data)
-        except ValueError as error:
-            raise CorruptArtifactError(f"{self._where(index, 2)} is not valid JSON ({error}): {REMEDY}") from error
-
-    def _label(self, index: int, record: dict) -> int:
-        label = record.get("label", record.get("pseudo_class"))
-        if not isinstance(label, int):
-            raise CorruptArtifactError(f"{self._where(index, 2)} holds no label or pseudo_class: {REMEDY}")
-        return label
-
-    @property
-    def decoded_bytes(self) -> int:
-        """Bytes of all decoded images."""
-        return 2 * self.index.count * int(np.prod(self.index.image_shape))
-
-    def _where(self, index: int, column: int) -> str:
-        name = self._spans[index // self.index.shard_size].name
-        return f"{self.folder / name}: {key(index)}.{members(self.index.codec)[column]}"
-
-    def _decode(self, index: int, column: int, data: bytes) -> Tensor:
-        return CODECS[self.index.codec].decode(data, self.index.image_shape, self._where(index, column))
-
-    def _read(self, index: int, columns: tuple[int, ...]) -> list[bytes]:
-        if not 0 <= index < self.index.count:
-            raise IndexError(f"index: expected 0 .. {self.index.count - 1}, got {index}")
-        number, row = divmod(index, self.index.shard_size)
-        span = self._spans[number]
-        path = self.folder / span.name
-        if number not in self._tables:
-            self._tables[number] = member_table(path, span.first, span.count, self.index.codec)
-        # Opened anew each time: thousands of shards would pass the limit on open files, and nothing is shared
-        # between threads or worker processes.
-        with open(path, "rb", buffering=0) as file:
-            places = self._tables[number][row, list(columns)].tolist()
-            return [os.pread(file.fileno(), size, offset) for offset, size in places]
+    return DaliBatches(dataset, batches, options.workers, options.on_corrupt, device)
 
 
-def order(count: int, epoch: int, seed: int) -> Tensor:
-    """Order of an epoch, an int64 permutation [count]; the same on every machine and after every resume."""
-    return torch.randperm(count, generator=seeds.generator(seed, "order", epoch))
+class _Made(NamedTuple):
+    indices: list[int]
+    batch: PairBatch
+    ready: torch.cuda.Event | None
 
 
 class PairBatches:
-    """Shuffled batches by global step: `batches(step)` depends on the data, the batch size, the seed and the step.
+    """Shuffled batches by global step.
 
-    Where all decoded pairs fit into `cache_gib`, each is decoded once, when first asked for, and kept; else worker
-    processes decode ahead of the step, and asking for any step but the next one starts them anew. Both give the
-    same batches. torch's global generator is left alone.
+    Where all decoded pairs fit into `cache_gib`, each is decoded once and kept. torch's global generator is left
+    alone.
 
     Args:
         dataset: returns (anchor, positive, label), images uint8 [3, H, W] of one size: PairDataset, or real images.
-        batch: pairs in a batch; an epoch's last pairs that don't fill one are left out.
-        workers: loader processes (0: decode in this one), or threads while the cache fills.
+        workers: threads that read and decode (0: none, the asking thread does, when asked).
+        on_corrupt: see `Reader`.
+        device: where batches are wanted; to a GPU they are copied on a stream of their own, ahead of the step.
 
     Attributes:
         steps_per_epoch: batches in an epoch.
         cached: whether pairs are kept in memory.
 
     Raises:
-        UsageError: less than one batch of pairs.
+        TypeError, ValueError: not such images.
     """
 
-    def __init__(self, dataset: Dataset, batch: int, seed: int, cache_gib: float, workers: int) -> None:
-        count = len(dataset)
-        if batch < 1 or count < batch:
-            raise UsageError(f"{count} pairs don't fill a batch of {batch}: lower the batch size or make more pairs")
-        self.dataset, self.batch, self.seed, self.workers = dataset, batch, seed, workers
-        self.steps_per_epoch = count // batch
-        anchor, positive, _ = dataset[0]
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Order,
+        cache_gib: float = 0.0,
+        workers: int = 2,
+        on_corrupt: OnCorrupt = "stop",
+        device: torch.device = _CPU,
+    ) -> None:
+        self.order, self.device = order, device
+        self.steps_per_epoch = order.steps_per_epoch
+        self._reader, self._ledger = Reader(dataset, on_corrupt), Ledger(order)
+        anchor, positive, _ = self._reader.pair(0, {})
         expect_tensor("anchor", anchor, (3, "H", "W"), [torch.uint8])
         expect_tensor("positive", positive, tuple(anchor.shape), [torch.uint8])
-        self.cached = 2 * anchor.nbytes * count <= cache_gib * 2**30
-        self._stream: Iterator[Sequence[Tensor]] = iter(())
-        self._next_step: int | None = None
-        if self.cached:
-            self._images = torch.empty(2, count, *anchor.shape, dtype=torch.uint8)
-            self._labels = torch.empty(count, dtype=torch.int64)
-            self._known = torch.zeros(count, dtype=torch.bool)
-            self._pool = ThreadPoolExecutor(max(1, workers))
+        self._shape = (*anchor.shape[1:], 3)
+        self.cached = 2 * anchor.nbytes * len(dataset) <= cache_gib * 2**30
+        self._cache = _Cache(len(dataset), self._shape) if self.cached else None
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._workers = workers
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._made = Lookahead(self._plan, _DEPTH if workers else 0)
+
+    @property
+    def skipped(self) -> list[int]:
+        """Pairs found corrupt so far and replaced, sorted."""
+        return self._reader.skipped
 
     def __call__(self, step: int) -> PairBatch:
-        """The batch of a global step; 0 is the first of epoch 0."""
+        """The batch of a global step; 0 is the first of epoch 0.
+
+        Raises:
+            CorruptArtifactError: a pair can't be decoded, and `on_corrupt` is stop.
+            CopgenError: the pairs of an epoch did not come once each: a fault of this code.
+        """
         if step < 0:
             raise ValueError(f"step: expected at least 0, got {step}")
-        if step != self._next_step:
-            self._stream = iter(())  # ends the workers of the former one first
-            self._stream = self._start(step)
-        self._next_step = None  # should reading fail, the stream is of no further use
-        batch = PairBatch(*next(self._stream))
-        self._next_step = step + 1
-        return batch
+        made = self._made(step)
+        self._ledger.enter(step, made.indices)
+        if made.ready is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(made.ready)
+            for tensor in made.batch:
+                tensor.record_stream(current)
+        return made.batch
 
-    def _start(self, step: int) -> Iterator[Sequence[Tensor]]:
-        indices = _index_batches(len(self.dataset), self.batch, self.seed, step)
-        if self.cached:
-            return map(self._from_cache, indices)
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_sampler=indices,
-                num_workers=self.workers,
-                worker_init_fn=_leave_group,
-                generator=torch.Generator(),  # else it draws from the global one at each start
-            )
-        )
+    def _plan(self, step: int) -> Callable[[], _Made]:
+        indices = self.order.indices(step)
+        whole = self.order.window is not None and not (self._cache and self._cache.full)
+        shards = self._reader.hold(self.order.shards(step)) if whole else {}
+        return lambda: self._make(indices, shards)
 
-    def _from_cache(self, indices: list[int]) -> PairBatch:
-        rows = torch.tensor(indices)
-        unknown = rows[~self._known[rows]].tolist()
-        for index, pair in zip(unknown, self._pool.map(self.dataset.__getitem__, unknown), strict=True):
-            self._images[0, index], self._images[1, index], self._labels[index] = pair
-            self._known[index] = True
-        return PairBatch(self._images[0, rows], self._images[1, rows], self._labels[rows])
+    def _make(self, indices: list[int], shards: HeldShards) -> _Made:
+        on_gpu = self._stream is not None
+        images = torch.empty(2, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
+        labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=on_gpu)
+
+        def fill(rows: range) -> None:
+            self._fill(images.numpy(), labels.numpy(), indices, rows, shards)
+
+        if self._pool is None:
+            fill(range(len(indices)))
+        else:
+            for _ in self._pool.map(fill, _parts(len(indices), 4 * self._workers)):
+                pass
+        batch = PairBatch(*images.permute(0, 1, 4, 2, 3), labels)
+        if self._stream is None:
+            return _Made(indices, batch, None)
+        with torch.cuda.stream(self._stream):
+            batch = batch.to(self.device)
+            return _Made(indices, batch, self._stream.record_event())
+
+    def _fill(
+        self, images: np.ndarray, labels: np.ndarray, indices: list[int], rows: range, shards: HeldShards
+    ) -> None:
+        """Write rows of a batch: images [2, B, H, W, 3], labels [B]."""
+        cache = self._cache
+        for row in rows:
+            index = indices[row]
+            if cache is None or not cache.known[index]:
+                anchor, positive, label = self._reader.pair(index, shards)
+                images[0, row], images[1, row] = (x.permute(1, 2, 0).numpy() for x in (anchor, positive))
+                labels[row] = label
+                if cache is not None:
+                    cache.images[:, index], cache.labels[index] = images[:, row], label
+                    cache.known[index] = True
+            else:
+                images[:, row], labels[row] = cache.images[:, index], cache.labels[index]
 
 
-def _index_batches(count: int, batch: int, seed: int, step: int) -> Iterator[list[int]]:
-    """Indices of each batch from a global step on, without end."""
-    first_epoch, position = divmod(step, count // batch)
-    for epoch in itertools.count(first_epoch):
-        batches = order(count, epoch, seed).split(batch)[: count // batch]
-        yield from (indices.tolist() for indices in batches[position:])
-        position = 0
+class _Cache:
+    """Decoded pairs by index."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        self.images = np.empty((2, count, *shape), np.uint8)
+        self.labels = np.empty(count, np.int64)
+        self.known = np.zeros(count, bool)
+
+    @property
+    def full(self) -> bool:
+        return bool(self.known.all())
 
 
-def _leave_group(worker: int) -> None:
-    """Signals to the process group (Ctrl-C, timeout's SIGTERM) must not end workers of a parent about to save.
-
-    They still end with their parent. Ignoring the signals instead would hang the parent's exit, which sends SIGTERM.
-    """
-    os.setpgid(0, 0)
+def _parts(count: int, parts: int) -> list[range]:
+    """0 .. count - 1 in at most that many parts."""
+    size = -(-count // parts)
+    return [range(start, min(count, start + size)) for start in range(0, count, size)]

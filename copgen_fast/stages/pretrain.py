@@ -17,7 +17,7 @@ from copgen_fast.errors import UsageError
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import read_rows
 from copgen_fast.ops import AugmentParams
-from copgen_fast.pairs.loader import PairBatch, PairBatches, PairDataset
+from copgen_fast.pairs.loader import PairBatch, PairDataset, open_batches
 from copgen_fast.stages import Run
 from copgen_fast.views import make_views
 
@@ -100,7 +100,7 @@ def run(run: Run) -> None:
 def pretrain(run: Run, method: str) -> None:
     config, options, folder = run.config, run.config.pretrain, run.folder / "pretrain" / method
     dataset = open_dataset(run, method)
-    batches = PairBatches(dataset, options.batch, config.seed, options.cache_gib, options.workers)
+    batches = open_batches(dataset, options, config.seed, run.device)
     learner = make_learner(config, run.device)
 
     def batch(index: int) -> Batch:
@@ -116,6 +116,7 @@ def pretrain(run: Run, method: str) -> None:
     state = {"model": learner.f, "optimizer": learner.sgd, "scaler": learner.scaler}
     summary = loop.run(step, batch, state, plan)
     summary["views_per_s"] = 2 * summary["samples_per_s"]
+    summary["corrupt_pairs"] = len(batches.skipped)
     artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
     artifacts.write_tensors(run.encoder_file(method), learner.f.encoder.state_dict())
 
