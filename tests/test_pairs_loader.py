@@ -138,18 +138,6 @@ def test_image_of_another_size_is_named(folder):
         PairDataset(folder)[0]
 
 
-@settings(deadline=None)
-@given(st.integers(1, 60), st.integers(0, 5), st.integers(0, 2**40))
-def test_order_is_a_permutation_by_epoch_and_seed(count, epoch, seed):
-    found = order(count, epoch, seed)
-    assert found.dtype == torch.int64
-    assert sorted(found.tolist()) == list(range(count))
-    assert torch.equal(found, order(count, epoch, seed))
-    if count > 20:
-        assert not torch.equal(found, order(count, epoch + 1, seed))
-        assert not torch.equal(found, order(count, epoch, seed + 1))
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100), st.sampled_from([NO_CACHE, 1.0]))
 def test_each_pair_comes_once_an_epoch(count, batch, seed, cache_gib):

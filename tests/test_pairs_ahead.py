@@ -1,0 +1,54 @@
+import threading
+
+import pytest
+
+from copgen_fast.pairs.ahead import Lookahead
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_results_are_those_of_the_steps_asked_for(depth):
+    ahead = Lookahead(lambda step: lambda: step * step, depth)
+    steps = [0, 1, 2, 2, 3, 9, 10, 0, 1, 1, 1, 5]
+    assert [ahead(step) for step in steps] == [step * step for step in steps]
+
+
+def test_steps_ahead_are_made_before_they_are_asked_for():
+    made = {step: threading.Event() for step in range(10)}
+    ahead = Lookahead(lambda step: made[step].set, 2)
+    ahead(0)
+    assert made[1].wait(5) and made[2].wait(5)
+    assert not made[4].is_set()
+    ahead(1)
+    assert made[3].wait(5)
+
+
+def test_work_is_planned_in_the_asking_thread_in_order():
+    planned = []
+
+    def plan(step):
+        planned.append((step, threading.current_thread()))
+        return lambda: None
+
+    ahead = Lookahead(plan, 2)
+    for step in range(5):
+        ahead(step)
+    assert planned == [(step, threading.current_thread()) for step in range(7)]
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_error_is_raised_when_its_step_is_asked_for_and_again_tried(kind, depth):
+    fails = [True]
+
+    def work(step):
+        if step == 2 and fails.pop():
+            fails.append(False)
+            raise kind("gone for a moment")
+        return step
+
+    ahead = Lookahead(lambda step: lambda: work(step), depth)
+    assert [ahead(0), ahead(1)] == [0, 1]
+    with pytest.raises(kind):
+        ahead(2)
+    fails[:] = [False] * 9
+    assert [ahead(2), ahead(3), ahead(4)] == [2, 3, 4]
