@@ -62,12 +62,14 @@ def test_held_shards_cover_the_batch_and_reach_one_window_further(count, batch, 
     batches = Order(count, batch, 0, shard_size=shard_size, window=window)
     for step in range(3 * batches.steps_per_epoch):
         held = batches.shards(step)
+        assert len(held) == len(set(held))
         needed = {index // shard_size for index in batches.indices(step)}
-        assert needed <= set(held) and len(held) == len(set(held))
-        touched = -(-batch // (window * min(shard_size, count))) + 2  # and the short shard's window
-        assert len(held) <= window * (touched + 1)
-    if batch < shard_size and count > 2 * window * shard_size:
-        assert len(batches.shards(0)) == 2 * window
+        epoch, position = divmod(step, batches.steps_per_epoch)
+        parts = windows(count, epoch, 0, shard_size, window)
+        touched = [number for number, part in enumerate(parts) if needed & set(part)]
+        following = [*parts, windows(count, epoch + 1, 0, shard_size, window)[0]][touched[-1] + 1]
+        assert set(held) == {shard for number in touched for shard in parts[number]} | set(following)
+        assert held[0] in parts[touched[0]], "what is needed first is read first"
 
 
 def test_bad_arguments_are_named():
