@@ -28,6 +28,9 @@ class GeneratorConfig:
     level: Literal["published", "exact", "half"] = "exact"
     """exact: rewritten to be fast, equal up to rounding, where the generator has such a form. half: that in half
     precision, refused where images change visibly. published: as it was trained."""
+    checkpoint: bool = False
+    """Compute each block's activations again in the navigator's backward rather than keep them: less memory, one
+    more forward. For generators with a rewritten form (bigbigan)."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Latent prior: truncated to [-2, 2] as the reference code, or N(0, I) as the paper."""
 
@@ -114,6 +117,11 @@ class PretrainConfig:
     epochs: int = 100
     batch: int = 224
     """Pairs a step; an epoch's last pairs that do not fill one are left out."""
+    accumulate: int = 1
+    """Parts of a batch whose activations are kept one at a time; the loss compares the whole batch all the same.
+    Costs one more forward, and batch normalisation takes its statistics within a part."""
+    checkpoint: bool = False
+    """Compute the activations of the encoder's stages again in the backward rather than keep them."""
     lr: float = 0.03
     """SGD learning rate per 256 pairs: the rate used is lr x batch / 256."""
     momentum: float = 0.9
@@ -203,6 +211,8 @@ class RunConfig:
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Arithmetic of encoders (autocast). auto: bf16 on GPUs from sm_80 on, fp16 on Turing and Volta, else fp32;
     what it came to is recorded. fp16 scales losses and needs a CUDA device."""
+    compile: bool = False
+    """torch.compile for estimator and encoder: a minute or more at the start, for faster steps."""
     log_every: int = 10
     """Steps between looks at the monitored numbers: the only moments at which the host waits for the device."""
     save_every: int = 200
@@ -254,7 +264,9 @@ _INVOCATION = (
     "stages",
     "out",
     "device",
+    "generator.checkpoint",
     "pairs.workers",
+    "pretrain.checkpoint",
     "pretrain.workers",
     "pretrain.cache_gib",
     "pretrain.loader",
@@ -284,6 +296,13 @@ def faults(config: RunConfig) -> list[str]:
             found.append(f"{name}: expected {wanted}, got {value}")
     if config.navigator.project and config.navigator.delta is None:
         found.append("navigator.project: needs a radius, give --navigator.delta too")
+    if config.pretrain.batch % max(1, config.pretrain.accumulate):
+        found.append(
+            f"pretrain.accumulate: expected a divisor of pretrain.batch {config.pretrain.batch}, "
+            f"got {config.pretrain.accumulate}"
+        )
+    if config.compile and config.pretrain.checkpoint:
+        found.append("compile: does not go with pretrain.checkpoint; torch.compile chooses itself what to keep")
     if config.pairs.start_seed + config.pairs.count > 2**32:
         found.append(
             f"pairs.start_seed: seeds must stay below 2**32, got up to {config.pairs.start_seed} + pairs.count"

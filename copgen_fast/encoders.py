@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from copgen_fast.checks import expect_tensor
 from copgen_fast.config import EncoderConfig
 
 _DEPTHS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet50": (Bottleneck, [3, 4, 6, 3])}
+
+
+class Stage(nn.Sequential):
+    """Blocks of one resolution; where `checkpointed`, the backward computes their activations again."""
+
+    checkpointed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.checkpointed and torch.is_grad_enabled()):
+            return super().forward(x)
+        return checkpoint(
+            super().forward,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,  # there is nothing random in it
+            context_fn=lambda: (contextlib.nullcontext(), statistics_held(self)),
+        )
 
 
 class Encoder(ResNet):
@@ -31,7 +54,7 @@ class Encoder(ResNet):
     def _make_layer(self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Module:
         if planes == 64:  # the first stage: torchvision fixes its input at 64 channels
             self.inplanes = self._width
-        return super()._make_layer(block, planes * self._width // 64, blocks, stride, dilate)
+        return Stage(*super()._make_layer(block, planes * self._width // 64, blocks, stride, dilate))
 
 
 def _stem(config: EncoderConfig) -> nn.Conv2d:
@@ -55,3 +78,35 @@ class ContrastiveModel(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         return self.head(self.encoder(expect_tensor("views", views, ("N", 3, "H", "W"))))
+
+
+def prepare(f: nn.Module, device: torch.device, *, compiled: bool = False, checkpointed: bool = False) -> nn.Module:
+    """f for training on `device`, channels last; the names of its state stay as they are.
+
+    Args:
+        compiled: by torch.compile, which needs a C++ compiler on the CPU and Triton on a GPU.
+        checkpointed: keep no activations within the encoder's stages.
+    """
+    f = f.to(device, memory_format=torch.channels_last)
+    for module in f.modules():
+        if isinstance(module, Stage):
+            module.checkpointed = checkpointed
+    if compiled:
+        f.compile()
+    return f
+
+
+@contextlib.contextmanager
+def statistics_held(module: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are: for a forward on views that another one counts."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    held = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, held, strict=True):
+        for name, value in buffers.items():
+            setattr(norm, name, value.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, held, strict=True):
+            for name, value in buffers.items():
+                setattr(norm, name, value)

@@ -1,8 +1,20 @@
 import dataclasses
 import json
 
+import pytest
+
 from copgen_fast import registry
-from copgen_fast.config import PRESETS, STAGES, NavigatorConfig, RunConfig, differences, faults, from_identity, identity
+from copgen_fast.config import (
+    PRESETS,
+    STAGES,
+    NavigatorConfig,
+    PretrainConfig,
+    RunConfig,
+    differences,
+    faults,
+    from_identity,
+    identity,
+)
 
 
 def test_names_in_the_configuration_are_those_on_disk():
@@ -49,3 +61,26 @@ def test_numbers_out_of_range_are_named():
         "navigator.lr: expected more than zero, got nan"
     ]
     assert "give --navigator.delta too" in faults(RunConfig(navigator=NavigatorConfig(project=True)))[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"pretrain": {"batch": 10, "accumulate": 4}}, "pretrain.accumulate: expected a divisor of pretrain.batch 10"),
+        ({"pretrain": {"accumulate": 0}}, "pretrain.accumulate: expected more than zero"),
+        ({"pretrain": {"checkpoint": True}, "compile": True}, "compile: does not go with pretrain.checkpoint"),
+    ],
+)
+def test_what_does_not_go_together_is_said(changes, fault):
+    config = RunConfig()
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            value = dataclasses.replace(getattr(config, name), **value)
+        config = dataclasses.replace(config, **{name: value})
+    assert any(line.startswith(fault) for line in faults(config))
+
+
+def test_sparing_memory_is_no_other_run():
+    sparing = dataclasses.replace(RunConfig(), pretrain=PretrainConfig(checkpoint=True))
+    assert identity(sparing) == identity(RunConfig())
+    assert identity(dataclasses.replace(RunConfig(), pretrain=PretrainConfig(accumulate=2))) != identity(RunConfig())

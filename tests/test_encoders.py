@@ -3,7 +3,7 @@ import torch
 import torchvision
 
 from copgen_fast.config import EncoderConfig
-from copgen_fast.encoders import ContrastiveModel, Encoder
+from copgen_fast.encoders import ContrastiveModel, Encoder, prepare, statistics_held
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -53,3 +53,60 @@ def test_views_of_another_shape_are_named():
         model(torch.zeros(2, 1, 8, 8))
     with pytest.raises(TypeError, match=r"views: expected a floating-point tensor, got torch.uint8"):
         model(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+def model(config=EncoderConfig(stem="half", width=16), seed=0):  # noqa: B008
+    torch.manual_seed(seed)
+    return ContrastiveModel(config)
+
+
+def views():
+    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_checkpointed_it_trains_to_the_same_bits_with_fewer_activations():
+    plain, sparing = model(), prepare(model(), torch.device("cpu"), checkpointed=True)
+    plain = prepare(plain, torch.device("cpu"))
+    kept = {}
+    for name, f in (("plain", plain), ("sparing", sparing)):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.nbytes) or x, lambda x: x):
+            loss = f(views()).square().mean()
+        loss.backward()
+        kept[name] = sum(saved)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), sparing.parameters(), strict=True))
+    torch.testing.assert_close(plain.state_dict(), sparing.state_dict(), rtol=0, atol=0)  # statistics counted once
+    assert plain.encoder.bn1.num_batches_tracked == 1
+    assert kept["sparing"] < kept["plain"] / 2
+
+
+def test_held_statistics_stay_as_they_are():
+    f = model()
+    before = {name: value.clone() for name, value in f.named_buffers()}
+    with statistics_held(f):
+        f(views())
+    torch.testing.assert_close(dict(f.named_buffers()), before, rtol=0, atol=0)
+    f(views())
+    assert f.encoder.bn1.num_batches_tracked == 1 and f.encoder.bn1.running_mean.abs().sum() > 0
+
+
+def test_compiled_its_state_keeps_its_names_and_layout(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compiled.append(call) or call)
+    plain, f = model(), prepare(model(), torch.device("cpu"), compiled=True)
+    assert compiled and f.state_dict().keys() == plain.state_dict().keys()
+    assert f.encoder.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    f.load_state_dict(model(seed=1).state_dict())
+    assert torch.equal(f(views()), prepare(model(seed=1), torch.device("cpu"))(views()))
+
+
+def test_it_compiles_whole():
+    torch.manual_seed(0)
+    f, plain = model(), model()
+    f.compile(backend="eager", fullgraph=True)
+    x = views().to(memory_format=torch.channels_last)
+    for module in (f, plain):
+        module(x).square().mean().backward()
+    torch.testing.assert_close(f.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    ours, theirs = ([value.grad for value in module.parameters()] for module in (f, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.svm import SVC
 
 from copgen_fast import data, generators, latents
+from copgen_fast.config import GeneratorConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.generators import digits
 
@@ -201,3 +202,8 @@ def test_near_latents_keep_the_class_and_change_the_image(generator, samples, re
     agreement = (real[-1].predict(before) == real[-1].predict(after)).mean()
     assert agreement >= least
     assert (moved - images).abs().mean() > 0.02 * distance
+
+
+def test_checkpoints_of_a_generator_without_them_are_refused():
+    with pytest.raises(UsageError, match="generator.checkpoint: digits at level exact has no such form: leave it out"):
+        generators.load(GeneratorConfig(checkpoint=True), torch.device("cpu"))

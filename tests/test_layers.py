@@ -14,7 +14,7 @@ ROWS = [
     {"registry", "interrupts", "kernels"},
     {"ops", "artifacts", "latents", "devices", "figures", "flows", "inert", "optimizers", "quality"},
     {"metrics", "pictures", "generators", "positives", "augmentations", "encoders", "losses", "pairs", "data"},
-    {"loop", "views", "unpickle"},
+    {"accumulation", "loop", "views", "unpickle"},
     {"evals", "gan", "encoder_names"},
     {"stages"},
     {"train", "verify", "convert", "fit_generator", "fit_flow", "fit_gan"},

@@ -125,6 +125,23 @@ def test_the_supervised_loss_takes_real_labels_and_needs_some(finished_run, tmp_
         stage.open_dataset(Run(config, finished_run, torch.device("cpu")), "identity")
 
 
+def test_a_batch_in_parts_with_sparing_stages_trains_too(finished_run, tmp_path):
+    arguments = [*TINY, "--out", str(tmp_path), "--pairs.positives", "identity", "--stages", "pairs", "pretrain"]
+    assert main([*arguments, "--pretrain.accumulate", "2", "--pretrain.checkpoint"]) == 0
+    parts = read_rows(tmp_path / "pretrain" / "identity" / "metrics.jsonl")
+    whole = read_rows(finished_run / "pretrain" / "identity" / "metrics.jsonl")
+    assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.2), "batch statistics are a part's"
+    assert parts[0]["loss"] != whole[0]["loss"] and len(parts) == len(whole)
+
+
+def test_sparing_activations_changes_no_bit():
+    (plain, batches), (sparing, _) = make_learner(), make_learner(checkpoint=True)
+    for batch in batches:
+        for learner in (plain, sparing):
+            stage.pretrain_step(learner, batch)
+    torch.testing.assert_close(sparing.f.state_dict(), plain.f.state_dict(), rtol=0, atol=0)
+
+
 def test_bf16_runs_on_the_cpu(finished_run, tmp_path):
     config = dataclasses.replace(PRESETS["quickstart"])
     assert config.precision == "auto", "fp32 on the CPU"

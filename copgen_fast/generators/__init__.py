@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from copgen_fast import registry
 from copgen_fast.config import GeneratorConfig
+from copgen_fast.errors import UsageError
 from copgen_fast.generators._optimize import Level, optimize
 from copgen_fast.generators._tricks import Tricks
 
@@ -62,11 +63,16 @@ def load(config: GeneratorConfig, device: torch.device) -> nn.Module:
     Its attribute `weights_digest` is the `digest` of the weights it was made from.
 
     Raises:
-        UsageError: see `build`.
+        UsageError: see `build`; or `config.checkpoint` for a generator without a rewritten form.
         CopgenError: see `optimize`.
     """
     published = build(config.name, config.weights).to(device)
-    generator = published if config.level == "published" else optimize(published, config.level)
+    if config.level == "published":
+        generator = published
+    else:
+        generator = optimize(published, config.level, checkpoint=config.checkpoint)
+    if config.checkpoint and not getattr(generator, "checkpointed", False):
+        raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
     generator.weights_digest = digest(published)
     return generator
 

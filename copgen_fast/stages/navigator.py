@@ -15,6 +15,7 @@ from copgen_fast import (
     artifacts,
     augmentations,
     devices,
+    encoders,
     generators,
     latents,
     loop,
@@ -147,7 +148,7 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
     config, options = run.config, run.config.navigator
     with seeds.seeded(config.seed, "estimator"):
         f = ContrastiveModel(options.estimator)
-    f = f.to(run.device, memory_format=torch.channels_last)
+    f = encoders.prepare(f, run.device, compiled=config.compile)
     policy = augmentations.get(options.augmentation)
 
     def t_x(images: Tensor, params: AugmentParams) -> Tensor:

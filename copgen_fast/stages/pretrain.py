@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
-from copgen_fast import artifacts, augmentations, data, devices, loop, losses, optimizers, seeds
+from copgen_fast import accumulation, artifacts, augmentations, data, devices, encoders, loop, losses, optimizers, seeds
 from copgen_fast.config import PretrainConfig, RunConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import UsageError
@@ -53,6 +52,8 @@ class Learner:
     """Contrastive loss of a joint batch of embeddings, and its labels."""
     sgd: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    parts: int = 1
+    """Parts of a batch whose activations are kept at a time."""
 
 
 def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
@@ -60,11 +61,13 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
     for group in learner.sgd.param_groups:
         group["lr"] = batch.lr
     v = learner.t(batch.images, batch.params)
-    with record_function("estimator"):
-        h = learner.embed(v)
-    with record_function("loss"):
-        loss = learner.nce(h, batch.labels)
-    optimizers.descend(loss, learner.scaler, learner.sgd)
+    learner.sgd.zero_grad(set_to_none=True)
+
+    def objective(embeddings: Tensor) -> Tensor:
+        return learner.nce(embeddings, batch.labels)
+
+    h, loss = accumulation.backward(learner.f, learner.embed, v, objective, learner.scaler, learner.parts)
+    optimizers.step(learner.scaler, learner.sgd)
     shown_lr = torch.full((), batch.lr, device=loss.device)
     return StepResult({"loss": loss, "lr": shown_lr}, {"views": v, "embeddings": h})
 
@@ -145,7 +148,7 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
     options = config.pretrain
     with seeds.seeded(config.seed, "encoder"):
         f = ContrastiveModel(options.encoder)
-    f = f.to(device, memory_format=torch.channels_last)
+    f = encoders.prepare(f, device, compiled=config.compile, checkpointed=options.checkpoint)
     policy = augmentations.get(options.augmentation)
 
     def t(images: Tensor, params: AugmentParams) -> Tensor:
@@ -167,6 +170,7 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
             f.parameters(), options.lr, options.momentum, options.weight_decay, config.optimizer.impl, device
         ),
         scaler=devices.grad_scaler(device, config.precision),
+        parts=options.accumulate,
     )
 
 
