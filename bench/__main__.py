@@ -18,7 +18,7 @@ from copgen_fast.errors import CopgenError, UsageError, report
 
 COMMAND = "python -m bench"
 # A module of this folder each, with rows(options) -> Iterator[Row].
-AREAS = ("augment", "info_nce", "cond_norm", "generator")
+AREAS = ("augment", "info_nce", "cond_norm", "convolutions", "generator")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,20 +20,32 @@ from copgen_fast.generators.bigbigan import BigBiGAN
 
 @dataclass(frozen=True)
 class Case:
-    """Batches of `batch` latents at a level, and the devices where it is measured. `width` 96 is the published."""
+    """Batches of `batch` latents at a level, and the devices where it is measured. `width` 96 is the published.
+
+    `checkpointed` computes blocks again in the backward, which is what it measures: time for memory.
+    """
 
     batch: int
     level: Level = "exact"
     devices: tuple[str, ...] = ("cpu", "cuda")
     width: int = 96
     resolution: int = 128
+    checkpointed: bool = False
 
     def __str__(self) -> str:
-        return f"bigbigan B={self.batch} {self.resolution}px {self.level}"
+        return f"bigbigan B={self.batch} {self.resolution}px {self.level}" + " checkpointed" * self.checkpointed
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """A graph is of sampling alone, checkpoints are for the backward."""
+        if self.checkpointed:
+            return ("forward+backward",)
+        return ("forward",) if self.level == "graph" else ("forward", "forward+backward")
 
 
 CASES = (
     Case(8),
+    Case(8, checkpointed=True),
     Case(8, "half", ("cuda",)),
     *(Case(256, level, ("cuda",)) for level in ("exact", "half", "graph")),
 )
@@ -45,9 +57,7 @@ def rows(options: Options) -> Iterator[Row]:
     for case in CASES:
         if device.type in case.devices and options.only in str(case):
             published = random_bigbigan(case).to(device)
-            for direction in ("forward", "forward+backward"):
-                if case.level == "graph" and direction != "forward":
-                    continue  # a graph is of sampling alone
+            for direction in case.directions:
                 yield from _rows(case, direction, published, options)
     if options.ablate and options.only in f"{CASES[0]}, without":
         yield from _ablation(CASES[0], random_bigbigan(CASES[0]).to(device), options)
@@ -61,10 +71,13 @@ def random_bigbigan(case: Case) -> BigBiGAN:
 
 def _rows(case: Case, direction: str, published: BigBiGAN, options: Options) -> Iterator[Row]:
     device = published.linear.weight.device
-    fast = optimize(published, case.level, batch=case.batch)
-    ours, peer = (_in_direction(x, direction, case) for x in (fast, published))
+    fast = optimize(published, case.level, batch=case.batch, checkpoint=case.checkpointed)
+    ours = _in_direction(fast, direction, case)
     bound = limit(case, direction, _in_direction(fast, "forward", case), device)
-    peers = {"published form, same weights": peer}
+    others = {"published form, same weights": published}
+    if case.checkpointed:
+        others["activations kept, same level"] = optimize(published, case.level)
+    peers = {name: _in_direction(other, direction, case) for name, other in others.items()}
     yield from compare(_subject(case, direction), {str(case): ours}, peers, bound, options, device)
 
 

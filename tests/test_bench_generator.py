@@ -14,7 +14,8 @@ from copgen_fast.generators import Tricks
 
 
 def test_the_command_writes_its_rows(monkeypatch, tmp_path):
-    monkeypatch.setattr(area, "CASES", (area.Case(2, width=2, resolution=16),))
+    cases = (area.Case(2, width=2, resolution=16), area.Case(2, width=2, resolution=16, checkpointed=True))
+    monkeypatch.setattr(area, "CASES", cases)
     monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
     file = tmp_path / "results.json"
     quick = ["--device", "cpu", "--repeats", "5", "--min-seconds", "0", "--json", str(file)]
@@ -23,7 +24,27 @@ def test_the_command_writes_its_rows(monkeypatch, tmp_path):
     assert {row["direction"] for row in rows} == {"forward", "forward+backward"}
     left_out = {row["case"].partition("without ")[2] for row in rows if "without" in row["case"]}
     assert left_out == {field.name for field in fields(Tricks)}
-    assert {row["peer"] for row in rows} == {"published form, same weights", "all tricks"}
+    kept = "activations kept, same level"
+    assert {row["peer"] for row in rows} == {"published form, same weights", kept, "all tricks"}
+    again = [row for row in rows if row["case"] == "bigbigan B=2 16px exact checkpointed"]
+    assert [row["direction"] for row in again] == ["forward+backward"] * 2 and again[1]["peer"] == kept
+
+
+def test_checkpoints_keep_less(monkeypatch):
+    case = area.Case(4, width=8, resolution=32)
+    published, kept = area.random_bigbigan(case), []
+    for checkpoint in (False, True):
+        generator = area.optimize(published, checkpoint=checkpoint)
+        large = {}
+
+        def pack(x, large=large):
+            large[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            generator(torch.zeros(4, generator.latent_dim, requires_grad=True))
+        kept.append(sum(large.values()))
+    assert kept[1] < kept[0] / 2
 
 
 def test_the_published_size_takes_the_published_work():
