@@ -104,7 +104,7 @@ class PairsConfig:
     codec: Codec = "png"
     """How images are stored. png: lossless. jpeg: quality 95, colour at full resolution. raw: uint8, uncompressed."""
     workers: int = 2
-    """Threads that encode images."""
+    """Processes that encode images; 0: this one does."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,7 @@ _MAY_BE_ZERO = (
     "seed",
     "pairs.start_seed",
     "pairs.gaussian_std",
+    "pairs.workers",
     "pretrain.momentum",
     "pretrain.weight_decay",
     "pretrain.cache_gib",

@@ -5,7 +5,7 @@ import torch
 
 TINY = """quickstart --device cpu --log-every 1 --save-every 2
     --navigator.samples 64 --navigator.batch 16 --navigator.grid-every 32 --navigator.delta None
-    --pairs.count 48 --pairs.shard-size 16 --pairs.batch 16
+    --pairs.count 48 --pairs.shard-size 16 --pairs.batch 16 --pairs.workers 0
     --pretrain.epochs 2 --pretrain.batch 16""".split()
 """The quickstart in seconds: every stage and every method, too short to learn anything."""
 

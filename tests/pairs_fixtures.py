@@ -11,7 +11,7 @@ from copgen_fast.pairs.writer import PairSource, write_pairs
 
 LATENT_DIM = 4
 IDENTITY = {"positive": "shift", "generator": {"name": "analytic", "sha256": "00"}, "start_seed": 7}
-CONFIG = PairsConfig(count=10, shard_size=4, batch=3, start_seed=7, samples_per_class=4, workers=2)
+CONFIG = PairsConfig(count=10, shard_size=4, batch=3, start_seed=7, samples_per_class=4, workers=0)
 WEIGHT = torch.randn(LATENT_DIM, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
 
 

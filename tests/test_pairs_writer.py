@@ -3,6 +3,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -12,6 +14,8 @@ from copgen_fast import artifacts
 from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
 from copgen_fast.interrupts import Interrupted, handle_signals
 from copgen_fast.latents import sample_each
+from copgen_fast.pairs import writer
+from copgen_fast.pairs.encoding import Encoders
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.loader import PairDataset
 from tests.pairs_fixtures import CONFIG, IDENTITY, LATENT_DIM, contents, generate, shift, source, write
@@ -67,7 +71,7 @@ def test_index_lists_the_shards(tmp_path):
         assert artifacts.sha256(path.with_suffix(".safetensors")) == shard["sidecar_sha256"]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_bytes_do_not_depend_on_workers(tmp_path, whole, workers):
     write(tmp_path, dataclasses.replace(CONFIG, workers=workers))
     assert contents(tmp_path) == whole
@@ -156,12 +160,95 @@ def test_stopped_run_goes_on_to_the_same_bytes(tmp_path, whole, batches, how):
     assert contents(tmp_path) == whole
 
 
-def test_leftovers_of_a_kill_are_replaced(tmp_path, whole):
+@pytest.mark.parametrize("names", [("shard-000002.tar", "index.json"), ("shard-000001.safetensors",)])
+def test_leftovers_of_a_kill_are_replaced(tmp_path, whole, names):
     write(tmp_path)
-    for name in ("shard-000002.tar", "index.json"):
+    for name in names:
         (tmp_path / name).rename(tmp_path / f".{name}.incomplete")
+    (tmp_path / ".shard-000000.tar.incomplete").write_bytes(b"half")
     write(tmp_path)
     assert contents(tmp_path) == whole
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.pairs_fixtures import CONFIG, write
+import dataclasses
+
+batches = []
+
+def die(count):
+    batches.append(count)
+    if len(batches) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+write(Path(sys.argv[1]), dataclasses.replace(CONFIG, workers=2), progress=die)
+"""
+
+
+def test_killed_within_a_shard_it_loses_that_shard_alone(tmp_path, whole):
+    """The real process, with workers, in the second shard; then what is there of the first, in the third."""
+    for batches, shards in ((3, 1), (4, 2)):  # resumed, it reports the pairs that are there first
+        command = [sys.executable, "-c", KILLED, str(tmp_path), str(batches)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        child.communicate(timeout=60)  # until nobody, no worker either, holds the pipe any more
+        assert child.returncode == -signal.SIGKILL
+        files = contents(tmp_path)
+        assert f".shard-{shards:06d}.tar.incomplete" in files
+        assert len([name for name in files if name.startswith("shard") and name.endswith("tar")]) == shards
+        assert all(whole[name] == data for name, data in files.items() if name.startswith("shard"))
+    assert write(tmp_path)["written"] == 2
+    assert contents(tmp_path) == whole
+
+
+def test_a_dead_worker_leaves_nothing_half_written(tmp_path, whole, monkeypatch):
+    processes = []
+
+    class Watched(Encoders):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            processes.extend(self.processes)
+
+    def kill(count):
+        while processes:
+            os.kill(processes.pop(), signal.SIGKILL)
+
+    monkeypatch.setattr(writer, "Encoders", Watched)
+    with pytest.raises(CopgenError, match=r"encoding worker . of 2 \(process \d+\) was ended by SIGKILL: the shards"):
+        write(tmp_path, dataclasses.replace(CONFIG, workers=2, shard_size=10), progress=kill)
+    assert contents(tmp_path) == {}
+    monkeypatch.undo()
+    write(tmp_path)
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_generation_stays_a_stated_number_of_batches_ahead(tmp_path, whole, monkeypatch, ahead):
+    """Also as on a GPU, which has a batch before it while the host waits for another: the slots suffice."""
+    monkeypatch.setattr(writer, "_batches_on", lambda device: ahead)
+    made, lead = [], []
+
+    def counted(z):
+        made.append(len(z))
+        return generate(z)
+
+    write(tmp_path, pair_source=source(counted), progress=lambda count: lead.append(len(made) // 2 - len(lead) - 1))
+    assert contents(tmp_path) == whole
+    assert lead == [1 + ahead] * (4 - ahead) + [1, 0][1 - ahead :]
+
+
+def test_an_exception_comes_after_the_items_before_it():
+    def items():
+        yield from (1, 2, 3)
+        raise ZeroDivisionError
+
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        for item in writer._ahead(items(), 5):
+            found.append(item)
+    assert found == [1, 2, 3]
+    assert list(writer._ahead(iter(range(5)), 2)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("call", (1, 3, 5, 8, 17))
@@ -230,9 +317,9 @@ def test_wrong_tensors_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["count", "shard_size", "batch", "samples_per_class", "workers"])
-def test_sizes_below_one_are_named(tmp_path, name):
+def test_sizes_too_small_are_named(tmp_path, name):
     with pytest.raises(UsageError, match=f"pairs.{name}"):
-        write(tmp_path, dataclasses.replace(CONFIG, **{name: 0}))
+        write(tmp_path, dataclasses.replace(CONFIG, **{name: -1 if name == "workers" else 0}))
 
 
 @pytest.mark.parametrize("start_seed", [-1, 2**32 - 9])

@@ -51,7 +51,12 @@ def to_uint8(images: Tensor, name: str = "images", first: int = 0) -> Tensor:
     """
     expect_tensor("images", images, ("N", 3, "H", "W"))
     require_finite(name, images, first)
-    return ((images.float() + 1) / 2 * 256).clamp_(0, 255).to(torch.uint8)
+    return levels(images).to(torch.uint8)
+
+
+def levels(images: Tensor) -> Tensor:
+    """What `to_uint8` truncates, float32 of the same shape."""
+    return ((images.float() + 1) / 2 * 256).clamp_(0, 255)
 
 
 def require_finite(name: str, values: Tensor, first: int = 0) -> None:
@@ -60,7 +65,11 @@ def require_finite(name: str, values: Tensor, first: int = 0) -> None:
     Raises:
         NonFiniteError: a NaN or an infinity; the message names the tensor and the first such sample.
     """
-    finite = torch.isfinite(values).flatten(1).all(1)
+    refuse_non_finite(name, torch.isfinite(values).flatten(1).all(1), first)
+
+
+def refuse_non_finite(name: str, finite: Tensor, first: int) -> None:
+    """`require_finite` for what is known already: bool [N], whether each sample is finite."""
     if not bool(finite.all()):
         raise NonFiniteError(f"{name}: NaN or infinity in sample {first + int(finite.int().argmin())}")
 

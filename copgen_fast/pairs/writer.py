@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tarfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from copgen_fast import artifacts, interrupts, latents
 from copgen_fast.checks import expect_tensor
 from copgen_fast.config import PairsConfig, differences
 from copgen_fast.errors import UsageError
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.pairs.encoding import Encoders, Files
 from copgen_fast.pairs.format import (
     Index,
     Shard,
@@ -34,7 +35,12 @@ from copgen_fast.pairs.format import (
     to_uint8,
     write_index,
 )
+from copgen_fast.pairs.staging import Staged, Staging
 
+# Batches whose pixels are held at once: one encoded and written, and one each made and encoded (or copied) meanwhile.
+_SLOTS = 3
+
+T = TypeVar("T")
 Progress = Callable[[int], None]
 
 
@@ -70,17 +76,23 @@ class PairSource:
         require_finite("z_positive", z_positive, first)
         return z, z_positive
 
-    def render(self, z: Tensor, labels: Tensor | None, name: str, first: int = 0) -> Tensor:
-        """Quantised images of latents [n, L] and their `labels`, uint8 [n, 3, H, W] on the CPU.
+    def images(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Images of latents [n, L] and their `labels`, floating [n, 3, H, W] on `device`.
 
         Raises:
-            NonFiniteError: a NaN or an infinity in the images called `name`; row 0 is called sample `first`.
             TypeError, ValueError: `generator` returned no such tensor.
         """
         inputs = (z,) if labels is None else (z, labels)
         images = self.generator(*(tensor.to(self.device) for tensor in inputs))
-        expect_tensor("generator(z)", images, (len(z), 3, "H", "W"))
-        return to_uint8(images, name, first).cpu()
+        return expect_tensor("generator(z)", images, (len(z), 3, "H", "W"))
+
+    def render(self, z: Tensor, labels: Tensor | None, name: str, first: int = 0) -> Tensor:
+        """`images`, quantised: uint8 [n, 3, H, W] on the CPU.
+
+        Raises:
+            NonFiniteError: a NaN or an infinity in the images called `name`; row 0 is called sample `first`.
+        """
+        return to_uint8(self.images(z, labels), name, first).cpu()
 
 
 def write_pairs(
@@ -105,15 +117,16 @@ def write_pairs(
     _check_config(config)
     index = _open_index(folder, source, config, json.loads(json.dumps(identity)))
     done = {shard.name: shard for shard in index.shards if _is_whole(folder, shard)}
+    missing = [span for span in plan(config.count, config.shard_size) if span.name not in done]
+    progress = progress or (lambda count: None)
+    if done:
+        progress(sum(shard.count for shard in done.values()))
     written, start = 0, time.perf_counter()
-    with torch.no_grad(), ThreadPoolExecutor(config.workers) as pool:
-        writer = _ShardWriter(folder, source, config, pool, progress)
-        for span in plan(config.count, config.shard_size):
-            if span.name in done:
-                writer.progress(span.count)
-                continue
-            done[span.name] = writer.write(span)
-            index = dataclasses.replace(index, image_shape=writer.image_shape, shards=_sorted(done))
+    with torch.no_grad(), _Pipeline(source, config) as pipeline:
+        batches = pipeline.encoded(missing)
+        for span in missing:
+            done[span.name] = _write_shard(folder, span, batches, config, progress)
+            index = dataclasses.replace(index, image_shape=pipeline.image_shape, shards=_sorted(done))
             if index.complete:
                 index = dataclasses.replace(index, displacement_mean=_displacement_mean(index))
             write_index(folder, index)
@@ -129,9 +142,9 @@ def write_pairs(
 
 
 def _check_config(config: PairsConfig) -> None:
-    for name in ("count", "shard_size", "batch", "samples_per_class", "workers"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"pairs.{name}: expected at least 1, got {getattr(config, name)}")
+    for name, least in {"count": 1, "shard_size": 1, "batch": 1, "samples_per_class": 1, "workers": 0}.items():
+        if getattr(config, name) < least:
+            raise UsageError(f"pairs.{name}: expected at least {least}, got {getattr(config, name)}")
     if config.start_seed < 0 or config.start_seed + config.count > 2**32:
         raise UsageError(f"pairs.start_seed: {config.count} seeds from {config.start_seed} don't lie in [0, 2**32)")
 
@@ -143,6 +156,8 @@ def _open_index(folder: Path, source: PairSource, config: PairsConfig, identity:
         index = read_index(folder)
         sizes = {"count": config.count, "shard_size": config.shard_size, "latent_dim": source.latent_dim}
         require_same(folder, index, identity, **sizes, codec=config.codec)
+    for leftover in folder.glob(".*.incomplete"):  # of a run that was killed
+        leftover.unlink()
     return index
 
 
@@ -170,77 +185,136 @@ def _displacement_mean(index: Index) -> float:
     return sum(shard.displacement_mean * shard.count for shard in index.shards) / index.count
 
 
-class _ShardWriter:
-    """Makes shards, one at a time."""
+class _Drawn(NamedTuple):
+    """What a shard holds beside images: latents, float32 [n, L] on the CPU, and KEY.json of each pair."""
 
-    def __init__(
-        self,
-        folder: Path,
-        source: PairSource,
-        config: PairsConfig,
-        pool: ThreadPoolExecutor,
-        progress: Progress | None,
-    ) -> None:
-        self.folder, self.source, self.config, self.pool = folder, source, config, pool
-        self.progress = progress or (lambda count: None)
+    z: Tensor
+    z_positive: Tensor
+    records: list[dict]
+
+
+class _Batch(NamedTuple):
+    """Encoded pairs `first` .. `first + len(files) - 1`."""
+
+    drawn: _Drawn
+    first: int
+    files: Files
+
+
+def _write_shard(folder: Path, span: Span, batches: Iterator[_Batch], config: PairsConfig, progress: Progress) -> Shard:
+    """Write one shard from the next batches, which are its."""
+    path, latents_path = folder / span.name, folder / sidecar(span.name)
+    with artifacts.atomic(path) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for _ in range(0, span.count, config.batch):
+                if interrupts.stop_requested():
+                    raise interrupts.Interrupted(
+                        f"stopped before {span.name} in {folder} was whole: the shards before it are kept; "
+                        "run the same command to go on"
+                    )
+                batch = next(batches)
+                drawn = batch.drawn
+                for index, files in enumerate(batch.files, batch.first):
+                    record = json.dumps(drawn.records[index - span.first]).encode()
+                    for member, data in zip(members(config.codec), (*files, record), strict=True):
+                        add_member(tar, f"{key(index)}.{member}", data)
+                progress(len(batch.files))
+        # Before the tar takes its name, so that no tar is ever without its latents.
+        artifacts.write_tensors(latents_path, {"z": drawn.z, "z_positive": drawn.z_positive})
+        tar_facts = temporary.stat().st_size, artifacts.sha256(temporary)
+    latent_facts = latents_path.stat().st_size, artifacts.sha256(latents_path)
+    return Shard(*span, *tar_facts, *latent_facts, sum(record["displacement"] for record in drawn.records) / span.count)
+
+
+class _Pipeline(contextlib.ExitStack):
+    """Draws, generates, copies and encodes, each ahead of the next, over the borders of shards too.
+
+    Attributes:
+        image_shape: (3, H, W) once there are images.
+    """
+
+    def __init__(self, source: PairSource, config: PairsConfig) -> None:
+        super().__init__()
+        self.source, self.config = source, config
         self.image_shape = (3, 0, 0)
+        self._encoders: Encoders | None = None
+        self._staging: Staging | None = None
 
-    def write(self, span: Span) -> Shard:
-        first_seed = self.config.start_seed + span.first
-        # The whole shard's latents at once: they depend on no batch size.
-        z, z_positive = self.source.draw(range(first_seed, first_seed + span.count), span.first)
-        displacements = (z_positive.double() - z.double()).norm(dim=1).tolist()
-        path, latents_path = self.folder / span.name, self.folder / sidecar(span.name)
-        with artifacts.atomic(path) as temporary:
-            with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-                index = span.first
-                for files in self._encoded(span, z, z_positive):
-                    for pair in files:
-                        self._add(tar, index, pair, displacements[index - span.first])
-                        index += 1
-                    self.progress(len(files))
-            # Before the tar takes its name, so that no tar is ever without its latents.
-            artifacts.write_tensors(latents_path, {"z": z, "z_positive": z_positive})
-            tar_facts = temporary.stat().st_size, artifacts.sha256(temporary)
-        latent_facts = latents_path.stat().st_size, artifacts.sha256(latents_path)
-        return Shard(*span, *tar_facts, *latent_facts, sum(displacements) / span.count)
+    def encoded(self, spans: Sequence[Span]) -> Iterator[_Batch]:
+        """Batches of these shards in order; what goes wrong with one is raised after those before it."""
+        if spans:
+            self._encoders = self.enter_context(contextlib.closing(Encoders(self.config.codec, self.config.workers)))
+        encoding = map(self._encode, _ahead(self._generated(spans), _batches_on(self.source.device)))
+        for drawn, staged, files in _ahead(encoding, 1):
+            yield _Batch(drawn, staged.first, files())
+            self._staging.free(staged)
 
-    def _add(self, tar: tarfile.TarFile, index: int, pair: tuple[bytes, bytes], displacement: float) -> None:
-        record = {
-            "index": index,
-            "seed": self.config.start_seed + index,
-            "pseudo_class": index // self.config.samples_per_class,
-            "displacement": displacement,
-        }
-        if self.source.label_of is not None:
-            record["label"] = self.source.label_of(index)
-        for member, data in zip(members(self.config.codec), (*pair, json.dumps(record).encode()), strict=True):
-            add_member(tar, f"{key(index)}.{member}", data)
+    def _generated(self, spans: Sequence[Span]) -> Iterator[tuple[_Drawn, Staged]]:
+        source = self.source
+        for span in spans:
+            # The whole shard's latents at once: they depend on no batch size.
+            drawn, labels = self._draw(span), source.labels(range(span.first, span.first + span.count))
+            z, z_positive, labels = (_upload(tensor, source.device) for tensor in (*drawn[:2], labels))
+            for start in range(0, span.count, self.config.batch):
+                part = slice(start, start + self.config.batch)
+                classes = None if labels is None else labels[part]
+                anchors, positives = source.images(z[part], classes), source.images(z_positive[part], classes)
+                yield drawn, self._stage(anchors, positives, span.first + start)
 
-    def _encode_pair(self, anchor: np.ndarray, positive: np.ndarray) -> tuple[bytes, bytes]:
-        encode = CODECS[self.config.codec].encode
-        return encode(anchor), encode(positive)
+    def _draw(self, span: Span) -> _Drawn:
+        seed = self.config.start_seed + span.first
+        z, z_positive = self.source.draw(range(seed, seed + span.count), span.first)
+        records = []
+        for index, displacement in enumerate((z_positive.double() - z.double()).norm(dim=1).tolist(), span.first):
+            record = {
+                "index": index,
+                "seed": self.config.start_seed + index,
+                "pseudo_class": index // self.config.samples_per_class,
+                "displacement": displacement,
+            }
+            if self.source.label_of is not None:
+                record["label"] = self.source.label_of(index)
+            records.append(record)
+        return _Drawn(z, z_positive, records)
 
-    def _encoded(self, span: Span, z: Tensor, z_positive: Tensor) -> Iterator[list[tuple[bytes, bytes]]]:
-        """Image files of each batch, in order; a batch is encoded while the next one is generated."""
-        pending = None
-        for start in range(0, span.count, self.config.batch):
-            if interrupts.stop_requested():
-                raise interrupts.Interrupted(
-                    f"stopped before {span.name} in {self.folder} was whole: the shards before it are kept; "
-                    "run the same command to go on"
-                )
-            part, first = slice(start, start + self.config.batch), span.first + start
-            labels = self.source.labels(range(first, first + len(z[part])))
-            anchors = self.source.render(z[part], labels, "images of anchors", first)
-            positives = self.source.render(z_positive[part], labels, "images of positives", first)
+    def _stage(self, anchors: Tensor, positives: Tensor, first: int) -> Staged:
+        if self._staging is None:
             self.image_shape = tuple(anchors.shape[1:])
-            encoded = self.pool.map(self._encode_pair, _pixels(anchors), _pixels(positives))
-            if pending is not None:
-                yield list(pending)
-            pending = encoded
-        yield list(pending)
+            size, device = self.config.batch, self.source.device
+            staging = Staging(_SLOTS, size, self.image_shape, device, self._encoders.memory)
+            self._staging = self.enter_context(contextlib.closing(staging))
+        return self._staging.put(anchors, positives, first)
+
+    def _encode(self, generated: tuple[_Drawn, Staged]) -> tuple[_Drawn, Staged, Callable[[], Files]]:
+        drawn, staged = generated
+        files = self._encoders.submit(self._staging.pixels(staged), self._staging.offset(staged.slot))
+        return drawn, staged, files
 
 
-def _pixels(images: Tensor) -> np.ndarray:
-    return images.permute(0, 2, 3, 1).contiguous().numpy()
+def _batches_on(device: torch.device) -> int:
+    """How many batches a device has before it while the host waits for another."""
+    return 1 if device.type == "cuda" else 0
+
+
+def _upload(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    """A tensor on the device, without waiting for it."""
+    if tensor is None or device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """The same items, each handed out when `count` more are there; an exception comes after the items before it."""
+    ready: deque[T] = deque()
+    failure: Exception | None = None
+    while True:
+        while failure is None and len(ready) <= count:
+            try:
+                ready.append(next(items))
+            except Exception as error:  # StopIteration too: then there are no more
+                failure = error
+        if not ready:
+            break
+        yield ready.popleft()
+    if not isinstance(failure, StopIteration):
+        raise failure

@@ -1,0 +1,68 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copgen_fast.errors import NonFiniteError
+from copgen_fast.pairs.format import to_uint8
+from copgen_fast.pairs.staging import Staging
+
+CPU = torch.device("cpu")
+
+
+def images(*shape, seed=0):
+    return 3 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1.5
+
+
+def expected(*batch):
+    return torch.stack([to_uint8(images).permute(0, 2, 3, 1) for images in batch]).numpy()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.booleans())
+def test_slots_hold_what_quantisation_gives(pairs, height, width, shared):
+    memory = os.memfd_create("test") if shared else None
+    staging = Staging(2, pairs, (3, height, width), CPU, memory)
+    batches = [[images(n, 3, height, width, seed=seed) for seed in (n, n + 9)] for n in (pairs, -(-pairs // 2))]
+    staged = [staging.put(*batch, first=0) for batch in batches]
+    for batch, one in zip(batches, staged, strict=True):
+        np.testing.assert_array_equal(staging.pixels(one), expected(*batch))
+        if shared:
+            size = 2 * one.count * height * width * 3
+            assert os.pread(memory, size, staging.offset(one.slot)) == expected(*batch).tobytes()
+    staging.free(staged[0])
+    assert staging.put(*batches[0], first=0).slot == staged[0].slot
+    staging.close()
+    if shared:
+        os.close(memory)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("side", "name"), [(0, "anchors"), (1, "positives")])
+def test_bad_images_are_named(bad, side, name):
+    staging = Staging(1, 4, (3, 2, 2), CPU, None)
+    batch = [torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2)]
+    batch[side][2:, 1, 0, 1] = bad
+    with pytest.raises(NonFiniteError, match=f"^images of {name}: .*sample 102$"):
+        staging.pixels(staging.put(*batch, first=100))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gpu_is_not_waited_for(shared):
+    device, memory = torch.device("cuda"), os.memfd_create("test") if shared else None
+    staging = Staging(2, 3, (3, 16, 16), device, memory)
+    batches = [[images(3, 3, 16, 16, seed=seed).to(device) for seed in (i, i + 9)] for i in range(2)]
+    staging.free(staging.put(*batches[0], first=0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        staged = [staging.put(*batch, first=0) for batch in batches]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert staging._host.is_pinned()
+    for batch, one in zip(batches, staged, strict=True):
+        np.testing.assert_array_equal(staging.pixels(one), expected(*(images.cpu() for images in batch)))
+    staging.close()
