@@ -114,7 +114,9 @@ setup(
         "jinja2>=3",
     ],
     extras_require={
+        "biggan": ["pytorch-pretrained-biggan==0.1.1"],
         "dev": [
+            "pytorch-pretrained-biggan==0.1.1",
             "pytest>=8",
             "pytest-xdist>=3",
             "hypothesis>=6",

@@ -30,7 +30,9 @@ class GeneratorConfig:
     precision, refused where images change visibly. published: as it was trained."""
     checkpoint: bool = False
     """Compute each block's activations again in the navigator's backward rather than keep them: less memory, one
-    more forward. For generators with a rewritten form (bigbigan)."""
+    more forward. For generators with a rewritten form (bigbigan, biggan-deep)."""
+    truncation: float | None = None
+    """biggan-deep's, more than 0 and at most 1: scales its latents and chooses its statistics; None: 1."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Latent prior: truncated to [-2, 2] as the reference code, or N(0, I) as the paper."""
 

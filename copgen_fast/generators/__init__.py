@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Protocol
 
@@ -44,16 +45,20 @@ class Generator(Protocol):
     def __call__(self, z: Tensor, labels: Tensor | None = None) -> Tensor: ...
 
 
-def build(name: str, weights: str | Path | None = None) -> nn.Module:
+def build(name: str, weights: str | Path | None = None, **options: float) -> nn.Module:
     """Build generator `name`, a `Generator`, on the CPU: in eval mode, no parameter asking for a gradient.
 
     Args:
         weights: file of its weights; None takes those embedded in the package, where there are any.
+        options: what its own `build` takes besides: biggan-deep's truncation.
 
     Raises:
-        UsageError: an unknown name, or weights that are missing or do not fit.
+        UsageError: an unknown name, weights that are missing or do not fit, or an option that it does not have.
     """
-    generator = registry.load("copgen_fast.generators", name).build(weights)
+    make = registry.load("copgen_fast.generators", name).build
+    for option in options.keys() - inspect.signature(make).parameters.keys():
+        raise UsageError(f"generator.{option}: generator {name} has none, leave it out")
+    generator = make(weights, **options)
     return generator.eval().requires_grad_(False)
 
 
@@ -66,7 +71,8 @@ def load(config: GeneratorConfig, device: torch.device) -> nn.Module:
         UsageError: see `build`; or `config.checkpoint` for a generator without a rewritten form.
         CopgenError: see `optimize`.
     """
-    published = build(config.name, config.weights).to(device)
+    options = {} if config.truncation is None else {"truncation": config.truncation}
+    published = build(config.name, config.weights, **options).to(device)
     if config.level == "published":
         generator = published
     else:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from torch import Tensor
+
+from copgen_fast import artifacts
 from copgen_fast.errors import UsageError
 
 VARIABLE = "COPGEN_WEIGHTS"
@@ -22,6 +25,23 @@ def find(name: str, weights: str | Path | None, file: str, source: str) -> Path:
         return path
     looked = "none was given" if path is None else f"{path} is not there"
     raise UsageError(
-        f"generator {name} needs weights, and {looked}: get {source} and name it by --generator.weights FILE, "
+        f"generator {name} needs weights, and {looked}: get {source} and name it by --generator.weights, "
         f"or put it as {file} into a folder and set {VARIABLE} to that folder; nothing is downloaded"
     )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A plain state dict, .safetensors or a torch.save of tensors, read without running pickled code.
+
+    Raises:
+        CopgenError: the file is truncated, or holds something else than named tensors.
+    """
+    tensors = artifacts.read_tensors(path) if path.suffix == ".safetensors" else artifacts.read_checkpoint(path)
+    if not isinstance(tensors, dict) or not tensors:
+        raise UsageError(f"{path} is no state dict, but {type(tensors).__name__}")
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{path} is no plain state dict: {name!r} is no name")
+        if not isinstance(value, Tensor):
+            raise UsageError(f"{path} is no plain state dict: {name!r} is {type(value).__name__}, not a tensor")
+    return tensors

@@ -21,7 +21,7 @@ from copgen_fast.generators._folded import FoldedBigBiGAN
 from copgen_fast.generators._labels import expect_labels
 from copgen_fast.generators._spectral import SpectralConv2d, SpectralLinear
 from copgen_fast.generators._tricks import ALL, Tricks
-from copgen_fast.generators._weights import find
+from copgen_fast.generators._weights import find, read_state
 
 FILE = "BigBiGAN_x1.pth"
 SOURCE = "the public PyTorch port's BigBiGAN_x1.pth (release 0.0.1 of github.com/greeneggsandyaml/tmp)"
@@ -179,6 +179,5 @@ def build(weights: str | Path | None = None) -> BigBiGAN:
     """
     path = find("bigbigan", weights, FILE, SOURCE)
     generator = BigBiGAN()
-    tensors = artifacts.read_tensors(path) if path.suffix == ".safetensors" else artifacts.read_checkpoint(path)
-    artifacts.load_strictly(generator, tensors, path)
+    artifacts.load_strictly(generator, read_state(path), path)
     return generator

@@ -17,6 +17,7 @@ from copgen_fast import artifacts
 from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._weights import read_state
 
 LATENT_DIM = 128
 SIZE = 32
@@ -108,7 +109,7 @@ def build(weights: str | Path | None = None) -> ResnetGAN:
     if not path.is_file():
         raise UsageError(f"generator weights {path} are missing: {_REMEDY}")
     try:
-        tensors = read_state(path)
+        tensors = _without_prefixes(read_state(path))
         generator = ResnetGAN(*_sizes(tensors, path))
         artifacts.load_strictly(generator, tensors, path)
     except CopgenError as error:
@@ -116,20 +117,8 @@ def build(weights: str | Path | None = None) -> ResnetGAN:
     return generator
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A plain state dict without the prefixes that all its names share.
-
-    Raises:
-        CopgenError: the file is truncated, or holds something else than named tensors.
-    """
-    tensors = artifacts.read_tensors(path) if path.suffix == ".safetensors" else artifacts.read_checkpoint(path)
-    if not isinstance(tensors, dict) or not tensors:
-        raise UsageError(f"{path} is no state dict, but {type(tensors).__name__}")
-    for name, value in tensors.items():
-        if not isinstance(name, str):
-            raise UsageError(f"{path} is no plain state dict: {name!r} is no name")
-        if not isinstance(value, Tensor):
-            raise UsageError(f"{path} is no plain state dict: {name!r} is {type(value).__name__}, not a tensor")
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes that all its names share."""
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors

@@ -1,0 +1,139 @@
+"""BigGAN-deep (Brock et al. 2019) of ImageNet's classes, as the package pytorch-pretrained-biggan computes it.
+
+128, 256 or 512 pixels, whatever the weights' config.json says. Here it is as published, by the package's own modules;
+`copgen_fast.generators.optimize` rewrites it to be fast. Two of the package's ways are not ours:
+
+- Statistics. Its normalisations hold 51 rows of them, for truncations 0, 0.02, .. 1. Between two rows the package swaps
+  their weights: at 0.405 it takes one quarter of row 20 and three of row 21, where it is the other way round. By
+  rounding, that also makes it take a neighbour's row at 0.14, 0.28, 0.56, 0.58 and 0.94. Ours is linear
+  interpolation; at the other tabulated truncations, 1 among them, both are the same.
+- Weights. It downloads them; here they are read from a folder, by a loader that runs no pickled code, and all must fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from copgen_fast import artifacts
+from copgen_fast.checks import expect_finite, expect_tensor
+from copgen_fast.errors import UsageError
+from copgen_fast.generators._folded_biggan import FoldedBigGANDeep
+from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._tricks import ALL, Tricks
+from copgen_fast.generators._weights import find, read_state
+
+FOLDER = "biggan-deep-128"
+CONFIG, WEIGHTS = "config.json", "pytorch_model.bin"
+SOURCE = (
+    f"a folder with the {CONFIG} and {WEIGHTS} that the package pytorch-pretrained-biggan names for biggan-deep-128, "
+    "-256 or -512"
+)
+
+
+class BigGANDeep(nn.Module):
+    """z [N, L] and labels [N] to images [N, 3, R, R] in (-1, 1); L = 128 and 1000 classes as published.
+
+    Args:
+        network: the package's BigGAN, which becomes a part of this one: its tables of statistics are overwritten.
+        truncation: in (0, 1], for both things that it must be the same for: a latent z stands for truncation * z, and
+            the statistics are those that were measured on such latents.
+
+    Raises:
+        ValueError: a truncation out of range.
+    """
+
+    def __init__(self, network: nn.Module, truncation: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < truncation <= 1:
+            raise ValueError(f"truncation: expected more than 0 and at most 1, got {truncation}")
+        config = network.config
+        side = 4 * 2 ** sum(bool(upsampled) for upsampled, _, _ in config.layers)
+        self.latent_dim, self.image_shape, self.classes = config.z_dim, (3, side, side), config.num_classes
+        self.network, self.truncation = network, truncation
+        for module in network.modules():
+            if hasattr(module, "running_means"):
+                for table in (module.running_means, module.running_vars):
+                    # Every row, so that whichever the package reads is right.
+                    table.copy_(statistics(table, truncation).expand_as(table).clone())
+
+    @staticmethod
+    def is_block(layer: nn.Module) -> bool:
+        """Whether a layer is a residual block; else it is an attention."""
+        return hasattr(layer, "conv_0")
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents [N, L] of the weights' dtype and labels int64 [N] to images; differentiable with respect to z.
+
+        Raises:
+            TypeError, ValueError: z or labels of another dtype or shape, no labels; NaN, infinity or a label out of
+                range on the CPU (a GPU is not waited for).
+        """
+        return deque(self.steps(z, labels), maxlen=1).pop()[1]
+
+    def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Names of the layers with what each puts out, the images last."""
+        embeddings, network = self.network.embeddings, self.network.generator
+        expect_tensor("z", z, ("N", self.latent_dim), {embeddings.weight.dtype})
+        expect_finite("z", z)
+        labels = expect_labels(labels, len(z), self.classes)
+        embedded = embeddings(F.one_hot(labels, self.classes).to(z.dtype))
+        condition = torch.cat([self.truncation * z, embedded], 1)
+        x = network.gen_z(condition).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2).contiguous()
+        yield "seed", x
+        for i, layer in enumerate(network.layers):
+            x = layer(x, condition, self.truncation) if self.is_block(layer) else layer(x)
+            yield f"layers.{i}", x
+        x = network.conv_to_rgb(network.relu(network.bn(x, self.truncation)))
+        yield "images", network.tanh(x[:, :3])  # of the 128 channels that the convolution puts out
+
+    def rewritten(self, tricks: Tricks = ALL) -> FoldedBigGANDeep:
+        """The same function in fewer operations; see `copgen_fast.generators.optimize`."""
+        return FoldedBigGANDeep(self, tricks)
+
+
+def statistics(table: Tensor, truncation: float) -> Tensor:
+    """Row [C] of a table [S, C] for truncations 0, 1 / (S - 1), .. 1, interpolated linearly."""
+    place = truncation * (len(table) - 1)
+    lower = min(math.floor(place), len(table) - 2)
+    return torch.lerp(table[lower], table[lower + 1], place - lower)
+
+
+def build(weights: str | Path | None = None, truncation: float = 1.0) -> BigGANDeep:
+    """Load the folder of a published model; nothing is ever downloaded.
+
+    Raises:
+        UsageError: it or the package is not there, its config describes no BigGAN-deep, or a truncation out of range.
+        CorruptArtifactError: the weights are not those of the network that it describes.
+    """
+    folder = find("biggan-deep", weights, FOLDER, SOURCE)
+    network, path = _network(folder / CONFIG), folder / WEIGHTS
+    if not path.is_file():
+        raise UsageError(f"generator biggan-deep: {path} is not there: give {SOURCE} by --generator.weights")
+    artifacts.load_strictly(network, read_state(path), path)
+    try:
+        return BigGANDeep(network, truncation)
+    except ValueError as error:
+        raise UsageError(f"generator.{error}") from error
+
+
+def _network(path: Path) -> nn.Module:
+    """The package's network of a config.json, with weights yet to be loaded."""
+    try:
+        from pytorch_pretrained_biggan import BigGAN, BigGANConfig
+    except ImportError as error:
+        raise UsageError(
+            "generator biggan-deep needs the package pytorch-pretrained-biggan: pip install 'copgen_fast[biggan]'"
+        ) from error
+    if not path.is_file():
+        raise UsageError(f"generator biggan-deep: {path} is not there: give {SOURCE} by --generator.weights")
+    try:
+        return BigGAN(BigGANConfig.from_json_file(path))
+    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} describes no BigGAN-deep ({type(error).__name__}: {error})") from error
