@@ -1,16 +1,17 @@
-"""Measure: python -m bench AREA [--json FILE] [options]; compare: python -m bench compare A.json B.json."""
+"""Measure: python -m bench AREA [--json FILE] [options]. Read what was measured: python -m bench compare|check FILES."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
-from bench import compare, machine
+from bench import check, compare, machine
 from bench.harness import Row
 from bench.options import Options
 from copgen_fast import artifacts, devices
@@ -21,20 +22,33 @@ COMMAND = "python -m bench"
 AREAS = ("augment", "info_nce", "cond_norm", "convolutions", "generator")
 
 
+@dataclass(frozen=True)
+class CheckOptions:
+    """Compare results with the numbers that the issues ask for; exit code 1 where one is missed."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Files of results (.json) and of tests (.xml, JUnit's)."""
+
+    require: Literal["none", "cpu", "cuda"] = "none"
+    """What was not measured counts as missed on this device."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run an area, all of them or a comparison; returns the exit code."""
+    """Run an area or all of them, or read files of results; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(f"usage: {COMMAND} AREA [options]\n       {COMMAND} compare A.json B.json\n\nareas: {_choices()}\n")
+            print(f"usage: {COMMAND} AREA [options]")
+            for name, what in _READERS.items():
+                print(f"       {COMMAND} {name} {what[1]}")
+            print(f"\nareas: {', '.join((*AREAS, 'all'))}\n")
             arguments = ["all", "--help"]
         area, *rest = arguments
-        if area == "compare":
-            _compare(rest)
-        elif area in (*AREAS, "all"):
-            measure(AREAS if area == "all" else (area,), tyro.cli(Options, prog=f"{COMMAND} {area}", args=rest))
-        else:
-            raise UsageError(f"unknown area {area!r}: choose from {_choices()} or compare")
+        if area in _READERS:
+            return _READERS[area][0](rest)
+        if area not in (*AREAS, "all"):
+            raise UsageError(f"unknown area {area!r}: choose from {', '.join((*AREAS, 'all', *_READERS))}")
+        measure(AREAS if area == "all" else (area,), tyro.cli(Options, prog=f"{COMMAND} {area}", args=rest))
     except CopgenError as error:
         return report(error)
     return 0
@@ -69,16 +83,22 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
         artifacts.write_json(options.json, record | {"rows": [asdict(row) for row in rows]})
 
 
-def _compare(arguments: list[str]) -> None:
+def _compare(arguments: list[str]) -> int:
     if len(arguments) != 2:
         raise UsageError(f"expected two files: {COMMAND} compare A.json B.json")
     for line in compare.lines(*map(Path, arguments)):
         print(line)
+    return 0
 
 
-def _choices() -> str:
-    return ", ".join((*AREAS, "all"))
+def _check(arguments: list[str]) -> int:
+    options = tyro.cli(CheckOptions, prog=f"{COMMAND} check", args=arguments)
+    found = check.findings(options.files)
+    print("\n".join(check.lines(found)))
+    return 0 if check.met(found, options.require) else 1
 
+
+_READERS = {"compare": (_compare, "A.json B.json"), "check": (_check, "FILE... [--require cpu|cuda]")}
 
 _HEADER = (
     f"{'case':42} {'direction':16} {'backend':9} {'precision':9} {'ours ms':>9} {'spread':>6} "

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from copgen_fast.artifacts import read_json
+from bench import files
 from copgen_fast.errors import UsageError
-
-_KEY = ("area", "case", "device", "precision", "direction")
 
 
 def lines(before: Path, after: Path) -> Iterator[str]:
@@ -38,12 +36,7 @@ def lines(before: Path, after: Path) -> Iterator[str]:
 
 
 def _measurements(path: Path) -> dict[tuple[str, ...], dict]:
-    if not path.is_file():
-        raise UsageError(f"{path} is missing: `python -m bench AREA --json {path}` writes it")
-    content = read_json(path)
-    if not isinstance(content, dict) or "rows" not in content:
-        raise UsageError(f"{path} holds no benchmark results")
-    return {tuple(row[name] for name in _KEY): row for row in content["rows"]}
+    return {tuple(row[name] for name in files.MEASUREMENT): row for row in files.read(path)}
 
 
 def _text(key: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ import torch
 
 Call = Callable[[], object]
 
-_LEAST_SAMPLES = 5
+LEAST_SAMPLES = 5
 # Seconds of samples that one candidate may take before it gets fewer of them than the others.
 _PATIENCE = 1.5
 
@@ -62,22 +62,32 @@ class Timing:
 
 
 def interleaved(
-    candidates: dict[str, Call], repeats: int, min_seconds: float, device: torch.device | str = "cpu"
+    candidates: dict[str, Call],
+    repeats: int,
+    min_seconds: float,
+    device: torch.device | str = "cpu",
+    least: int = LEAST_SAMPLES,
 ) -> dict[str, Timing]:
     """Time all candidates in alternating rounds, so that a change of the machine's pace meets all of them.
 
-    Each is called twice beforehand. A sample is the mean of as many calls as fill `min_seconds`; there are
-    `repeats` rounds of a sample each, every other round in reverse order. A slow candidate sits rounds out, evenly,
-    but gives at least 5 samples. On a GPU a sample is the time between two events around its calls.
+    Each is called twice beforehand; one that a GPU has no memory for is left out, with a line that says so. A sample
+    is the mean of as many calls as fill `min_seconds`; there are `repeats` rounds of a sample each, every other round
+    in reverse order. A slow candidate sits rounds out, evenly, but gives at least `least` samples. On a GPU a sample
+    is the time between two events around its calls.
     """
-    rounds = max(repeats, _LEAST_SAMPLES)
+    rounds = max(repeats, least)
     seconds: dict[str, float] = {}
     for name, call in candidates.items():
-        call()
-        seconds[name] = _sample(call, 1, device)
+        try:
+            call()
+            seconds[name] = _sample(call, 1, device)
+        except torch.OutOfMemoryError as error:
+            print(f"left out: {name} ({str(error).partition('. ')[0]})", flush=True)
+            torch.cuda.empty_cache()
+    candidates = {name: candidates[name] for name in seconds}
     calls = {name: max(1, round(min_seconds / max(took, 1e-9))) for name, took in seconds.items()}
     affordable = {name: int(_PATIENCE / max(took * calls[name], 1e-9)) for name, took in seconds.items()}
-    wanted = {name: min(rounds, max(_LEAST_SAMPLES, many)) for name, many in affordable.items()}
+    wanted = {name: min(rounds, max(least, many)) for name, many in affordable.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()
     with _no_garbage_collection():

@@ -21,7 +21,7 @@ class Options:
     """Threads of PyTorch on the CPU; None leaves its own choice."""
 
     repeats: int = 30
-    """Samples of each measurement; slow peers get fewer, never under 5."""
+    """Samples of each measurement; slow calls get fewer: 5, whole training steps 3."""
 
     min_seconds: float = 0.005
     """A sample repeats a call until it lasts about this long."""

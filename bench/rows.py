@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bench import machine
-from bench.harness import Call, Row, interleaved, peak_memory
+from bench.harness import LEAST_SAMPLES, Call, Row, Timing, interleaved, peak_memory
 from bench.limits import Limit
 from bench.options import Options
 
@@ -23,6 +23,16 @@ class Subject:
     direction: str
 
 
+@dataclass(frozen=True)
+class Ours:
+    """One of ours: what its row is about, its case, the call to time and what bounds it."""
+
+    subject: Subject
+    case: str
+    call: Call
+    bound: Limit
+
+
 def compare(
     subject: Subject,
     ours: dict[str, Call],
@@ -31,29 +41,53 @@ def compare(
     options: Options,
     device: torch.device,
 ) -> Iterator[Row]:
-    """Rows of each of ours (named by its case) with each peer (by its name)."""
-    times = interleaved({**ours, **peers, "limit": bound.call}, options.repeats, options.min_seconds, device)
-    peaks = {name: peak_memory(call, device) for name, call in (ours | peers).items()}
-    limit, limit_ms = bound.read(times["limit"])
-    for case in ours:
+    """Rows of each of ours (named by its case) with each peer (by its name), under one limit."""
+    return compare_all([Ours(subject, case, call, bound) for case, call in ours.items()], peers, options, device)
+
+
+def compare_all(
+    ours: list[Ours], peers: dict[str, Call], options: Options, device: torch.device, least: int = LEAST_SAMPLES
+) -> Iterator[Row]:
+    """Rows of each of ours with each peer, all timed in alternation; `least` samples of the slowest."""
+    mine = {f"{own.case}, {own.subject.precision}": own for own in ours}
+    bounds = {f"limit {id(own.bound)}": own.bound.call for own in ours}
+    calls = {name: own.call for name, own in mine.items()} | peers
+    times = interleaved({**calls, **bounds}, options.repeats, options.min_seconds, device, least)
+    peaks = {name: peak_memory(call, device) for name, call in calls.items() if name in times}
+    for name, own in mine.items():
         for peer in peers:
-            mine, theirs = times[case], times[peer]
-            yield Row(
-                area=subject.area,
-                case=case,
-                device=machine.device_name(device),
-                backend=subject.backend,
-                precision=subject.precision,
-                direction=subject.direction,
-                ours_ms=mine.ms,
-                ours_spread=mine.spread,
-                peer=peer,
-                peer_ms=theirs.ms,
-                ratio=theirs.ms / mine.ms,
-                limit=limit,
-                limit_ms=limit_ms,
-                of_limit=limit_ms / mine.ms,
-                peak_mb=peaks[case],
-                peer_peak_mb=peaks[peer],
-                n=min(mine.n, theirs.n),
-            )
+            if name in times and peer in times:
+                limit = own.bound.read(times[f"limit {id(own.bound)}"])
+                yield _row(own, times[name], peaks[name], peer, times[peer], peaks[peer], limit, device)
+
+
+def _row(
+    own: Ours,
+    time: Timing,
+    peak: float | None,
+    peer: str,
+    peer_time: Timing,
+    peer_peak: float | None,
+    limit: tuple[str, float],
+    device: torch.device,
+) -> Row:
+    words, limit_ms = limit
+    return Row(
+        area=own.subject.area,
+        case=own.case,
+        device=machine.device_name(device),
+        backend=own.subject.backend,
+        precision=own.subject.precision,
+        direction=own.subject.direction,
+        ours_ms=time.ms,
+        ours_spread=time.spread,
+        peer=peer,
+        peer_ms=peer_time.ms,
+        ratio=peer_time.ms / time.ms,
+        limit=words,
+        limit_ms=limit_ms,
+        of_limit=limit_ms / time.ms,
+        peak_mb=peak,
+        peer_peak_mb=peer_peak,
+        n=min(time.n, peer_time.n),
+    )

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional, v2
 
+from bench.baselines import optional
 from bench.machine import version
 from copgen_fast import __version__
-from copgen_fast.errors import UsageError
 from copgen_fast.ops import AugmentParams, AugmentPolicy, augment
 
 Peer = Callable[[Tensor], Tensor]
@@ -24,13 +24,15 @@ _JITTER = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_
 def fixed_peers(policy: AugmentPolicy, side: int, params: AugmentParams) -> dict[str, Peer]:
     """What to compare with when `params` are given: each applies them, as far as it can tell samples apart."""
     kornia, torchvision = _names()
-    found = {
-        f"{kornia}, same parameters, one jitter order a batch": kornia_fixed(policy, side, params),
+    found: dict[str, Peer] = {}
+    with optional("kornia"):
+        found[f"{kornia}, same parameters, one jitter order a batch"] = kornia_fixed(policy, side, params)
+    found |= {
         f"{torchvision} per-sample loop, same parameters": torchvision_fixed(policy, side, params),
         f"{torchvision} v2 whole batch, one sample's parameters": torchvision_batch_fixed(policy, side, params),
         f"copgen_fast {__version__} reference backend, same parameters": reference(policy, side, params),
     }
-    if policy.crop_scale is not None:
+    if policy.crop_scale is not None and version("kornia"):
         found[f"{kornia} crop by warp, other pixel centres"] = kornia_fixed(policy, side, params, "resample")
     return found
 
@@ -38,12 +40,14 @@ def fixed_peers(policy: AugmentPolicy, side: int, params: AugmentParams) -> dict
 def drawing_peers(policy: AugmentPolicy, side: int) -> dict[str, Peer]:
     """What to compare with when each call draws its own parameters, from the same distributions."""
     kornia, torchvision = _names()
-    found = {
-        f"{kornia}, one jitter order a batch": kornia_drawing(policy, side),
+    found: dict[str, Peer] = {}
+    with optional("kornia"):
+        found[f"{kornia}, one jitter order a batch"] = kornia_drawing(policy, side)
+    found |= {
         f"{torchvision} per-sample loop": torchvision_drawing(policy, side),
         f"{torchvision} v2 whole batch, one draw for all": torchvision_batch_drawing(policy, side),
     }
-    if policy.crop_scale is not None:
+    if policy.crop_scale is not None and version("kornia"):
         found[f"{kornia} crop by warp, other pixel centres"] = kornia_drawing(policy, side, "resample")
     return found
 
@@ -79,12 +83,12 @@ def torchvision_batch_fixed(policy: AugmentPolicy, side: int, params: AugmentPar
 
 def torchvision_drawing(policy: AugmentPolicy, side: int) -> Peer:
     """As the reference implementation does it: a Compose, called for each image tensor."""
-    pipeline = _compose(transforms, policy, side)
+    pipeline = compose(transforms, policy, side)
     return lambda images: torch.stack([pipeline(_to_float(x)) for x in images])
 
 
 def torchvision_batch_drawing(policy: AugmentPolicy, side: int) -> Peer:
-    pipeline = _compose(v2, policy, side)
+    pipeline = compose(v2, policy, side)
     return lambda images: pipeline(_to_float(images))
 
 
@@ -117,12 +121,8 @@ def kornia_fixed(policy: AugmentPolicy, side: int, params: AugmentParams, croppi
 
 def _kornia(policy: AugmentPolicy, side: int, cropping: str) -> torch.nn.Module:
     """The policy as kornia's pipeline; `cropping` is "slice", sample by sample, or "resample", one warp a batch."""
-    try:
-        from kornia import augmentation as K
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"bench augment compares with kornia ({error}): pip install -c constraints.txt kornia"
-        ) from error
+    from kornia import augmentation as K
+
     steps: list[torch.nn.Module] = []
     if policy.crop_scale is not None:
         # With align_corners=False slices have torchvision's pixel centres; a warp never has.
@@ -144,8 +144,8 @@ def _kornia(policy: AugmentPolicy, side: int, cropping: str) -> torch.nn.Module:
     return K.AugmentationSequential(*steps, data_keys=["input"], same_on_batch=False)
 
 
-def _compose(module: ModuleType, policy: AugmentPolicy, side: int) -> Peer:
-    """The policy from the classes of torchvision.transforms or of its v2."""
+def compose(module: ModuleType, policy: AugmentPolicy, side: int, pictures: bool = False) -> Peer:
+    """The policy from the classes of torchvision.transforms or of its v2, for tensors or for PIL's pictures."""
     steps = []
     if policy.crop_scale is not None:
         steps.append(module.RandomResizedCrop(side, policy.crop_scale, policy.crop_ratio))
@@ -160,6 +160,8 @@ def _compose(module: ModuleType, policy: AugmentPolicy, side: int) -> Peer:
         steps.append(module.RandomApply([module.GaussianBlur(_taps(side), policy.blur_sigma)], p=policy.blur))
     if policy.solarize:
         steps.append(module.RandomSolarize(policy.solarize_threshold, policy.solarize))
+    if pictures:
+        steps.append(module.ToTensor())
     return module.Compose([*steps, module.Normalize(policy.mean, policy.std)])
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from lightly.loss import NTXentLoss
 from torch import Tensor
 
+from bench.baselines import optional
 from bench.machine import version
 from copgen_fast import __version__
 from copgen_fast.ops import info_nce
@@ -18,11 +18,12 @@ Peer = Callable[[Tensor, Tensor], Tensor]
 
 def peers(temperature: float) -> dict[str, Peer]:
     """Each takes anchors and positives, [N, D], to the mean loss; all keep the 2N x 2N matrix."""
-    return {
-        f"PyTorch {version('torch')}, written plainly": plain(temperature),
-        f"lightly {version('lightly')} NTXentLoss": NTXentLoss(temperature=temperature),
-        "SupConLoss as published": published(temperature),
-    }
+    found: dict[str, Peer] = {f"PyTorch {version('torch')}, written plainly": plain(temperature)}
+    with optional("lightly"):
+        from lightly.loss import NTXentLoss
+
+        found[f"lightly {version('lightly')} NTXentLoss"] = NTXentLoss(temperature=temperature)
+    return found | {"SupConLoss as published": published(temperature)}
 
 
 def tiled(temperature: float) -> dict[str, Peer]:

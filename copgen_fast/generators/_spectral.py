@@ -12,10 +12,14 @@ EPSILON = 1e-4
 
 
 def normalised(weight: Tensor, u: Tensor) -> Tensor:
-    """weight / sigma, where one power iteration from u [1, out] estimates its largest singular value sigma."""
+    """weight / sigma, where one power iteration from u [1, out] estimates its largest singular value sigma.
+
+    No gradient passes through the iteration, as in the published code.
+    """
     matrix = weight.flatten(1)
-    v = F.normalize(u @ matrix, eps=EPSILON)
-    u = F.normalize(v @ matrix.T, eps=EPSILON)
+    with torch.no_grad():
+        v = F.normalize(u @ matrix, eps=EPSILON)
+        u = F.normalize(v @ matrix.T, eps=EPSILON)
     return weight / (v @ matrix.T @ u.T).squeeze()
 
 
