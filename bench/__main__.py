@@ -1,4 +1,4 @@
-"""Measure: python -m bench AREA [--json FILE] [options]. Read what was measured: python -m bench compare|check FILES."""
+"""Measure: python -m bench AREA [--json FILE]. Read what was measured: python -m bench compare|check FILES."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from copgen_fast.errors import CopgenError, UsageError, report
 
 COMMAND = "python -m bench"
 # A module of this folder each, with rows(options) -> Iterator[Row].
-AREAS = ("augment", "info_nce", "cond_norm", "convolutions", "generator")
+AREAS = (
+    "augment",
+    "info_nce",
+    "cond_norm",
+    "convolutions",
+    "generator",
+    "navigator",
+    "pretrain",
+)
 
 
 @dataclass(frozen=True)
