@@ -115,7 +115,9 @@ setup(
     ],
     extras_require={
         "biggan": ["pytorch-pretrained-biggan==0.1.1"],
+        "dali": ["nvidia-dali-cuda130>=2; sys_platform == 'linux'"],
         "dev": [
+            "nvidia-dali-cuda130>=2; sys_platform == 'linux'",
             "pytorch-pretrained-biggan==0.1.1",
             "pytest>=8",
             "pytest-xdist>=3",
