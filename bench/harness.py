@@ -1,16 +1,13 @@
-"""Timing and memory of calls that compete in one process, and the row that a benchmark reports."""
+"""Timing of calls that compete in one process, and the row that a benchmark reports."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -129,41 +126,3 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def peak_memory(call: Call, device: torch.device | str = "cpu") -> float | None:
-    """Most memory that one warm call holds at a time beside what was there before, in 10^6 bytes.
-
-    On a GPU by PyTorch's allocator. On the CPU by the kernel: free heap pages go back to it (else the call would
-    reuse them unseen), the process's high-water mark is reset, and its rise over the resident size is read after
-    the call. So scratch memory of C++ code counts like tensors; what was allocated but never touched does not.
-    Exact to about 0.3 MB; None where the kernel is not Linux.
-    """
-    with _no_garbage_collection():
-        return _gpu_peak(call, device) if torch.device(device).type == "cuda" else _cpu_peak(call)
-
-
-def _gpu_peak(call: Call, device: torch.device | str) -> float:
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-
-
-def _cpu_peak(call: Call) -> float | None:
-    mark = Path("/proc/self/clear_refs")
-    if not mark.exists():
-        return None
-    with contextlib.suppress(AttributeError):  # musl has no malloc_trim, and keeps few free pages
-        ctypes.CDLL(None).malloc_trim(0)
-    mark.write_text("5")
-    before = _status_bytes("VmRSS")
-    call()
-    return max(0, _status_bytes("VmHWM") - before) / 1e6
-
-
-def _status_bytes(field: str) -> int:
-    kilobytes = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(kilobytes[1]) * 1024

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from bench import machine
-from bench.harness import LEAST_SAMPLES, Call, Row, Timing, interleaved, peak_memory
+from bench.harness import LEAST_SAMPLES, Call, Row, Timing, interleaved
 from bench.limits import Limit
 from bench.options import Options
+from copgen_fast.memory import peak_memory
 
 
 @dataclass(frozen=True)

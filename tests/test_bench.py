@@ -10,7 +10,7 @@ from bench import augment as area
 from bench import harness, limits
 from bench.__main__ import main
 from bench.baselines import augment as baselines
-from bench.harness import Row, Timing, interleaved, peak_memory
+from bench.harness import Row, Timing, interleaved
 from copgen_fast.augmentations import get
 from copgen_fast.ops import AugmentParams, AugmentPolicy, augment
 
@@ -95,18 +95,6 @@ def test_garbage_collection_is_off_only_while_timing():
     interleaved({"a": lambda: seen.append(harness.gc.isenabled())}, 5, 0)
     assert not any(seen[2:])
     assert harness.gc.isenabled()
-
-
-@pytest.mark.skipif(not harness.Path("/proc/self/clear_refs").exists(), reason="the kernel is not Linux")
-def test_peak_memory_counts_what_is_freed_within_the_call():
-    def call():
-        first = torch.ones(10_000_000)
-        second = torch.ones(5_000_000)
-        del first
-        return second
-
-    call()
-    assert peak_memory(call) == pytest.approx(60, abs=3)
 
 
 def test_the_command_writes_rows_of_the_schema(tiny, tmp_path, capsys):

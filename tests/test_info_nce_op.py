@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.harness import peak_memory
+from copgen_fast.memory import peak_memory
 from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import installed
 from copgen_fast.ops.class_sums import class_sums

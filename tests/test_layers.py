@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "copgen_fast"
 ROWS = [
     {"errors", "checks", "config", "seeds"},
     {"registry", "interrupts", "kernels"},
-    {"ops", "artifacts", "latents", "devices", "figures", "flows", "inert", "optimizers", "quality"},
+    {"ops", "artifacts", "latents", "devices", "figures", "flows", "inert", "memory", "optimizers", "quality"},
     {"metrics", "pictures", "generators", "positives", "augmentations", "encoders", "losses", "pairs", "data"},
     {"accumulation", "loop", "views", "unpickle"},
     {"evals", "gan", "encoder_names"},
