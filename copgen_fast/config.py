@@ -13,6 +13,7 @@ Positive = Literal["identity", "gaussian", "untrained-navigator", "navigator"]
 Codec = Literal["png", "jpeg", "raw"]
 Loss = Literal["nt-xent", "supcon"]
 OnCorrupt = Literal["stop", "skip"]
+BatchNorm = Literal["sync", "per-rank"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 POSITIVES: tuple[Positive, ...] = get_args(Positive)
 
@@ -215,6 +216,11 @@ class RunConfig:
     what it came to is recorded. fp16 scales losses and needs a CUDA device."""
     compile: bool = False
     """torch.compile for estimator and encoder: a minute or more at the start, for faster steps."""
+    bn: BatchNorm = "sync"
+    """Batch norm of encoders in training on several GPUs: over all of a batch, so that their number does not change
+    results, or over each one's rows, as the reference's DataParallel has it."""
+    timeout: float = 600.0
+    """Seconds that processes wait for one of them before they stop and name it."""
     log_every: int = 10
     """Steps between looks at the monitored numbers: the only moments at which the host waits for the device."""
     save_every: int = 200
@@ -266,6 +272,7 @@ _INVOCATION = (
     "stages",
     "out",
     "device",
+    "timeout",
     "generator.checkpoint",
     "pairs.workers",
     "pretrain.checkpoint",
@@ -313,10 +320,14 @@ def faults(config: RunConfig) -> list[str]:
     return found
 
 
-def identity(config: RunConfig) -> dict[str, object]:
-    """The part of a configuration that decides the results: dotted names and plain JSON values."""
+def identity(config: RunConfig, processes: int = 1) -> dict[str, object]:
+    """What decides the results: dotted names and plain JSON values.
+
+    The number of processes that compute a batch is part of it where batch norm's statistics depend on it.
+    """
     values = json.loads(json.dumps(_flat(dataclasses.asdict(config))))
-    return {name: value for name, value in values.items() if name not in _INVOCATION}
+    kept = {name: value for name, value in values.items() if name not in _INVOCATION}
+    return kept | ({"processes": processes} if config.bn == "per-rank" else {})
 
 
 def from_identity(values: dict[str, object], default: object = None, prefix: str = "") -> RunConfig:

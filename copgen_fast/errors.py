@@ -25,7 +25,11 @@ class NonFiniteError(CopgenError):
     """A NaN or an infinity appeared; the message names the step and the tensor."""
 
 
-def report(error: CopgenError) -> int:
-    """Print the one line that a command ends with; returns the command's exit code."""
-    print(f"copgen_fast: {error}", file=sys.stderr)
+def report(error: CopgenError, process: str = "") -> int:
+    """Print the one line that a command ends with; returns the command's exit code.
+
+    Args:
+        process: which of several it is.
+    """
+    print(f"copgen_fast: {process}{': ' if process else ''}{error}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from copgen_fast.checks import expect_tensor
@@ -11,11 +12,18 @@ from copgen_fast.ops.backend import resolve
 
 
 def nt_xent(
-    embeddings: Tensor, temperature: float, base_temperature: float | None, labels: Tensor | None = None
+    embeddings: Tensor,
+    temperature: float,
+    base_temperature: float | None,
+    labels: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Symmetric NT-Xent of embeddings [2N, D] whose rows i and N + i are views of one instance; a scalar.
 
     With labels, int64 [N], it is the supervised contrastive loss: all rows of a class are positives of each other.
+
+    Args:
+        group: negatives, and positives of a class, from all its ranks: see `ops.info_nce`.
 
     Raises:
         TypeError, ValueError: no floating-point matrix, or an odd number of rows.
@@ -25,7 +33,8 @@ def nt_xent(
         raise ValueError(f"embeddings: expected anchors and as many positives, got {len(embeddings)} rows")
     dtype = product_dtype(embeddings.dtype, embeddings.device, embeddings.shape[1])
     anchors, positives = embeddings.to(dtype).chunk(2)
-    return info_nce(anchors, positives, temperature=temperature, base_temperature=base_temperature, labels=labels)
+    factor = {"temperature": temperature, "base_temperature": base_temperature}
+    return info_nce(anchors, positives, **factor, labels=labels, group=group)
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device, dimension: int) -> torch.dtype:

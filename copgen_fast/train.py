@@ -14,16 +14,20 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import torch
 import tyro
 
-from copgen_fast import __version__, artifacts, augmentations, devices, optimizers, registry
+from copgen_fast import __version__, artifacts, augmentations, devices, distributed, optimizers, registry
 from copgen_fast.config import PRESETS, STAGES, RunConfig, differences, faults, identity
+from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.interrupts import handle_signals
 from copgen_fast.ops import backends
 from copgen_fast.stages import Run
 
 COMMAND = "python -m copgen_fast.train"
+SHARED = ("navigator", "pairs", "pretrain")
+"""Stages that several processes compute together."""
 
 
 def parse(arguments: list[str]) -> RunConfig:
@@ -74,33 +78,46 @@ def validate(config: RunConfig) -> None:
         registry.load("copgen_fast.evals", name)
     for name in (config.navigator.augmentation, config.pretrain.augmentation, config.probe.augmentation):
         augmentations.get(name)
+    for name in ("navigator", "pretrain"):
+        if name in config.stages:
+            distributed.expect_divisible(f"{name}.batch", getattr(config, name).batch)
 
 
-def open_run(config: RunConfig) -> Run:
-    """Make or reopen the run folder and record its configuration and the versions in use.
+def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Run:
+    """Make or reopen the run folder and record its configuration and the versions in use; rank 0 does.
 
     Raises:
         UsageError: the folder holds something else, or a run of another configuration.
+        LostRankError: rank 0 found such a fault.
     """
-    device = devices.resolve(config.device, config.precision)
     # Recorded as what it came to: resumed on a device of another precision, the run would be another.
     config = dataclasses.replace(config, precision=devices.resolve_precision(config.precision, device))
     optimizers.resolve(config.optimizer.impl, device)
     folder = Path(config.out)
-    record, wanted = folder / "config.json", identity(config)
+    if ranks.first:
+        record_run(config, folder, device, ranks)
+    ranks.meet("the run folder")
+    if not (folder / "config.json").exists():
+        raise UsageError(f"--out {folder} is not the same folder for all processes: choose one that all hosts share")
+    return Run(config, folder, device, ranks)
+
+
+def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) -> None:
+    """Check that `folder` is this run's, then write config.json and versions.json."""
+    record, wanted = folder / "config.json", identity(config, ranks.world)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if record.name in present:
         changed = differences(artifacts.read_json(record), wanted)
         if changed and present - {record.name, "versions.json"}:
+            why = " (per-rank batch norm makes results depend on it)" if changed[0].startswith("processes") else ""
             raise UsageError(
                 f"--out {folder} holds a run of another configuration: {'; '.join(changed[:3])}"
-                f"{' and more' if len(changed) > 3 else ''}: choose another --out"
+                f"{' and more' if len(changed) > 3 else ''}{why}: choose another --out"
             )
     elif folder.is_file() or (present and not holds_only_a_navigator(folder)):
         raise UsageError(f"--out {folder} is not empty and holds no run: choose another --out")
     artifacts.write_json(record, wanted)
-    artifacts.write_json(folder / "versions.json", versions(device))
-    return Run(config, folder, device)
+    artifacts.write_json(folder / "versions.json", versions(device) | {"processes": str(ranks.world)})
 
 
 def holds_only_a_navigator(folder: Path) -> bool:
@@ -121,20 +138,27 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         validate(config)
-        run = open_run(config)
-        print(f"run folder {run.folder}, device {run.device}, ops {backends()}", flush=True)
-        with handle_signals():
-            for stage in (stage for stage in STAGES if stage in config.stages):
-                started = time.perf_counter()
-                importlib.import_module(f"copgen_fast.stages.{stage}").run(run)
-                print(f"{stage}: done in {time.perf_counter() - started:.1f} s", flush=True)
+        device = devices.resolve(distributed.local_device(config.device), config.precision)
+        with handle_signals(), distributed.joined(device, config.timeout) as ranks:
+            run_stages(open_run(config, device, ranks))
     except CopgenError as error:
-        return report(error)
+        return report(error, distributed.name())
     except KeyboardInterrupt:
         print("copgen_fast: interrupted at once; the run goes on from its last checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
+def run_stages(run: Run) -> None:
+    """Run the stages that the configuration asks for; those that nothing is shared of, on rank 0 alone."""
+    tell = print if run.ranks.first else lambda *values, **options: None
+    tell(f"run folder {run.folder}, device {run.device}, ops {backends()}", flush=True)
+    for stage in (stage for stage in STAGES if stage in run.config.stages):
+        if run.ranks.first or stage in SHARED:
+            started = time.perf_counter()
+            importlib.import_module(f"copgen_fast.stages.{stage}").run(run)
+            tell(f"{stage}: done in {time.perf_counter() - started:.1f} s", flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

@@ -11,9 +11,22 @@ PACKAGE = Path(__file__).parent.parent / "copgen_fast"
 
 ROWS = [
     {"errors", "checks", "config", "seeds"},
-    {"registry", "interrupts", "kernels"},
-    {"ops", "artifacts", "latents", "devices", "figures", "flows", "inert", "memory", "optimizers", "quality"},
-    {"metrics", "pictures", "generators", "positives", "augmentations", "encoders", "losses", "pairs", "data"},
+    {"registry", "interrupts", "kernels", "roll_call"},
+    {
+        "ops",
+        "artifacts",
+        "distributed",
+        "latents",
+        "devices",
+        "figures",
+        "flows",
+        "inert",
+        "memory",
+        "optimizers",
+        "quality",
+    },
+    {"metrics", "pictures", "generators", "positives", "augmentations", "encoders", "losses", "pairs", "data"}
+    | {"batch_norm", "gradients"},
     {"accumulation", "loop", "views", "unpickle"},
     {"evals", "gan", "encoder_names"},
     {"stages"},

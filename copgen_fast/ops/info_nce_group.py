@@ -16,6 +16,9 @@ from torch import Tensor
 
 from copgen_fast.ops.info_nce_op import Similarity, row_gradients, row_losses
 
+# PyTorch 2.14 has a new name for it and warns of the old one.
+_all_gather_flat = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def expect_equal_batches(argument: str, x: Tensor, group: dist.ProcessGroup) -> None:
     """Raise ValueError in every process unless x [N, ...] has one shape in all of them.
@@ -33,7 +36,7 @@ def expect_equal_batches(argument: str, x: Tensor, group: dist.ProcessGroup) -> 
 def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """x [N, ...] of all ranks, [W N, ...] in their order; no gradient passes."""
     parts = x.new_empty((dist.get_world_size(group) * len(x), *x.shape[1:]))
-    dist.all_gather_into_tensor(parts, x.detach().contiguous(), group=group)
+    _all_gather_flat(parts, x.detach().contiguous(), group=group)
     return parts
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from copgen_fast.config import RunConfig
+from copgen_fast.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Run:
     config: RunConfig
     folder: Path
     device: torch.device
+    ranks: Ranks = ALONE
+    """This process among those that compute the run; rank 0 alone writes into the folder."""
 
     @property
     def navigator_file(self) -> Path:

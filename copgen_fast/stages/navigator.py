@@ -14,6 +14,7 @@ from torch.profiler import record_function
 from copgen_fast import (
     artifacts,
     augmentations,
+    batch_norm,
     devices,
     encoders,
     generators,
@@ -25,8 +26,10 @@ from copgen_fast import (
     seeds,
 )
 from copgen_fast.config import RunConfig
+from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import UsageError
+from copgen_fast.gradients import GradientMean
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import Row, read_rows
 from copgen_fast.ops import AugmentParams
@@ -66,6 +69,8 @@ class Game:
     adam_f: torch.optim.Optimizer
     adam_T: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    ranks: Ranks = ALONE
+    """Of several, each plays with its rows of the batch; gradients and losses are those of the whole."""
 
     def descend(self, loss: Tensor, *players: torch.optim.Optimizer) -> None:
         """Minimise `loss` by one step of each player; of none if its scaled gradient overflows for any."""
@@ -81,7 +86,7 @@ def alternating_step(game: Game, batch: Batch) -> StepResult:
     with weights_frozen(game.f):
         loss_T = -game.nce(v, batch.labels)
         game.descend(loss_T, game.adam_T)
-    return observe(batch.z, T_z, x, x_pos, loss_f, loss_T)
+    return observe(game.ranks, batch.z, T_z, x, x_pos, loss_f, loss_T)
 
 
 def simultaneous_step(game: Game, batch: Batch) -> StepResult:
@@ -90,7 +95,7 @@ def simultaneous_step(game: Game, batch: Batch) -> StepResult:
     v = game.t_x(torch.cat([x, x_pos]), batch.params)
     loss_f = game.nce(ReverseGradient.apply(v), batch.labels)
     game.descend(loss_f, game.adam_f, game.adam_T)
-    return observe(batch.z, T_z, x, x_pos, loss_f, -loss_f)
+    return observe(game.ranks, batch.z, T_z, x, x_pos, loss_f, -loss_f)
 
 
 @record_function("generator")
@@ -102,13 +107,17 @@ def generate(game: Game, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Tens
     return T_z, x, game.G(z + T_z, labels)
 
 
-def observe(z: Tensor, T_z: Tensor, x: Tensor, x_pos: Tensor, loss_f: Tensor, loss_T: Tensor) -> StepResult:
-    """The monitored numbers, left on the device.
+def observe(
+    ranks: Ranks, z: Tensor, T_z: Tensor, x: Tensor, x_pos: Tensor, loss_f: Tensor, loss_T: Tensor
+) -> StepResult:
+    """The monitored numbers, left on the device: of the whole batch, but losses, whose mean over ranks is.
 
     `displacement_shared` is ||mean_z T(z)||^2 / E||T(z)||^2: the part of the displacement's energy that is one
     constant offset for all instances (0.44 in the navigator that the paper's authors released).
     """
+    watched = {"latents": z, "displacement": T_z, "anchor images": x, "positive images": x_pos}
     with torch.no_grad():
+        z, T_z = ranks.gathered(z), ranks.gathered(T_z)
         metrics = {
             "loss_estimator": loss_f,
             "loss_navigator": loss_T,
@@ -118,7 +127,6 @@ def observe(z: Tensor, T_z: Tensor, x: Tensor, x_pos: Tensor, loss_f: Tensor, lo
             "displacement_shared": T_z.mean(0).square().sum() / T_z.square().sum(1).mean().clamp_min(1e-20),
             "positive_std": (z + T_z).std(),
         }
-    watched = {"latents": z, "displacement": T_z, "anchor images": x, "positive images": x_pos}
     return StepResult(metrics, watched)
 
 
@@ -149,6 +157,10 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
     with seeds.seeded(config.seed, "estimator"):
         f = ContrastiveModel(options.estimator)
     f = encoders.prepare(f, run.device, compiled=config.compile)
+    f = batch_norm.spread(f, config.bn, run.ranks, run.device)
+    run.ranks.share_start(f, T)
+    for player in (f, T):
+        GradientMean(player.parameters(), run.ranks)
     policy = augmentations.get(options.augmentation)
 
     def t_x(images: Tensor, params: AugmentParams) -> Tensor:
@@ -159,7 +171,7 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
             embeddings = f(views)
         with record_function("loss"):
             labels = labels if options.loss == "supcon" else None
-            return losses.nt_xent(embeddings, options.temperature, options.base_temperature, labels)
+            return losses.nt_xent(embeddings, options.temperature, options.base_temperature, labels, run.ranks.group)
 
     betas, impl = (0.5, 0.999), config.optimizer.impl
     return Game(
@@ -171,6 +183,7 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
         adam_f=optimizers.adam(f.parameters(), options.estimator_lr, betas, impl, run.device),
         adam_T=optimizers.adam(T.parameters(), options.lr, betas, impl, run.device),
         scaler=devices.grad_scaler(run.device, config.precision),
+        ranks=run.ranks,
     )
 
 
@@ -186,8 +199,8 @@ def draw_labels(G: nn.Module, count: int, device: torch.device, *key: seeds.Key)
     return devices.send(torch.randint(G.classes, (count,), generator=seeds.generator(*key)), device)
 
 
-def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device) -> Batch:
-    """What step `index` is given, drawn on the CPU from seeds: the same whatever the device."""
+def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device, ranks: Ranks = ALONE) -> Batch:
+    """What step `index` is given, drawn on the CPU from seeds: the same whatever the device and the number of ranks."""
     options = config.navigator
     z = draw_latents(config, G, seeds.derive32(config.seed, "navigator latents", index), options.batch, device)
     params = AugmentParams.sample(
@@ -197,7 +210,12 @@ def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device
         generator=seeds.generator(config.seed, "navigator views", index),
     )
     labels = draw_labels(G, options.batch, device, config.seed, "navigator labels", index)
-    return Batch(z, devices.send(params, device), labels)
+    rows = ranks.rows(options.batch)
+    return Batch(
+        z[rows],
+        devices.send(params[ranks.joint_rows(options.batch)], device),
+        None if labels is None else labels[rows],
+    )
 
 
 def run(run: Run) -> None:
@@ -217,10 +235,10 @@ def run(run: Run) -> None:
     keep_every = max(1, options.grid_every // options.batch)
 
     def data(index: int) -> Batch:
-        return draw_batch(config, G, index, run.device)
+        return draw_batch(config, G, index, run.device, run.ranks)
 
     def step_and_keep(index: int, batch: Batch) -> StepResult:
-        if index % keep_every == 0:
+        if run.ranks.first and index % keep_every == 0:
             keep(folder, index * options.batch, game, shown_z, shown_labels)
         return step(game, batch)
 
@@ -230,10 +248,12 @@ def run(run: Run) -> None:
     steps = max(1, options.samples // options.batch)
     plan = loop.Plan("navigator", folder, steps, options.batch, config.log_every, config.save_every)
     state = {"T": T, "f": game.f, "adam_T": game.adam_T, "adam_f": game.adam_f, "scaler": game.scaler}
-    summary = loop.run(step_and_keep, data, state, plan, reached_delta)
-    keep(folder, int(summary["samples"]), game, shown_z, shown_labels)
-    artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
-    artifacts.write_tensors(run.navigator_file, T.state_dict())
+    summary = loop.run(step_and_keep, data, state, plan, reached_delta, run.ranks)
+    if run.ranks.first:
+        keep(folder, int(summary["samples"]), game, shown_z, shown_labels)
+        artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
+        artifacts.write_tensors(run.navigator_file, T.state_dict())
+    run.ranks.meet("the navigator's end")
 
 
 def keep(folder: Path, samples: int, game: Game, z: Tensor, labels: Tensor | None) -> None:

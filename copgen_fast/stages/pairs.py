@@ -11,6 +11,12 @@ from copgen_fast.stages import Run
 
 def run(run: Run) -> None:
     """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY."""
+    if run.ranks.first:
+        write(run)
+    run.ranks.meet("the end of the pairs", patient=True)
+
+
+def write(run: Run) -> None:
     sources = {name: open_source(run, name) for name in run.config.pairs.positives}
     for name, (source, identity) in sources.items():
         folder = run.pairs_folder(name)

@@ -9,10 +9,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from copgen_fast import accumulation, artifacts, augmentations, data, devices, encoders, loop, losses, optimizers, seeds
+from copgen_fast import (
+    accumulation,
+    artifacts,
+    augmentations,
+    batch_norm,
+    data,
+    devices,
+    encoders,
+    loop,
+    losses,
+    optimizers,
+    seeds,
+)
 from copgen_fast.config import PretrainConfig, RunConfig
+from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import UsageError
+from copgen_fast.gradients import GradientMean
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import read_rows
 from copgen_fast.ops import AugmentParams
@@ -103,13 +117,13 @@ def run(run: Run) -> None:
 def pretrain(run: Run, method: str) -> None:
     config, options, folder = run.config, run.config.pretrain, run.folder / "pretrain" / method
     dataset = open_dataset(run, method)
-    batches = open_batches(dataset, options, config.seed, run.device)
-    learner = make_learner(config, run.device)
+    batches = open_batches(dataset, options, config.seed, run.device, run.ranks.rank, run.ranks.world)
+    learner = make_learner(config, run.device, run.ranks)
 
     def batch(index: int) -> Batch:
         pair = batches(index)
         rate = learning_rate(options, index, batches.steps_per_epoch)
-        return make_batch(config, index, pair, rate, run.device)
+        return make_batch(config, index, pair, rate, run.device, run.ranks)
 
     def step(index: int, batch: Batch) -> StepResult:
         return pretrain_step(learner, batch)
@@ -117,11 +131,14 @@ def pretrain(run: Run, method: str) -> None:
     steps = options.epochs * batches.steps_per_epoch
     plan = loop.Plan(f"pretrain {method}", folder, steps, options.batch, config.log_every, config.save_every)
     state = {"model": learner.f, "optimizer": learner.sgd, "scaler": learner.scaler}
-    summary = loop.run(step, batch, state, plan)
-    summary["views_per_s"] = 2 * summary["samples_per_s"]
-    summary["corrupt_pairs"] = len(batches.skipped)
-    artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
-    artifacts.write_tensors(run.encoder_file(method), learner.f.encoder.state_dict())
+    summary = loop.run(step, batch, state, plan, ranks=run.ranks)
+    skipped = run.ranks.meet(f"the last batch of {method}", str(len(batches.skipped)))
+    if run.ranks.first:
+        summary["views_per_s"] = 2 * summary["samples_per_s"]
+        summary["corrupt_pairs"] = sum(map(int, skipped))
+        artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
+        artifacts.write_tensors(run.encoder_file(method), learner.f.encoder.state_dict())
+    run.ranks.meet(f"the end of {method}'s encoder")
 
 
 def open_dataset(run: Run, method: str) -> data.RealPairs | PairDataset:
@@ -143,12 +160,15 @@ def open_dataset(run: Run, method: str) -> data.RealPairs | PairDataset:
     return pairs
 
 
-def make_learner(config: RunConfig, device: torch.device) -> Learner:
+def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Learner:
     """The encoder at its seeded start and its optimiser."""
     options = config.pretrain
     with seeds.seeded(config.seed, "encoder"):
         f = ContrastiveModel(options.encoder)
     f = encoders.prepare(f, device, compiled=config.compile, checkpointed=options.checkpoint)
+    f = batch_norm.spread(f, config.bn, ranks, device)
+    ranks.share_start(f)
+    GradientMean(f.parameters(), ranks)
     policy = augmentations.get(options.augmentation)
 
     def t(images: Tensor, params: AugmentParams) -> Tensor:
@@ -159,7 +179,7 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
             return f(views)
 
     def nce(embeddings: Tensor, labels: Tensor | None) -> Tensor:
-        return losses.nt_xent(embeddings, options.temperature, options.base_temperature, labels)
+        return losses.nt_xent(embeddings, options.temperature, options.base_temperature, labels, ranks.group)
 
     return Learner(
         f=f,
@@ -174,14 +194,20 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
     )
 
 
-def make_batch(config: RunConfig, index: int, pair: PairBatch, lr: float, device: torch.device) -> Batch:
-    """The batch of step `index`, its augmentation drawn on the CPU from seeds: the same whatever the device."""
-    images = pair.images
+def make_batch(
+    config: RunConfig, index: int, pair: PairBatch, lr: float, device: torch.device, ranks: Ranks = ALONE
+) -> Batch:
+    """The batch of step `index`, its augmentation drawn on the CPU from seeds: the same whatever the device.
+
+    Args:
+        pair: this rank's rows of the whole batch, whose augmentation is drawn before the rank takes its part.
+    """
+    images, pairs = pair.images, len(pair.labels) * ranks.world
     params = AugmentParams.sample(
-        len(images),
+        2 * pairs,
         tuple(images.shape[2:]),
         augmentations.get(config.pretrain.augmentation),
         generator=seeds.generator(config.seed, "pretrain views", index),
-    )
+    )[ranks.joint_rows(pairs)]
     labels = devices.send(pair.labels, device) if config.pretrain.loss == "supcon" else None
     return Batch(devices.send(images, device), devices.send(params, device), lr, labels)

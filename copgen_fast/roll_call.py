@@ -1,0 +1,170 @@
+"""Words between the processes of a run, through a key-value store: arrivals, signs of life, faults.
+
+A collective that waits for a process that is gone knows that somebody is missing, not who. So each process also
+signs here, from a thread: what is left of the run can say which rank is missing and where it was, on every backend.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import time
+
+import torch.distributed as dist
+
+from copgen_fast.errors import CopgenError
+
+SIGN_EVERY = 0.5
+"""Seconds between signs of life."""
+SILENCE = 3.0
+"""A rank whose sign does not change for so many seconds is gone."""
+UNSEEN = "nowhere yet"
+
+
+class LostRankError(CopgenError):
+    """Another process of the run stopped, died or hangs; the message names its rank."""
+
+
+class RollCall:
+    """This process's part in the roll call.
+
+    Args:
+        store: shared by the processes, and outliving any one of them, as torchrun's does.
+        timeout: seconds after which one that is waited for is missing.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world: int, timeout: float) -> None:
+        self.rank, self.world, self.timeout = rank, world, timeout
+        self._store = store
+        self._meetings = itertools.count()
+        self._place, self._moved, self._guarded = "the start", time.monotonic(), False
+        self._sign()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="roll call", daemon=True)
+        self._thread.start()
+
+    def at(self, place: str, guarded: bool = False) -> None:
+        """Say where this process is.
+
+        Args:
+            guarded: end the process, with a line, should it stay there for 1.5 x timeout: on a GPU the host may wait
+                without end for a collective that no exception comes from.
+        """
+        self._place, self._moved, self._guarded = place, time.monotonic(), guarded
+
+    def meet(self, place: str, word: str = "", patient: bool = False) -> list[str]:
+        """Wait for all ranks; returns the word that each brought, in their order.
+
+        Args:
+            patient: wait for as long as those that are missing give signs of life.
+
+        Raises:
+            LostRankError: a rank failed, or was not here `timeout` seconds after it last moved.
+        """
+        self.at(place)
+        meeting = next(self._meetings)
+        keys = [f"meeting {meeting}/{rank}" for rank in range(self.world)]
+        try:
+            self._store.set(keys[self.rank], word)
+            self._await(keys, place, patient)
+            words = [value.decode() for value in self._store.multi_get(keys)]
+            if meeting >= 2:  # everyone who is at this meeting has left the one before
+                self._store.delete_key(f"meeting {meeting - 2}/{self.rank}")
+        except dist.DistError as error:
+            raise LostRankError(f"at {place}: {_UNREACHABLE} ({str(error).splitlines()[0]})") from error
+        return words
+
+    def failed(self, reason: str, cause: bool = True) -> None:
+        """Tell the others that this process stops, and why; where even that fails, they will see it silent.
+
+        Args:
+            cause: False where it stops because of another rank, which `reason` names.
+        """
+        try:
+            self._store.set(f"{'fault' if cause else 'lost'}/{self.rank}", reason)
+            self._store.add("faults", 1)
+        except dist.DistError:
+            pass
+
+    def missing(self) -> str:
+        """Which ranks stopped, give no sign of life or are elsewhere: for when a collective failed. Takes seconds."""
+        try:
+            before, until = self._beats(), time.monotonic() + SILENCE
+            while time.monotonic() < until:
+                if faults := self._faults():
+                    return faults
+                time.sleep(0.1)
+            silent = [rank for rank, beat in enumerate(self._beats()) if beat == before[rank] and rank != self.rank]
+            if silent:
+                return "; ".join(f"rank {rank} gives no sign of life: {self._last_seen(rank)}" for rank in silent)
+            others = [rank for rank in range(self.world) if self._place_of(rank) != self._place]
+            if others:
+                return "; ".join(f"rank {rank} is still at {self._place_of(rank)}" for rank in others)
+            return f"all {self.world} ranks are alive and at {self._place}: look at the network between them"
+        except dist.DistError:
+            return _UNREACHABLE
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _await(self, keys: list[str], place: str, patient: bool) -> None:
+        pause, seen, changed = 0.001, None, time.monotonic()
+        while not self._store.check(keys):
+            if faults := self._faults():
+                raise LostRankError(faults)
+            absent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            signs = [self._beats()[rank] for rank in absent] if patient else [self._place_of(rank) for rank in absent]
+            if signs != seen:  # whoever comes nearer is waited for
+                seen, changed = signs, time.monotonic()
+            if time.monotonic() - changed > self.timeout:
+                named = "; ".join(f"rank {rank} is missing: {self._last_seen(rank)}" for rank in absent)
+                raise LostRankError(f"at {place}, after {self.timeout:g} s: {named}")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(SIGN_EVERY):
+            try:
+                self._sign()
+                stuck = time.monotonic() - self._moved
+                # A rank that failed never comes: the others need not wait out the time.
+                limit = min(10.0, self.timeout) if self._faults() else 1.5 * self.timeout
+            except dist.DistError:
+                return
+            if self._guarded and stuck > limit:
+                place = self._place
+                print(f"copgen_fast: rank {self.rank}: stuck at {place}: {self.missing()}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    def _sign(self) -> None:
+        self._store.set(f"place/{self.rank}", self._place)
+        self._store.add(f"beat/{self.rank}", 1)
+
+    def _beats(self) -> list[int]:
+        return [self._store.add(f"beat/{rank}", 0) for rank in range(self.world)]
+
+    def _place_of(self, rank: int) -> str:
+        if rank == self.rank:
+            return self._place
+        return self._read(f"place/{rank}") or UNSEEN
+
+    def _last_seen(self, rank: int) -> str:
+        place = self._place_of(rank)
+        return "it never came" if place == UNSEEN else f"it was last at {place}"
+
+    def _faults(self) -> str:
+        """Why others stopped; empty when none did. What was lost by others counts only where nobody gave a cause."""
+        if self._store.add("faults", 0) == 0:
+            return ""
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        causes = [f"rank {rank} stopped: {reason}" for rank in others if (reason := self._read(f"fault/{rank}"))]
+        return "; ".join(causes) or next(filter(None, (self._read(f"lost/{rank}") for rank in others)), "")
+
+    def _read(self, key: str) -> str:
+        return self._store.get(key).decode() if self._store.check([key]) else ""
+
+
+_UNREACHABLE = "the store that the processes share does not answer: its host (that of rank 0, or torchrun's) is gone"

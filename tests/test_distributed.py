@@ -1,0 +1,170 @@
+"""Several processes compute what one does on the same batch, and end together when one of them can't go on."""
+
+import dataclasses
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from copgen_fast import distributed, train
+from copgen_fast.config import PRESETS
+from copgen_fast.distributed import Ranks
+from copgen_fast.errors import UsageError
+from copgen_fast.metrics import read_rows
+from tests import distributed_ranks
+from tests.distributed_ranks import CPU, STEPS, TINY, N
+
+ROOT = Path(__file__).parents[1]
+CASES = ("alternating", "simultaneous", "pretrain")
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request, tmp_path_factory):
+    """What each rank computed, and the folder it did it in."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "tests.distributed_ranks", str(request.param), free_port(), str(folder)]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert child.returncode == 0, child.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)], folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same of one process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    assert train.main([*TINY, "--out", str(folder / "run")]) == 0
+    results = distributed_ranks.everything(Ranks(), folder)
+    torch.set_num_threads(threads)
+    return results, folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_curve_and_weights_are_those_of_one_process(ranks, whole, case):
+    curve, weights = whole[0][case]
+    assert curve.shape[0] == STEPS
+    for other_curve, other_weights in (rank[case] for rank in ranks[0]):
+        torch.testing.assert_close(other_curve, curve, rtol=1e-6, atol=1e-9)
+        assert list(other_weights) == list(weights), "state dicts keep their names"
+        torch.testing.assert_close(other_weights, weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_stay_bit_equal(ranks, case):
+    first, *others = (rank[case][1] for rank in ranks[0])
+    for other in others:
+        assert all(torch.equal(other[name], value) for name, value in first.items())
+
+
+def test_gradient_over_one_processs_is_one(ranks, whole):
+    """Norm of each parameter's gradient, distributed / single, in float64; and DistributedDataParallel agrees."""
+    expected = whole[0]["gradients"]
+    for rank in ranks[0]:
+        for name, gradient in rank["gradients"].items():
+            assert gradient.norm() / expected[name].norm() == pytest.approx(1, abs=1e-6)
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-10)
+            torch.testing.assert_close(gradient, rank["gradients, DDP"][name], rtol=1e-9, atol=1e-12)
+
+
+def test_per_rank_batch_norm_has_each_ranks_own_statistics(ranks, whole):
+    mean = "encoder.bn1.running_mean"
+    of_ranks = [rank["per-rank"][1][mean] for rank in ranks[0]]
+    assert not torch.equal(of_ranks[0], of_ranks[1])
+    assert all(not torch.allclose(own, whole[0]["alternating"][1][mean], rtol=1e-3) for own in of_ranks)
+    weights = [rank["per-rank"][1]["encoder.conv1.weight"] for rank in ranks[0]]
+    assert all(torch.equal(weight, weights[0]) for weight in weights), "weights are shared all the same"
+
+
+def test_loss_scaling_overflows_on_all_ranks_or_none(ranks):
+    for weight, scale in (rank["overflow"] for rank in ranks[0]):
+        assert torch.equal(weight, torch.ones(3)) and scale == 2.0
+
+
+def test_sigterm_on_one_rank_stops_all_after_the_same_step(ranks, whole):
+    for rank in ranks[0]:
+        assert rank["stopped"].startswith("Interrupted: test: stopped at step 10, state saved")
+        assert rank["resumed"] == 20
+        for name, value in rank["weights"].items():
+            assert torch.equal(value, ranks[0][0]["weights"][name])
+
+
+def test_a_nan_on_one_rank_stops_all_and_is_named(ranks):
+    last = len(ranks[0]) - 1
+    for rank in ranks[0]:
+        assert rank["nan"].startswith(f"NonFiniteError: test: NaN or infinity in inputs at step 7 on rank {last};")
+
+
+def test_folders_that_are_not_shared_are_noticed(ranks):
+    steps = ", ".join(["0"] * (len(ranks[0]) - 1) + ["10"])
+    for rank in ranks[0]:
+        assert f"would go on from different steps ({steps}, by rank)" in rank["elsewhere"]
+
+
+def test_the_command_leaves_what_one_process_leaves(ranks, whole):
+    results, folder = ranks
+    if len(results) > 2:
+        pytest.skip("run by two")
+    assert [rank["exit code"] for rank in results] == [0] * len(results)
+
+    def files(of):
+        return {str(path.relative_to(of)) for path in (of / "run").rglob("*") if "tensorboard" not in path.parts}
+
+    assert files(folder) == files(whole[1])
+    for log, tolerance in (("navigator", 0.1), ("pretrain/navigator", 0.1)):  # float32, where rounding grows fast
+        rows, expected = (read_rows(of / "run" / log / "metrics.jsonl") for of in (folder, whole[1]))
+        assert len(rows) == len(expected) == 4
+        assert rows[0]["loss" if "loss" in rows[0] else "loss_estimator"] == pytest.approx(
+            expected[0]["loss" if "loss" in rows[0] else "loss_estimator"], rel=1e-2 if "loss" in rows[0] else 1e-5
+        )
+        for row, other in zip(rows, expected, strict=True):
+            assert row == pytest.approx(other, rel=tolerance, abs=0.05)
+
+
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = PRESETS["quickstart"]
+    with pytest.raises(UsageError, match="navigator.batch: 128 rows are not divisible by 3 processes: choose a mult"):
+        train.validate(config)
+    train.validate(dataclasses.replace(config, stages=("pairs", "probe")))
+
+
+def test_per_rank_statistics_tie_a_run_to_its_number_of_processes(tmp_path):
+    config = dataclasses.replace(PRESETS["quickstart"], bn="per-rank", out=str(tmp_path))
+    train.record_run(config, tmp_path, CPU, Ranks(0, 2))
+    (tmp_path / "navigator").mkdir()
+    train.record_run(config, tmp_path, CPU, Ranks(0, 2))
+    with pytest.raises(UsageError, match=r"processes \(2 there, 4 here\) \(per-rank batch norm makes results depend"):
+        train.record_run(config, tmp_path, CPU, Ranks(0, 4))
+
+
+def test_rows_are_the_ranks_part_of_both_views():
+    joint = torch.cat([Ranks(rank, 4).joint_rows(N) for rank in range(4)])
+    assert sorted(joint.tolist()) == list(range(2 * N))
+    assert Ranks(1, 4).joint_rows(N).tolist() == [2, 3, N + 2, N + 3]
+    assert Ranks().joint_rows(N) == slice(None)
+
+
+def test_a_process_takes_the_gpu_of_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.local_device("auto") == "auto"
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert distributed.local_device("auto") == distributed.local_device("cuda") == "cuda:1"
+    assert distributed.local_device("cpu") == "cpu"
+    with pytest.raises(UsageError, match="--device cuda:0 names one device for 2 processes"):
+        distributed.local_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match=re.escape("2 processes on this host need as many GPUs, it has 2")):
+        distributed.local_device("auto")
