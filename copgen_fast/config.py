@@ -14,6 +14,7 @@ Codec = Literal["png", "jpeg", "raw"]
 Loss = Literal["nt-xent", "supcon"]
 OnCorrupt = Literal["stop", "skip"]
 BatchNorm = Literal["sync", "per-rank"]
+PairLoader = Literal["auto", "dali", "plain"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 POSITIVES: tuple[Positive, ...] = get_args(Positive)
 
@@ -143,7 +144,7 @@ class PretrainConfig:
     """Decoded pairs are kept in memory up to this size; beyond it, they are decoded anew each epoch."""
     workers: int = 2
     """Threads that load pairs ahead of the step; 0 loads them when they are asked for."""
-    loader: Literal["auto", "dali", "plain"] = "auto"
+    loader: PairLoader = "auto"
     """What loads shards; the batches are the same. auto: NVIDIA DALI where it is installed, the device is a GPU and
     the pairs don't fit the cache. plain: PyTorch and Pillow."""
     shuffle_shards: int | None = None
