@@ -107,7 +107,8 @@ def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ran
     record, wanted = folder / "config.json", identity(config, ranks.world)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if record.name in present:
-        changed = differences(artifacts.read_json(record), wanted)
+        # What a record lacks, an older version wrote it without: then it ran as the default does.
+        changed = differences(identity(RunConfig()) | artifacts.read_json(record), wanted)
         if changed and present - {record.name, "versions.json"}:
             why = " (per-rank batch norm makes results depend on it)" if changed[0].startswith("processes") else ""
             raise UsageError(

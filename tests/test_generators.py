@@ -1,4 +1,6 @@
 import copy
+import hashlib
+import shutil
 
 import pytest
 import torch
@@ -68,6 +70,25 @@ def test_a_generator_without_classes_takes_no_labels(generator):
     for one in (generator, *(generators.optimize(generator, level) for level in ("exact", "half"))):
         with pytest.raises(ValueError, match="^labels: expected none, this generator has no classes"):
             one(z, torch.zeros(2, dtype=torch.int64))
+
+
+def test_the_weights_file_is_printed_with_its_sha256_and_recorded(tmp_path, capsys):
+    record = generators.load(GeneratorConfig(name="digits"), torch.device("cpu")).record
+    assert capsys.readouterr().out == "", "nothing to say of what is part of the package"
+    assert record["name"] == "digits" and record["weights"] == "embedded"
+    copied = tmp_path / "copy.safetensors"
+    shutil.copy(digits.EMBEDDED, copied)
+    for level in ("published", "exact", "half"):
+        config = GeneratorConfig(name="digits", weights=str(copied), level=level)
+        assert generators.load(config, torch.device("cpu")).record == record | {"weights": str(copied)}
+        sha256 = hashlib.sha256(copied.read_bytes()).hexdigest()
+        assert capsys.readouterr().out == f"generator digits: {copied}, sha256 {sha256}\n"
+    assert record["sha256"] == sha256 and record["digest"] == generators.digest(generators.build("digits"))
+
+
+def test_an_option_that_a_generator_does_not_have_is_refused():
+    with pytest.raises(UsageError, match="generator.truncation: generator digits has none"):
+        generators.load(GeneratorConfig(name="digits", truncation=0.5), torch.device("cpu"))
 
 
 def test_an_image_does_not_depend_on_its_batch(generator, samples):

@@ -30,7 +30,7 @@ def test_one_command_makes_every_artefact(finished_run):
     for name in METHODS[2:]:
         assert (finished_run / "pairs" / name / "index.json").exists()
         assert (finished_run / "pretrain" / name / "encoder.safetensors").exists()
-    for name in ("config.json", "versions.json", "report.html", "metrics.json", "metrics.jsonl"):
+    for name in ("config.json", "generator.json", "versions.json", "report.html", "metrics.json", "metrics.jsonl"):
         assert (finished_run / name).stat().st_size > 0
     kept = sorted(path.name for path in (finished_run / "navigator" / "kept").iterdir())
     assert kept == ["0000000000.safetensors", "0000000032.safetensors", "0000000064.safetensors"]
@@ -98,6 +98,17 @@ def test_another_runs_folder_is_refused(finished_run, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty and holds no run" in fails([*TINY, "--out", str(tmp_path)], capsys)
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_run_of_a_version_without_some_option_goes_on(finished_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    record = json.loads((folder / "config.json").read_text())
+    assert record.pop("pretrain.loss") == "nt-xent"
+    (folder / "config.json").write_text(json.dumps(record))
+    supervised = [*TINY, "--pretrain.loss", "supcon", "--out", str(folder)]
+    assert "pretrain.loss (nt-xent there, supcon here)" in fails(supervised, capsys)
+    assert main([*TINY, "--out", str(folder), "--stages", "pairs"]) == 0
 
 
 def test_help_lists_presets_stages_and_fields(capsys):

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from copgen_fast import registry
+from copgen_fast import artifacts, registry
 from copgen_fast.config import GeneratorConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.generators._optimize import Level, optimize
@@ -26,11 +26,13 @@ class Generator(Protocol):
         latent_dim: length L of a latent.
         image_shape: (C, H, W) of an image; C is 3.
         classes: how many classes an image's may be chosen from; 0: it is not conditional.
+        weights_file: what it was built from.
     """
 
     latent_dim: int
     image_shape: tuple[int, int, int]
     classes: int
+    weights_file: Path
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [N, L], floating, to images [N, C, H, W] in [-1, 1], differentiable with respect to z.
@@ -65,7 +67,8 @@ def build(name: str, weights: str | Path | None = None, **options: float) -> nn.
 def load(config: GeneratorConfig, device: torch.device) -> nn.Module:
     """The generator of a run, on its device and as fast as `config.level` says.
 
-    Its attribute `weights_digest` is the `digest` of the weights it was made from.
+    Its attribute `record` says what it was made from, for artefacts: name, weights (the file, or "embedded"), the
+    file's sha256 and the `digest` of what it holds. The sha256 of a file from outside the package is printed.
 
     Raises:
         UsageError: see `build`; or `config.checkpoint` for a generator without a rewritten form.
@@ -79,8 +82,22 @@ def load(config: GeneratorConfig, device: torch.device) -> nn.Module:
         generator = optimize(published, config.level, checkpoint=config.checkpoint)
     if config.checkpoint and not getattr(generator, "checkpointed", False):
         raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
-    generator.weights_digest = digest(published)
+    generator.record = _record(config.name, published)
     return generator
+
+
+def _record(name: str, published: nn.Module) -> dict[str, str]:
+    file = published.weights_file.resolve()
+    embedded = file.is_relative_to(Path(__file__).parent)
+    sha256 = artifacts.sha256(file)
+    if not embedded:
+        print(f"generator {name}: {file}, sha256 {sha256}", flush=True)
+    return {
+        "name": name,
+        "weights": "embedded" if embedded else str(file),
+        "sha256": sha256,
+        "digest": digest(published),
+    }
 
 
 def digest(generator: nn.Module) -> str:

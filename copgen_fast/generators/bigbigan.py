@@ -180,4 +180,5 @@ def build(weights: str | Path | None = None) -> BigBiGAN:
     path = find("bigbigan", weights, FILE, SOURCE)
     generator = BigBiGAN()
     artifacts.load_strictly(generator, read_state(path), path)
+    generator.weights_file = path
     return generator

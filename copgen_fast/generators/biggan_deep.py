@@ -118,9 +118,11 @@ def build(weights: str | Path | None = None, truncation: float = 1.0) -> BigGAND
         raise UsageError(f"generator biggan-deep: {path} is not there: give {SOURCE} by --generator.weights")
     artifacts.load_strictly(network, read_state(path), path)
     try:
-        return BigGANDeep(network, truncation)
+        generator = BigGANDeep(network, truncation)
     except ValueError as error:
         raise UsageError(f"generator.{error}") from error
+    generator.weights_file = path
+    return generator
 
 
 def _network(path: Path) -> nn.Module:

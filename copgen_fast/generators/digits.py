@@ -106,4 +106,5 @@ def build(weights: str | Path | None = None) -> DigitsGenerator:
         artifacts.load_strictly(generator, tensors, path)
     except CopgenError as error:
         raise UsageError(f"{error}: {remedy}") from error
+    generator.weights_file = path
     return generator

@@ -173,6 +173,7 @@ def build(weights: str | Path | None = None) -> ResidualFlowGenerator:
         _expect_invertible(generator, path)
     except CopgenError as error:
         raise UsageError(f"{error}: {remedy}") from error
+    generator.weights_file = path
     return generator
 
 

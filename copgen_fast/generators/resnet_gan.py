@@ -114,6 +114,7 @@ def build(weights: str | Path | None = None) -> ResnetGAN:
         artifacts.load_strictly(generator, tensors, path)
     except CopgenError as error:
         raise UsageError(f"{error}: {_REMEDY}") from error
+    generator.weights_file = path
     return generator
 
 

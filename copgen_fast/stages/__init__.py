@@ -25,6 +25,11 @@ class Run:
     """This process among those that compute the run; rank 0 alone writes into the folder."""
 
     @property
+    def generator_record(self) -> Path:
+        """What the generator was made from (`generators.load`), recorded by the stages that run it."""
+        return self.folder / "generator.json"
+
+    @property
     def navigator_file(self) -> Path:
         """The trained T, made by the navigator stage."""
         return self.folder / "navigator" / "navigator.safetensors"

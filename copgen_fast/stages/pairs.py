@@ -18,6 +18,8 @@ def run(run: Run) -> None:
 
 def write(run: Run) -> None:
     sources = {name: open_source(run, name) for name in run.config.pairs.positives}
+    for source, _ in sources.values():
+        artifacts.write_json(run.generator_record, source.generator.record)
     for name, (source, identity) in sources.items():
         folder = run.pairs_folder(name)
         with tqdm(total=run.config.pairs.count, desc=f"pairs {name}", unit=" pairs") as bar:
@@ -42,7 +44,7 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
     source = PairSource(G, make, G.latent_dim, config.generator.prior, run.device, label_of)
     identity = {
         "generator": config.generator.name,
-        "generator_digest": G.weights_digest,
+        "generator_digest": G.record["digest"],
         "generator_level": config.generator.level,
         "positive": positive,
         "prior": config.generator.prior,
@@ -51,6 +53,8 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
     }
     if G.classes:
         identity["classes"] = G.classes
+    if config.generator.truncation is not None:
+        identity["truncation"] = config.generator.truncation
     if positive == "navigator":
         identity["navigator_digest"] = artifacts.sha256(run.navigator_file)
     elif positive == "untrained-navigator":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 
@@ -135,14 +136,20 @@ def make_pictures(run: Run) -> dict[str, list[tuple[str, str]]]:
     if run.config.pretrain.data == "real":
         return {}
     config = run.config
-    G = generators.optimize(generators.build(config.generator.name, config.generator.weights))
+    exact = dataclasses.replace(config.generator, level="exact", checkpoint=False)
+    G = generators.load(exact, torch.device("cpu"))
     seeds = range(config.pairs.start_seed, config.pairs.start_seed + COLUMNS)
     z = latents.sample_each(config.generator.prior, seeds, G.latent_dim)
+
+    def draw(latent: Tensor) -> Tensor:
+        """Images, of a conditional generator of classes from the first to the last."""
+        classes = torch.arange(len(latent)) * G.classes // len(latent) if G.classes else None
+        return G(latent, classes)
 
     def strip(label: str, latent: Tensor) -> tuple[str, str]:
         distance = (latent - z).norm(dim=1).mean().item()
         name = f"{label} ({distance:.2f})" if distance else label
-        return name, _embed(pictures.grid_png(G(latent), COLUMNS))
+        return name, _embed(pictures.grid_png(draw(latent), COLUMNS))
 
     setting = positives.Setting(G.latent_dim, config.seed, config.navigator, config.pairs, run.navigator_file)
     ways = [(name, positives.build(name, setting)(z, list(seeds))) for name in config.pairs.positives]
@@ -159,7 +166,7 @@ def make_pictures(run: Run) -> dict[str, list[tuple[str, str]]]:
             history.append(strip(f"after {int(path.stem)} samples", z + T(z)))
         sections["COP-Gen positives while the navigator learns"] = history
     more = latents.sample_each(config.generator.prior, range(2**31, 2**31 + 4 * COLUMNS), G.latent_dim)
-    sections["Samples of the generator"] = [("", _embed(pictures.grid_png(G(more), COLUMNS)))]
+    sections["Samples of the generator"] = [("", _embed(pictures.grid_png(draw(more), COLUMNS)))]
     return sections
 
 
