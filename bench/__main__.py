@@ -66,7 +66,7 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
     """Print the rows of these areas as they come, and write them to `options.json` at the end.
 
     Raises:
-        UsageError: no such device, thread count or case.
+        UsageError: no such device, thread count or case, or nothing to profile.
     """
     device = devices.resolve(options.device, "fp32")
     if options.threads is not None:
@@ -77,6 +77,8 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
     # Before the measurements: they are what loads the machine afterwards.
     record = {"machine": machine.machine(device), "versions": machine.versions(), "commit": machine.commit()}
     print(", ".join(f"{name} {value}" for name, value in record["machine"].items()))
+    if options.profile is not None:
+        return _profile(areas, options)
     print(_HEADER, flush=True)
     rows: list[Row] = []
     for area in areas:
@@ -89,6 +91,18 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
         raise UsageError(f"--only {options.only!r} leaves no case to measure")
     if options.json is not None:
         artifacts.write_json(options.json, record | {"rows": [asdict(row) for row in rows]})
+
+
+def _profile(areas: tuple[str, ...], options: Options) -> None:
+    modules = [importlib.import_module(f"bench.{area}") for area in areas]
+    able = [module for module in modules if hasattr(module, "profiles")]
+    printed = 0
+    for module in able:
+        for line in module.profiles(options):
+            print(line, flush=True)
+            printed += 1
+    if not printed:
+        raise UsageError(f"--profile: no training step in {', '.join(areas)} with --only {options.only!r}")
 
 
 def _compare(arguments: list[str]) -> int:

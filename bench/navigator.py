@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from bench import steps
 from bench.baselines import navigator as baselines
@@ -15,8 +16,7 @@ from bench.generator import Case as GeneratorCase
 from bench.generator import random_bigbigan
 from bench.harness import Call, Row
 from bench.options import Options
-from bench.rows import Ours, Subject, compare_all
-from copgen_fast import augmentations, devices, generators, seeds
+from copgen_fast import augmentations, generators, seeds
 from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, RunConfig
 from copgen_fast.errors import CopgenError
 from copgen_fast.positives.navigator import untrained
@@ -67,19 +67,12 @@ CASES = (
 
 def rows(options: Options) -> Iterator[Row]:
     """Rows of every case for this device, one for each precision."""
-    device = devices.resolve(options.device, "fp32")
-    for case in CASES:
-        if device.type in case.devices and options.only in str(case):
-            ours = [
-                Ours(
-                    Subject("navigator", "pytorch", precision, "step"),
-                    str(case),
-                    call,
-                    steps.products("generator three times, estimator", case.batch, call, precision, device),
-                )
-                for precision, call in our_steps(case, device)
-            ]
-            yield from compare_all(ours, their_step(case, device), options, device, steps.LEAST)
+    return steps.rows(_AREA, CASES, options)
+
+
+def profiles(options: Options) -> Iterator[str]:
+    """Where the time of every case goes."""
+    return steps.profiles(_AREA, CASES, options)
 
 
 def our_steps(case: Case, device: torch.device) -> Iterator[tuple[str, Call]]:
@@ -98,10 +91,16 @@ def _our_step(case: Case, published: nn.Module, precision: str, device: torch.de
     G = generators.optimize(published, level, dtype=steps.DTYPES[precision])
     T = untrained(G.latent_dim, config.navigator, config.seed).to(device)
     game = make_game(steps.run(config, device), G, T)
-    return lambda: alternating_step(game, draw_batch(config, G, 0, device))
+
+    def step() -> object:
+        with record_function("data"):
+            batch = draw_batch(config, G, 0, device)
+        return alternating_step(game, batch)
+
+    return step
 
 
-def their_step(case: Case, device: torch.device) -> dict[str, Callable[[], object]]:
+def their_step(case: Case, device: torch.device) -> dict[str, Call]:
     """The reference form by its name, from the weights and on the latents that ours has."""
     config, G = case.config("fp32"), case.published().to(device)
     game = their_game(case, G, device)
@@ -128,3 +127,6 @@ def their_game(case: Case, G: nn.Module, device: torch.device) -> baselines.Refe
         base_temperature=options.base_temperature,
         slices=not case.stacked,
     )
+
+
+_AREA = steps.Area("navigator", "generator three times, estimator", our_steps, their_step)

@@ -31,3 +31,7 @@ class Options:
 
     ablate: bool = False
     """augment, generator: also time them with one part or trick left out at a time; alone with `--only without`."""
+
+    profile: Path | None = None
+    """navigator, pretrain: measure nothing; leave a Chrome trace of each case in this folder and print where its
+    time goes."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch.profiler import record_function
 
 from bench import steps
 from bench.baselines import pretrain as baselines
 from bench.harness import Call, Row
 from bench.options import Options
-from bench.rows import Ours, Subject, compare_all
-from copgen_fast import augmentations, devices
+from copgen_fast import augmentations
 from copgen_fast.config import PRESETS, EncoderConfig, PretrainConfig, RunConfig
 from copgen_fast.pairs.loader import NO_LABEL, PairBatch
 from copgen_fast.stages.pretrain import make_batch, make_learner, pretrain_step
@@ -60,19 +60,12 @@ CASES = (
 
 def rows(options: Options) -> Iterator[Row]:
     """Rows of every case for this device, one for each precision."""
-    device = devices.resolve(options.device, "fp32")
-    for case in CASES:
-        if device.type in case.devices and options.only in str(case):
-            ours = [
-                Ours(
-                    Subject("pretrain", "pytorch", precision, "step"),
-                    str(case),
-                    call,
-                    steps.products("encoder, two views", case.batch, call, precision, device),
-                )
-                for precision, call in our_steps(case, device)
-            ]
-            yield from compare_all(ours, their_steps(case, device), options, device, steps.LEAST)
+    return steps.rows(_AREA, CASES, options)
+
+
+def profiles(options: Options) -> Iterator[str]:
+    """Where the time of every case goes."""
+    return steps.profiles(_AREA, CASES, options)
 
 
 def our_steps(case: Case, device: torch.device) -> Iterator[tuple[str, Call]]:
@@ -85,10 +78,16 @@ def our_steps(case: Case, device: torch.device) -> Iterator[tuple[str, Call]]:
 def _our_step(case: Case, pairs: PairBatch, precision: str, device: torch.device) -> Call:
     config = case.config(precision)
     learner = make_learner(config, device)
-    return lambda: pretrain_step(learner, make_batch(config, 0, pairs, config.pretrain.lr, device))
+
+    def step() -> object:
+        with record_function("data"):
+            batch = make_batch(config, 0, pairs, config.pretrain.lr, device)
+        return pretrain_step(learner, batch)
+
+    return step
 
 
-def their_steps(case: Case, device: torch.device) -> dict[str, Callable[[], object]]:
+def their_steps(case: Case, device: torch.device) -> dict[str, Call]:
     """The reference form by its name: with its augmentation, and with views that were made beforehand."""
     config = case.config("fp32")
     options, pairs = config.pretrain, case.pairs()
@@ -97,7 +96,7 @@ def their_steps(case: Case, device: torch.device) -> dict[str, Callable[[], obje
     augmented = baselines.pictures_loader(pairs.anchors, pairs.positives, policy, workers)
     views = augmented()
 
-    def step(source: Callable[[], torch.Tensor]) -> Callable[[], object]:
+    def step(source: Callable[[], torch.Tensor]) -> Call:
         training = baselines.reference_training(
             make_learner(config, device).f,
             source,
@@ -113,3 +112,6 @@ def their_steps(case: Case, device: torch.device) -> dict[str, Callable[[], obje
         f"reference form, fp32, PIL views by {workers} processes": step(augmented),
         "reference form, fp32, views at hand": step(lambda: views),
     }
+
+
+_AREA = steps.Area("pretrain", "encoder, two views", our_steps, their_steps)

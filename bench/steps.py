@@ -2,19 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.harness import Call
+from bench import profile
+from bench.harness import Call, Row
 from bench.limits import Limit, matrix_products
+from bench.options import Options
+from bench.rows import Ours, Subject, compare_all
+from copgen_fast import devices
 from copgen_fast.config import RunConfig
 from copgen_fast.stages import Run
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Samples of a step that takes seconds: in two minutes there is no time for more.
 LEAST = 3
+
+
+class Case(Protocol):
+    """One size of a step; its text names it."""
+
+    batch: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Area:
+    """How an area makes its steps.
+
+    Attributes:
+        name: the column `area`; `work` says what its products are.
+        ours: precisions with the stage's step in each; `theirs` the peers' by name. Both of a case, on a device.
+    """
+
+    name: str
+    work: str
+    ours: Callable[[Any, torch.device], Iterator[tuple[str, Call]]]
+    theirs: Callable[[Any, torch.device], dict[str, Call]]
+
+
+def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]:
+    """Rows of every case for this device, one for each precision and peer."""
+    for case, device in _chosen(cases, options):
+        ours = [
+            Ours(
+                Subject(area.name, "pytorch", precision, "step"),
+                str(case),
+                call,
+                products(area.work, case.batch, call, precision, device),
+            )
+            for precision, call in area.ours(case, device)
+        ]
+        yield from compare_all(ours, area.theirs(case, device), options, device, LEAST)
+
+
+def profiles(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[str]:
+    """Lines that say where each case's time goes, in each precision; a trace of each in `options.profile`."""
+    for case, device in _chosen(cases, options):
+        for precision, call in area.ours(case, device):
+            name = f"{area.name} {case} {precision}"
+            yield from profile.lines(name, profile.profile(name, call, device, options.profile))
+
+
+def _chosen(cases: tuple[Case, ...], options: Options) -> Iterator[tuple[Case, torch.device]]:
+    device = devices.resolve(options.device, "fp32")
+    for case in cases:
+        if device.type in case.devices and options.only in str(case):
+            yield case, device
 
 
 def precisions(device: torch.device, of_gpus: tuple[str, ...]) -> tuple[str, ...]:
