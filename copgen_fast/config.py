@@ -63,6 +63,9 @@ class NavigatorConfig:
     update: Literal["alternating", "simultaneous"] = "alternating"
     """alternating: the paper's, f first, then T through the updated f. simultaneous: one forward with
     gradient reversal updates both; faster, and not the paper's."""
+    graph: bool = False
+    """Replay the whole step as one CUDA graph; without a GPU, or for another optimiser than torch's fused one, the
+    run says so and goes on without."""
     lr: float = 1e-5
     """Adam learning rate of T."""
     estimator_lr: float = 3e-5
@@ -275,6 +278,7 @@ _INVOCATION = (
     "device",
     "timeout",
     "generator.checkpoint",
+    "navigator.graph",
     "pairs.workers",
     "pretrain.checkpoint",
     "pretrain.workers",

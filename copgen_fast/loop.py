@@ -202,7 +202,9 @@ def _expect_finite(finite: dict[str, list[float]], metrics: dict[str, list[float
 
 def _describe(bar: tqdm, row: Row, progress: Progress) -> None:
     shown = {name: f"{value:.3g}" for name, value in row.items() if name.startswith("loss")}
-    bar.set_postfix(shown | {"data_wait": f"{progress.waited / max(progress.seconds, 1e-9):.0%}"}, refresh=False)
+    bar.set_postfix(
+        shown | {"data_wait": f"{progress.waited / max(progress.seconds, progress.waited, 1e-9):.0%}"}, refresh=False
+    )
 
 
 def _summary(plan: Plan, progress: Progress) -> dict[str, float]:

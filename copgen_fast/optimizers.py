@@ -40,9 +40,7 @@ def adam(
     impl = resolve(impl, device)
     if impl == "apex":
         return _apex().FusedAdam(parameters, lr, betas=betas, adam_w_mode=False)
-    # Capturable costs the fused kernels nothing: their step count is on the device anyway.
-    capturable = impl == "fused" and device.type == "cuda"
-    return _portable(torch.optim.Adam(parameters, lr, betas, capturable=capturable, **{impl: True}))
+    return _portable(torch.optim.Adam(parameters, lr, betas, **{impl: True}))
 
 
 def sgd(

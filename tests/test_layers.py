@@ -28,7 +28,7 @@ ROWS = [
     {"metrics", "pictures", "generators", "positives", "augmentations", "encoders", "losses", "pairs", "data"}
     | {"batch_norm", "gradients"},
     {"accumulation", "loop", "views", "unpickle"},
-    {"evals", "gan", "encoder_names"},
+    {"evals", "gan", "graphs", "encoder_names"},
     {"stages"},
     {"train", "verify", "convert", "fit_generator", "fit_flow", "fit_gan"},
 ]

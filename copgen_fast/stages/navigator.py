@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from copgen_fast import (
     devices,
     encoders,
     generators,
+    graphs,
     latents,
     loop,
     losses,
@@ -218,6 +220,21 @@ def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device
     )
 
 
+def make_step(run: Run, game: Game) -> Callable[[Batch], StepResult]:
+    """One update of the configured kind; as a CUDA graph where that is asked for and possible."""
+    options = run.config.navigator
+    update = alternating_step if options.update == "alternating" else simultaneous_step
+    step = partial(update, game)
+    if not options.graph:
+        return step
+    adams = (game.adam_f, game.adam_T)
+    reason = graphs.obstacle(run.device, adams)
+    if reason is not None:
+        print(f"navigator.graph: not used, {reason}", flush=True)
+        return step
+    return graphs.GraphedStep(step, (game.f, game.T), adams, game.scaler)
+
+
 def run(run: Run) -> None:
     """Train T; leaves navigator.safetensors, kept earlier ones, picture grids and the log in RUN/navigator."""
     if run.navigator_file.exists():
@@ -229,7 +246,7 @@ def run(run: Run) -> None:
         raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} has none")
     T = untrained(G.latent_dim, options, config.seed).to(run.device)
     game = make_game(run, G, T)
-    step = alternating_step if options.update == "alternating" else simultaneous_step
+    step = make_step(run, game)
 
     shown_z = draw_latents(config, G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)
     shown_labels = draw_labels(G, GRID_COLUMNS, run.device, config.seed, "grid labels")
@@ -241,7 +258,7 @@ def run(run: Run) -> None:
     def step_and_keep(index: int, batch: Batch) -> StepResult:
         if run.ranks.first and index % keep_every == 0:
             keep(folder, index * options.batch, game, shown_z, shown_labels)
-        return step(game, batch)
+        return step(batch)
 
     def reached_delta(row: Row) -> bool:
         return options.delta is not None and not options.project and row["displacement_norm"] >= options.delta
