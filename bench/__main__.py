@@ -1,4 +1,4 @@
-"""Measure: python -m bench AREA [--json FILE]. Read what was measured: python -m bench compare|check FILES."""
+"""Measure: python -m bench AREA [--json FILE]. Read what was measured: python -m bench compare|check|report FILES."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from bench import check, compare, machine
+from bench import check, compare, machine, report
 from bench.harness import Row
 from bench.options import Options
-from copgen_fast import artifacts, devices
-from copgen_fast.errors import CopgenError, UsageError, report
+from copgen_fast import artifacts, devices, errors
+from copgen_fast.errors import CopgenError, UsageError
 
 COMMAND = "python -m bench"
 # A module of this folder each, with rows(options) -> Iterator[Row].
@@ -41,6 +41,17 @@ class CheckOptions:
     """What was not measured counts as missed on this device."""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Draw results: one page with tables and plots, and the plots as files."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Files of results (.json)."""
+
+    out: Path = Path("runs/bench")
+    """Folder for report.html and the plots."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run an area or all of them, or read files of results; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -58,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError(f"unknown area {area!r}: choose from {', '.join((*AREAS, 'all', *_READERS))}")
         measure(AREAS if area == "all" else (area,), tyro.cli(Options, prog=f"{COMMAND} {area}", args=rest))
     except CopgenError as error:
-        return report(error)
+        return errors.report(error)
     return 0
 
 
@@ -120,7 +131,18 @@ def _check(arguments: list[str]) -> int:
     return 0 if check.met(found, options.require) else 1
 
 
-_READERS = {"compare": (_compare, "A.json B.json"), "check": (_check, "FILE... [--require cpu|cuda]")}
+def _report(arguments: list[str]) -> int:
+    options = tyro.cli(ReportOptions, prog=f"{COMMAND} report", args=arguments)
+    for path in report.write(options.files, options.out):
+        print(path)
+    return 0
+
+
+_READERS = {
+    "compare": (_compare, "A.json B.json"),
+    "check": (_check, "FILE... [--require cpu|cuda]"),
+    "report": (_report, "FILE... [--out FOLDER]"),
+}
 
 _HEADER = (
     f"{'case':42} {'direction':16} {'backend':9} {'precision':9} {'ours ms':>9} {'spread':>6} "

@@ -13,18 +13,23 @@ MEASUREMENT = ("area", "case", "device", "precision", "direction")
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of one file, the fields of `harness.Row` each.
+    """The rows of one file that hold times, the fields of `harness.Row` each; tables of kernels have none.
 
     Raises:
         UsageError: it is missing or holds no results.
     """
+    return [row for row in content(path)["rows"] if "ours_ms" in row]
+
+
+def content(path: Path) -> dict:
+    """All of one file: `rows`, and where they were measured."""
     if not path.is_file():
         raise UsageError(f"{path} is missing: `python -m bench AREA --json {path}` writes it")
-    content = read_json(path)
-    rows = content.get("rows") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "ours_ms" in row for row in rows):
+    found = read_json(path)
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"{path} holds no benchmark results")
-    return rows
+    return found
 
 
 def read_all(paths: Iterable[Path]) -> list[dict]:

@@ -80,7 +80,7 @@ _TEXTS: dict[Measure, str] = {
     "peak_mb": "{:.1f} MB",
     "samples_per_s": "{:.0f} samples/s",
     "views_per_s": "{:.0f} views/s",
-    "waiting": "{:.1%} waiting",
+    "waiting": "{:.1%} of the time",
 }
 
 _FORWARD, _BOTH = "forward", "forward+backward"
@@ -183,11 +183,11 @@ TARGETS = (
     _generator("exact, sampling", "cpu", "bigbigan B=8 128px exact", _FORWARD, 2, "ratio"),
     _generator("exact, gradient of z", "cpu", "bigbigan B=8 128px exact", _BOTH, 2, "ratio"),
     _generator("B=256, of the product rate", "cuda", "bigbigan B=256 128px (half|graph)", _FORWARD, 0.45, "of_limit"),
-    _step("navigator, fp32", "cpu", "navigator", "bigbigan B=8 128px", precision="fp32", at_least=2),
-    _step("navigator, bf16", "cpu", "navigator", "bigbigan B=8 128px", precision="bf16", at_least=3, optional=True),
-    _step("loader beside PIL files", "cpu", "loader", "png 128px", at_least=3),
+    _step("the step, fp32", "cpu", "navigator", "bigbigan B=8 128px", precision="fp32", at_least=2),
+    _step("the step, bf16", "cpu", "navigator", "bigbigan B=8 128px", precision="bf16", at_least=3, optional=True),
+    _step("beside PIL and files", "cpu", "loader", "png 128px", at_least=3),
     _step(
-        "navigator",
+        "the step",
         "cuda",
         "navigator",
         "bigbigan B=.* 128px",
@@ -196,7 +196,7 @@ TARGETS = (
         card="H200",
     ),
     _step(
-        "pretraining, ResNet-50",
+        "the step, ResNet-50",
         "cuda",
         "pretrain",
         "resnet50 B=224 128px",
@@ -205,7 +205,7 @@ TARGETS = (
         card="H200",
     ),
     _step(
-        "pretraining, data wait",
+        "waiting for data",
         "cuda",
         "pretrain",
         "resnet50 B=224 128px, pairs read",
