@@ -23,15 +23,19 @@ from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, by: str = "") -> Iterator[Path]:
     """Yield a temporary path in the same folder; when the block ends well, it becomes `path`.
 
+    Args:
+        by: tells apart processes that may write the same path at the same time.
+
     Raises:
-        CopgenError: the disk is full. Nothing half-written is left, and an older `path` stays as it was.
+        CopgenError: the disk is full, or may not be written to. Nothing half-written is left, and an older `path`
+            stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.incomplete")
+    temporary = path.with_name(f".{path.name}{by}.incomplete")
     with explain_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             with open(temporary, "rb") as file:
@@ -45,13 +49,18 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn a full disk, met while writing `path`, into a CopgenError that says what to do."""
+    """Turn a full or read-only disk, met while writing `path`, into a CopgenError that says what to do."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise UsageError(
+                f"{path} can't be written ({error.strerror}): choose another --out, or make it writable"
+            ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(path.parent).free / 2**20
+        existing = next(folder for folder in path.parents if folder.exists())
+        free = shutil.disk_usage(existing).free / 2**20
         raise CopgenError(
             f"disk full while writing {path} ({free:.0f} MiB are free without it): no half-written file was left "
             "in place; make room and run the same command again"
@@ -66,13 +75,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    with atomic(path) as temporary:
+def write_bytes(path: Path, data: bytes, by: str = "") -> None:
+    with atomic(path, by) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+def write_json(path: Path, value: Any, by: str = "") -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode(), by)
 
 
 def read_json(path: Path) -> Any:

@@ -112,6 +112,10 @@ class PairsConfig:
     """How images are stored. png: lossless. jpeg: quality 95, colour at full resolution. raw: uint8, uncompressed."""
     workers: int = 2
     """Processes that encode images; 0: this one does."""
+    part: int = 0
+    """Of `parts`: only shards whose number modulo `parts` is `part` are written, each part by a process or host of its
+    own, into one --out on a shared disk or several; see `python -m copgen_fast.pairs.merge --help`."""
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,8 @@ _INVOCATION = (
     "generator.checkpoint",
     "navigator.graph",
     "pairs.workers",
+    "pairs.part",
+    "pairs.parts",
     "pretrain.checkpoint",
     "pretrain.workers",
     "pretrain.cache_gib",
@@ -293,6 +299,7 @@ _MAY_BE_ZERO = (
     "pairs.start_seed",
     "pairs.gaussian_std",
     "pairs.workers",
+    "pairs.part",
     "pretrain.momentum",
     "pretrain.weight_decay",
     "pretrain.cache_gib",
@@ -318,6 +325,8 @@ def faults(config: RunConfig) -> list[str]:
         )
     if config.compile and config.pretrain.checkpoint:
         found.append("compile: does not go with pretrain.checkpoint; torch.compile chooses itself what to keep")
+    if config.pairs.part >= config.pairs.parts:
+        found.append(f"pairs.part: expected less than pairs.parts, got {config.pairs.part} of {config.pairs.parts}")
     if config.pairs.start_seed + config.pairs.count > 2**32:
         found.append(
             f"pairs.start_seed: seeds must stay below 2**32, got up to {config.pairs.start_seed} + pairs.count"

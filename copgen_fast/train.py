@@ -23,6 +23,7 @@ from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.interrupts import handle_signals
 from copgen_fast.ops import backends
+from copgen_fast.pairs.parts import Part
 from copgen_fast.stages import Run
 
 COMMAND = "python -m copgen_fast.train"
@@ -117,8 +118,9 @@ def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ran
             )
     elif folder.is_file() or (present and not holds_only_a_navigator(folder)):
         raise UsageError(f"--out {folder} is not empty and holds no run: choose another --out")
-    artifacts.write_json(record, wanted)
-    artifacts.write_json(folder / "versions.json", versions(device) | {"processes": str(ranks.world)})
+    by = Part(config.pairs.part, config.pairs.parts).mark  # writers of parts may open one folder at the same time
+    artifacts.write_json(record, wanted, by)
+    artifacts.write_json(folder / "versions.json", versions(device) | {"processes": str(ranks.world)}, by)
 
 
 def holds_only_a_navigator(folder: Path) -> bool:

@@ -7,7 +7,8 @@ import torch
 from copgen_fast import artifacts
 from copgen_fast.config import PairsConfig
 from copgen_fast.latents import sample_each
-from copgen_fast.pairs.writer import PairSource, write_pairs
+from copgen_fast.pairs.source import PairSource
+from copgen_fast.pairs.writer import write_pairs
 
 LATENT_DIM = 4
 IDENTITY = {"positive": "shift", "generator": {"name": "analytic", "sha256": "00"}, "start_seed": 7}

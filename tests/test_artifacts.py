@@ -34,6 +34,33 @@ def test_a_full_disk_is_one_clear_error_and_keeps_the_old_file(tmp_path, monkeyp
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_not_be_written_is_a_fault_of_usage(tmp_path, monkeypatch, code):
+    def refuse(*arguments, **options):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", refuse)
+    with pytest.raises(UsageError, match=rf"file\.json can't be written \({os.strerror(code)}\): choose another --out"):
+        artifacts.write_json(tmp_path / "new" / "file.json", {})
+
+
+def test_a_disk_too_full_for_a_folder_is_named(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", full)
+    with pytest.raises(CopgenError, match="disk full while writing"):
+        artifacts.write_json(tmp_path / "new" / "file.json", {})
+
+
+def test_writers_of_one_path_have_temporary_names_of_their_own(tmp_path):
+    path = tmp_path / "file"
+    with artifacts.atomic(path, by=".one") as one, artifacts.atomic(path, by=".other") as other:
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+    assert path.read_bytes() == b"one" and os.listdir(tmp_path) == ["file"]
+
+
 def test_other_write_errors_stay_what_they_are(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")

@@ -121,6 +121,13 @@ def test_latents_of_another_shape_are_named(folder):
         verify_pairs(folder, source(), IDENTITY)
 
 
+def test_a_shard_too_many_is_named(folder):
+    (folder / "shard-000003.tar").write_bytes(b"")
+    (folder / "notes.txt").write_text("not a shard")
+    with pytest.raises(CorruptArtifactError, match=r"holds shards that its index does not list: shard-000003\.tar: "):
+        verify_pairs(folder, source(), IDENTITY)
+
+
 def test_other_identity_is_refused(folder):
     with pytest.raises(UsageError, match="positive"):
         verify_pairs(folder, source(), IDENTITY | {"positive": "identity"})

@@ -14,7 +14,7 @@ from copgen_fast import artifacts
 from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
 from copgen_fast.interrupts import Interrupted, handle_signals
 from copgen_fast.latents import sample_each
-from copgen_fast.pairs import writer
+from copgen_fast.pairs import pipeline
 from copgen_fast.pairs.encoding import Encoders
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.loader import PairDataset
@@ -214,7 +214,7 @@ def test_a_dead_worker_leaves_nothing_half_written(tmp_path, whole, monkeypatch)
         while processes:
             os.kill(processes.pop(), signal.SIGKILL)
 
-    monkeypatch.setattr(writer, "Encoders", Watched)
+    monkeypatch.setattr(pipeline, "Encoders", Watched)
     with pytest.raises(CopgenError, match=r"encoding worker . of 2 \(process \d+\) was ended by SIGKILL: the shards"):
         write(tmp_path, dataclasses.replace(CONFIG, workers=2, shard_size=10), progress=kill)
     assert contents(tmp_path) == {}
@@ -226,7 +226,7 @@ def test_a_dead_worker_leaves_nothing_half_written(tmp_path, whole, monkeypatch)
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_generation_stays_a_stated_number_of_batches_ahead(tmp_path, whole, monkeypatch, ahead):
     """Also as on a GPU, which has a batch before it while the host waits for another: the slots suffice."""
-    monkeypatch.setattr(writer, "_batches_on", lambda device: ahead)
+    monkeypatch.setattr(pipeline, "_batches_on", lambda device: ahead)
     made, lead = [], []
 
     def counted(z):
@@ -245,10 +245,10 @@ def test_an_exception_comes_after_the_items_before_it():
 
     found = []
     with pytest.raises(ZeroDivisionError):
-        for item in writer._ahead(items(), 5):
+        for item in pipeline._ahead(items(), 5):
             found.append(item)
     assert found == [1, 2, 3]
-    assert list(writer._ahead(iter(range(5)), 2)) == [0, 1, 2, 3, 4]
+    assert list(pipeline._ahead(iter(range(5)), 2)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("call", (1, 3, 5, 8, 17))

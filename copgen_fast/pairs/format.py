@@ -31,6 +31,9 @@ from copgen_fast.pairs.codecs import CODECS, REMEDY
 
 FORMAT = 2
 """2 names the codec; folders of 1 hold PNG files and are read too."""
+WHOLE = "index.json"
+PARTS = "index.part-*-of-*.json"
+"""What writers of a part each list theirs in, see `pairs.parts`."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -181,18 +184,19 @@ class Index:
         return sum(shard.count for shard in self.shards) == self.count
 
 
-def write_index(folder: Path, index: Index) -> None:
-    artifacts.write_json(folder / "index.json", {"format": FORMAT, **dataclasses.asdict(index)})
+def write_index(folder: Path, index: Index, name: str = WHOLE, by: str = "") -> None:
+    """Write an index; `by` tells apart those who may write it at the same time."""
+    artifacts.write_json(folder / name, {"format": FORMAT, **dataclasses.asdict(index)}, by)
 
 
-def read_index(folder: Path) -> Index:
-    """Read index.json of a folder that may still lack shards.
+def read_index(folder: Path, name: str = WHOLE) -> Index:
+    """Read an index of a folder that may still lack shards.
 
     Raises:
         UsageError: there is none, or another version wrote it.
         CorruptArtifactError: it is no index of pairs.
     """
-    path = artifacts.require(folder / "index.json", "pairs")
+    path = artifacts.require(folder / name, "pairs")
     values = artifacts.read_json(path)
     try:
         written_by = values.pop("format")
@@ -221,6 +225,11 @@ def read_complete_index(folder: Path) -> Index:
         UsageError: no index, or shards are missing.
         CorruptArtifactError: the index is altered.
     """
+    if not (folder / WHOLE).exists() and (parts := sorted(path.name for path in folder.glob(PARTS))):
+        raise UsageError(
+            f"{folder} holds parts ({', '.join(parts)}) and no {WHOLE}: once every part is written, "
+            f"`python -m copgen_fast.pairs.merge {folder}` makes it"
+        )
     index = read_index(folder)
     if not index.complete:
         there, wanted = len(index.shards), len(plan(index.count, index.shard_size))

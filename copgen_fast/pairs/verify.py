@@ -13,7 +13,8 @@ from copgen_fast.errors import CorruptArtifactError
 from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.pairs.format import Shard, check_file, key, read_complete_index, sidecar
 from copgen_fast.pairs.loader import PairDataset
-from copgen_fast.pairs.writer import PairSource, require_same
+from copgen_fast.pairs.parts import require_same, strangers
+from copgen_fast.pairs.source import PairSource
 
 _CHUNK = 64  # pairs made at a time
 
@@ -33,7 +34,8 @@ def verify_pairs(folder: Path, source: PairSource, identity: dict, samples: int 
 
     Raises:
         UsageError: shards are missing, or the folder holds pairs of another identity.
-        CorruptArtifactError: the message names the shard, and the pair's key where one is at fault.
+        CorruptArtifactError: the folder holds other shards too, or one is at fault; the message names the shard, and
+            the pair's key where one is at fault.
     """
     folder = Path(folder)
     index = read_complete_index(folder)
@@ -41,6 +43,10 @@ def verify_pairs(folder: Path, source: PairSource, identity: dict, samples: int 
     for shard in index.shards:
         check_file(folder / shard.name, shard.bytes, shard.sha256)
         check_file(folder / sidecar(shard.name), shard.sidecar_bytes, shard.sidecar_sha256)
+    if extra := strangers(folder, index.shards):
+        raise CorruptArtifactError(
+            f"{folder} holds shards that its index does not list: {', '.join(extra)}: delete them"
+        )
     chosen = torch.randperm(index.count, generator=seeds.generator(seed, "verify"))[:samples].sort().values
     pairs, largest = PairDataset(folder, check=False), 0
     with torch.no_grad():

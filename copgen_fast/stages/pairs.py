@@ -5,28 +5,35 @@ from __future__ import annotations
 from tqdm import tqdm
 
 from copgen_fast import artifacts, generators, positives
-from copgen_fast.pairs.writer import PairSource, write_pairs
+from copgen_fast.pairs.parts import Part
+from copgen_fast.pairs.source import PairSource
+from copgen_fast.pairs.writer import write_pairs
 from copgen_fast.stages import Run
 
 
 def run(run: Run) -> None:
-    """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY."""
+    """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY; of one part, where asked to."""
     if run.ranks.first:
         write(run)
     run.ranks.meet("the end of the pairs", patient=True)
 
 
 def write(run: Run) -> None:
-    sources = {name: open_source(run, name) for name in run.config.pairs.positives}
+    config = run.config.pairs
+    part = Part(config.part, config.parts)
+    images = 2 * sum(span.count for span in part.spans(config.count, config.shard_size))
+    sources = {name: open_source(run, name) for name in config.positives}
     for source, _ in sources.values():
-        artifacts.write_json(run.generator_record, source.generator.record)
+        artifacts.write_json(run.generator_record, source.generator.record, by=part.mark)
     for name, (source, identity) in sources.items():
         folder = run.pairs_folder(name)
-        with tqdm(total=run.config.pairs.count, desc=f"pairs {name}", unit=" pairs") as bar:
-            summary = write_pairs(folder, source, run.config.pairs, identity, bar.update)
+        with tqdm(total=images, desc=f"pairs {name}", unit=" images") as bar:
+            summary = write_pairs(folder, source, config, identity, lambda pairs, bar=bar: bar.update(2 * pairs))
+        if summary["displacement_mean"] is None:
+            print(f"pairs {name}: part {config.part} of {config.parts} is written, others are not yet", flush=True)
         # A kill after the last shard leaves none: then the next run, which writes no pair, makes it up.
-        if summary["written"] or not (folder / "summary.json").exists():
-            artifacts.write_json(folder / "summary.json", summary)
+        elif summary["written"] or not (folder / "summary.json").exists():
+            artifacts.write_json(folder / "summary.json", summary, by=part.mark)
 
 
 def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
