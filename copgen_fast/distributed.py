@@ -200,7 +200,7 @@ def _told_to(roll_call: RollCall) -> Iterator[None]:
         raise
     except BaseException as error:
         if _of_a_collective(error):
-            missing = roll_call.missing()
+            missing = roll_call.missing() or f"all ranks are alive, look at the network between them: {error}"
             roll_call.failed(missing, cause=False)
             raise LostRankError(missing) from error
         roll_call.failed(str(error) if isinstance(error, CopgenError) else f"{type(error).__name__}: {error}")

@@ -6,7 +6,6 @@ signs here, from a thread: what is left of the run can say which rank is missing
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import threading
@@ -20,7 +19,6 @@ SIGN_EVERY = 0.5
 """Seconds between signs of life."""
 SILENCE = 3.0
 """A rank whose sign does not change for so many seconds is gone."""
-UNSEEN = "nowhere yet"
 
 
 class LostRankError(CopgenError):
@@ -38,7 +36,7 @@ class RollCall:
     def __init__(self, store: dist.Store, rank: int, world: int, timeout: float) -> None:
         self.rank, self.world, self.timeout = rank, world, timeout
         self._store = store
-        self._meetings = itertools.count()
+        self._meeting, self._moves = 0, 0
         self._place, self._moved, self._guarded = "the start", time.monotonic(), False
         self._sign()
         self._closed = threading.Event()
@@ -53,6 +51,7 @@ class RollCall:
                 without end for a collective that no exception comes from.
         """
         self._place, self._moved, self._guarded = place, time.monotonic(), guarded
+        self._moves += 1
 
     def meet(self, place: str, word: str = "", patient: bool = False) -> list[str]:
         """Wait for all ranks; returns the word that each brought, in their order.
@@ -64,7 +63,8 @@ class RollCall:
             LostRankError: a rank failed, or was not here `timeout` seconds after it last moved.
         """
         self.at(place)
-        meeting = next(self._meetings)
+        meeting = self._meeting
+        self._meeting, self._moves = meeting + 1, 0  # all have moved equally far who are here
         keys = [f"meeting {meeting}/{rank}" for rank in range(self.world)]
         try:
             self._store.set(keys[self.rank], word)
@@ -89,20 +89,20 @@ class RollCall:
             pass
 
     def missing(self) -> str:
-        """Which ranks stopped, give no sign of life or are elsewhere: for when a collective failed. Takes seconds."""
+        """Which ranks stopped, give no sign of life or are behind this one; empty when none. Takes seconds."""
+        self._guarded = False
         try:
             before, until = self._beats(), time.monotonic() + SILENCE
             while time.monotonic() < until:
                 if faults := self._faults():
                     return faults
+                self._sign()  # should this be the thread that does
                 time.sleep(0.1)
             silent = [rank for rank, beat in enumerate(self._beats()) if beat == before[rank] and rank != self.rank]
             if silent:
                 return "; ".join(f"rank {rank} gives no sign of life: {self._last_seen(rank)}" for rank in silent)
-            others = [rank for rank in range(self.world) if self._place_of(rank) != self._place]
-            if others:
-                return "; ".join(f"rank {rank} is still at {self._place_of(rank)}" for rank in others)
-            return f"all {self.world} ranks are alive and at {self._place}: look at the network between them"
+            behind = [rank for rank in range(self.world) if self._position(rank) < (self._meeting, self._moves)]
+            return "; ".join(f"rank {rank} is still at {self._place_of(rank)}" for rank in behind)
         except dist.DistError:
             return _UNREACHABLE
 
@@ -135,25 +135,34 @@ class RollCall:
             except dist.DistError:
                 return
             if self._guarded and stuck > limit:
-                place = self._place
-                print(f"copgen_fast: rank {self.rank}: stuck at {place}: {self.missing()}", file=sys.stderr, flush=True)
-                os._exit(1)
+                self._end(f"stuck at {self._place}")
+
+    def _end(self, how: str) -> None:
+        missing = self.missing()
+        self.failed(missing or how, cause=not missing)
+        why = missing or "the others wait for it"
+        # On a line of its own, after a progress bar's.
+        print(f"\ncopgen_fast: rank {self.rank}: {how}: {why}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _sign(self) -> None:
-        self._store.set(f"place/{self.rank}", self._place)
+        self._store.set(f"place/{self.rank}", f"{self._meeting} {self._moves} {self._place}")
         self._store.add(f"beat/{self.rank}", 1)
 
     def _beats(self) -> list[int]:
         return [self._store.add(f"beat/{rank}", 0) for rank in range(self.world)]
 
     def _place_of(self, rank: int) -> str:
-        if rank == self.rank:
-            return self._place
-        return self._read(f"place/{rank}") or UNSEEN
+        return self._read(f"place/{rank}").partition(" ")[2].partition(" ")[2]
+
+    def _position(self, rank: int) -> tuple[int, ...]:
+        """How far a rank is in the run: meetings, and moves since the last."""
+        meeting, moves, _ = (self._read(f"place/{rank}") or "-1 0 ").split(" ", 2)
+        return int(meeting), int(moves)
 
     def _last_seen(self, rank: int) -> str:
         place = self._place_of(rank)
-        return "it never came" if place == UNSEEN else f"it was last at {place}"
+        return f"last heard of at {place}" if place else "it never came"
 
     def _faults(self) -> str:
         """Why others stopped; empty when none did. What was lost by others counts only where nobody gave a cause."""

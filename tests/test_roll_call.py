@@ -1,0 +1,93 @@
+"""When a process goes missing the others end, soon and with a line that names it."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from copgen_fast.roll_call import LostRankError, RollCall
+from tests.missing_ranks import MISSING_AT, WAYS
+from tests.test_distributed import free_port
+
+ROOT = Path(__file__).parents[1]
+SEEN = r"last heard of at .*"  # it signs twice a second
+AT_STEP = f"the data of step {MISSING_AT} of"
+SAID = {
+    "killed": f"rank 1 gives no sign of life: {SEEN}",
+    "paused": f"rank 1 gives no sign of life: {SEEN}",
+    "hanging": f"rank 1 is still at {AT_STEP} hanging",
+    "failing": "rank 1 stopped: ValueError: no such pair",
+    "stuck": f"stuck at step {MISSING_AT} of stuck: rank 1 is still at {AT_STEP} stuck",
+    "absent": f"at the meeting, after 5 s: rank 1 is missing: last heard of at {AT_STEP} absent",
+}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """What each rank 0 said, with the seconds in which all had ended."""
+    folder = tmp_path_factory.mktemp("missing")
+    command = [sys.executable, "-m", "tests.missing_ranks", str(folder), *(f"{way}={free_port()}" for way in WAYS)]
+    started = time.monotonic()
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    said = {way: (folder / f"{way}.0").read_text() for way in WAYS}
+    assert child.returncode == 0, said
+    return said, time.monotonic() - started
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_rank_that_is_missing_is_named(ends, way):
+    lines = [line for line in ends[0][way].replace("\r", "\n").splitlines() if line.startswith("copgen_fast:")]
+    assert len(lines) == 1
+    assert re.fullmatch(f"copgen_fast: rank 0: {SAID[way]}", lines[0])
+    assert "Traceback" not in ends[0][way]
+
+
+def test_nobody_waits_long(ends):
+    assert ends[1] < 60, "seconds, on a busy machine; timeouts were 5"
+
+
+@pytest.fixture
+def calls():
+    """Two processes' parts of a roll call, in one process."""
+    store = dist.HashStore()
+    both = [RollCall(store, rank, 2, timeout=0.3) for rank in range(2)]
+    yield both
+    for call in both:
+        call.close()
+
+
+def test_words_are_exchanged_in_the_order_of_ranks(calls):
+    first, second = calls
+    for number in range(4):
+        first._store.set(f"meeting {number}/1", f"second's {number}")
+        assert first.meet("here", f"first's {number}") == [f"first's {number}", f"second's {number}"]
+    assert not first._store.check(["meeting 0/0"]), "old words are swept up"
+
+
+def test_whoever_moves_is_waited_for(calls):
+    first, second = calls
+    moves = iter(range(100))
+    place_of = first._place_of
+
+    def moving(rank):
+        second.at(f"shard {min(next(moves), 20)}")
+        second._sign()
+        return place_of(rank)
+
+    first._place_of = moving
+    with pytest.raises(LostRankError, match=re.escape("rank 1 is missing: last heard of at shard 20")):
+        first.meet("the end of the pairs")
+
+
+def test_causes_come_before_what_others_lost(calls):
+    first, second = calls
+    second.failed("rank 0 gives no sign of life", cause=False)
+    assert first._faults() == "rank 0 gives no sign of life"
+    second.failed("the disk is full")
+    assert first._faults() == "rank 1 stopped: the disk is full"
+    with pytest.raises(LostRankError, match="rank 1 stopped: the disk is full"):
+        first.meet("the run folder")
