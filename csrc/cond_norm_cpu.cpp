@@ -96,25 +96,43 @@ COPGEN_INLINE void sum_of_four(const Size& size, int64_t channels, const S* grad
   }
 }
 
-// Adds to sums [2, C], of scales and then of shifts, where there are any. G is S, or T after sum_of_four.
+// `K` pixels, whose share is added to sums [2, C], of scales and then of shifts.
+template <int K, typename T, typename G, typename S>
+COPGEN_INLINE void few_pixels_backward(int64_t channels, Affine<T> affine, const G* grad, const S* x, S* grad_x,
+                                       T* sums) {
+  const T *scale = affine.scale, *shift = affine.shift;
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    T of_scale = 0, of_shift = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t i = k * channels + c;
+      const T value = T(x[i]), passed = value * scale[c] + shift[c] <= T(0) ? T(0) : T(grad[i]);
+      grad_x[i] = S(passed * scale[c]);
+      of_scale += passed * value;
+      of_shift += passed;
+    }
+    sums[c] += of_scale;
+    sums[channels + c] += of_shift;
+  }
+}
+
+// Sums are left out where there are none. G is S, or T after sum_of_four.
 template <typename T, typename G, typename S>
 COPGEN_INLINE void pixels_backward(int64_t channels, Affine<T> affine, const G* grad, const S* x, int64_t count,
                                    S* grad_x, T* sums) {
+  constexpr int kTogether = 4;  // four at a time: fewer additions one after the other, and less traffic
   const T *scale = affine.scale, *shift = affine.shift;
-  for (int64_t p = 0; p < count; ++p, grad += channels, x += channels, grad_x += channels) {
-    if (sums == nullptr) {
+  int64_t p = 0;
+  for (; sums != nullptr && p + kTogether <= count; p += kTogether)
+    few_pixels_backward<kTogether>(channels, affine, grad + p * channels, x + p * channels, grad_x + p * channels,
+                                   sums);
+  for (; sums != nullptr && p < count; ++p)
+    few_pixels_backward<1>(channels, affine, grad + p * channels, x + p * channels, grad_x + p * channels, sums);
+  for (; p < count; ++p) {
+    const int64_t start = p * channels;
 #pragma omp simd
-      for (int64_t c = 0; c < channels; ++c)
-        grad_x[c] = S(T(x[c]) * scale[c] + shift[c] <= T(0) ? T(0) : T(grad[c]) * scale[c]);
-      continue;
-    }
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      const T value = T(x[c]), passed = value * scale[c] + shift[c] <= T(0) ? T(0) : T(grad[c]);
-      grad_x[c] = S(passed * scale[c]);
-      sums[c] += passed * value;
-      sums[channels + c] += passed;
-    }
+    for (int64_t c = 0; c < channels; ++c)
+      grad_x[start + c] = S(T(x[start + c]) * scale[c] + shift[c] <= T(0) ? T(0) : T(grad[start + c]) * scale[c]);
   }
 }
 

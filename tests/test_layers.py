@@ -30,7 +30,8 @@ ROWS = [
     {"accumulation", "loop", "views", "unpickle"},
     {"evals", "gan", "graphs", "encoder_names"},
     {"stages"},
-    {"train", "verify", "convert", "fit_generator", "fit_flow", "fit_gan"},
+    {"diagnosis"},
+    {"train", "verify", "convert", "fit_generator", "fit_flow", "fit_gan", "doctor"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 

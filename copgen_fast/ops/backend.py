@@ -79,6 +79,20 @@ def resolve(
     return backend
 
 
+def reason(op: str, device: torch.device | str, *, dtype: torch.dtype = torch.float32, dimension: int = 128) -> str:
+    """Why `resolve` takes the backend that it takes unasked: what is wrong with those that would be faster."""
+    device = torch.device(device)
+    chosen = resolve(op, device, dtype=dtype, dimension=dimension)
+    if device.type not in _FASTEST[op]:
+        return f"there is no faster one for {device.type}"
+    faster = _FASTEST[op][device.type]
+    passed = [
+        f"not {name}: {_PURPOSE[op, name] if name in _INSTALLED else _HINT[name]}"
+        for name in faster[: faster.index(chosen)]
+    ]
+    return "; ".join(passed) or "the fastest there is for it"
+
+
 def _suits(op: str, backend: str, device: torch.device, dtype: torch.dtype, dimension: int) -> bool:
     """Whether a backend that can run it should, unasked."""
     if op != "info_nce" or backend not in ("triton", "cuda"):
