@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from copgen_fast.checks import expect_tensor
 from copgen_fast.config import EncoderConfig
+from copgen_fast.errors import UsageError
 
 _DEPTHS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet50": (Bottleneck, [3, 4, 6, 3])}
 
@@ -84,16 +88,30 @@ def prepare(f: nn.Module, device: torch.device, *, compiled: bool = False, check
     """f for training on `device`, channels last; the names of its state stay as they are.
 
     Args:
-        compiled: by torch.compile, which needs a C++ compiler on the CPU and Triton on a GPU.
+        compiled: by torch.compile.
         checkpointed: keep no activations within the encoder's stages.
+
+    Raises:
+        UsageError: `compiled`, without the compiler that the device needs.
     """
     f = f.to(device, memory_format=torch.channels_last)
     for module in f.modules():
         if isinstance(module, Stage):
             module.checkpointed = checkpointed
     if compiled:
+        _expect_compiler(device)
         f.compile()
     return f
+
+
+def _expect_compiler(device: torch.device) -> None:
+    cxx = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(cxx) is None:
+        raise UsageError(
+            f"--compile needs a C++ compiler on the CPU, and there is no {cxx}: install one, or leave it out"
+        )
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UsageError("--compile needs the package triton on a GPU: install it, or leave it out")
 
 
 @contextlib.contextmanager

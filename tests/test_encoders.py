@@ -4,6 +4,7 @@ import torchvision
 
 from copgen_fast.config import EncoderConfig
 from copgen_fast.encoders import ContrastiveModel, Encoder, prepare, statistics_held
+from copgen_fast.errors import UsageError
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -110,3 +111,9 @@ def test_it_compiles_whole():
     torch.testing.assert_close(f.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
     ours, theirs = ([value.grad for value in module.parameters()] for module in (f, plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_compiler_compiling_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="--compile needs a C.. compiler on the CPU, and there is no no-such-compiler"):
+        prepare(model(), torch.device("cpu"), compiled=True)

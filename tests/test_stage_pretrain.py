@@ -68,14 +68,23 @@ def make_learner(precision="fp32", device="cpu", **options):
     config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
     device = torch.device(device)
     images = torch.randint(0, 256, (2, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    pair = PairBatch(*images, labels=torch.full((8,), -1))
+    pair = PairBatch(*images, labels=torch.arange(8) // 4)
     batches = [stage.make_batch(config, index, pair, 0.1, device) for index in range(2)]
     return stage.make_learner(config, device), batches
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_never_looks_at_a_value(precision):
-    learner, batches = make_learner(precision)
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [
+        ("fp32", {}),
+        ("bf16", {}),
+        ("fp16", {}),
+        ("fp16", {"accumulate": 2, "checkpoint": True}),
+        ("fp32", {"loss": "supcon"}),
+    ],
+)
+def test_a_step_never_looks_at_a_value(precision, options):
+    learner, batches = make_learner(precision, **options)
     stage.pretrain_step(learner, batches[0])
     with HostReads() as reads:
         stage.pretrain_step(learner, batches[1])
