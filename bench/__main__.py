@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(areas: tuple[str, ...], options: Options) -> None:
-    """Print the rows of these areas as they come, and write them to `options.json` at the end.
+    """Print the rows of these areas as they come, and keep `options.json` up to date with them.
 
     Raises:
         UsageError: no such device, thread count or case, or nothing to profile.
@@ -98,10 +98,10 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
                 print(f"limit: {row.limit}")
             print(_line(row), flush=True)
             rows.append(row)
+            if options.json is not None:  # at every row: a run that is cut short leaves what it has
+                artifacts.write_json(options.json, record | {"rows": [asdict(row) for row in rows]})
     if not rows:
         raise UsageError(f"--only {options.only!r} leaves no case to measure")
-    if options.json is not None:
-        artifacts.write_json(options.json, record | {"rows": [asdict(row) for row in rows]})
 
 
 def _profile(areas: tuple[str, ...], options: Options) -> None:

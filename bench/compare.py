@@ -36,7 +36,7 @@ def lines(before: Path, after: Path) -> Iterator[str]:
 
 
 def _measurements(path: Path) -> dict[tuple[str, ...], dict]:
-    return {tuple(row[name] for name in files.MEASUREMENT): row for row in files.read(path)}
+    return {key: rows[0] for key, rows in files.measurements(files.read(path)).items()}
 
 
 def _text(key: tuple[str, ...]) -> str:

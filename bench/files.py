@@ -8,8 +8,7 @@ from pathlib import Path
 from copgen_fast.artifacts import read_json
 from copgen_fast.errors import UsageError
 
-# What tells one measurement from another; its rows differ in the peer only.
-MEASUREMENT = ("area", "case", "device", "precision", "direction")
+_MEASUREMENT = ("area", "case", "device", "precision", "direction")
 
 
 def read(path: Path) -> list[dict]:
@@ -37,5 +36,22 @@ def read_all(paths: Iterable[Path]) -> list[dict]:
     found = {}
     for path in paths:
         for row in read(path):
-            found[tuple(row[name] for name in (*MEASUREMENT, "peer"))] = row
+            found[(*(row[name] for name in _MEASUREMENT), row.get("backend"), row["peer"])] = row
     return list(found.values())
+
+
+def measurements(rows: list[dict]) -> dict[tuple[str, ...], list[dict]]:
+    """Rows by what of ours was measured: area, case, device, precision, direction. They differ in the peer only.
+
+    Where a file holds several backends of ours for the same, the backend stands behind the case.
+    """
+    backends: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        backends.setdefault(tuple(row[name] for name in _MEASUREMENT), set()).add(row["backend"])
+    found: dict[tuple[str, ...], list[dict]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in _MEASUREMENT)
+        if len(backends[key]) > 1:
+            key = (key[0], f"{key[1]}, {row['backend']}", *key[2:])
+        found.setdefault(key, []).append(row)
+    return found

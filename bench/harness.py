@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
+from copgen_fast.errors import CopgenError
+
 Call = Callable[[], object]
 
 LEAST_SAMPLES = 5
 # Seconds of samples that one candidate may take before it gets fewer of them than the others.
 _PATIENCE = 1.5
+# Seconds of a first call behind which what a second would warm up more is nothing.
+_WARM_AT_ONCE = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +71,20 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time all candidates in alternating rounds, so that a change of the machine's pace meets all of them.
 
-    Each is called twice beforehand; one that a GPU has no memory for is left out, with a line that says so. A sample
-    is the mean of as many calls as fill `min_seconds`; there are `repeats` rounds of a sample each, every other round
-    in reverse order. A slow candidate sits rounds out, evenly, but gives at least `least` samples. On a GPU a sample
-    is the time between two events around its calls.
+    Each is called twice beforehand, or once where that takes more than 10 seconds; one that a GPU has no memory for,
+    or that refuses, is left out, with a line that says so. A sample is the mean of as many calls as fill
+    `min_seconds`; there are `repeats` rounds of a sample each, every other round in reverse order. A slow candidate
+    sits rounds out, evenly, but gives at least `least` samples. On a GPU a sample is the time between two events
+    around its calls.
     """
     rounds = max(repeats, least)
     seconds: dict[str, float] = {}
     for name, call in candidates.items():
         try:
-            call()
             seconds[name] = _sample(call, 1, device)
-        except torch.OutOfMemoryError as error:
+            if seconds[name] <= _WARM_AT_ONCE:
+                seconds[name] = _sample(call, 1, device)
+        except (torch.OutOfMemoryError, CopgenError) as error:
             print(f"left out: {name} ({str(error).partition('. ')[0]})", flush=True)
             torch.cuda.empty_cache()
     candidates = {name: candidates[name] for name in seconds}

@@ -16,11 +16,11 @@ from bench.generator import Case as GeneratorCase
 from bench.generator import random_bigbigan
 from bench.harness import Call, Row
 from bench.options import Options
-from copgen_fast import augmentations, generators, seeds
+from copgen_fast import augmentations, devices, generators, seeds
 from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, RunConfig
 from copgen_fast.errors import CopgenError
 from copgen_fast.positives.navigator import untrained
-from copgen_fast.stages.navigator import alternating_step, draw_batch, draw_latents, make_game
+from copgen_fast.stages.navigator import draw_batch, draw_latents, make_game, make_step
 
 PAPER = NavigatorConfig(estimator=EncoderConfig("resnet18", "imagenet"))
 
@@ -75,27 +75,35 @@ def profiles(options: Options) -> Iterator[str]:
     return steps.profiles(_AREA, CASES, options)
 
 
-def our_steps(case: Case, device: torch.device) -> Iterator[tuple[str, Call]]:
-    """Precisions, and the stage's step in them: draws from seeds included, on the same latents each time."""
+def our_steps(case: Case, device: torch.device) -> Iterator[steps.Step]:
+    """The stage's step in each precision, draws from seeds included, on the same latents each time.
+
+    On a GPU also as one CUDA graph, in the precision that the stage takes there unasked.
+    """
     published = case.published().to(device)
+    unasked = devices.resolve_precision("auto", device)
     for precision in steps.precisions(device, case.precisions):
         try:
-            yield precision, _our_step(case, published, precision, device)
+            yield steps.Step(precision, _our_step(case, published, precision, device))
+            if device.type == "cuda" and precision == unasked:
+                yield steps.Step(precision, _our_step(case, published, precision, device, graph=True), "CUDA graph")
         except CopgenError as error:  # half precision that changes images too much
             print(f"left out: {case}, {precision} ({error})", flush=True)
 
 
-def _our_step(case: Case, published: nn.Module, precision: str, device: torch.device) -> Call:
+def _our_step(case: Case, published: nn.Module, precision: str, device: torch.device, graph: bool = False) -> Call:
     config = case.config(precision)
+    config = replace(config, navigator=replace(config.navigator, graph=graph))
     level = "exact" if precision == "fp32" else "half"
     G = generators.optimize(published, level, dtype=steps.DTYPES[precision])
     T = untrained(G.latent_dim, config.navigator, config.seed).to(device)
-    game = make_game(steps.run(config, device), G, T)
+    run = steps.run(config, device)
+    update = make_step(run, make_game(run, G, T))
 
     def step() -> object:
         with record_function("data"):
             batch = draw_batch(config, G, 0, device)
-        return alternating_step(game, batch)
+        return update(batch)
 
     return step
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench import files
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -31,12 +33,9 @@ class Group:
 
 def groups(rows: list[dict]) -> list[Group]:
     """The measurements among rows of one area, device and direction, in their order."""
-    found: dict[str, list[dict]] = {}
-    for row in rows:
-        found.setdefault(f"{row['case']}, {row['precision']}", []).append(row)
     return [
-        Group(name, some[0]["ours_ms"], some[0]["limit_ms"], {row["peer"]: row["peer_ms"] for row in some})
-        for name, some in found.items()
+        Group(f"{case}, {precision}", some[0]["ours_ms"], some[0]["limit_ms"], {x["peer"]: x["peer_ms"] for x in some})
+        for (_, case, _, precision, _), some in files.measurements(rows).items()
     ]
 
 

@@ -68,11 +68,11 @@ def profiles(options: Options) -> Iterator[str]:
     return steps.profiles(_AREA, CASES, options)
 
 
-def our_steps(case: Case, device: torch.device) -> Iterator[tuple[str, Call]]:
-    """Precisions, and the stage's step in them: from uint8 pairs on the host, drawing its augmentation."""
+def our_steps(case: Case, device: torch.device) -> Iterator[steps.Step]:
+    """The stage's step in each precision: from uint8 pairs on the host, drawing its augmentation."""
     pairs = case.pairs()
     for precision in steps.precisions(device, case.precisions):
-        yield precision, _our_step(case, pairs, precision, device)
+        yield steps.Step(precision, _our_step(case, pairs, precision, device))
 
 
 def _our_step(case: Case, pairs: PairBatch, precision: str, device: torch.device) -> Call:

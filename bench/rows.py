@@ -50,7 +50,7 @@ def compare_all(
     ours: list[Ours], peers: dict[str, Call], options: Options, device: torch.device, least: int = LEAST_SAMPLES
 ) -> Iterator[Row]:
     """Rows of each of ours with each peer, all timed in alternation; `least` samples of the slowest."""
-    mine = {f"{own.case}, {own.subject.precision}": own for own in ours}
+    mine = {f"{own.case}, {own.subject.backend}, {own.subject.precision}": own for own in ours}
     bounds = {f"limit {id(own.bound)}": own.bound.call for own in ours}
     calls = {name: own.call for name, own in mine.items()} | peers
     times = interleaved({**calls, **bounds}, options.repeats, options.min_seconds, device, least)

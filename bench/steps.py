@@ -32,41 +32,49 @@ class Case(Protocol):
 
 
 @dataclass(frozen=True)
+class Step:
+    """The stage's step in a precision. `backend` is pytorch, or the way it is replayed, when no product is counted."""
+
+    precision: str
+    call: Call
+    backend: str = "pytorch"
+
+
+@dataclass(frozen=True)
 class Area:
     """How an area makes its steps.
 
     Attributes:
         name: the column `area`; `work` says what its products are.
-        ours: precisions with the stage's step in each; `theirs` the peers' by name. Both of a case, on a device.
+        ours: the stage's steps of a case on a device, in each precision by PyTorch first; `theirs` the peers' by name.
     """
 
     name: str
     work: str
-    ours: Callable[[Any, torch.device], Iterator[tuple[str, Call]]]
+    ours: Callable[[Any, torch.device], Iterator[Step]]
     theirs: Callable[[Any, torch.device], dict[str, Call]]
 
 
 def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]:
-    """Rows of every case for this device, one for each precision and peer."""
+    """Rows of every case for this device, one for each of our steps and each peer."""
     for case, device in _chosen(cases, options):
-        ours = [
-            Ours(
-                Subject(area.name, "pytorch", precision, "step"),
-                str(case),
-                call,
-                products(area.work, case.batch, call, precision, device),
-            )
-            for precision, call in area.ours(case, device)
-        ]
+        bounds: dict[str, Limit] = {}
+        ours = []
+        for step in area.ours(case, device):
+            if step.precision not in bounds:
+                bounds[step.precision] = products(area.work, case.batch, step.call, step.precision, device)
+            subject = Subject(area.name, step.backend, step.precision, "step")
+            ours.append(Ours(subject, str(case), step.call, bounds[step.precision]))
         yield from compare_all(ours, area.theirs(case, device), options, device, LEAST)
 
 
 def profiles(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[str]:
     """Lines that say where each case's time goes, in each precision; a trace of each in `options.profile`."""
     for case, device in _chosen(cases, options):
-        for precision, call in area.ours(case, device):
-            name = f"{area.name} {case} {precision}"
-            yield from profile.lines(name, profile.profile(name, call, device, options.profile))
+        for step in area.ours(case, device):
+            if step.backend == "pytorch":  # what is replayed has no marks
+                name = f"{area.name} {case} {step.precision}"
+                yield from profile.lines(name, profile.profile(name, step.call, device, options.profile))
 
 
 def _chosen(cases: tuple[Case, ...], options: Options) -> Iterator[tuple[Case, torch.device]]:

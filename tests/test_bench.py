@@ -1,17 +1,22 @@
 """The harness, the command and the peers of `python -m bench`; no time is asserted."""
 
+import itertools
 import json
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from bench import augment as area
-from bench import harness, limits
+from bench import harness, limits, machine
 from bench.__main__ import main
 from bench.baselines import augment as baselines
+from bench.baselines import info_nce as losses
 from bench.harness import Row, Timing, interleaved
 from copgen_fast.augmentations import get
+from copgen_fast.errors import CopgenError
 from copgen_fast.ops import AugmentParams, AugmentPolicy, augment
 
 BLURRED = AugmentPolicy(
@@ -90,6 +95,53 @@ def test_quick_calls_fill_a_sample_and_slow_ones_sit_out(monkeypatch):
     assert last - first > 100, "the slow samples are spread over the rounds"
 
 
+def test_one_slow_warm_up_is_enough_and_few_samples_can_be_asked_for(monkeypatch):
+    clock = FakeClock(monkeypatch)
+    step = clock.spend("step", [11, 2, 3, 4])
+    assert interleaved({"step": step}, 30, 0.01, least=3)["step"] == Timing(3000, pytest.approx(3.6 / 2.4), 3)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried ..."), CopgenError("refused")])
+def test_what_does_not_fit_or_refuses_is_left_out_with_a_line(capsys, error):
+    def fails():
+        raise error
+
+    times = interleaved({"a": lambda: None, "too large": fails}, 5, 0)
+    assert set(times) == {"a"}
+    said = capsys.readouterr().out
+    assert "left out: too large" in said and "Tried" not in said
+
+
+@pytest.mark.parametrize("package", ["kornia", "lightly"])
+def test_peers_of_a_missing_package_are_left_out_with_a_line(monkeypatch, capsys, package):
+    real = machine.version
+    for module in (package, "lightly.loss" if package == "lightly" else "kornia.augmentation"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(baselines, "version", lambda name: None if name == package else real(name))
+    policy = get("simclr")
+    _, params = drawn(2, 16, policy)
+    found = [baselines.fixed_peers(policy, 16, params), baselines.drawing_peers(policy, 16), losses.peers(0.1)]
+    assert all(found) and not any(package in name for peers in found for name in peers)
+    said = capsys.readouterr().out
+    assert f"left out: {package}" in said and "pip install" in said
+
+
+def test_results_are_kept_while_they_come(tiny, tmp_path, monkeypatch):
+    file, kept = tmp_path / "results.json", []
+
+    def rows(options):
+        for row in itertools.islice(measured(options), 2):
+            yield row
+            kept.append(len(json.loads(file.read_text())["rows"]))
+        raise KeyboardInterrupt
+
+    measured = area.rows
+    monkeypatch.setattr(area, "rows", rows)
+    with pytest.raises(KeyboardInterrupt):
+        main(["augment", *tiny, "--only", "uint8", "--json", str(file)])
+    assert kept == [1, 2]
+
+
 def test_garbage_collection_is_off_only_while_timing():
     seen = []
     interleaved({"a": lambda: seen.append(harness.gc.isenabled())}, 5, 0)
@@ -153,6 +205,15 @@ def test_compare_refuses_what_it_cannot_compare(tmp_path, capsys):
     assert main(["compare", before, str(tmp_path / "none.json")]) == 2
     assert main(["compare", before, results(tmp_path / "b.json", device="card")]) == 2
     assert "no row in common" in capsys.readouterr().err
+
+
+def test_compare_keeps_backends_of_one_case_apart(tmp_path, capsys):
+    row = json.loads(Path(results(tmp_path / "a.json")).read_text())["rows"][0]
+    file = tmp_path / "b.json"
+    file.write_text(json.dumps({"rows": [row, row | {"backend": "graph", "ours_ms": 5.0}]}))
+    assert main(["compare", str(file), str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "c, cpp" in lines[1] and "c, graph" in lines[2]
 
 
 @POLICIES
