@@ -24,6 +24,7 @@ AREAS = (
     "info_nce",
     "cond_norm",
     "convolutions",
+    "codecs",
     "generator",
     "navigator",
     "pretrain",
