@@ -1,9 +1,10 @@
-"""Area generator: BigBiGAN at each level of `generators.optimize` beside its published form, random weights."""
+"""Area generator: each level of `generators.optimize` beside the published form, random weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,17 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.harness import Call, Row
 from bench.limits import Limit, matrix_products
+from bench.machine import version
 from bench.options import Options
 from bench.rows import Subject, compare
 from copgen_fast import devices
 from copgen_fast.generators import Level, Tricks, optimize
 from copgen_fast.generators.bigbigan import BigBiGAN
+from copgen_fast.generators.biggan_deep import BigGANDeep
 
 
 @dataclass(frozen=True)
 class Case:
-    """Batches of `batch` latents at a level, and the devices where it is measured. `width` 96 is the published.
+    """Batches of `batch` latents at a level, and the devices where it is measured.
 
+    `width` 96 is BigBiGAN's published one; BigGAN-deep has its own, 128, and 128 pixels.
     `checkpointed` computes blocks again in the backward, which is what it measures: time for memory.
     """
 
@@ -31,9 +35,10 @@ class Case:
     width: int = 96
     resolution: int = 128
     checkpointed: bool = False
+    network: Literal["bigbigan", "biggan-deep"] = "bigbigan"
 
     def __str__(self) -> str:
-        return f"bigbigan B={self.batch} {self.resolution}px {self.level}" + " checkpointed" * self.checkpointed
+        return f"{self.network} B={self.batch} {self.resolution}px {self.level}" + " checkpointed" * self.checkpointed
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -46,6 +51,7 @@ class Case:
 CASES = (
     Case(8),
     Case(8, checkpointed=True),
+    Case(8, width=128, network="biggan-deep"),
     Case(8, "half", ("cuda",)),
     *(Case(256, level, ("cuda",)) for level in ("exact", "half", "graph")),
 )
@@ -56,7 +62,10 @@ def rows(options: Options) -> Iterator[Row]:
     device = devices.resolve(options.device, "fp32")
     for case in CASES:
         if device.type in case.devices and options.only in str(case):
-            published = random_bigbigan(case).to(device)
+            if case.network == "biggan-deep" and version("pytorch-pretrained-biggan") is None:
+                print(f"left out: {case} (pip install 'copgen_fast[biggan]')", flush=True)
+                continue
+            published = random_generator(case).to(device)
             for direction in case.directions:
                 yield from _rows(case, direction, published, options)
     if options.ablate and options.only in f"{CASES[0]}, without":
@@ -69,8 +78,26 @@ def random_bigbigan(case: Case) -> BigBiGAN:
     return BigBiGAN(case.width, case.resolution).eval().requires_grad_(False)
 
 
-def _rows(case: Case, direction: str, published: BigBiGAN, options: Options) -> Iterator[Row]:
-    device = published.linear.weight.device
+def random_generator(case: Case) -> nn.Module:
+    """The case's network with random weights, frozen."""
+    return random_bigbigan(case) if case.network == "bigbigan" else random_biggan(case)
+
+
+def random_biggan(case: Case) -> BigGANDeep:
+    """The package's network as initialised, its spectral norms those of the weights; frozen."""
+    from pytorch_pretrained_biggan import BigGAN, BigGANConfig
+
+    torch.manual_seed(0)
+    network = BigGAN(BigGANConfig(channel_width=case.width)).requires_grad_(False)
+    network.generator.bn.weight.fill_(1)
+    network.generator.bn.bias.zero_()
+    for _ in range(3):  # in training each forward is a step of the power iteration
+        network(torch.randn(1, 128), torch.eye(1, 1000), 1.0)
+    return BigGANDeep(network).eval()
+
+
+def _rows(case: Case, direction: str, published: nn.Module, options: Options) -> Iterator[Row]:
+    device = next(published.parameters()).device
     fast = optimize(published, case.level, batch=case.batch, checkpoint=case.checkpointed)
     ours = _in_direction(fast, direction, case)
     bound = limit(case, direction, _in_direction(fast, "forward", case), device)
@@ -101,11 +128,12 @@ def _in_direction(generator: nn.Module, direction: str, case: Case) -> Call:
     parameters = (*generator.parameters(), *generator.buffers())
     device = parameters[0].device
     z = torch.randn(case.batch, generator.latent_dim, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.arange(case.batch, device=device) % generator.classes if generator.classes else None
     if direction == "forward":
-        return torch.no_grad()(lambda: generator(z))
+        return torch.no_grad()(lambda: generator(z, labels))
     leaf = z.requires_grad_()
     gradient = torch.ones(case.batch, *generator.image_shape, device=device)
-    return lambda: torch.autograd.grad(generator(leaf), leaf, gradient)
+    return lambda: torch.autograd.grad(generator(leaf, labels), leaf, gradient)
 
 
 def limit(case: Case, direction: str, sampling: Call, device: torch.device) -> Limit:

@@ -10,6 +10,7 @@ from bench import generator as area
 from bench import limits
 from bench.__main__ import main
 from bench.harness import Timing
+from bench.options import Options
 from copgen_fast.generators import Tricks
 
 
@@ -28,6 +29,24 @@ def test_the_command_writes_its_rows(monkeypatch, tmp_path):
     assert {row["peer"] for row in rows} == {"published form, same weights", kept, "all tricks"}
     again = [row for row in rows if row["case"] == "bigbigan B=2 16px exact checkpointed"]
     assert [row["direction"] for row in again] == ["forward+backward"] * 2 and again[1]["peer"] == kept
+
+
+def test_biggan_deep_has_its_case(monkeypatch, capsys):
+    pytest.importorskip("pytorch_pretrained_biggan")
+    monkeypatch.setattr(area, "CASES", (area.Case(1, width=4, network="biggan-deep"),))
+    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
+    options = Options(device="cpu", repeats=5, min_seconds=0.0)
+    found = list(area.rows(options))
+    assert {(row.case, row.direction, row.peer) for row in found} == {
+        ("biggan-deep B=1 128px exact", direction, "published form, same weights")
+        for direction in ("forward", "forward+backward")
+    }
+    generator = area.random_biggan(area.CASES[0])
+    images = generator(torch.randn(2, 128, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2]))
+    assert 0.01 < images.std() < 0.9 and images.abs().max() < 1, "neither flat nor saturated"
+    monkeypatch.setattr(area, "version", lambda package: None)
+    assert list(area.rows(options)) == []
+    assert "left out: biggan-deep B=1 128px exact (pip install 'copgen_fast[biggan]')" in capsys.readouterr().out
 
 
 def test_checkpoints_keep_less(monkeypatch):
