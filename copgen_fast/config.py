@@ -26,7 +26,7 @@ class GeneratorConfig:
     name: str = "digits"
     """Registered generator: a file in copgen_fast/generators."""
     weights: str | None = None
-    """File of its weights; None takes those embedded in the package, where there are any."""
+    """File of its weights (biggan-deep: folder); None takes those embedded in the package, where there are any."""
     level: Literal["published", "exact", "half"] = "exact"
     """exact: rewritten to be fast, equal up to rounding, where the generator has such a form. half: that in half
     precision, refused where images change visibly. published: as it was trained."""

@@ -318,6 +318,11 @@ def write_folder_of_bytes(folder):
     return folder
 
 
+def test_a_truncation_out_of_range_is_a_fault_of_usage(tmp_path):
+    with pytest.raises(UsageError, match="generator.truncation: expected more than 0 and at most 1, got 1.5"):
+        generators.build("biggan-deep", write_folder(tmp_path / "model"), truncation=1.5)
+
+
 @pytest.mark.parametrize("truncation", [None, 0.5])
 def test_the_truncation_is_part_of_the_setting(tmp_path, truncation):
     folder = write_folder(tmp_path / "model")

@@ -13,7 +13,8 @@ class Tricks:
         spectral: divide weights by their spectral norms once, not at every forward.
         modulation: normalisation and condition as one scale and one shift a channel and sample, those of all layers
             from one product with z.
-        shortcut: the shortcut's 1 x 1 convolution before its upsampling, a quarter of the work.
+        shortcut: the shortcut's 1 x 1 convolution before its upsampling, a quarter of the work; where it has none, it
+            is added without being upsampled first.
         upsampling: nearest upsampling and 3 x 3 convolution as one transposed 4 x 4 convolution (16 products in place
             of 36), or by differences of neighbours (9) where channels are many.
         winograd: 3 x 3 convolutions by F(2 x 2, 3 x 3) (16 products in place of 36) where channels are many.
