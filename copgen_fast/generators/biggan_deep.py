@@ -30,10 +30,10 @@ from copgen_fast.generators._tricks import ALL, Tricks
 from copgen_fast.generators._weights import find, read_state
 
 FOLDER = "biggan-deep-128"
-CONFIG, WEIGHTS = "config.json", "pytorch_model.bin"
+CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
 SOURCE = (
-    f"a folder with the {CONFIG} and {WEIGHTS} that the package pytorch-pretrained-biggan names for biggan-deep-128, "
-    "-256 or -512"
+    "a folder with the two files of biggan-deep-128, -256 or -512, from where PRETRAINED_CONFIG_ARCHIVE_MAP and "
+    "PRETRAINED_MODEL_ARCHIVE_MAP of pytorch_pretrained_biggan.model say, as config.json and pytorch_model.bin"
 )
 
 
@@ -113,9 +113,10 @@ def build(weights: str | Path | None = None, truncation: float = 1.0) -> BigGAND
         CorruptArtifactError: the weights are not those of the network that it describes.
     """
     folder = find("biggan-deep", weights, FOLDER, SOURCE)
-    network, path = _network(folder / CONFIG), folder / WEIGHTS
-    if not path.is_file():
-        raise UsageError(f"generator biggan-deep: {path} is not there: give {SOURCE} by --generator.weights")
+    network = _network(folder / CONFIG)
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise UsageError(f"{folder} holds no {' or '.join(WEIGHTS)}: give {SOURCE} by --generator.weights")
     artifacts.load_strictly(network, read_state(path), path)
     try:
         generator = BigGANDeep(network, truncation)
@@ -134,7 +135,7 @@ def _network(path: Path) -> nn.Module:
             "generator biggan-deep needs the package pytorch-pretrained-biggan: pip install 'copgen_fast[biggan]'"
         ) from error
     if not path.is_file():
-        raise UsageError(f"generator biggan-deep: {path} is not there: give {SOURCE} by --generator.weights")
+        raise UsageError(f"{path} is not there: give {SOURCE} by --generator.weights")
     try:
         return BigGAN(BigGANConfig.from_json_file(path))
     except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
