@@ -26,6 +26,7 @@ AREAS = (
     "convolutions",
     "codecs",
     "generator",
+    "loader",
     "navigator",
     "pretrain",
 )

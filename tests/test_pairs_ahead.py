@@ -52,3 +52,18 @@ def test_an_error_is_raised_when_its_step_is_asked_for_and_again_tried(kind, dep
         ahead(2)
     fails[:] = [False] * 9
     assert [ahead(2), ahead(3), ahead(4)] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_nothing_is_made_beyond_the_end_unless_asked_for(depth):
+    planned = []
+
+    def plan(step):
+        planned.append(step)
+        return lambda: step
+
+    ahead = Lookahead(plan, depth, end=4)
+    assert [ahead(step) for step in range(4)] == [0, 1, 2, 3]
+    assert planned == [0, 1, 2, 3]
+    assert [ahead(4), ahead(5), ahead(2)] == [4, 5, 2]
+    assert planned[4:] == ([4, 5, 2] if depth == 0 else [4, 5, 2, 3])

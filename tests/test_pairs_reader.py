@@ -222,3 +222,17 @@ def test_pairs_that_come_twice_are_noticed(png, loader):
     all_batches(batches, 0, 9)
     with pytest.raises(CopgenError, match="a pair twice in epoch 1, at step 9"):
         batches(9)
+
+
+@pytest.mark.parametrize("end", [1, 2, 4])
+def test_nothing_is_read_beyond_the_last_batch_that_is_wanted(png, loader, end, monkeypatch):
+    read, one = [], PairDataset.read
+    order = Order(10, 2, 0, steps=end)
+    wanted = list(expected(png, order, range(8), {}))
+    batches = loader(PairDataset(png), order)
+    monkeypatch.setattr(PairDataset, "read", lambda self, i, *rest: read.append(i) or one(self, i, *rest))
+    assert all(same(batches(step), wanted[step]) for step in range(end))
+    assert sorted(read) == sorted(sum((order.indices(step) for step in range(end)), []))
+    assert all(same(batches(step), wanted[step]) for step in (end, end + 1, 0, 7)), (
+        "what is asked for comes all the same"
+    )

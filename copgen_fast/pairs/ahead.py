@@ -19,10 +19,11 @@ class Lookahead(Generic[Result]):
     Args:
         plan: called in the asking thread, in order of steps; returns the work of a step, done in a thread.
         depth: 0 does the work when it is asked for, in the asking thread.
+        end: the first step that is not made ahead; None: there is none. It may be asked for all the same.
     """
 
-    def __init__(self, plan: Callable[[int], Callable[[], Result]], depth: int) -> None:
-        self._plan, self._depth = plan, depth
+    def __init__(self, plan: Callable[[int], Callable[[], Result]], depth: int, end: int | None = None) -> None:
+        self._plan, self._depth, self._end = plan, depth, end
         self._pool = ThreadPoolExecutor(min(2, depth)) if depth else None
         self._ahead: deque[Future[Result]] = deque()
         self._next = 0
@@ -35,7 +36,7 @@ class Lookahead(Generic[Result]):
             self._drop()
         self._next = step
         try:
-            while len(self._ahead) <= self._depth:
+            while len(self._ahead) <= self._depth and self._wanted(step, step + len(self._ahead)):
                 self._ahead.append(self._pool.submit(self._plan(step + len(self._ahead))))
             result = self._ahead.popleft().result()
         except BaseException:
@@ -43,6 +44,9 @@ class Lookahead(Generic[Result]):
             raise
         self._next = step + 1
         return result
+
+    def _wanted(self, asked: int, step: int) -> bool:
+        return step == asked or self._end is None or step < self._end
 
     def _drop(self) -> None:
         for future in self._ahead:

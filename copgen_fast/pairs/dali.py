@@ -86,7 +86,7 @@ class DaliBatches:
         self.dataset, self.order, self.device, self._threads = dataset, order, device, max(1, workers)
         self.steps_per_epoch = order.steps_per_epoch
         self._reader, self._ledger = Reader(dataset, on_corrupt), Ledger(order)
-        self._encoded = Lookahead(self._plan, _DEPTH if workers else 0)
+        self._encoded = Lookahead(self._plan, _DEPTH if workers else 0, order.steps)
         self._pipeline: Pipeline | None = None
         self._inside: deque[_Encoded] = deque()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -136,7 +136,7 @@ class DaliBatches:
         """Start a pipeline whose first output is the batch of `step`."""
         ready = [self._encoded(step)]
         with contextlib.suppress(Exception):  # raised when that step is asked for
-            ready += [self._encoded(step + ahead) for ahead in range(1, _DEPTH)]
+            ready += [self._encoded(step + ahead) for ahead in range(1, _DEPTH) if self._goes_on(step + ahead)]
         self._pipeline, self._inside = self._build(len(ready)), deque()
         self._pipeline.inside = self._inside  # the files must outlive the threads that read them
         for encoded in ready:
@@ -147,6 +147,9 @@ class DaliBatches:
         self._pipeline.feed_input("files", encoded.files)
         self._pipeline.feed_input("indices", encoded.indices)
         self._inside.append(encoded)
+
+    def _goes_on(self, step: int) -> bool:
+        return self.order.steps is None or step < self.order.steps
 
     def _close(self) -> None:
         self._pipeline, self._inside = None, deque()
@@ -166,9 +169,10 @@ class DaliBatches:
         self._pipeline.release_outputs()
         following = self._inside[-1].step + 1
         self._inside.popleft()
-        with contextlib.suppress(Exception):  # raised when that step is asked for
-            self._feed(self._encoded(following))
-            self._pipeline.schedule_run()
+        if self._goes_on(following):
+            with contextlib.suppress(Exception):  # raised when that step is asked for
+                self._feed(self._encoded(following))
+                self._pipeline.schedule_run()
         return taken[: len(taken) // 2], batch
 
     @property

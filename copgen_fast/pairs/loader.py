@@ -31,7 +31,13 @@ _DEPTH = 2
 
 
 def open_batches(
-    dataset: Dataset, options: PretrainConfig, seed: int, device: torch.device, rank: int = 0, world: int = 1
+    dataset: Dataset,
+    options: PretrainConfig,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    epochs: int | None = None,
 ) -> Batches:
     """The loader that `options` ask for; all give the same batches, on `device`.
 
@@ -39,13 +45,15 @@ def open_batches(
 
     Args:
         rank, world: this process takes its `world`th part of each batch of `options.batch` pairs (see `Order`).
+        epochs: after which nothing more is made ahead; None: no end is known.
 
     Raises:
         UsageError: DALI is asked for and missing or can't read this data; batches that can't be formed.
     """
     in_shards = isinstance(dataset, PairDataset)
     shard_size = dataset.index.shard_size if in_shards else None
-    batches = Order(len(dataset), options.batch, seed, rank, world, shard_size, options.shuffle_shards)
+    steps = None if epochs is None else epochs * (len(dataset) // options.batch)
+    batches = Order(len(dataset), options.batch, seed, rank, world, shard_size, options.shuffle_shards, steps)
     wanted = options.loader == "dali"
     if options.loader == "auto" and in_shards and device.type == "cuda":
         from copgen_fast.pairs import dali
@@ -107,7 +115,7 @@ class PairBatches:
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._workers = workers
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._made = Lookahead(self._plan, _DEPTH if workers else 0)
+        self._made = Lookahead(self._plan, _DEPTH if workers else 0, order.steps)
 
     @property
     def skipped(self) -> list[int]:

@@ -46,6 +46,7 @@ class Order:
         count: pairs there are.
         batch: pairs in a global batch; rank r of `world` takes rows r x batch / world up to (r + 1) x batch / world.
         shard_size, window: as for `order`.
+        steps: batches that will be asked for, so that none is made ahead in vain; None: no end is known.
 
     Raises:
         UsageError: less than one batch of pairs, ranks that don't divide it, a window without shards.
@@ -58,6 +59,7 @@ class Order:
     world: int = 1
     shard_size: int | None = None
     window: int | None = None
+    steps: int | None = None
     _epochs: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

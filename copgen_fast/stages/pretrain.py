@@ -117,7 +117,7 @@ def run(run: Run) -> None:
 def pretrain(run: Run, method: str) -> None:
     config, options, folder = run.config, run.config.pretrain, run.folder / "pretrain" / method
     dataset = open_dataset(run, method)
-    batches = open_batches(dataset, options, config.seed, run.device, run.ranks.rank, run.ranks.world)
+    batches = open_batches(dataset, options, config.seed, run.device, run.ranks.rank, run.ranks.world, options.epochs)
     learner = make_learner(config, run.device, run.ranks)
 
     def batch(index: int) -> Batch:
@@ -132,10 +132,10 @@ def pretrain(run: Run, method: str) -> None:
     plan = loop.Plan(f"pretrain {method}", folder, steps, options.batch, config.log_every, config.save_every)
     state = {"model": learner.f, "optimizer": learner.sgd, "scaler": learner.scaler}
     summary = loop.run(step, batch, state, plan, ranks=run.ranks)
-    skipped = run.ranks.meet(f"the last batch of {method}", str(len(batches.skipped)))
+    skipped = run.ranks.meet(f"the last batch of {method}", " ".join(map(str, batches.skipped)))
     if run.ranks.first:
         summary["views_per_s"] = 2 * summary["samples_per_s"]
-        summary["corrupt_pairs"] = sum(map(int, skipped))
+        summary["corrupt_pairs"] = len(set(" ".join(skipped).split()))
         artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
         artifacts.write_tensors(run.encoder_file(method), learner.f.encoder.state_dict())
     run.ranks.meet(f"the end of {method}'s encoder")

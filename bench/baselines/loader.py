@@ -1,0 +1,63 @@
+"""The reference implementation's way to load pairs, by its description (reference facts, 3.2 and 3.3).
+
+Two files for each pair in folders of classes, found by glob; a PIL picture of each, augmented for itself on the CPU by
+torchvision; worker processes of a DataLoader. Different from it: the workers stay from epoch to epoch, in the peer's
+favour, as epochs are short here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from bench.baselines.augment import compose
+from copgen_fast.ops import AugmentPolicy
+
+
+def write_files(folder: Path, pairs: list[tuple[bytes, bytes]], extension: str, per_class: int = 1300) -> None:
+    """Encoded anchors and positives, laid out and named as the reference's generator does."""
+    for index, pair in enumerate(pairs):
+        number = index // per_class
+        home = folder / "train" / f"n{number:08d}"
+        home.mkdir(parents=True, exist_ok=True)
+        for name, data in zip(("anchor", "neighbor"), pair, strict=True):
+            (home / f"seed{number:04d}_sample{index % per_class:05d}_{name}.{extension}").write_bytes(data)
+
+
+class PairFiles(Dataset):
+    """Views of both images of a pair, and its class."""
+
+    def __init__(self, folder: Path, extension: str, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.transform = transform
+        self.anchors = list((folder / "train").glob(f"*/*_anchor.{extension}"))
+        self.classes = {name: i for i, name in enumerate(dict.fromkeys(path.parent.name for path in self.anchors))}
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        anchor = self.anchors[index]
+        neighbor = anchor.with_name(anchor.name.replace("anchor", "neighbor"))
+        views = [self.transform(Image.open(path)) for path in (anchor, neighbor)]
+        return *views, self.classes[anchor.parent.name]
+
+
+def epoch(
+    folder: Path, extension: str, batch: int, policy: AugmentPolicy | None, side: int, workers: int
+) -> Callable[[], None]:
+    """Loads all pairs once: both views, float32 and normalised; without a policy the pictures alone, as uint8."""
+    transform = transforms.PILToTensor() if policy is None else compose(transforms, policy, side, pictures=True)
+    files = PairFiles(folder, extension, transform)
+    loader = DataLoader(files, batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
+
+    def run() -> None:
+        for anchors, positives, _ in loader:
+            torch.cat([anchors, positives])
+
+    return run
