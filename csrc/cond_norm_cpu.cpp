@@ -6,14 +6,14 @@
 // runs there are depends on the shape alone, so that results do not depend on the number of threads.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <vector>
 
 #include "clones.h"
+#include "half.h"
 
 namespace copgen {
 namespace {
@@ -50,20 +50,17 @@ COPGEN_INLINE T relu(T y) {
 
 template <typename T, typename S>
 COPGEN_INLINE void pixels(const Size& size, Affine<T> affine, const S* x, int64_t first, int64_t last, S* y) {
-  const int64_t channels = size.channels, right = channels, below = 2 * size.width * channels;
+  const int64_t channels = size.channels, below = 2 * size.width * channels;
   const T *scale = affine.scale, *shift = affine.shift;
   for (int64_t p = first; p < last; ++p) {
     const S* in = x + p * channels;
-    if (!size.upsample) {
-      S* out = y + p * channels;
+    S* out = y + (size.upsample ? size.first_of_four(p) : p) * channels;
 #pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) out[c] = S(relu(T(in[c]) * scale[c] + shift[c]));
-      continue;
+    for (int64_t c = 0; c < channels; ++c) out[c] = narrow<S>(relu(widen(in[c]) * scale[c] + shift[c]));
+    if (size.upsample) {
+      std::memcpy(out + channels, out, channels * sizeof(S));
+      std::memcpy(out + below, out, 2 * channels * sizeof(S));
     }
-    S* out = y + size.first_of_four(p) * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c)
-      out[c] = out[c + right] = out[c + below] = out[c + below + right] = S(relu(T(in[c]) * scale[c] + shift[c]));
   }
 }
 
@@ -73,14 +70,19 @@ COPGEN_INLINE void plane(const Size& size, Affine<T> affine, const S* x, S* y) {
   if (!size.upsample) {
     const int64_t n = size.pixels();
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = S(relu(T(x[i]) * scale + shift));
+    for (int64_t i = 0; i < n; ++i) y[i] = narrow<S>(relu(widen(x[i]) * scale + shift));
     return;
   }
   const int64_t width = size.width, below = 2 * width;
   for (int64_t row = 0; row < size.height; ++row, x += width, y += 2 * below) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i)
-      y[2 * i] = y[2 * i + 1] = y[2 * i + below] = y[2 * i + below + 1] = S(relu(T(x[i]) * scale + shift));
+    for (int64_t i = 0; i < width; ++i) {
+      const S value = narrow<S>(relu(widen(x[i]) * scale + shift));
+      y[2 * i] = value;
+      y[2 * i + 1] = value;
+      y[2 * i + below] = value;
+      y[2 * i + below + 1] = value;
+    }
   }
 }
 
@@ -92,7 +94,7 @@ COPGEN_INLINE void sum_of_four(const Size& size, int64_t channels, const S* grad
     const S* g = grad + size.first_of_four(p) * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c)
-      sum[c] = (T(g[c]) + T(g[c + right])) + (T(g[c + below]) + T(g[c + below + right]));
+      sum[c] = (widen(g[c]) + widen(g[c + right])) + (widen(g[c + below]) + widen(g[c + below + right]));
   }
 }
 
@@ -106,8 +108,8 @@ COPGEN_INLINE void few_pixels_backward(int64_t channels, Affine<T> affine, const
     T of_scale = 0, of_shift = 0;
     for (int64_t k = 0; k < K; ++k) {
       const int64_t i = k * channels + c;
-      const T value = T(x[i]), passed = value * scale[c] + shift[c] <= T(0) ? T(0) : T(grad[i]);
-      grad_x[i] = S(passed * scale[c]);
+      const T value = widen(x[i]), passed = value * scale[c] + shift[c] <= T(0) ? T(0) : widen(grad[i]);
+      grad_x[i] = narrow<S>(passed * scale[c]);
       of_scale += passed * value;
       of_shift += passed;
     }
@@ -132,7 +134,8 @@ COPGEN_INLINE void pixels_backward(int64_t channels, Affine<T> affine, const G* 
     const int64_t start = p * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c)
-      grad_x[start + c] = S(T(x[start + c]) * scale[c] + shift[c] <= T(0) ? T(0) : T(grad[start + c]) * scale[c]);
+      grad_x[start + c] =
+          narrow<S>(widen(x[start + c]) * scale[c] + shift[c] <= T(0) ? T(0) : widen(grad[start + c]) * scale[c]);
   }
 }
 
@@ -143,8 +146,8 @@ COPGEN_INLINE void plane_backward(Affine<T> affine, const G* grad, const S* x, i
   T of_scale = 0, of_shift = 0;
 #pragma omp simd reduction(+ : of_scale, of_shift)
   for (int64_t i = 0; i < count; ++i) {
-    const T value = T(x[i]), passed = value * scale + shift <= T(0) ? T(0) : T(grad[i]);
-    grad_x[i] = S(passed * scale);
+    const T value = widen(x[i]), passed = value * scale + shift <= T(0) ? T(0) : widen(grad[i]);
+    grad_x[i] = narrow<S>(passed * scale);
     of_scale += passed * value;
     of_shift += passed;
   }
@@ -178,10 +181,10 @@ COPGEN_INLINE void plane_backward(Affine<T> affine, const G* grad, const S* x, i
 
 COPGEN_DEFINE_COND_NORM(float, float)
 COPGEN_DEFINE_COND_NORM(double, double)
-COPGEN_DEFINE_COND_NORM(float, c10::Half)
-COPGEN_DEFINE_COND_NORM(float, c10::BFloat16)
-COPGEN_DEFINE_BACKWARD(float, float, c10::Half)
-COPGEN_DEFINE_BACKWARD(float, float, c10::BFloat16)
+COPGEN_DEFINE_COND_NORM(float, Float16)
+COPGEN_DEFINE_COND_NORM(float, BFloat16)
+COPGEN_DEFINE_BACKWARD(float, float, Float16)
+COPGEN_DEFINE_BACKWARD(float, float, BFloat16)
 
 struct Layout {
   Size size;
@@ -207,8 +210,8 @@ void forward(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shi
   const Layout layout(x, y, upsample);
   const Size& size = layout.size;
   const int64_t runs = layout.runs();
-  const S* in = x.const_data_ptr<S>();
-  S* out = y.mutable_data_ptr<S>();
+  const S* in = static_cast<const S*>(x.const_data_ptr());
+  S* out = static_cast<S*>(y.mutable_data_ptr());
   at::parallel_for(0, layout.samples * runs, layout.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / runs, run = i % runs;
@@ -291,8 +294,8 @@ void backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& sca
   const Layout layout(x, grad, upsample);
   const Size& size = layout.size;
   const int64_t runs = layout.runs(), apart = layout.channels_last ? 2 * size.channels : 2;
-  const S *given = grad.const_data_ptr<S>(), *in = x.const_data_ptr<S>();
-  S* out = grad_x.mutable_data_ptr<S>();
+  const S *given = static_cast<const S*>(grad.const_data_ptr()), *in = static_cast<const S*>(x.const_data_ptr());
+  S* out = static_cast<S*>(grad_x.mutable_data_ptr());
   std::vector<T> sums(grad_scale ? layout.samples * runs * apart : 0);
   at::parallel_for(0, layout.samples * runs, layout.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -315,16 +318,16 @@ void backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& sca
 }  // namespace
 
 // Calls function<T, S>(...) for what the tensor stores.
-#define COPGEN_BY_DTYPE(function, tensor, ...)            \
-  switch (tensor.scalar_type()) {                         \
-    case at::kHalf:                                       \
-      return function<float, c10::Half>(__VA_ARGS__);     \
-    case at::kBFloat16:                                   \
-      return function<float, c10::BFloat16>(__VA_ARGS__); \
-    case at::kFloat:                                      \
-      return function<float, float>(__VA_ARGS__);         \
-    default:                                              \
-      return function<double, double>(__VA_ARGS__);       \
+#define COPGEN_BY_DTYPE(function, tensor, ...)       \
+  switch (tensor.scalar_type()) {                    \
+    case at::kHalf:                                  \
+      return function<float, Float16>(__VA_ARGS__);  \
+    case at::kBFloat16:                              \
+      return function<float, BFloat16>(__VA_ARGS__); \
+    case at::kFloat:                                 \
+      return function<float, float>(__VA_ARGS__);    \
+    default:                                         \
+      return function<double, double>(__VA_ARGS__);  \
   }
 
 // y may be x itself where nothing is upsampled.

@@ -96,6 +96,24 @@ def test_errors_are_no_larger_than_pytorchs(backend, layout, upsample, dtype):
 
 
 @each_backend
+@each_layout
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_read_and_rounded_exactly(backend, layout, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = every.view(1, 64, 32, 32).to(memory_format=layout)
+    one, zero = torch.ones(1, 64), torch.zeros(1, 64)
+    torch.testing.assert_close(cond_norm(x, one, zero, backend=backend), x.relu(), rtol=0, atol=0, equal_nan=True)
+    # Bits of float32 as they come, and what lies halfway between two halves, and next to that.
+    bits = torch.randint(0, 2**31, (20_000,), generator=seeded(), dtype=torch.int64).to(torch.int32)
+    between = (
+        every[every >= 0].float().view(torch.int32)[:, None] + torch.tensor([0xFFF, 0x1000, 0x1001, 0x8000])
+    ).flatten()
+    scale = torch.cat([bits, between]).view(torch.float32)[None]
+    y = cond_norm(torch.ones(1, scale.shape[1], 1, 1, dtype=dtype), scale, torch.zeros_like(scale), backend=backend)
+    torch.testing.assert_close(y.flatten(), scale[0].to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@each_backend
 def test_layouts_are_kept(backend):
     x, scale, shift = (y.detach() for y in drawn((2, 5, 6, 7)))
     arranged = {
