@@ -71,10 +71,14 @@ class Ranks:
                 for tensor in module.state_dict().values():
                     dist.broadcast(tensor, 0, group=self.group)
 
-    def at(self, place: str) -> None:
-        """Say where in the run this process is, for the others' messages should it go missing there."""
+    def at(self, place: str, guarded: bool = False) -> None:
+        """Say where in the run this process is, for the others' messages should it go missing there.
+
+        Args:
+            guarded: see `RollCall.at`.
+        """
         if self.roll_call is not None:
-            self.roll_call.at(place, guarded=True)
+            self.roll_call.at(place, guarded)
 
     def meet(self, place: str, word: str = "", patient: bool = False) -> list[str]:
         """Wait for all ranks, each of which brings a word; returns the words in their order.

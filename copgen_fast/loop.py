@@ -96,11 +96,11 @@ def run(
     with _log(plan, progress, ranks) as log, _bar(plan, progress, ranks) as bar:
         while not progress.finished:
             started = time.perf_counter()
-            ranks.at(f"the data of step {progress.step} of {plan.label}")
+            ranks.at(f"the data of step {progress.step} of {plan.label}", guarded=True)
             with record_function("data"):
                 batch = data(progress.step)
             progress.waited += time.perf_counter() - started
-            ranks.at(f"step {progress.step} of {plan.label}")
+            ranks.at(f"step {progress.step} of {plan.label}", guarded=True)
             result = step(progress.step, batch)
             pending.append((progress.step, StepResult(result.metrics, _finiteness(result.watched))))
             progress.step += 1

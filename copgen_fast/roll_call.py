@@ -116,7 +116,8 @@ class RollCall:
             if faults := self._faults():
                 raise LostRankError(faults)
             absent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            signs = [self._beats()[rank] for rank in absent] if patient else [self._place_of(rank) for rank in absent]
+            beats = self._beats() if patient else []
+            signs = [beats[rank] if patient else self._position(rank) for rank in absent]
             if signs != seen:  # whoever comes nearer is waited for
                 seen, changed = signs, time.monotonic()
             if time.monotonic() - changed > self.timeout:

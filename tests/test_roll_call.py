@@ -70,17 +70,20 @@ def test_words_are_exchanged_in_the_order_of_ranks(calls):
 
 def test_whoever_moves_is_waited_for(calls):
     first, second = calls
-    moves = iter(range(100))
-    place_of = first._place_of
+    position = first._position
+    shards = iter(range(1, 11))
 
     def moving(rank):
-        second.at(f"shard {min(next(moves), 20)}")
-        second._sign()
-        return place_of(rank)
+        if shard := next(shards, 0):
+            second.at(f"shard {shard}")
+            second._sign()
+        return position(rank)
 
-    first._place_of = moving
-    with pytest.raises(LostRankError, match=re.escape("rank 1 is missing: last heard of at shard 20")):
+    first._position = moving
+    started = time.monotonic()
+    with pytest.raises(LostRankError, match=re.escape("rank 1 is missing: last heard of at shard 10")):
         first.meet("the end of the pairs")
+    assert time.monotonic() - started > 2 * first.timeout
 
 
 def test_causes_come_before_what_others_lost(calls):

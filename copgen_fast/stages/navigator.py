@@ -241,7 +241,8 @@ def run(run: Run) -> None:
         return
     config, options, folder = run.config, run.config.navigator, run.folder / "navigator"
     G = generators.load(config.generator, run.device)
-    artifacts.write_json(run.generator_record, G.record)
+    if run.ranks.first:
+        artifacts.write_json(run.generator_record, G.record)
     if options.loss == "supcon" and not G.classes:
         raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} has none")
     T = untrained(G.latent_dim, options, config.seed).to(run.device)

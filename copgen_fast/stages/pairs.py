@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 from tqdm import tqdm
 
 from copgen_fast import artifacts, generators, positives
+from copgen_fast.config import PairsConfig
 from copgen_fast.pairs.parts import Part
 from copgen_fast.pairs.source import PairSource
 from copgen_fast.pairs.writer import write_pairs
@@ -12,28 +16,48 @@ from copgen_fast.stages import Run
 
 
 def run(run: Run) -> None:
-    """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY; of one part, where asked to."""
-    if run.ranks.first:
-        write(run)
-    run.ranks.meet("the end of the pairs", patient=True)
+    """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY; of one part, where asked to.
 
-
-def write(run: Run) -> None:
-    config = run.config.pairs
-    part = Part(config.part, config.parts)
-    images = 2 * sum(span.count for span in part.spans(config.count, config.shard_size))
+    Several processes share them out, each a part of the part; rank 0 puts together what they wrote.
+    """
+    ranks, config = run.ranks, run.config.pairs
+    part = Part(config.part * ranks.world + ranks.rank, config.parts * ranks.world)
+    config = dataclasses.replace(config, part=part.number, parts=part.count)
     sources = {name: open_source(run, name) for name in config.positives}
     for source, _ in sources.values():
         artifacts.write_json(run.generator_record, source.generator.record, by=part.mark)
     for name, (source, identity) in sources.items():
-        folder = run.pairs_folder(name)
-        with tqdm(total=images, desc=f"pairs {name}", unit=" images") as bar:
-            summary = write_pairs(folder, source, config, identity, lambda pairs, bar=bar: bar.update(2 * pairs))
-        if summary["displacement_mean"] is None:
-            print(f"pairs {name}: part {config.part} of {config.parts} is written, others are not yet", flush=True)
-        # A kill after the last shard leaves none: then the next run, which writes no pair, makes it up.
-        elif summary["written"] or not (folder / "summary.json").exists():
-            artifacts.write_json(folder / "summary.json", summary, by=part.mark)
+        own = write(run, name, source, config, identity)
+        written = [json.loads(word) for word in ranks.meet(f"the end of pairs {name}", json.dumps(own))]
+        if ranks.first:
+            summarize(run, name, written, part)
+    ranks.meet("the end of the pairs")
+
+
+def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity: dict) -> dict:
+    """This process's part of one way; what `write_pairs` returns."""
+    images = 2 * sum(span.count for span in Part(config.part, config.parts).spans(config.count, config.shard_size))
+    with tqdm(total=images, desc=f"pairs {name}", unit=" images", disable=not run.ranks.first) as bar:
+
+        def progress(pairs: int) -> None:
+            bar.update(2 * pairs)
+            run.ranks.at(f"pairs {name}")
+
+        return write_pairs(run.pairs_folder(name), source, config, identity, progress)
+
+
+def summarize(run: Run, name: str, written: list[dict], part: Part) -> None:
+    """Leave summary.json once all parts are there: of all ranks' work, and of the whole set."""
+    folder, config = run.pairs_folder(name), run.config.pairs
+    whole = [summary for summary in written if summary["displacement_mean"] is not None]  # of the last to finish
+    if not whole:
+        print(f"pairs {name}: part {config.part} of {config.parts} is written, others are not yet", flush=True)
+        return
+    pairs, seconds = sum(summary["written"] for summary in written), max(summary["seconds"] for summary in written)
+    # A kill after the last shard leaves none: then the next run, which writes no pair, makes it up.
+    if pairs or not (folder / "summary.json").exists():
+        total = {"written": pairs, "seconds": seconds, "images_per_s": 2 * pairs / seconds}
+        artifacts.write_json(folder / "summary.json", whole[0] | total, by=part.mark)
 
 
 def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
