@@ -40,7 +40,7 @@ def traced(tmp_path):
 
 @pytest.mark.parametrize("marked", ["generator", "estimator"])
 def test_backward_work_belongs_to_the_mark_of_its_forward(traced, marked):
-    x = torch.randn(300, 300, requires_grad=True)
+    x = torch.randn(600, 600, requires_grad=True)
 
     def step():
         with record_function(marked):
@@ -53,11 +53,12 @@ def test_backward_work_belongs_to_the_mark_of_its_forward(traced, marked):
             loss.backward()
 
     found = traced(step)
-    assert found.backward[marked] > 2 * found.backward["loss"] > 0
-    assert found.forward[marked] > found.forward["loss"] > 0 and found.forward["augment"] > 0
-    assert "augment" not in found.backward, "it has no backward"
-    assert found.backward[marked] > 10 * found.backward.get("other", 0.0)
-    assert sum((found.forward | {"": sum(found.backward.values())}).values()) == pytest.approx(found.step_ms, rel=0.02)
+    assert set(found.forward) == {marked, "augment", "loss", "other"}, "other is what stands around the marks"
+    assert set(found.backward) <= {marked, "loss", "other"}, "the augmentation has no backward"
+    # Four products of 600 x 600 numbers, beside a few passes over them; whatever else the machine does.
+    assert found.backward[marked] > found.backward["loss"] > 0
+    assert found.backward[marked] > found.backward.get("other", 0.0)
+    assert sum((found.forward | {"": sum(found.backward.values())}).values()) == pytest.approx(found.step_ms, rel=0.1)
 
 
 def test_what_has_no_mark_is_other(traced):
@@ -75,7 +76,7 @@ def test_the_host_waits_for_data(traced):
                 x @ x
 
     found = traced(step)
-    assert 0.9 * found.step_ms < found.data_wait_ms <= found.step_ms
+    assert 0.5 * found.step_ms < found.data_wait_ms <= found.step_ms
 
 
 def event(name, start, us, *, parent=None, thread=1, sequence=-1, fwd_thread=0, device_us=0.0, kernel=False):
