@@ -48,7 +48,7 @@ class ReportOptions:
     """Draw results: one page with tables and plots, and the plots as files."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Files of results (.json)."""
+    """Files of results (.json), and of tests (.xml, JUnit's), which are judged only."""
 
     out: Path = Path("runs/bench")
     """Folder for report.html and the plots."""

@@ -33,7 +33,7 @@ def findings(paths: tuple[Path, ...]) -> list[Finding]:
     Raises:
         UsageError: a file is missing or holds neither results nor tests.
     """
-    rows = files.read_all(path for path in paths if path.suffix != ".xml")
+    rows = files.read_all(paths)
     outcomes: dict[str, str] = {}
     found = [_judge(target, rows) for target in TARGETS]
     for path in (path for path in paths if path.suffix == ".xml"):

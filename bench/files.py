@@ -20,6 +20,11 @@ def read(path: Path) -> list[dict]:
     return [row for row in content(path)["rows"] if "ours_ms" in row]
 
 
+def of_results(paths: Iterable[Path]) -> list[Path]:
+    """All but files of tests."""
+    return [path for path in paths if path.suffix != ".xml"]
+
+
 def content(path: Path) -> dict:
     """All of one file: `rows`, and where they were measured."""
     if not path.is_file():
@@ -32,9 +37,9 @@ def content(path: Path) -> dict:
 
 
 def read_all(paths: Iterable[Path]) -> list[dict]:
-    """The rows of all files; where two compare the same with the same peer, the later one's."""
+    """The rows of all files but tests' (.xml); where two compare the same with the same peer, the later one's."""
     found = {}
-    for path in paths:
+    for path in of_results(paths):
         for row in read(path):
             found[(*(row[name] for name in _MEASUREMENT), row.get("backend"), row["peer"])] = row
     return list(found.values())

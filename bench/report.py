@@ -34,7 +34,7 @@ def write(paths: tuple[Path, ...], folder: Path) -> list[Path]:
         written.append(path)
     template = jinja2.Template(_TEMPLATE.read_text(), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = template.render(
-        sources=[_source(path) for path in paths],
+        sources=[_source(path) for path in files.of_results(paths)],
         findings=[found for found in check.findings(paths) if found.verdict != "not measured"],
         pictures={name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in drawn.items()},
         tables=_tables(rows),
