@@ -19,6 +19,7 @@ def backward(
     objective: Callable[[Tensor], Tensor],
     scaler: torch.amp.GradScaler,
     parts: int = 1,
+    held: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of objective(embed(views)), scaled, to f's parameters; keep one part's activations at a time.
 
@@ -28,16 +29,22 @@ def backward(
     statistics within a part; the running ones see each part once.
 
     Args:
-        f: what is trained; under DistributedDataParallel its gradients are averaged with the last part.
+        f: what is trained.
         embed: f as it is called, views [M, 3, H, W] to embeddings [M, D].
         views: joint batch [2N, 3, H, W], anchors first; a part has both views of its pairs.
         objective: embeddings [2N, D], anchors first, to a scalar.
         scaler: scales it before gradients are taken.
         parts: divides N.
+        held: context of the backward of every part but the last, for gradients that several processes share.
 
     Returns:
         Embeddings [2N, D] and the objective's value [], without gradients.
+
+    Raises:
+        ValueError: parts that do not divide N.
     """
+    if len(views) % (2 * parts):
+        raise ValueError(f"parts: expected a divisor of {len(views) // 2} pairs, got {parts}")
     if parts == 1:
         with record_function("estimator"):
             embeddings = embed(views)
@@ -54,7 +61,7 @@ def backward(
         value = objective(embeddings)
         (gradient,) = torch.autograd.grad(scaler.scale(value), embeddings)
     for number, (part, wanted) in enumerate(zip(split, _split(gradient, parts), strict=True), start=1):
-        with contextlib.nullcontext() if number == parts or not hasattr(f, "no_sync") else f.no_sync():
+        with contextlib.nullcontext() if number == parts else held():
             with record_function("estimator"):
                 again = embed(part)
             with record_function("backward"):

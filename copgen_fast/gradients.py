@@ -7,7 +7,8 @@ module, freezing it for the other player's update and compiling it stay as they 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -40,11 +41,23 @@ class GradientMean:
         self._left = [len(bucket) for bucket in self._buckets]
         self._sent: dict[int, tuple[Tensor, dist.Work]] = {}
         self._under_way = False
+        self._held = False
         for index, bucket in enumerate(self._buckets):
             for parameter in bucket:
                 parameter.register_post_accumulate_grad_hook(partial(self._ready, index))
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Backwards that add to each rank's own gradients; the next one without sends all of them."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
     def _ready(self, index: int, parameter: nn.Parameter) -> None:
+        if self._held:
+            return
         if not self._under_way:
             self._under_way = True
             Variable._execution_engine.queue_callback(self._finish)  # as DistributedDataParallel does

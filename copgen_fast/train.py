@@ -82,6 +82,9 @@ def validate(config: RunConfig) -> None:
     for name in ("navigator", "pretrain"):
         if name in config.stages:
             distributed.expect_divisible(f"{name}.batch", getattr(config, name).batch)
+    if "pretrain" in config.stages:
+        part = config.pretrain.batch // config.pretrain.accumulate
+        distributed.expect_divisible("pretrain.batch / pretrain.accumulate", part)
 
 
 def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Run:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from copgen_fast import batch_norm, distributed, interrupts, loop, losses, optimizers, seeds, train
+from copgen_fast import accumulation, batch_norm, distributed, interrupts, loop, losses, optimizers, seeds, train
 from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, PretrainConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import CopgenError
@@ -111,6 +111,21 @@ def gradients(ranks, wrap=None):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+def accumulated(ranks):
+    """Of the whole batch's loss, by name, in float64, taken in two parts by each rank."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 8)).double()
+    mean, scaler = GradientMean(model.parameters(), ranks), torch.amp.GradScaler("cpu", enabled=False)
+    views = torch.randn(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def objective(embeddings):
+        return losses.nt_xent(embeddings, 0.1, 0.07, group=ranks.group)
+
+    own = views[ranks.joint_rows(N)]
+    accumulation.backward(model, model, own, objective, scaler, min(2, N // ranks.world), mean.held)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
 def overflow(ranks):
     """Loss scaling when one rank's gradient overflows: the weight after the step, and the scale."""
     weight = nn.Parameter(torch.ones(3))
@@ -181,6 +196,7 @@ def everything(ranks, folder):
         "per-rank": play(ranks, alternating, bn="per-rank"),
         "pretrain": learn(ranks),
         "gradients": gradients(ranks),
+        "gradients, in parts": accumulated(ranks),
         "gradients, DDP": gradients(ranks, None if ranks.alone else DistributedDataParallel),
         "overflow": overflow(ranks),
         **faults(ranks, folder),

@@ -79,21 +79,23 @@ def test_a_scaled_loss_gives_scaled_gradients_and_its_own_value(parts):
     torch.testing.assert_close(gradients(scaled), [256 * value for value in gradients(plain)], rtol=1e-14, atol=0)
 
 
-def test_ranks_average_gradients_once_a_step():
-    f, synced = model(False), []
+def test_ranks_share_gradients_once_a_step():
+    f, alone, holding = model(False), [], []
 
     def embed(views):
-        synced.append(not held)
+        alone.append(bool(holding))
         return f(views)
 
-    held = []
-
     @contextlib.contextmanager
-    def no_sync():
-        held.append(True)
+    def held():
+        holding.append(True)
         yield
-        held.pop()
+        holding.pop()
 
-    f.no_sync = no_sync
-    accumulation.backward(f, embed, VIEWS, loss, OFF, 3)
-    assert synced[3:] == [False, False, True], "of the passes with a graph, the last alone"
+    accumulation.backward(f, embed, VIEWS, loss, OFF, 3, held)
+    assert alone[3:] == [True, True, False], "of the passes with a graph, all but the last"
+
+
+def test_parts_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="parts: expected a divisor of 12 pairs, got 5"):
+        accumulation.backward(model(False), model(False), VIEWS, loss, OFF, 5)

@@ -77,6 +77,12 @@ def test_gradient_over_one_processs_is_one(ranks, whole):
             torch.testing.assert_close(gradient, rank["gradients, DDP"][name], rtol=1e-9, atol=1e-12)
 
 
+def test_gradient_in_parts_over_one_processs_is_one(ranks, whole):
+    expected = whole[0]["gradients, in parts"]
+    for rank in ranks[0]:
+        torch.testing.assert_close(rank["gradients, in parts"], expected, rtol=1e-9, atol=1e-12)
+
+
 def test_per_rank_batch_norm_has_each_ranks_own_statistics(ranks, whole):
     mean = "encoder.bn1.running_mean"
     of_ranks = [rank["per-rank"][1][mean] for rank in ranks[0]]

@@ -66,6 +66,8 @@ class Learner:
     """Contrastive loss of a joint batch of embeddings, and its labels."""
     sgd: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    mean: GradientMean
+    """Of f's gradients over all ranks."""
     parts: int = 1
     """Parts of a batch whose activations are kept at a time."""
 
@@ -80,7 +82,9 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
     def objective(embeddings: Tensor) -> Tensor:
         return learner.nce(embeddings, batch.labels)
 
-    h, loss = accumulation.backward(learner.f, learner.embed, v, objective, learner.scaler, learner.parts)
+    h, loss = accumulation.backward(
+        learner.f, learner.embed, v, objective, learner.scaler, learner.parts, learner.mean.held
+    )
     optimizers.step(learner.scaler, learner.sgd)
     shown_lr = torch.full((), batch.lr, device=loss.device)
     return StepResult({"loss": loss, "lr": shown_lr}, {"views": v, "embeddings": h})
@@ -168,7 +172,7 @@ def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) 
     f = encoders.prepare(f, device, compiled=config.compile, checkpointed=options.checkpoint)
     f = batch_norm.spread(f, config.bn, ranks, device)
     ranks.share_start(f)
-    GradientMean(f.parameters(), ranks)
+    mean = GradientMean(f.parameters(), ranks)
     policy = augmentations.get(options.augmentation)
 
     def t(images: Tensor, params: AugmentParams) -> Tensor:
@@ -190,6 +194,7 @@ def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) 
             f.parameters(), options.lr, options.momentum, options.weight_decay, config.optimizer.impl, device
         ),
         scaler=devices.grad_scaler(device, config.precision),
+        mean=mean,
         parts=options.accumulate,
     )
 
