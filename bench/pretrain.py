@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.profiler import record_function
 
-from bench import steps
+from bench import reading, steps
 from bench.baselines import pretrain as baselines
 from bench.harness import Call, Row
 from bench.options import Options
@@ -57,15 +57,21 @@ CASES = (
     Case(224, 128, PretrainConfig(encoder=EncoderConfig("resnet50", "imagenet")), devices=("cuda",)),
 )
 
+READING = (reading.Reading(CASES[0], steps=5), reading.Reading(CASES[2]))
+
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case for this device, one for each precision."""
-    return steps.rows(_AREA, CASES, options)
+    """Rows of every case for this device, one for each precision; then what reading the pairs adds."""
+    yield from steps.rows(_AREA, CASES, options)
+    for case, device in steps.chosen(READING, options):
+        yield from reading.rows(case, device, options)
 
 
 def profiles(options: Options) -> Iterator[str]:
     """Where the time of every case goes."""
-    return steps.profiles(_AREA, CASES, options)
+    yield from steps.profiles(_AREA, CASES, options)
+    for case, device in steps.chosen(READING, options):
+        yield from reading.profiles(case, device, options.profile)
 
 
 def our_steps(case: Case, device: torch.device) -> Iterator[steps.Step]:

@@ -57,7 +57,7 @@ class Area:
 
 def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]:
     """Rows of every case for this device, one for each of our steps and each peer."""
-    for case, device in _chosen(cases, options):
+    for case, device in chosen(cases, options):
         bounds: dict[str, Limit] = {}
         ours = []
         for step in area.ours(case, device):
@@ -70,14 +70,15 @@ def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]
 
 def profiles(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[str]:
     """Lines that say where each case's time goes, in each precision; a trace of each in `options.profile`."""
-    for case, device in _chosen(cases, options):
+    for case, device in chosen(cases, options):
         for step in area.ours(case, device):
             if step.backend == "pytorch":  # what is replayed has no marks
                 name = f"{area.name} {case} {step.precision}"
                 yield from profile.lines(name, profile.profile(name, step.call, device, options.profile))
 
 
-def _chosen(cases: tuple[Case, ...], options: Options) -> Iterator[tuple[Case, torch.device]]:
+def chosen(cases: tuple[Case, ...], options: Options) -> Iterator[tuple[Case, torch.device]]:
+    """The cases for this device that `--only` leaves."""
     device = devices.resolve(options.device, "fp32")
     for case in cases:
         if device.type in case.devices and options.only in str(case):

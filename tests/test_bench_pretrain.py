@@ -3,9 +3,10 @@
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 
-from bench import limits, steps
+from bench import limits, reading, steps
 from bench import pretrain as area
 from bench.__main__ import main
 from bench.baselines import pretrain as baselines
@@ -19,14 +20,21 @@ CPU = torch.device("cpu")
 
 
 def test_the_command_writes_its_rows(monkeypatch, tmp_path):
-    monkeypatch.setattr(area, "CASES", (replace(TINY, options=replace(OPTIONS, augmentation="simclr")),))
+    case = replace(TINY, options=replace(OPTIONS, augmentation="simclr"))
+    monkeypatch.setattr(area, "CASES", (case,))
+    monkeypatch.setattr(area, "READING", (reading.Reading(case, steps=3, epoch=2),))
     monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
     monkeypatch.setattr(steps, "precisions", lambda device, of_gpus: ("fp32", "bf16"))
     file = tmp_path / "results.json"
     assert main(["pretrain", "--device", "cpu", "--repeats", "3", "--min-seconds", "0", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
+    *rows, waiting = rows
     assert {(row["case"], row["direction"]) for row in rows} == {("resnet18/8 B=4 16px", "step")}
     assert {row["precision"] for row in rows} == {"fp32", "bf16"}
+    assert waiting["case"] == "resnet18/8 B=4 16px, 3 steps, pairs read"
+    assert (waiting["backend"], waiting["precision"], waiting["peer"]) == ("plain", "fp32", "same steps, batch at hand")
+    work = [float(row["limit"].split()[0]) for row in (rows[0], waiting)]
+    assert work[1] == pytest.approx(3 * work[0], rel=0.02), "it is of all its steps"
     peers = {"reference form, fp32, PIL views by 0 processes", "reference form, fp32, views at hand"}
     assert {row["peer"] for row in rows} == peers and len(rows) == 4
 

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import record_function
 
-from bench import navigator, pretrain, profile
+from bench import navigator, pretrain, profile, reading
 from bench.__main__ import main
 from copgen_fast.config import EncoderConfig, NavigatorConfig, PretrainConfig
 
@@ -115,14 +115,17 @@ def test_a_gpus_time_is_that_of_the_kernels_each_operation_launches(monkeypatch)
 def test_the_command_leaves_traces_and_prints_shares(monkeypatch, tmp_path, capsys):
     game = NavigatorConfig(estimator=SMALL, augmentation="simclr")
     monkeypatch.setattr(navigator, "CASES", (navigator.Case("bigbigan", 2, 16, game, width=2),))
-    monkeypatch.setattr(pretrain, "CASES", (pretrain.Case(2, 16, PretrainConfig(encoder=SMALL), workers=0),))
+    case = pretrain.Case(2, 16, PretrainConfig(encoder=SMALL), workers=0)
+    monkeypatch.setattr(pretrain, "CASES", (case,))
+    monkeypatch.setattr(pretrain, "READING", (reading.Reading(case, epoch=2),))
     for area, phases in (("navigator", profile.PHASES), ("pretrain", {*profile.PHASES} - {"generator"})):
         assert main([area, "--device", "cpu", "--profile", str(tmp_path)]) == 0
         printed = capsys.readouterr().out
         assert all(f"  {phase} " in printed for phase in phases), printed
         assert "the host waited for data" in printed
     traces = sorted(tmp_path.glob("*fp32.json"))
-    assert [path.name.partition("_")[0] for path in traces] == ["navigator", "pretrain"]
+    assert [path.name.partition("_")[0] for path in traces] == ["navigator", "pretrain", "pretrain"]
+    assert "pairs_read" in traces[1].name or "pairs_read" in traces[2].name
     assert any(found.get("name") == "augment" for found in json.loads(traces[0].read_text())["traceEvents"])
     assert main(["info_nce", "--device", "cpu", "--profile", str(tmp_path)]) == 2
     assert "no training step in info_nce" in capsys.readouterr().err
