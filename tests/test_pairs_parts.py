@@ -4,15 +4,18 @@ import json
 import os
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from copgen_fast.distributed import Ranks
 from copgen_fast.errors import UsageError
 from copgen_fast.pairs import parts
 from copgen_fast.pairs.format import plan, read_complete_index, write_index
 from copgen_fast.pairs.loader import PairDataset
 from copgen_fast.pairs.parts import Part
-from copgen_fast.train import main
+from copgen_fast.stages import pairs as stage
+from copgen_fast.train import main, open_run, parse
 from tests.conftest import TINY
 from tests.pairs_fixtures import CONFIG, contents, write
 
@@ -68,9 +71,9 @@ def test_a_run_without_parts_takes_over(tmp_path, whole):
     with pytest.raises(UsageError, match=r"holds parts \(index\.part-1-of-3\.json\).*copgen_fast\.pairs\.merge"):
         read_complete_index(tmp_path)
     assert write(tmp_path, SMALL)["written"] == 6
-    assert without_parts(tmp_path) == whole
+    assert contents(tmp_path) == whole
     assert write(tmp_path, part(1, 3))["written"] == 0
-    assert without_parts(tmp_path) == whole
+    assert contents(tmp_path) == whole
 
 
 def test_parts_take_over_from_a_run_without_and_from_others(tmp_path, whole):
@@ -153,3 +156,20 @@ def test_the_stage_writes_parts_into_one_run(finished_run, tmp_path, capsys):
     assert (folder / "index.json").read_bytes() == (other / "index.json").read_bytes()
     assert (folder / "summary.json").exists()
     assert main([*arguments, "--pairs.part", "2", "--pairs.parts", "2"]) == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_ranks_divide_a_part(finished_run, tmp_path, order):
+    """As under torchrun, where ranks meet at the end; here rank 0 may look for the whole before rank 1 wrote."""
+    arguments = [*TINY, "--out", str(tmp_path / "run"), "--pairs.positives", "gaussian", "--pairs.parts", "2"]
+    for part in (1, 0):
+        config = parse([*arguments, "--pairs.part", str(part)])
+        run = open_run(config, torch.device("cpu"))
+        for rank in order:
+            stage.run(dataclasses.replace(run, ranks=Ranks(rank, 2)))
+    folder, other = tmp_path / "run" / "pairs" / "gaussian", finished_run / "pairs" / "gaussian"
+    assert without_parts(folder).keys() - {"summary.json"} == contents(other).keys() - {"summary.json"}
+    assert (folder / "index.json").read_bytes() == (other / "index.json").read_bytes()
+    assert sorted(path.name for path in folder.glob("index.part-*")) == [
+        f"index.part-{number}-of-4.json" for number in (0, 1, 2)
+    ]  # of three shards

@@ -65,6 +65,7 @@ def merge(target: Path, others: Sequence[Path] = ()) -> Index:
     whole = parts.listing(first, (shard for shard, _ in held.values()))
     if found[folders[0]].get(WHOLE) != whole:
         write_index(folders[0], whole)
+    parts.remove_part_indexes(folders[0])
     return whole
 
 

@@ -83,16 +83,27 @@ def listing(index: Index, shards: Iterable[Shard]) -> Index:
 def complete(folder: Path, part: Part) -> Index | None:
     """Write index.json once all shards of a folder are there; returns it, or None while some are missing.
 
+    With `Part()`, a writer of everything, the indexes of parts go then.
+
     Writers may do so at the same time: what they write is the same, each under a temporary name of its own. The last
     of them to finish sees the indexes of all, so one of them does.
     """
-    found = indexes(folder)
+    if not (found := indexes(folder)):
+        return None
     index = listing(next(iter(found.values())), whole_shards(folder, found, part.index_name).values())
     if not index.complete:
         return None
     if found.get(WHOLE) != index:
         write_index(folder, index, WHOLE, by=part.mark)
+    if part.count == 1:
+        remove_part_indexes(folder)
     return index
+
+
+def remove_part_indexes(folder: Path) -> None:
+    """Remove what index.json repeats, for those who know that no writer of a part is still at work."""
+    for path in folder.glob(PARTS):
+        path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, part: Part) -> None:

@@ -60,7 +60,7 @@ def write_pairs(
             write_index(folder, own, part.index_name)
     seconds = time.perf_counter() - start
     written = sum(span.count for span in missing)
-    whole = parts.complete(folder, part) if done else None
+    whole = parts.complete(folder, part)
     return {
         "count": config.count,
         "written": written,

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from copgen_fast import artifacts, generators, positives
 from copgen_fast.config import PairsConfig
-from copgen_fast.pairs.parts import Part
+from copgen_fast.pairs.parts import Part, complete
 from copgen_fast.pairs.source import PairSource
 from copgen_fast.pairs.writer import write_pairs
 from copgen_fast.stages import Run
@@ -21,7 +21,7 @@ def run(run: Run) -> None:
     Several processes share them out, each a part of the part; rank 0 puts together what they wrote.
     """
     ranks, config = run.ranks, run.config.pairs
-    part = Part(config.part * ranks.world + ranks.rank, config.parts * ranks.world)
+    part = Part(config.part + config.parts * ranks.rank, config.parts * ranks.world)
     config = dataclasses.replace(config, part=part.number, parts=part.count)
     sources = {name: open_source(run, name) for name in config.positives}
     for source, _ in sources.values():
@@ -30,7 +30,7 @@ def run(run: Run) -> None:
         own = write(run, name, source, config, identity)
         written = [json.loads(word) for word in ranks.meet(f"the end of pairs {name}", json.dumps(own))]
         if ranks.first:
-            summarize(run, name, written, part)
+            summarize(run, name, written)
     ranks.meet("the end of the pairs")
 
 
@@ -46,18 +46,20 @@ def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity
         return write_pairs(run.pairs_folder(name), source, config, identity, progress)
 
 
-def summarize(run: Run, name: str, written: list[dict], part: Part) -> None:
+def summarize(run: Run, name: str, written: list[dict]) -> None:
     """Leave summary.json once all parts are there: of all ranks' work, and of the whole set."""
     folder, config = run.pairs_folder(name), run.config.pairs
-    whole = [summary for summary in written if summary["displacement_mean"] is not None]  # of the last to finish
-    if not whole:
-        print(f"pairs {name}: part {config.part} of {config.parts} is written, others are not yet", flush=True)
+    part = Part(config.part, config.parts)  # of all ranks
+    whole = complete(folder, part)
+    if whole is None:
+        print(f"pairs {name}: part {part.number} of {part.count} is written, others are not yet", flush=True)
         return
     pairs, seconds = sum(summary["written"] for summary in written), max(summary["seconds"] for summary in written)
     # A kill after the last shard leaves none: then the next run, which writes no pair, makes it up.
     if pairs or not (folder / "summary.json").exists():
         total = {"written": pairs, "seconds": seconds, "images_per_s": 2 * pairs / seconds}
-        artifacts.write_json(folder / "summary.json", whole[0] | total, by=part.mark)
+        mean = {"displacement_mean": whole.displacement_mean}
+        artifacts.write_json(folder / "summary.json", written[0] | total | mean, by=part.mark)
 
 
 def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
