@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.roll_call import LostRankError, RollCall
+from copgen_fast.roll_call import LostRankError, RollCall, session
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +92,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-_runs = itertools.count()  # of this process: each has keys of its own in the store
 
 
 def world_size() -> int:
@@ -149,8 +147,12 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
         yield Ranks()
         return
     patience = datetime.timedelta(seconds=timeout)
-    store, rank, world = next(dist.rendezvous("env://", timeout=patience))
-    store = dist.PrefixStore(f"run {next(_runs)}", store)
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise LostRankError(f"no store of the run's processes at {where} in {timeout:g} s: is its host up?") from error
+    store = dist.PrefixStore(session(store, rank, world, timeout), store)
     roll_call = RollCall(dist.PrefixStore("roll call", store), rank, world, timeout)
     try:
         with _told_to(roll_call):

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 
 import torch.distributed as dist
 
@@ -23,6 +24,40 @@ SILENCE = 3.0
 
 class LostRankError(CopgenError):
     """Another process of the run stopped, died or hangs; the message names its rank."""
+
+
+def session(store: dist.Store, rank: int, world: int, timeout: float) -> str:
+    """A name for these very processes, agreed on by them.
+
+    torchrun's store outlives them and serves those that it starts again, who must not take old words for new ones.
+
+    Raises:
+        LostRankError: not all came within `timeout` seconds; the message names those.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + timeout
+    if rank == 0:
+        welcomed: set[bytes] = set()
+        others = {other: f"arrived/{own}/{other}" for other in range(1, world)}
+        while absent := [other for other, key in others.items() if not store.check([key])]:
+            for other in absent:
+                # It may be the word of a process that is no more; whoever is there has another, and is still absent.
+                if store.check([f"hello/{other}"]) and (word := store.get(f"hello/{other}")) not in welcomed:
+                    welcomed.add(word)
+                    store.set(f"welcome/{word.decode()}", own)
+            _expect_time(deadline, f"at the start, after {timeout:g} s: missing ranks {absent}")
+        return own
+    store.set(f"hello/{rank}", own)
+    while not store.check([f"welcome/{own}"]):
+        _expect_time(deadline, f"at the start, after {timeout:g} s: rank 0 is missing")
+    name = store.get(f"welcome/{own}").decode()
+    store.set(f"arrived/{name}/{rank}", "")
+    return name
+
+
+def _expect_time(deadline: float, otherwise: str) -> None:
+    if time.monotonic() > deadline:
+        raise LostRankError(otherwise)
+    time.sleep(0.02)
 
 
 class RollCall:

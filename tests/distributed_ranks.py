@@ -22,14 +22,15 @@ from copgen_fast.loop import Plan, StepResult
 from copgen_fast.ops import augment
 from copgen_fast.pairs.loader import PairBatch
 from copgen_fast.positives.navigator import Navigator
+from copgen_fast.roll_call import RollCall
 from copgen_fast.stages import Run, navigator, pretrain
 
 N, DIM, STEPS = 8, 6, 3
 CPU = torch.device("cpu")
 SMALL = EncoderConfig(name="resnet18", stem="half", width=8)
-TINY = """quickstart --device cpu --log-every 1 --save-every 1 --stages navigator pairs pretrain
+TINY = """quickstart --device cpu --log-every 1 --save-every 2 --stages navigator pairs pretrain
     --navigator.samples 64 --navigator.batch 16 --navigator.grid-every 32 --navigator.delta None
-    --pairs.positives navigator --pairs.count 32 --pairs.shard-size 8 --pairs.batch 8
+    --pairs.positives navigator --pairs.count 48 --pairs.shard-size 8 --pairs.batch 8
     --pretrain.epochs 2 --pretrain.batch 16 --timeout 60""".split()
 
 
@@ -171,18 +172,18 @@ class Problem:
 def faults(ranks, folder):
     """How a run ends on each rank when the last one is asked to stop, meets a NaN, or sees another folder."""
     last = ranks.rank == ranks.world - 1
-    stopped = Problem(ranks, folder / "stopped")
+    stopped = Problem(ranks, folder / "problem")
     stopped.before = lambda index: os.kill(os.getpid(), signal.SIGTERM) if last and index == 6 else None
     nan = Problem(ranks, folder / "nan")
     draw = nan.data
     nan.data = lambda index: draw(index) * (float("nan") if last and index == 7 else 1.0)
-    elsewhere = Problem(ranks, folder / ("stopped" if last else "elsewhere"))
+    elsewhere = Problem(ranks, folder / ("problem" if last else "elsewhere"))
     return {
         "stopped": stopped.run(),
         "weights": stopped.model.state_dict(),
         "nan": nan.run(),
         "elsewhere": elsewhere.run(),
-        "resumed": Problem(ranks, folder / "stopped").run()["steps"],
+        "resumed": Problem(ranks, folder / "problem").run()["steps"],
     }
 
 
@@ -203,13 +204,33 @@ def everything(ranks, folder):
     }
 
 
+def when_at(place, act):
+    """Do something when the run comes to a place for the first time."""
+    at, places = RollCall.at, {place}
+
+    def seen(self, here, guarded=False):
+        at(self, here, guarded)
+        if here in places:
+            places.remove(here)
+            act()
+
+    RollCall.at = seen
+
+
+def stop_half_way(folder):
+    """The command with SIGTERM for rank 1 in the navigator's third step: its exit code."""
+    if os.environ["RANK"] == "1":
+        when_at("step 2 of navigator", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return train.main([*TINY, "--out", str(folder / "stopped")])
+
+
 def rank_main(rank, world, port, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    code = train.main([*TINY, "--out", str(folder / "run")]) if world == 2 else 0
+    codes = [train.main([*TINY, "--out", str(folder / "run")]), stop_half_way(folder)] if world == 2 else []
     with distributed.joined(CPU, 60.0) as ranks:
         results = everything(ranks, folder)
-    torch.save(results | {"exit code": code}, folder / f"{rank}.pt")
+    torch.save(results | {"exit codes": codes}, folder / f"{rank}.pt")
 
 
 def main(world, port, folder):

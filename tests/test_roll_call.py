@@ -4,12 +4,13 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from copgen_fast.roll_call import LostRankError, RollCall
+from copgen_fast.roll_call import LostRankError, RollCall, session
 from tests.missing_ranks import MISSING_AT, WAYS
 from tests.test_distributed import free_port
 
@@ -58,6 +59,19 @@ def calls():
     yield both
     for call in both:
         call.close()
+
+
+def test_processes_that_are_started_again_have_another_name():
+    store, names = dist.HashStore(), []
+    store.set("hello/1", "of a process that is no more")
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            first, *others = pool.map(lambda rank: session(store, rank, 3, timeout=10), range(3))
+        assert others == [first, first]
+        names.append(first)
+    assert names[0] != names[1]
+    with pytest.raises(LostRankError, match=re.escape("missing ranks [1, 2]")):
+        session(store, 0, 3, timeout=0.1)
 
 
 def test_words_are_exchanged_in_the_order_of_ranks(calls):
