@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.harness import Call, Row
-from bench.limits import Limit, matrix_products
+from bench.limits import Limit, count_products, matrix_products
 from bench.machine import version
 from bench.options import Options
 from bench.rows import Subject, compare
@@ -138,8 +137,6 @@ def _in_direction(generator: nn.Module, direction: str, case: Case) -> Call:
 
 def limit(case: Case, direction: str, sampling: Call, device: torch.device) -> Limit:
     """The products of a call of `sampling`, backward as many again, at the rate of a large matrix product."""
-    with FlopCounterMode(display=False) as counter:
-        sampling()
-    operations = counter.get_total_flops() * (1 if direction == "forward" else 2)
+    operations = count_products(sampling) * (1 if direction == "forward" else 2)
     dtype = torch.float32 if case.level == "exact" else torch.float16
     return matrix_products(f"{operations / case.batch / 1e9:.1f} an image", operations, dtype, device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench.harness import Call, Timing
 
@@ -26,6 +27,20 @@ class Limit:
 
     call: Call
     read: Callable[[Timing], tuple[str, float]]
+
+
+def count_products(call: Call) -> int:
+    """Operations of the products that a call computes: a multiplication and an addition count as two."""
+    # PyTorch's counter does not know its own attention for CPUs.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    own = {
+        attention: lambda *shapes, out_shape, **options: sdpa_flop_count(*shapes[:3]),
+        backward: lambda *shapes, out_shape, **options: sdpa_backward_flop_count(*shapes[:4]),
+    }
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def copies(what: str, pairs: list[tuple[Tensor, Tensor]]) -> Limit:

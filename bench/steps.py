@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench import profile
 from bench.harness import Call, Row
-from bench.limits import Limit, matrix_products
+from bench.limits import Limit, count_products, matrix_products
 from bench.options import Options
 from bench.rows import Ours, Subject, compare_all
 from copgen_fast import devices
@@ -98,9 +97,7 @@ def precisions(device: torch.device, of_gpus: tuple[str, ...]) -> tuple[str, ...
 
 def products(what: str, batch: int, step: Call, precision: str, device: torch.device) -> Limit:
     """The products of a step, counted as it computes them, at the rate of a large product in its precision."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    operations = counter.get_total_flops()
+    operations = count_products(step)
     return matrix_products(f"{what}: {operations / batch / 1e9:.3g} a sample", operations, DTYPES[precision], device)
 
 
