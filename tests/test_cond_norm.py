@@ -192,13 +192,17 @@ def test_a_gradient_without_strides(backend):
 def test_nan_stays_and_zero_gets_no_gradient(backend, layout):
     x, scale, shift = (y.detach() for y in drawn((1, 3, 4, 5), torch.float32, layout))
     x[0, 1, 2, 3] = torch.nan
-    scale[0, 2] = shift[0, 2] = 0
+    x[0, 2] = shift[0, 2] = 0
     for upsample in (False, True):
         leaf = x.clone().requires_grad_()
         y = cond_norm(leaf, scale, shift, upsample=upsample, backend=backend)
         assert y.isnan().sum() == (4 if upsample else 1)
-        (grad,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
-        assert not grad[0, 2].any() and grad[0, 1, 2, 3] == scale[0, 1].float() * (4 if upsample else 1)
+        affine = [z.clone().requires_grad_() for z in (scale, shift)]
+        all_three = cond_norm(leaf, *affine, upsample=upsample, backend=backend)
+        _, _, of_shift = grads = torch.autograd.grad(all_three, (leaf, *affine), torch.ones_like(y))
+        assert of_shift[0, 2] == 0 and of_shift[0, 0] > 0
+        for grad in (grads[0], *torch.autograd.grad(y, leaf, torch.ones_like(y))):
+            assert not grad[0, 2].any() and grad[0, 1, 2, 3] == scale[0, 1].float() * (4 if upsample else 1)
     scale[0, 0] = torch.nan
     assert cond_norm(x, scale, shift, backend=backend)[0, 0].isnan().all()
 

@@ -139,7 +139,7 @@ def test_the_batch_that_fits_is_what_a_batch_takes(monkeypatch):
 
 def test_durations_are_for_people():
     made = {"name": "n", "what": "w", "samples": 3600, "batch": 2, "steps": 3, "peak_mb": {}, "available_mb": None}
-    for seconds, text in ((0.5, "30 min for 3,600"), (5, "5.0 h for"), (100, "4 days for")):
+    for seconds, text in ((0.5, "30 min for 3,600"), (5, "5.0 h for"), (100, "4.2 days for"), (1e5, "4,167 days for")):
         found = Estimate(**made, seconds=seconds, fastest=seconds, slowest=seconds, hours=seconds, largest_batch=None)
         assert text in str(found)
 
