@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from typing import get_args
@@ -85,3 +86,22 @@ def test_encoding_needs_no_torch():
     script = "import sys, copgen_fast.pairs.codecs; print({'torch', 'torchvision'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_png_files_are_everybodys(height, width, seed):
+    image = noise(height, width, seed)
+    data = CODECS["png"].encode(image)
+    with Image.open(io.BytesIO(data)) as file:
+        file.verify()  # every chunk's checksum, which reading does not look at
+        assert (file.format, file.mode, file.size) == ("PNG", "RGB", (width, height))
+
+
+def test_png_files_are_about_as_small_as_pillows():
+    smooth = np.asarray(Image.fromarray(noise(16, 16)).resize((128, 128), Image.BICUBIC))
+    grainy = (smooth + noise(128, 128) // 32).astype(np.uint8)
+    for image in (smooth, grainy):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "png", compress_level=1)
+        assert len(CODECS["png"].encode(image)) < 1.25 * len(file.getvalue())

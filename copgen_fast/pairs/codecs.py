@@ -1,12 +1,17 @@
 """Image files of pairs: png (lossless), jpeg (small, not quite), raw (bytes as they are). Encoding needs no torch.
 
-By Pillow: torchvision decodes JPEG 1.5 times and PNG 1.15 times as fast on a core, but its codecs are deprecated, and
-an altered PNG file may end the process.
+Pillow reads all and writes JPEG: torchvision decodes JPEG 1.5 times and PNG 1.15 times as fast on a core, but its
+codecs are deprecated, and an altered PNG file may end the process. PNG is written here, as Pillow chooses filters for
+the smallest file, and those take most of the time on both sides. Photographs of 128 px, one core, the fastest of 7:
+written in 0.41 ms instead of 1.14 (Pillow's level 1), read in 0.34 ms instead of 0.56, 31.3 kB instead of 30.3.
+(Handwritten digits of 32 px: 1.7 kB instead of 1.2.)
 """
 
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +26,8 @@ if TYPE_CHECKING:  # processes that encode start without torch
     from torch import Tensor
 
 REMEDY = "delete it and run `--stages pairs` again"
-# The pixels are the same at every level; 1 encodes 1.2x (32 px) to 4x (128 px) as fast as Pillow's default, 6.
-_PNG_LEVEL = 1
+_PNG_UP = 2  # the filter that takes each byte's difference from the one above
+_PNG_RGB8 = (8, 2, 0, 0, 0)  # bits, colours, and the only compression, filters and order there are
 _JPEG_QUALITY = 95
 _JPEG_444 = 0  # colour at full resolution
 
@@ -63,16 +68,27 @@ class Codec:
 
 
 def _encode_png(image: np.ndarray) -> bytes:
-    return _saved(image, "png", compress_level=_PNG_LEVEL)
+    height, width, _ = image.shape
+    rows = image.reshape(height, 3 * width)
+    filtered = np.empty((height, 1 + 3 * width), np.uint8)
+    filtered[:, 0] = _PNG_UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    # Matches of runs only: longer ones are rare in differences, and looking for them takes most of a usual encoder's
+    # time.
+    packer = zlib.compressobj(strategy=zlib.Z_RLE)
+    data = packer.compress(filtered) + packer.flush()
+    header = struct.pack(">II5B", width, height, *_PNG_RGB8)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
 def _encode_jpeg(image: np.ndarray) -> bytes:
-    return _saved(image, "jpeg", quality=_JPEG_QUALITY, subsampling=_JPEG_444)
-
-
-def _saved(image: np.ndarray, form: str, **options: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, form, **options)
+    Image.fromarray(image).save(file, "jpeg", quality=_JPEG_QUALITY, subsampling=_JPEG_444)
     return file.getvalue()
 
 
