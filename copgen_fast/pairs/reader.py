@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from copgen_fast.config import OnCorrupt
 from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.pairs.codecs import REMEDY
 from copgen_fast.pairs.dataset import EncodedPair, Pair, PairDataset
 
 HeldShards = dict[int, "Future[bytes]"]
@@ -75,10 +76,13 @@ class Reader:
                 self._reject(encoded.index, error)
 
     def _read(self, index: int, shards: HeldShards) -> EncodedPair:
-        while index in self._corrupt:
-            index = (index + 1) % len(self.dataset)
-        number = index // self.dataset.index.shard_size
-        return self.dataset.read(index, shards[number].result() if number in shards else None)
+        count = len(self.dataset)
+        # An end to the search, whatever other threads find corrupt meanwhile.
+        sound = next((i % count for i in range(index, index + count) if i % count not in self._corrupt), None)
+        if sound is None:
+            raise CorruptArtifactError(f"{self.dataset.folder}: every pair is corrupt: {REMEDY}")
+        number = sound // self.dataset.index.shard_size
+        return self.dataset.read(sound, shards[number].result() if number in shards else None)
 
     def _reject(self, index: int, error: CorruptArtifactError) -> None:
         if self.on_corrupt == "stop":
@@ -86,7 +90,5 @@ class Reader:
         with self._lock:
             new = index not in self._corrupt
             self._corrupt.add(index)
-            if len(self._corrupt) == len(self.dataset):
-                raise CorruptArtifactError(f"{self.dataset.folder}: every pair is corrupt, such as {error}") from error
         if new:
             warnings.warn(f"corrupt pair {index} skipped, the next one comes in its place: {error}", stacklevel=2)
