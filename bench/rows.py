@@ -26,12 +26,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Ours:
-    """One of ours: what its row is about, its case, the call to time and what bounds it."""
+    """One of ours: what its row is about, its case, the call to time and what bounds it.
+
+    `kept`: its memory is kept between calls, as a CUDA graph's, so that no call shows it.
+    """
 
     subject: Subject
     case: str
     call: Call
     bound: Limit
+    kept: bool = False
 
 
 def compare(
@@ -59,7 +63,8 @@ def compare_all(
         for peer in peers:
             if name in times and peer in times:
                 limit = own.bound.read(times[f"limit {id(own.bound)}"])
-                yield _row(own, times[name], peaks[name], peer, times[peer], peaks[peer], limit, device)
+                peak = None if own.kept else peaks[name]
+                yield _row(own, times[name], peak, peer, times[peer], peaks[peer], limit, device)
 
 
 def _row(

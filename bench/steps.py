@@ -63,7 +63,8 @@ def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]
             if step.precision not in bounds:
                 bounds[step.precision] = products(area.work, case.batch, step.call, step.precision, device)
             subject = Subject(area.name, step.backend, step.precision, "step")
-            ours.append(Ours(subject, str(case), step.call, bounds[step.precision]))
+            kept = step.backend != "pytorch"
+            ours.append(Ours(subject, str(case), step.call, bounds[step.precision], kept))
         yield from compare_all(ours, area.theirs(case, device), options, device, LEAST)
 
 

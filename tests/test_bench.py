@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import augment as area
-from bench import harness, limits, machine
+from bench import harness, limits, machine, rows
 from bench.__main__ import main
 from bench.baselines import augment as baselines
 from bench.baselines import info_nce as losses
@@ -126,17 +126,29 @@ def test_peers_of_a_missing_package_are_left_out_with_a_line(monkeypatch, capsys
     assert f"left out: {package}" in said and "pip install" in said
 
 
+def test_memory_that_is_kept_between_calls_is_not_told_by_one():
+    x = torch.ones(8)
+    bound = limits.copies("all", [(torch.empty(8), x)])
+    subject = rows.Subject("area", "graph", "fp32", "step")
+    ours = [rows.Ours(subject, f"case {kept}", lambda: x + x, bound, kept) for kept in (True, False)]
+    options = area.Options(repeats=3, min_seconds=0)
+    found = list(rows.compare_all(ours, {"peer": lambda: x * 2}, options, torch.device("cpu"), least=3))
+    assert [row.case for row in found] == ["case True", "case False"] and [row.n for row in found] == [3, 3]
+    assert found[0].peak_mb is None
+    assert (found[1].peak_mb is None) == (found[1].peer_peak_mb is None) == (found[0].peer_peak_mb is None)
+
+
 def test_results_are_kept_while_they_come(tiny, tmp_path, monkeypatch):
     file, kept = tmp_path / "results.json", []
 
-    def rows(options):
+    def cut_short(options):
         for row in itertools.islice(measured(options), 2):
             yield row
             kept.append(len(json.loads(file.read_text())["rows"]))
         raise KeyboardInterrupt
 
     measured = area.rows
-    monkeypatch.setattr(area, "rows", rows)
+    monkeypatch.setattr(area, "rows", cut_short)
     with pytest.raises(KeyboardInterrupt):
         main(["augment", *tiny, "--only", "uint8", "--json", str(file)])
     assert kept == [1, 2]

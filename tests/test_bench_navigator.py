@@ -12,6 +12,7 @@ from bench.__main__ import main
 from bench.baselines import navigator as baselines
 from copgen_fast import augmentations
 from copgen_fast.config import EncoderConfig, NavigatorConfig
+from copgen_fast.errors import CopgenError
 from copgen_fast.positives.navigator import untrained
 from copgen_fast.stages.navigator import alternating_step, draw_batch, make_game
 
@@ -37,6 +38,28 @@ def test_the_command_writes_its_rows(monkeypatch, tmp_path):
     for row in rows:
         assert (row["area"], row["direction"], row["n"]) == ("navigator", "step", 3)
         assert row["limit"].split()[0] != "0" and "generator three times" in row["limit"]
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_on_a_gpu_one_precision_is_replayed_as_a_graph_too(monkeypatch, can, capsys):
+    """Seen here by a GPU that does not exist: everything but the device."""
+
+    class Pretended:
+        type = "cuda"
+
+    def our_step(case, published, precision, device, graph=False):
+        if graph and not can:
+            raise CopgenError("refused")
+        return lambda: None
+
+    published = TINY.published()
+    monkeypatch.setattr(area.Case, "published", lambda case: published)
+    monkeypatch.setattr(published, "to", lambda device: published)
+    monkeypatch.setattr(area, "_our_step", our_step)
+    monkeypatch.setattr(area.devices, "resolve_precision", lambda wanted, device: "bf16")
+    found = [(step.precision, step.backend) for step in area.our_steps(TINY, Pretended())]
+    assert found == [("fp16", "pytorch"), ("bf16", "pytorch"), ("bf16", "CUDA graph")][: 3 if can else 2]
+    assert ("left out" in capsys.readouterr().out) != can
 
 
 @pytest.mark.parametrize("slices", [True, False])
