@@ -27,9 +27,10 @@ class GeneratorConfig:
     """Registered generator: a file in copgen_fast/generators."""
     weights: str | None = None
     """File of its weights (biggan-deep: folder); None takes those embedded in the package, where there are any."""
-    level: Literal["published", "exact", "half"] = "exact"
+    level: Literal["published", "exact", "half", "graph"] = "exact"
     """exact: rewritten to be fast, equal up to rounding, where the generator has such a form. half: that in half
-    precision, refused where images change visibly. published: as it was trained."""
+    precision, refused where images change visibly. graph: half, and pairs are drawn by a CUDA graph. published: as it
+    was trained."""
     checkpoint: bool = False
     """Compute each block's activations again in the navigator's backward rather than keep them: less memory, one
     more forward. For generators with a rewritten form (bigbigan, biggan-deep)."""

@@ -228,3 +228,8 @@ def test_near_latents_keep_the_class_and_change_the_image(generator, samples, re
 def test_checkpoints_of_a_generator_without_them_are_refused():
     with pytest.raises(UsageError, match="generator.checkpoint: digits at level exact has no such form: leave it out"):
         generators.load(GeneratorConfig(checkpoint=True), torch.device("cpu"))
+
+
+def test_a_graph_without_a_gpu_is_refused():
+    with pytest.raises(UsageError, match="generator.level: graph needs a GPU, and the run is on cpu"):
+        generators.load(GeneratorConfig(level="graph"), torch.device("cpu"), batch=4)

@@ -64,14 +64,17 @@ def build(name: str, weights: str | Path | None = None, **options: float) -> nn.
     return generator.eval().requires_grad_(False)
 
 
-def load(config: GeneratorConfig, device: torch.device) -> nn.Module:
+def load(config: GeneratorConfig, device: torch.device, batch: int | None = None) -> nn.Module:
     """The generator of a run, on its device and as fast as `config.level` says.
 
     Its attribute `record` says what it was made from, for artefacts: name, weights (the file, or "embedded"), the
     file's sha256 and the `digest` of what it holds. The sha256 of a file from outside the package is printed.
 
+    Args:
+        batch: latents that most calls will have, for level graph; None: without one it is half.
+
     Raises:
-        UsageError: see `build`; or `config.checkpoint` for a generator without a rewritten form.
+        UsageError: see `build`; `config.checkpoint` for a generator without a rewritten form; a graph without a GPU.
         CopgenError: see `optimize`.
     """
     options = {} if config.truncation is None else {"truncation": config.truncation}
@@ -79,7 +82,10 @@ def load(config: GeneratorConfig, device: torch.device) -> nn.Module:
     if config.level == "published":
         generator = published
     else:
-        generator = optimize(published, config.level, checkpoint=config.checkpoint)
+        if config.level == "graph" and device.type != "cuda":
+            raise UsageError(f"generator.level: graph needs a GPU, and the run is on {device}: choose exact or half")
+        level = "half" if config.level == "graph" and batch is None else config.level
+        generator = optimize(published, level, batch=batch, checkpoint=config.checkpoint)
     if config.checkpoint and not getattr(generator, "checkpointed", False):
         raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
     generator.record = _record(config.name, published)

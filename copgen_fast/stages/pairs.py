@@ -65,7 +65,7 @@ def summarize(run: Run, name: str, written: list[dict]) -> None:
 def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
     """What pairs of one way are made from, and its record: the digests and settings that decide every pixel."""
     config = run.config
-    G = generators.load(config.generator, run.device)
+    G = generators.load(config.generator, run.device, config.pairs.batch)
     setting = positives.Setting(G.latent_dim, config.seed, config.navigator, config.pairs, run.navigator_file)
     make = positives.build(positive, setting)
     label_of = None
