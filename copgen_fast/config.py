@@ -338,11 +338,13 @@ def faults(config: RunConfig) -> list[str]:
 def identity(config: RunConfig, processes: int = 1) -> dict[str, object]:
     """What decides the results: dotted names and plain JSON values.
 
-    The number of processes that compute a batch is part of it where batch norm's statistics depend on it.
+    The number of processes that compute a batch is part of it where batch norm's statistics depend on it: those of
+    each one's rows, or of a part of each one's rows.
     """
     values = json.loads(json.dumps(_flat(dataclasses.asdict(config))))
     kept = {name: value for name, value in values.items() if name not in _INVOCATION}
-    return kept | ({"processes": processes} if config.bn == "per-rank" else {})
+    depends = config.bn == "per-rank" or config.pretrain.accumulate > 1
+    return kept | ({"processes": processes} if depends else {})
 
 
 def from_identity(values: dict[str, object], default: object = None, prefix: str = "") -> RunConfig:

@@ -24,14 +24,16 @@ def stop_requested() -> bool:
 
 
 def _request(signum: int, frame: FrameType | None) -> None:
-    if _requested.is_set():
-        raise KeyboardInterrupt  # asked twice: don't wait for the next safe point
+    # Impatience: don't wait for the next safe point. SIGTERM comes twice by itself where SLURM sends it and torchrun
+    # passes it on.
+    if _requested.is_set() and signum == signal.SIGINT:
+        raise KeyboardInterrupt
     _requested.set()
 
 
 @contextlib.contextmanager
 def handle_signals() -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM set the flag; a second one interrupts at once."""
+    """Within the block, SIGINT and SIGTERM set the flag; a SIGINT after that interrupts at once."""
     _requested.clear()
     before = {number: signal.signal(number, _request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

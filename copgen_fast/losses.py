@@ -23,7 +23,8 @@ def nt_xent(
     With labels, int64 [N], it is the supervised contrastive loss: all rows of a class are positives of each other.
 
     Args:
-        group: negatives, and positives of a class, from all its ranks: see `ops.info_nce`.
+        group: negatives, and positives of a class, from all its ranks, which must have equally many rows each: see
+            `ops.info_nce`.
 
     Raises:
         TypeError, ValueError: no floating-point matrix, or an odd number of rows.
@@ -34,7 +35,7 @@ def nt_xent(
     dtype = product_dtype(embeddings.dtype, embeddings.device, embeddings.shape[1])
     anchors, positives = embeddings.to(dtype).chunk(2)
     factor = {"temperature": temperature, "base_temperature": base_temperature}
-    return info_nce(anchors, positives, **factor, labels=labels, group=group)
+    return info_nce(anchors, positives, **factor, labels=labels, group=group, equal_batches=True)
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device, dimension: int) -> torch.dtype:

@@ -114,7 +114,7 @@ def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ran
         # What a record lacks, an older version wrote it without: then it ran as the default does.
         changed = differences(identity(RunConfig()) | artifacts.read_json(record), wanted)
         if changed and present - {record.name, "versions.json"}:
-            why = " (per-rank batch norm makes results depend on it)" if changed[0].startswith("processes") else ""
+            why = " (batch norm's statistics depend on it)" if changed[0].startswith("processes") else ""
             raise UsageError(
                 f"--out {folder} holds a run of another configuration: {'; '.join(changed[:3])}"
                 f"{' and more' if len(changed) > 3 else ''}{why}: choose another --out"

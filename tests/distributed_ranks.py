@@ -19,7 +19,7 @@ from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import CopgenError
 from copgen_fast.gradients import GradientMean
 from copgen_fast.loop import Plan, StepResult
-from copgen_fast.ops import augment
+from copgen_fast.ops import augment, info_nce_group
 from copgen_fast.pairs.loader import PairBatch
 from copgen_fast.positives.navigator import Navigator
 from copgen_fast.roll_call import RollCall
@@ -190,6 +190,7 @@ def faults(ranks, folder):
 def everything(ranks, folder):
     from torch.nn.parallel import DistributedDataParallel
 
+    info_nce_group.expect_equal_batches = None  # trainers must not call it: it waits for the device
     alternating, simultaneous = navigator.alternating_step, navigator.simultaneous_step
     return {
         "alternating": play(ranks, alternating),

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
-from copgen_fast import distributed, train
-from copgen_fast.config import PRESETS
+from copgen_fast import batch_norm, distributed, train
+from copgen_fast.config import PRESETS, identity
 from copgen_fast.distributed import Ranks
 from copgen_fast.errors import UsageError
 from copgen_fast.metrics import read_rows
@@ -175,6 +176,33 @@ def test_a_killed_worker_is_started_again_to_the_same_result(ranks, tmp_path):
         assert restarted.read_bytes() == uninterrupted.read_bytes()
 
 
+def test_on_gpus_batch_norm_is_torchs_own():
+    model = distributed_ranks.small_model()
+    names = list(model.state_dict())
+    spread = batch_norm.spread(model, "sync", Ranks(0, 2), torch.device("cuda"))
+    norms = [module for module in spread.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 20 and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert list(spread.state_dict()) == names
+
+
+def test_the_slurm_script_is_sound(tmp_path):
+    """Run with stand-ins for what a cluster has: bash reads it, and train knows the options that it gives."""
+    stand_ins = {"scontrol": "echo first-node", "srun": 'shift; exec "$@"', "torchrun": 'printf "%s\\n" "$@"'}
+    for name, does in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"JOB_NODELIST": "first-node,second-node", "JOB_ID": "7", "NNODES": "2", "CPUS_PER_TASK": "32"}
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()} | {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "docs" / "slurm.sh"), "cifar10"]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    module = asked.index("copgen_fast.train")
+    known = get_args_parser().parse_args([*asked[: module + 1]])
+    assert (known.nnodes, known.nproc_per_node, known.rdzv_endpoint) == ("2", "4", "first-node:20007")
+    config = train.parse(asked[module + 1 :])
+    assert (config.bn, config.timeout, config.out) == ("sync", 300, f"{tmp_path}/runs/cifar10")
+
+
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     config = PRESETS["quickstart"]
@@ -184,12 +212,16 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
 
 
 def test_per_rank_statistics_tie_a_run_to_its_number_of_processes(tmp_path):
-    config = dataclasses.replace(PRESETS["quickstart"], bn="per-rank", out=str(tmp_path))
+    config = dataclasses.replace(PRESETS["quickstart"], bn="per-rank")
     train.record_run(config, tmp_path, CPU, Ranks(0, 2))
     (tmp_path / "navigator").mkdir()
     train.record_run(config, tmp_path, CPU, Ranks(0, 2))
-    with pytest.raises(UsageError, match=r"processes \(2 there, 4 here\) \(per-rank batch norm makes results depend"):
+    with pytest.raises(UsageError, match=r"processes \(2 there, 4 here\) \(batch norm's statistics depend on it"):
         train.record_run(config, tmp_path, CPU, Ranks(0, 4))
+    synced = dataclasses.replace(config, bn="sync")
+    in_parts = dataclasses.replace(synced, pretrain=dataclasses.replace(synced.pretrain, accumulate=2))
+    assert identity(synced, 2) == identity(synced, 4)
+    assert identity(in_parts, 2) != identity(in_parts, 4)
 
 
 def test_rows_are_the_ranks_part_of_both_views():

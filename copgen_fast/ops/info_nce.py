@@ -48,6 +48,7 @@ def info_nce(
     reduction: str = "mean",
     return_stats: bool = False,
     check_finite: bool = False,
+    equal_batches: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """InfoNCE of N anchors and their positives, row i of one with row i of the other.
@@ -80,6 +81,8 @@ def info_nce(
         reduction: "mean", "sum" or "none" over this rank's rows.
         return_stats: return `InfoNCEStats`, too.
         check_finite: look for NaN and infinity first, which waits for the device; else they spread to the loss.
+        equal_batches: the caller vouches for the group's ranks having equally many rows; else it is looked at, for
+            which the host waits for the device. Where it is not so, ranks hang or compute nonsense.
         backend: a name from `backends()`; None takes the fastest. "reference" multiplies matrices by PyTorch's own
             settings, so on a GPU TF32 applies where it was switched on.
 
@@ -102,7 +105,7 @@ def info_nce(
         raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
     if negatives is not None and len(negatives) == 0:
         negatives = None
-    if group is not None:
+    if group is not None and not equal_batches:
         info_nce_group.expect_equal_batches("anchors", anchors, group)
     form = Form(temperature, symmetric, labels, negatives, normalize, group)
     name = resolve("info_nce", anchors.device, backend, dtype=anchors.dtype, dimension=anchors.shape[1])

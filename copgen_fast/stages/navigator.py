@@ -230,7 +230,8 @@ def make_step(run: Run, game: Game) -> Callable[[Batch], StepResult]:
     adams = (game.adam_f, game.adam_T)
     reason = graphs.obstacle(run.device, adams)
     if reason is not None:
-        print(f"navigator.graph: not used, {reason}", flush=True)
+        if run.ranks.first:
+            print(f"navigator.graph: not used, {reason}", flush=True)
         return step
     return graphs.GraphedStep(step, (game.f, game.T), adams, game.scaler)
 
