@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from copgen_fast.errors import CorruptArtifactError, UsageError
-from copgen_fast.pairs.loader import Order, PairBatches, PairDataset, order
+from copgen_fast.pairs.loader import Order, PairBatch, PairBatches, PairDataset, order
 from tests.pairs_fixtures import CONFIG, bless, contents, write
 
 NO_CACHE = 0.0
@@ -261,5 +261,11 @@ def test_a_label_goes_before_the_pseudo_class(folder):
 
 def test_a_batch_is_its_images_in_one_tensor():
     batch = plain(Numbered(4), 4, 0, 1.0, workers=1)(0)
-    assert torch.equal(batch.images, torch.cat((batch.anchors, batch.positives)))
+    assert batch.images.data_ptr() == batch.anchors.data_ptr() and batch.images.shape == (8, 3, 2, 2)
+    apart = PairBatch(batch.anchors.clone(), batch.positives.clone(), batch.labels)
+    swapped = PairBatch(batch.positives, batch.anchors, batch.labels)
+    twice = PairBatch(batch.anchors, batch.anchors, batch.labels)
+    plane = PairBatch(batch.anchors, batch.positives.contiguous(), batch.labels)
+    for one in (batch, apart, swapped, twice, plane, PairBatch(*(tensor[:3] for tensor in batch))):
+        assert torch.equal(one.images, torch.cat((one.anchors, one.positives)))
     assert batch.to(torch.device("cpu")).labels.equal(batch.labels)

@@ -24,8 +24,13 @@ class PairBatch(NamedTuple):
 
     @property
     def images(self) -> Tensor:
-        """uint8 [2B, 3, H, W], anchors first."""
-        return torch.cat((self.anchors, self.positives))
+        """uint8 [2B, 3, H, W], anchors first; a view where both lie in one tensor, as from the loaders here."""
+        first, second = self.anchors, self.positives
+        apart = second.data_ptr() - first.data_ptr()  # in bytes, as uint8
+        same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+        if same and first.stride() == second.stride() and apart == len(first) * first.stride(0):
+            return first.as_strided((2 * len(first), *first.shape[1:]), first.stride())
+        return torch.cat((first, second))
 
     def to(self, device: torch.device) -> PairBatch:
         return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self))

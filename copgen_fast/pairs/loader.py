@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from copgen_fast.checks import expect_tensor
@@ -159,12 +160,11 @@ class PairBatches:
         else:
             for _ in self._pool.map(fill, _parts(len(indices), 4 * self._workers)):
                 pass
-        batch = PairBatch(*images.permute(0, 1, 4, 2, 3), labels)
         if self._stream is None:
-            return _Made(indices, batch, None)
+            return _Made(indices, _batch(images, labels), None)
         with torch.cuda.stream(self._stream):
-            batch = batch.to(self.device)
-            return _Made(indices, batch, self._stream.record_event())
+            there = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+            return _Made(indices, _batch(*there), self._stream.record_event())
 
     def _fill(
         self, images: np.ndarray, labels: np.ndarray, indices: list[int], rows: range, shards: HeldShards
@@ -182,6 +182,11 @@ class PairBatches:
                     cache.known[index] = True
             else:
                 images[:, row], labels[row] = cache.images[:, index], cache.labels[index]
+
+
+def _batch(images: Tensor, labels: Tensor) -> PairBatch:
+    """Of images [2, B, H, W, 3], anchors first."""
+    return PairBatch(*images.permute(0, 1, 4, 2, 3), labels)
 
 
 class _Cache:
