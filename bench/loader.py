@@ -71,15 +71,13 @@ def rows(options: Options) -> Iterator[Row]:
 
 def _rows(case: Case, folder: Path, options: Options, device: torch.device) -> Iterator[Row]:
     pairs = write(case, folder / "shards")
-    files = [(bytes(pair.anchor), bytes(pair.positive)) for pair in map(pairs.read, range(case.count))]
-    # Raw bytes are nothing the reference could read: it keeps to PNG.
-    extension = CODECS["png" if case.codec == "raw" else case.codec].extension
-    baselines.write_files(folder / "files", _as_png(pairs) if case.codec == "raw" else files, extension)
+    extension = "jpg" if case.codec == "jpeg" else "png"  # it knows no raw files
+    baselines.write_files(folder / "files", pairs, extension)
     peer = f"reference form, {extension} files, PIL, {case.threads} processes"
     theirs = baselines.epoch(
         folder / "files", extension, case.batch, None if case.alone else _POLICY, case.side, case.threads
     )
-    bound = limit(case, files)
+    bound = limit(case, pairs)
     ours = [
         Ours(Subject("loader", backend, "uint8" if case.alone else "fp32", "step"), str(case), call, bound)
         for backend, call in our_epochs(case, pairs, device)
@@ -100,7 +98,7 @@ def crops(z: Tensor, side: int) -> Tensor:
     """A square of scikit-learn's photographs for each row of z, half to all of their height; [N, 3, side, side]."""
     from sklearn.datasets import load_sample_images
 
-    photographs = [torch.from_numpy(image).movedim(2, 0).float() / 127.5 - 1 for image in load_sample_images().images]
+    photographs = [torch.tensor(image).movedim(2, 0).float() / 127.5 - 1 for image in load_sample_images().images]
     found = []
     for row in z.tolist():
         seeded = seeds.generator("crop", *row)
@@ -112,13 +110,6 @@ def crops(z: Tensor, side: int) -> Tensor:
         crop = photograph[None, :, top : top + size, left : left + size]
         found.append(F.interpolate(crop, (side, side), mode="bilinear", antialias=True))
     return torch.cat(found)
-
-
-def _as_png(pairs: PairDataset) -> list[tuple[bytes, bytes]]:
-    def encode(image: Tensor) -> bytes:
-        return CODECS["png"].encode(image.permute(1, 2, 0).contiguous().numpy())
-
-    return [(encode(anchor), encode(positive)) for anchor, positive, _ in map(pairs.__getitem__, range(len(pairs)))]
 
 
 def our_epochs(case: Case, pairs: PairDataset, device: torch.device) -> Iterator[tuple[str, Call]]:
@@ -146,8 +137,9 @@ def _epoch(case: Case, batches: Batches) -> Call:
     return run
 
 
-def limit(case: Case, files: list[tuple[bytes, bytes]]) -> Limit:
+def limit(case: Case, pairs: PairDataset) -> Limit:
     """Decoding the same images by Pillow on as many cores, from memory, and nothing else."""
+    files = [(bytes(pair.anchor), bytes(pair.positive)) for pair in map(pairs.read, range(case.count))]
     pool, shape = ThreadPoolExecutor(case.threads), (3, case.side, case.side)
     parts = [files[i :: case.threads] for i in range(case.threads)]
 

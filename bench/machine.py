@@ -13,7 +13,7 @@ import torch
 
 from copgen_fast import __version__
 
-_PACKAGES = ("torch", "torchvision", "kornia", "triton")
+_PACKAGES = ("torch", "torchvision", "kornia", "triton", "pillow", "nvidia-dali-cuda130")
 
 
 def machine(device: torch.device) -> dict:

@@ -18,16 +18,21 @@ from torchvision import transforms
 
 from bench.baselines.augment import compose
 from copgen_fast.ops import AugmentPolicy
+from copgen_fast.pairs.dataset import PairDataset
 
 
-def write_files(folder: Path, pairs: list[tuple[bytes, bytes]], extension: str, per_class: int = 1300) -> None:
-    """Encoded anchors and positives, laid out and named as the reference's generator does."""
-    for index, pair in enumerate(pairs):
+def write_files(folder: Path, pairs: PairDataset, extension: str, per_class: int = 1300) -> None:
+    """Anchors and positives, laid out and named as the reference's generator does: PIL's default PNG, or our JPEG."""
+    for index in range(len(pairs)):
         number = index // per_class
         home = folder / "train" / f"n{number:08d}"
         home.mkdir(parents=True, exist_ok=True)
-        for name, data in zip(("anchor", "neighbor"), pair, strict=True):
-            (home / f"seed{number:04d}_sample{index % per_class:05d}_{name}.{extension}").write_bytes(data)
+        for which, name in enumerate(("anchor", "neighbor")):
+            path = home / f"seed{number:04d}_sample{index % per_class:05d}_{name}.{extension}"
+            if extension == "png":
+                Image.fromarray(pairs[index][which].permute(1, 2, 0).contiguous().numpy()).save(path)
+            else:
+                path.write_bytes(pairs.read(index)[1 + which])
 
 
 class PairFiles(Dataset):
