@@ -10,16 +10,19 @@ pixel of the output and pair of channels, 9 as it is written:
 - winograd: 4, by F(2 x 2, 3 x 3) (Lavin and Gray 2016), of an image that is not upsampled.
 
 The last two are matrix products over channels with sums and copies around them, which pay where channels are many.
+Their gradients with respect to the image are written out: as many products, and the same few copies. Weights are
+constants and get none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,24 @@ class Method:
 
     prepare: Callable[[Tensor], Tensor]
     run: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class _ByConstant(torch.autograd.Function):
+    """compute(x, weight, bias), linear in x, whose gradient is adjoint(gradient, weight); all with channels last.
+
+    What `compute` returns is no view, so that others may write into it.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, compute: Callable, adjoint: Callable) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(weight)
+        ctx.adjoint = adjoint
+        return compute(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+        return ctx.adjoint(gradient, *ctx.saved_tensors), None, None, None, None
 
 
 def _direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,15 +77,14 @@ def _for_differences(weight: Tensor) -> Tensor:
 
 
 def _differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    x = x.permute(0, 2, 3, 1)
-    _, height, width, channels = x.shape
+    (n, height, width, channels), outputs = x.shape, weight.shape[2]
     by_row = F.pad(x, (0, 0, 0, 0, 1, 1)).diff(dim=1)
     by_column = F.pad(x, (0, 0, 1, 1)).diff(dim=2)
     by_both = F.pad(by_row, (0, 0, 1, 1)).diff(dim=2)
 
     def products(values: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
         found = values.reshape(-1, channels) @ weight[:, first:last].flatten(1)
-        return found.view(*values.shape[:3], last - first, -1).unbind(3)
+        return found.view(*values.shape[:3], last - first, outputs).unbind(3)
 
     (plain,) = products(x, 0, 1)
     plain = plain if bias is None else plain + bias
@@ -76,7 +96,29 @@ def _differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return plain + of_row[p][:, rows] + of_column[q][:, :, columns] + of_both[2 * p + q][:, rows, columns]
 
     rows = [torch.stack([output(p, 0), output(p, 1)], 3) for p in (0, 1)]
-    return torch.stack(rows, 2).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    out = x.new_empty(n, 2 * height, 2 * width, outputs)
+    torch.stack(rows, 2, out=out.view(n, height, 2, width, 2, outputs))
+    return out
+
+
+def _differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
+    parts = gradient.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    of = [[parts[:, :, p, :, q] for q in (0, 1)] for p in (0, 1)]
+    rows = [of[p][0] + of[p][1] for p in (0, 1)]
+    columns = [of[0][q] + of[1][q] for q in (0, 1)]
+
+    def products(values: Tensor, first: int, last: int) -> Tensor:
+        return (values.flatten(0, 2) @ weight[:, first:last].flatten(1).T).unflatten(0, values.shape[:3])
+
+    by_row = torch.cat([F.pad(rows[p], (0, 0, 0, 0, p, 1 - p)) for p in (0, 1)], 3)
+    by_column = torch.cat([F.pad(columns[q], (0, 0, q, 1 - q)) for q in (0, 1)], 3)
+    by_both = torch.cat([F.pad(of[p][q], (0, 0, q, 1 - q, p, 1 - p)) for p in (0, 1) for q in (0, 1)], 3)
+    found = products(rows[0] + rows[1], 0, 1)
+    # The adjoint of differences with zeros beyond the border is the same differences, negated, of what is inside.
+    found -= products(by_row, 1, 3).diff(dim=1)
+    found -= products(by_column, 3, 5).diff(dim=2)
+    found += products(by_both, 5, 9).diff(dim=1).diff(dim=2)
+    return found
 
 
 def _for_winograd(weight: Tensor) -> Tensor:
@@ -85,26 +127,43 @@ def _for_winograd(weight: Tensor) -> Tensor:
     return torch.einsum("ak,bl,oikl->abio", of_taps, of_taps, weight).flatten(0, 1).contiguous()
 
 
-def _winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """H and W even."""
-    n, channels, height, width = x.shape
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+def _winograd(x: Tensor, weight: Tensor, bias: Tensor | None, order: Sequence[int] = (0, 1, 2, 3)) -> Tensor:
+    """H and W even. `order` says which of four the weight's numbers along an axis are."""
+    (n, height, width, channels), outputs = x.shape, weight.shape[2]
+    x = F.pad(x, (0, 0, 1, 1, 1, 1))
     a, b, c, d = (x[:, i : i + height : 2] for i in range(4))
-    tiles = []
-    for row in (a - c, b + c, c - b, b - d):
+    tiles, rows = [], (a - c, b + c, c - b, b - d)
+    for row in (rows[i] for i in order):
         e, f, g, h = (row[:, :, j : j + width : 2] for j in range(4))
-        tiles += [e - g, f + g, g - f, f - h]
+        columns = (e - g, f + g, g - f, f - h)
+        tiles += [columns[j] for j in order]
     product = torch.bmm(torch.stack(tiles).view(16, -1, channels), weight)
-    m = product.view(4, 4, n, height // 2, width // 2, -1)
-    columns = torch.stack([m[:, 0] + m[:, 1] + m[:, 2], m[:, 1] - m[:, 2] - m[:, 3]], 4)
-    rows = torch.stack([columns[0] + columns[1] + columns[2], columns[1] - columns[2] - columns[3]], 2)
-    out = rows.flatten(3, 4).flatten(1, 2)
-    return (out if bias is None else out + bias).permute(0, 3, 1, 2)
+    m = product.view(4, 4, n, height // 2, width // 2, outputs)
+    a, b, c, d = order
+    columns = torch.stack([m[:, a] + m[:, b] + m[:, c], m[:, b] - m[:, c] - m[:, d]], 4)
+    rows = [columns[a] + columns[b] + columns[c], columns[b] - columns[c] - columns[d]]
+    out = x.new_empty(n, height, width, outputs)
+    torch.stack(rows, 2, out=out.view(n, height // 2, 2, width // 2, 2, outputs))
+    return out if bias is None else out.add_(bias)
+
+
+def _winograd_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The convolution by the flipped taps, whose first and last number have changed places."""
+    return _winograd(gradient, weight.transpose(1, 2), None, (3, 1, 2, 0))
+
+
+def _by_constant(compute: Callable[..., Tensor], adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`Method.run` of these two, on images [N, C, H, W]."""
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _ByConstant.apply(x.permute(0, 2, 3, 1), weight, bias, compute, adjoint).permute(0, 3, 1, 2)
+
+    return run
 
 
 DIRECT = Method(lambda weight: weight, _direct)
-WINOGRAD = Method(_for_winograd, _winograd)
+WINOGRAD = Method(_for_winograd, _by_constant(_winograd, _winograd_adjoint))
 UPSAMPLED_DIRECT = Method(lambda weight: weight, _upsampled_direct)
 TRANSPOSED = Method(_for_transposed, _transposed)
-DIFFERENCES = Method(_for_differences, _differences)
+DIFFERENCES = Method(_for_differences, _by_constant(_differences, _differences_adjoint))
 POINTWISE = Method(lambda weight: weight, lambda x, weight, bias: F.conv2d(x, weight, bias))  # 1 x 1

@@ -1,0 +1,68 @@
+"""3 x 3 convolutions by other products: values and gradients are those of the convolution as it is written."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copgen_fast.generators import _convolutions as convolutions
+
+METHODS = {
+    "winograd": (convolutions.WINOGRAD, 1),
+    "transposed": (convolutions.TRANSPOSED, 2),
+    "differences": (convolutions.DIFFERENCES, 2),
+}
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def as_written(x, weight, bias, scale):
+    return F.conv2d(x.repeat_interleave(scale, 2).repeat_interleave(scale, 3), weight, bias, padding=1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.tuples(*(st.integers(1, 4) for _ in range(3))),
+    halves=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    biased=st.booleans(),
+)
+def test_values_and_gradients_are_the_convolutions(name, layout, sizes, halves, biased):
+    method, scale = METHODS[name]
+    n, channels, outputs = sizes
+    x = drawn(n, channels, 2 * halves[0], 2 * halves[1]).to(memory_format=layout).requires_grad_()
+    weight, bias = drawn(outputs, channels, 3, 3, seed=1), drawn(outputs, seed=2) if biased else None
+    found, expected = method.run(x, method.prepare(weight), bias), as_written(x, weight, bias, scale)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    direction = drawn(*expected.shape, seed=3)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, x, direction), torch.autograd.grad(expected, x, direction), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_images_are_no_images(name):
+    method, scale = METHODS[name]
+    x = drawn(0, 3, 4, 6).requires_grad_()
+    found = method.run(x, method.prepare(drawn(2, 3, 3, 3)), drawn(2))
+    assert found.shape == (0, 2, 4 * scale, 6 * scale)
+    assert torch.autograd.grad(found.sum(), x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_others_may_write_into_the_result(name):
+    method, scale = METHODS[name]
+    x, weight = drawn(2, 3, 4, 4).requires_grad_(), drawn(2, 3, 3, 3, seed=1)
+    found = method.run(x, method.prepare(weight), None)
+    parts = found.unflatten(3, (-1, 2))
+    parts += 1
+    expected = as_written(x, weight, None, scale) + 1
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(x, drawn(2, 3, 4, 4))
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
