@@ -60,6 +60,12 @@ def resolve(device: str, precision: str) -> torch.device:
     return resolved
 
 
+def make_current(device: torch.device) -> None:
+    """Let a GPU be the one that streams, graphs and kernels without an argument for it mean."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """fp32, fp16 or bf16; `auto` is what the device's matrix units take: bf16, on Volta and Turing fp16."""
     if precision != "auto":

@@ -171,10 +171,13 @@ def _capturable(adams: Sequence[Optimizer]) -> Iterator[None]:
 
 
 def _on_a_side_stream(call: Callable[[], Any], times: int) -> None:
-    """Run it there, as a capture's warm-up must be, and leave the random generators as they were."""
+    """Run it there, as a capture's warm-up must be, and leave the random generators as they were.
+
+    The device is the current one, here and in the capture.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), torch.random.fork_rng():
+    with torch.cuda.stream(side), torch.random.fork_rng([torch.cuda.current_device()]):
         for _ in range(times):
             call()
     torch.cuda.current_stream().wait_stream(side)

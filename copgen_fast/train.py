@@ -145,6 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         validate(config)
         device = devices.resolve(distributed.local_device(config.device), config.precision)
+        devices.make_current(device)
         with handle_signals(), distributed.joined(device, config.timeout) as ranks:
             run_stages(open_run(config, device, ranks))
     except CopgenError as error:

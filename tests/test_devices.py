@@ -74,3 +74,11 @@ def test_autocast_computes_in_its_precision():
     with devices.autocast(torch.device("cpu"), "fp32"):
         assert (one @ one).dtype == torch.float32
     assert not devices.grad_scaler(torch.device("cpu"), "bf16").is_enabled()
+
+
+def test_the_runs_gpu_becomes_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda:1"):
+        devices.make_current(torch.device(name))
+    assert chosen == [torch.device("cuda:1")]

@@ -85,6 +85,9 @@ def test_the_same_command_again_changes_no_result(finished_run, tmp_path):
         (["quickstart", "--stages", "report"], "run `--stages probe`"),
         (["quickstart", "--navigator.batch", "0"], "navigator.batch"),
         (["quickstart", "--pretrain.lr", "nan"], "pretrain.lr"),
+        (["quickstart", "--device", "cpu", "--optimizer.impl", "apex"], "impl apex needs a CUDA device"),
+        (["quickstart", "--pretrain.accumulate", "5"], "pretrain.accumulate: expected a divisor of"),
+        (["quickstart", "--generator.checkpoint", "--stages", "navigator"], "generator.checkpoint: digits at level"),
     ],
 )
 def test_faults_of_usage_are_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
