@@ -1,13 +1,16 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
 
+from copgen_fast import loop
 from copgen_fast.config import PRESETS, PretrainConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.metrics import read_rows
+from copgen_fast.pairs import dali
 from copgen_fast.pairs.loader import PairBatch
 from copgen_fast.stages import Run
 from copgen_fast.stages import pretrain as stage
@@ -15,6 +18,7 @@ from copgen_fast.stages.pretrain import learning_rate
 from copgen_fast.train import main
 from tests.conftest import TINY
 from tests.host_reads import HostReads
+from tests.pairs_fixtures import bless
 
 
 def test_the_learning_rate_follows_its_curve():
@@ -160,3 +164,52 @@ def test_bf16_runs_on_the_cpu(finished_run, tmp_path):
     full = read_rows(finished_run / "pretrain" / "identity" / "metrics.jsonl")[0]["loss"]
     assert half == pytest.approx(full, rel=0.05) and half != full
     assert torch.isfinite(torch.tensor(half))
+
+
+def unfinished(finished_run, folder):
+    """A copy of the run with one method's pretraining still to do."""
+    shutil.copytree(finished_run, folder)
+    shutil.rmtree(folder / "pretrain" / "identity")
+    return [*TINY, "--out", str(folder), "--stages", "pretrain", "--pretrain.cache-gib", "0"]
+
+
+def encoder_of(folder):
+    return (folder / "pretrain" / "identity" / "encoder.safetensors").read_bytes()
+
+
+def test_the_loader_may_change_at_each_resume_and_no_bit_with_it(finished_run, tmp_path, monkeypatch):
+    arguments = unfinished(finished_run, tmp_path / "run")
+    lossless = "dali" if dali.available() else "plain"
+    for moment, name, workers in ((2, lossless, 2), (3, "plain", 0)):  # within an epoch, and at its end
+        calls = iter(range(99))
+        monkeypatch.setattr(loop, "stop_requested", lambda moment=moment, calls=calls: next(calls) >= 2 * (moment - 1))
+        assert main([*arguments, "--pretrain.loader", name, "--pretrain.workers", str(workers)]) == 130
+    monkeypatch.undo()
+    assert main([*arguments, "--pretrain.loader", lossless]) == 0
+    assert encoder_of(tmp_path / "run") == encoder_of(finished_run)
+
+
+def test_windows_of_shards_are_another_order_and_another_run(finished_run, tmp_path, capsys):
+    arguments = unfinished(finished_run, tmp_path / "run")
+    assert main([*arguments, "--pretrain.shuffle-shards", "2"]) == 2
+    assert "pretrain.shuffle_shards (None there, 2 here)" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:corrupt pair 20 skipped")
+@pytest.mark.parametrize("name", ["plain", "dali"])
+def test_a_run_that_stopped_at_a_corrupt_pair_goes_on_without_it(name, finished_run, tmp_path, capsys):
+    if name == "dali" and not dali.available():
+        pytest.skip("DALI is not installed")
+    arguments = [*unfinished(finished_run, tmp_path / "run"), "--pretrain.loader", name]
+    pairs = tmp_path / "run" / "pairs" / "identity"
+    shard = pairs / "shard-000001.tar"
+    data = shard.read_bytes()
+    start = data.index(b"00000020.positive.png") + 512
+    shard.write_bytes(data[:start] + b"no image" + data[start + 8 :])
+    bless(pairs, shard.name, "")
+    assert main(arguments) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "shard-000001.tar: 00000020.positive.png does not decode" in line and "--pretrain.on-corrupt skip" in line
+    assert main([*arguments, "--pretrain.on-corrupt", "skip"]) == 0
+    summary = json.loads((tmp_path / "run" / "pretrain" / "identity" / "summary.json").read_text())
+    assert summary["corrupt_pairs"] == 1 and summary["samples"] == 2 * 48
