@@ -10,6 +10,7 @@ of the step the device is idle.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -94,8 +95,13 @@ class _Phases:
     def __init__(self, host: list[FunctionEvent]) -> None:
         self._known: dict[int, tuple[str, bool]] = {}
         self._inside: dict[int, bool] = {}
-        # The last operation that bears a number made the node of it: those before it only looked the number up.
-        self._made_by = {(e.thread, e.sequence_nr): e for e in host if e.sequence_nr >= 0 and not e.fwd_thread}
+        # Operations by thread and by the number that the next node gets when they start, the last one of each number:
+        # it makes that node, and those up to the next operation's number; those before it made none.
+        self._started: dict[int, dict[int, FunctionEvent]] = {}
+        for e in host:
+            if e.sequence_nr >= 0 and not e.fwd_thread:
+                self._started.setdefault(e.thread, {})[e.sequence_nr] = e
+        self._numbers = {thread: sorted(started) for thread, started in self._started.items()}
         # A backward thread of a GPU has no step around it; all that it does here is of some step.
         self._main = {e.thread for e in host if e.name == _STEP}
 
@@ -116,9 +122,15 @@ class _Phases:
         if event.name in PHASES:
             return event.name, False
         if event.fwd_thread and event.sequence_nr >= 0:  # a node of the backward pass
-            forward = self._made_by.get((event.fwd_thread, event.sequence_nr))
-            return (OTHER if forward is None else self.of(forward)[0]), True
+            maker = self._maker(event.fwd_thread, event.sequence_nr)
+            return (OTHER if maker is None else self.of(maker)[0]), True
         return (OTHER, False) if event.cpu_parent is None else self.of(event.cpu_parent)
+
+    def _maker(self, thread: int, number: int) -> FunctionEvent | None:
+        """The forward operation that made this node."""
+        numbers = self._numbers.get(thread, [])
+        place = bisect.bisect_right(numbers, number)
+        return self._started[thread][numbers[place - 1]] if place else None
 
 
 def lines(name: str, found: Breakdown) -> Iterator[str]:

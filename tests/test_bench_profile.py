@@ -61,6 +61,28 @@ def test_backward_work_belongs_to_the_mark_of_its_forward(traced, marked):
     assert sum((found.forward | {"": sum(found.backward.values())}).values()) == pytest.approx(found.step_ms, rel=0.1)
 
 
+def test_nodes_that_an_operation_makes_beside_its_own_are_its(traced):
+    """Writing in place into part of a tensor makes nodes that no operation bears the number of."""
+    x = torch.randn(2000, 1000, requires_grad=True)
+
+    def step():
+        with record_function("generator"):
+            y = x * 2
+            y.view(1000, 2, 1000)[:, 1].add_(1)
+        with record_function("loss"):
+            loss = y.sum()
+        with record_function("backward"):
+            loss.backward()
+
+    with torch.profiler.profile() as profiler, record_function(profile._STEP):
+        step()
+    assert any("CopySlices" in e.name for e in profiler.events())
+    phases = profile._Phases(list(profiler.events()))
+    for e in profiler.events():
+        if "CopySlices" in e.name or "AsStridedBackward" in e.name:
+            assert phases.of(e) == ("generator", True), e.name
+
+
 def test_what_has_no_mark_is_other(traced):
     x = torch.randn(200, 200)
     found = traced(lambda: x @ x)
