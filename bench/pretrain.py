@@ -97,7 +97,7 @@ def their_steps(case: Case, device: torch.device) -> dict[str, Call]:
     """The reference form by its name: with its augmentation, and with views that were made beforehand."""
     config = case.config("fp32")
     options, pairs = config.pretrain, case.pairs()
-    workers = os.cpu_count() if case.workers is None else case.workers
+    workers = len(os.sched_getaffinity(0)) if case.workers is None else case.workers
     policy = augmentations.get(options.augmentation)
     augmented = baselines.pictures_loader(pairs.anchors, pairs.positives, policy, workers)
     views = augmented()

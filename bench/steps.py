@@ -60,8 +60,13 @@ def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]
         bounds: dict[str, Limit] = {}
         ours = []
         for step in area.ours(case, device):
-            if step.precision not in bounds:
-                bounds[step.precision] = products(area.work, case.batch, step.call, step.precision, device)
+            try:
+                if step.precision not in bounds:
+                    bounds[step.precision] = products(area.work, case.batch, step.call, step.precision, device)
+            except torch.OutOfMemoryError as error:
+                print(f"left out: {case}, {step.precision} ({str(error).partition('. ')[0]})", flush=True)
+                torch.cuda.empty_cache()
+                continue
             subject = Subject(area.name, step.backend, step.precision, "step")
             kept = step.backend != "pytorch"
             ours.append(Ours(subject, str(case), step.call, bounds[step.precision], kept))
@@ -86,14 +91,20 @@ def chosen(cases: tuple[Case, ...], options: Options) -> Iterator[tuple[Case, to
 
 
 def precisions(device: torch.device, of_gpus: tuple[str, ...]) -> tuple[str, ...]:
-    """Those to measure here. A CPU has float32, and bf16 where it has instructions for it: elsewhere it emulates it."""
-    if device.type != "cpu":
-        return of_gpus
-    able = torch.cpu.get_capabilities()
-    if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"):
-        return ("fp32", "bf16")
-    print("left out: bf16 (this CPU has no instructions for it)", flush=True)
-    return ("fp32",)
+    """Those to measure here. A CPU has float32; bf16 is left out where there are no instructions for it."""
+    wanted = ("fp32", "bf16") if device.type == "cpu" else of_gpus
+    if "bf16" in wanted and not _multiplies_bf16(device):
+        print("left out: bf16 (no instructions for it here)", flush=True)
+        return tuple(precision for precision in wanted if precision != "bf16")
+    return wanted
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device computes with bf16, which PyTorch emulates elsewhere."""
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def products(what: str, batch: int, step: Call, precision: str, device: torch.device) -> Limit:

@@ -57,9 +57,33 @@ def test_on_a_gpu_one_precision_is_replayed_as_a_graph_too(monkeypatch, can, cap
     monkeypatch.setattr(published, "to", lambda device: published)
     monkeypatch.setattr(area, "_our_step", our_step)
     monkeypatch.setattr(area.devices, "resolve_precision", lambda wanted, device: "bf16")
+    monkeypatch.setattr(steps, "_multiplies_bf16", lambda device: True)
     found = [(step.precision, step.backend) for step in area.our_steps(TINY, Pretended())]
     assert found == [("fp16", "pytorch"), ("bf16", "pytorch"), ("bf16", "CUDA graph")][: 3 if can else 2]
     assert ("left out" in capsys.readouterr().out) != can
+
+
+def test_precisions_are_those_the_device_computes_in(monkeypatch, capsys):
+    gpu = torch.device("cuda")
+    for able in (True, False):
+        monkeypatch.setattr(steps, "_multiplies_bf16", lambda device, able=able: able)
+        assert steps.precisions(CPU, ("fp16", "bf16")) == ("fp32", "bf16")[: 1 + able]
+        assert steps.precisions(gpu, ("fp16", "bf16")) == ("fp16", "bf16")[: 1 + able]
+        assert ("left out: bf16" in capsys.readouterr().out) != able
+
+
+def test_a_step_that_does_not_fit_is_left_out_with_a_line(monkeypatch, capsys):
+    def fails():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried ...")
+
+    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
+    ours = [steps.Step("fp32", fails), steps.Step("bf16", lambda: torch.ones(3, 3) @ torch.ones(3, 3))]
+    tried = steps.Area(
+        "navigator", "work", lambda case, device: iter(ours), lambda case, device: {"peer": ours[1].call}
+    )
+    found = list(steps.rows(tried, (TINY,), area.Options(device="cpu", repeats=3, min_seconds=0)))
+    assert [row.precision for row in found] == ["bf16"]
+    assert "left out: bigbigan B=3 16px, fp32" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("slices", [True, False])
