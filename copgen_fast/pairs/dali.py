@@ -188,10 +188,12 @@ class DaliBatches:
             out = torch.empty(shape, dtype=torch.uint8)
             feed_ndarray(images.as_tensor(), out.view(-1, *self._shape))
         else:
-            # On a stream of its own: what is waited for is this copy, not the step before it.
+            # On a stream of its own: what is waited for is this copy, after which DALI may have its memory back, and
+            # not the training step before it.
             with torch.cuda.stream(self._stream):
                 out = torch.empty(shape, dtype=torch.uint8, device=self.device)
                 feed_ndarray(images.as_tensor(), out.view(-1, *self._shape), cuda_stream=self._stream)
+            self._stream.synchronize()
             out.record_stream(torch.cuda.current_stream(self.device))
         return PairBatch(*out.permute(0, 1, 4, 2, 3), send(labels, self.device))
 
@@ -219,7 +221,7 @@ class DaliBatches:
         from nvidia.dali import Pipeline, fn, types
 
         on_gpu = self.device.type == "cuda"
-        device_id = (self.device.index or 0) if on_gpu else None
+        device_id = self._stream.device_index if on_gpu else None
         pipeline = Pipeline(2 * self.order.rows, self._threads, device_id, prefetch_queue_depth=depth)
         with pipeline:
             files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
