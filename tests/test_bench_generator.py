@@ -63,7 +63,7 @@ def test_checkpoints_keep_less(monkeypatch):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             generator(torch.zeros(4, generator.latent_dim, requires_grad=True))
         kept.append(sum(large.values()))
-    assert kept[1] < kept[0] / 2
+    assert kept[1] < 0.7 * kept[0]
 
 
 def test_the_published_size_takes_the_published_work():

@@ -116,6 +116,28 @@ def test_blocks_may_be_computed_again_in_the_backward(published, z):
         torch.testing.assert_close(ours, theirs)
 
 
+def kept_bytes(generator, z):
+    """Of all that a forward leaves for its backward but the weights."""
+    kept, own = {}, {x.untyped_storage().data_ptr() for x in (*generator.parameters(), *generator.buffers())}
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        generator(z.clone().requires_grad_())
+    return sum(size for place, size in kept.items() if place not in own)
+
+
+def test_what_is_kept_for_the_backward(published, z):
+    """Lean convolutions keep nothing, and normalisations their inputs: about one tensor where there were two."""
+    everything, lean, again = (
+        kept_bytes(optimize(published, tricks=tricks, checkpoint=checkpoint), z)
+        for tricks, checkpoint in ((replace(Tricks(), lean=False), False), (Tricks(), False), (Tricks(), True))
+    )
+    assert again < 0.6 * lean and lean < 0.7 * everything
+
+
 def test_half_precision_says_by_how_much_it_differs(monkeypatch):
     generator = make(dtype=torch.float32)
     monkeypatch.setattr(levels, "TAIL_GATE", 40.0)

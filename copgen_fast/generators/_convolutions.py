@@ -27,14 +27,18 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Method:
-    """How a convolution is computed: `run(x, prepare(weight), bias)`."""
+    """How a convolution is computed: `run(x, prepare(weight), bias)`.
+
+    `adjoint(gradient, prepare(weight))` is the gradient of x, where autograd would keep x for nothing.
+    """
 
     prepare: Callable[[Tensor], Tensor]
     run: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    adjoint: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-class _ByConstant(torch.autograd.Function):
-    """compute(x, weight, bias), linear in x, whose gradient is adjoint(gradient, weight); all with channels last.
+class ByConstant(torch.autograd.Function):
+    """compute(x, weight, bias), linear in x, whose gradient is adjoint(gradient, weight): x is not kept for it.
 
     What `compute` returns is no view, so that others may write into it.
     """
@@ -156,14 +160,24 @@ def _by_constant(compute: Callable[..., Tensor], adjoint: Callable[..., Tensor])
     """`Method.run` of these two, on images [N, C, H, W]."""
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _ByConstant.apply(x.permute(0, 2, 3, 1), weight, bias, compute, adjoint).permute(0, 3, 1, 2)
+        return ByConstant.apply(x.permute(0, 2, 3, 1), weight, bias, compute, adjoint).permute(0, 3, 1, 2)
 
     return run
 
 
-DIRECT = Method(lambda weight: weight, _direct)
+def _same(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias)
+
+
+DIRECT = Method(_same, _direct, lambda gradient, weight: F.conv_transpose2d(gradient, weight, padding=1))
 WINOGRAD = Method(_for_winograd, _by_constant(_winograd, _winograd_adjoint))
-UPSAMPLED_DIRECT = Method(lambda weight: weight, _upsampled_direct)
-TRANSPOSED = Method(_for_transposed, _transposed)
+UPSAMPLED_DIRECT = Method(_same, _upsampled_direct)
+TRANSPOSED = Method(
+    _for_transposed, _transposed, lambda gradient, weight: F.conv2d(gradient, weight, stride=2, padding=1)
+)
 DIFFERENCES = Method(_for_differences, _by_constant(_differences, _differences_adjoint))
-POINTWISE = Method(lambda weight: weight, lambda x, weight, bias: F.conv2d(x, weight, bias))  # 1 x 1
+POINTWISE = Method(_same, _pointwise, lambda gradient, weight: F.conv_transpose2d(gradient, weight))  # 1 x 1

@@ -50,11 +50,15 @@ class FoldedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = Derived(lambda layer: method.prepare(normalised_weight(layer)[:outputs]), (conv,), once)
-        self.run = method.run
+        self.method, self.lean = method, False
         self.register_buffer("bias", None if bias is None else bias[:outputs].detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x, self.weight(), self.bias)
+        arguments = x, self.weight(), self.bias
+        lean = self.lean and self.method.adjoint is not None and torch.is_grad_enabled() and x.requires_grad
+        if lean:
+            return convolutions.ByConstant.apply(*arguments, self.method.run, self.method.adjoint)
+        return self.method.run(*arguments)
 
 
 def three_by_three(channels: int, out: int, upsampled: bool, tricks: Tricks) -> Method:
@@ -182,6 +186,9 @@ class Folded(nn.Module):
         self.last = FoldedConv(conv, convolutions.DIRECT, once, conv.bias, self.image_shape[0])
         self.to(memory_format=self.layout)
         self.checkpointed = False
+        for module in self.modules():
+            if isinstance(module, FoldedConv):
+                module.lean = tricks.lean
 
     def condition(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """What seed and normalisations are linear in, [N, K]."""

@@ -21,6 +21,8 @@ class Tricks:
         attention: PyTorch's fused attention.
         fused_norm: a normalisation's scale, shift and ReLU in one pass over the values, in place without gradients
             (`ops.cond_norm`), and its gradient in one.
+        lean: convolutions keep no activations for the backward, as their weights take no gradient: the same products,
+            in less memory.
         channels_last: pixels' channels next to each other.
     """
 
@@ -31,6 +33,7 @@ class Tricks:
     winograd: bool = True
     attention: bool = True
     fused_norm: bool = True
+    lean: bool = True
     channels_last: bool = True
 
 
