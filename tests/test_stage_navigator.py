@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from copgen_fast import artifacts
 from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig
@@ -16,6 +17,7 @@ from copgen_fast.positives.navigator import Navigator
 from copgen_fast.stages import Run
 from copgen_fast.stages import navigator as stage
 from tests.host_reads import HostReads
+from tests.pretended_gpu import pretended_gpu
 
 DIM, N = 6, 5
 
@@ -208,6 +210,24 @@ def test_a_step_never_looks_at_a_value(tmp_path, update, precision):
     with HostReads() as reads:
         STEPS[update](game, batches[1])
     assert reads.count == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real one says more: see below")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("update", STEPS)
+def test_on_a_pretended_gpu_no_value_is_looked_at(tmp_path, update, precision):
+    leaves = []
+    with pretended_gpu(leaves):
+        game, batches = make_game(tmp_path, precision, torch.device("cuda"), update=update)
+        leaves += [*game.f.parameters(), *game.T.parameters()]
+        for batch in batches:
+            metrics = STEPS[update](game, batch).metrics
+        assert game.scaler.is_enabled() == (precision == "fp16")
+        assert metrics["loss_estimator"].device.type == "cuda"
+        if precision == "fp16":  # what would raise: a scaler of an optimiser that is not fused
+            adam = torch.optim.Adam(game.T.parameters())
+            with pytest.raises(DataDependentOutputException):
+                game.descend(game.T(batch.z).sum(), adam)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
