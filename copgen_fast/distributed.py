@@ -158,7 +158,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
         with _told_to(roll_call):
             roll_call.meet("the start")
             yield Ranks(rank, world, _open_group(store, rank, world, device, patience), roll_call)
-            roll_call.meet("the end", patient=True)
+            roll_call.part()
     except BaseException:
         if device.type == "cpu":  # a GPU's may wait for the rank that is missing: see `leave`
             _close_group()

@@ -141,6 +141,22 @@ class RollCall:
         except dist.DistError:
             return _UNREACHABLE
 
+    def part(self) -> None:
+        """The last meeting, which waits for all who live. Rank 0 leaves last: the store may be its process's.
+
+        Raises:
+            LostRankError: a rank failed or died.
+        """
+        self.meet("the end", patient=True)
+        self.close()
+        try:
+            self._store.set(f"left/{self.rank}", "")
+            others, until = [f"left/{rank}" for rank in range(1, self.world)], time.monotonic() + SILENCE
+            while self.rank == 0 and not self._store.check(others) and time.monotonic() < until:
+                time.sleep(0.01)
+        except dist.DistError:
+            pass  # they left without a word: it is the end
+
     def close(self) -> None:
         self._closed.set()
         self._thread.join()

@@ -80,17 +80,17 @@ def play(ranks, update, bn="sync"):
     return columns(results, ranks), {"T." + k: v for k, v in game.T.state_dict().items()} | game.f.state_dict()
 
 
-def learn(ranks, bn="sync"):
+def learn(ranks, **options):
     """Pretraining in float64: curve and final weights."""
-    config = run_of(ranks, bn).config
+    config = run_of(ranks).config
+    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
     learner = pretrain.make_learner(config, CPU, ranks)
     learner.f.double()
     learner = dataclasses.replace(learner, t=double_views)
-    results = []
+    results, rows = [], ranks.rows(N)
     for index in range(STEPS):
         images = torch.rand(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
-        labels = torch.zeros(N // ranks.world, dtype=torch.int64)
-        pairs = PairBatch(*(half[ranks.rows(N)] for half in images.chunk(2)), labels)
+        pairs = PairBatch(*(half[rows] for half in images.chunk(2)), torch.arange(N)[rows] % 3)
         batch = pretrain.make_batch(config, index, pairs, 0.05, CPU, ranks)
         results.append(pretrain.pretrain_step(learner, batch))
     return columns(results, ranks), learner.f.state_dict()
@@ -197,6 +197,7 @@ def everything(ranks, folder):
         "simultaneous": play(ranks, simultaneous),
         "per-rank": play(ranks, alternating, bn="per-rank"),
         "pretrain": learn(ranks),
+        "supervised, checkpointed": learn(ranks, loss="supcon", checkpoint=True),
         "gradients": gradients(ranks),
         "gradients, in parts": accumulated(ranks),
         "gradients, DDP": gradients(ranks, None if ranks.alone else DistributedDataParallel),

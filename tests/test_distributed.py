@@ -22,7 +22,7 @@ from tests import distributed_ranks
 from tests.distributed_ranks import CPU, STEPS, TINY, N
 
 ROOT = Path(__file__).parents[1]
-CASES = ("alternating", "simultaneous", "pretrain")
+CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed")
 
 
 def free_port():
