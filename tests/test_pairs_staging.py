@@ -11,6 +11,7 @@ from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.staging import Staging
 
 CPU = torch.device("cpu")
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def images(*shape, seed=0):
@@ -42,15 +43,16 @@ def test_slots_hold_what_quantisation_gives(pairs, height, width, shared):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(("side", "name"), [(0, "anchors"), (1, "positives")])
-def test_bad_images_are_named(bad, side, name):
-    staging = Staging(1, 4, (3, 2, 2), CPU, None)
-    batch = [torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2)]
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_bad_images_are_named(bad, side, name, device):
+    staging = Staging(1, 4, (3, 9, 9), torch.device(device), None)
+    batch = [images(4, 3, 9, 9).to(device), images(4, 3, 9, 9).to(device)]
     batch[side][2:, 1, 0, 1] = bad
     with pytest.raises(NonFiniteError, match=f"^images of {name}: .*sample 102$"):
         staging.pixels(staging.put(*batch, first=100))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@NEEDS_GPU
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_gpu_is_not_waited_for(shared):
     device, memory = torch.device("cuda"), os.memfd_create("test") if shared else None

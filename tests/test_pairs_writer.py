@@ -151,6 +151,7 @@ def test_stopped_run_goes_on_to_the_same_bytes(tmp_path, whole, batches, how):
             outcome = error
     files = contents(tmp_path)
     assert all(whole[name] == data for name, data in files.items() if name != "index.json")
+    assert isinstance(outcome, Interrupted) == (how == "sigterm" and batches < 4)  # asked in the last batch, it is done
     if isinstance(outcome, Interrupted):
         assert f"{tmp_path}" in str(outcome) and "shard-" in str(outcome)
     shards = [name for name in files if name.endswith(".tar")]
@@ -249,6 +250,17 @@ def test_an_exception_comes_after_the_items_before_it():
             found.append(item)
     assert found == [1, 2, 3]
     assert list(pipeline._ahead(iter(range(5)), 2)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_read_only_folder_is_a_fault_of_usage(tmp_path, monkeypatch, workers):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tarfile, "open", refuse)
+    with pytest.raises(UsageError, match=r"shard-000000\.tar can't be written \(Read-only file system\)"):
+        write(tmp_path, dataclasses.replace(CONFIG, workers=workers))
+    assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize("call", (1, 3, 5, 8, 17))

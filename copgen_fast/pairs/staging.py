@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copgen_fast.pairs.format import levels, refuse_non_finite
+from copgen_fast.pairs.format import finite, levels, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Staging:
     def put(self, anchors: Tensor, positives: Tensor, first: int) -> Staged:
         """Quantise images [n, 3, H, W] in [-1, 1] into a free slot; on a GPU, without waiting for them."""
         slot, count = self._free.pop(0), len(anchors)
-        pixels, finite = self._parts(self._device, slot, count)
+        pixels, sound = self._parts(self._device, slot, count)
         for row, images in enumerate((anchors, positives)):
             pixels[row].copy_(levels(images).permute(0, 2, 3, 1))
-            finite[row].copy_(torch.isfinite(images).flatten(1).all(1))
+            sound[row].copy_(finite(images))
         copied = None
         if self._on_gpu:
-            begin, size = self.offset(slot), pixels.numel() + finite.numel()
+            begin, size = self.offset(slot), pixels.numel() + sound.numel()
             self._host[begin : begin + size].copy_(self._device[begin : begin + size], non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
@@ -81,9 +81,9 @@ class Staging:
         """
         if staged.copied is not None:
             staged.copied.synchronize()
-        pixels, finite = self._parts(self._host, staged.slot, staged.count)
+        pixels, sound = self._parts(self._host, staged.slot, staged.count)
         for row, name in enumerate(("images of anchors", "images of positives")):
-            refuse_non_finite(name, finite[row].bool(), staged.first)
+            refuse_non_finite(name, sound[row].bool(), staged.first)
         return pixels.numpy()
 
     def offset(self, slot: int) -> int:
