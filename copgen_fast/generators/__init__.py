@@ -79,6 +79,8 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
     """
     options = {} if config.truncation is None else {"truncation": config.truncation}
     published = build(config.name, config.weights, **options).to(device)
+    if config.checkpoint and (config.level == "published" or not hasattr(published, "rewritten")):
+        raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
     if config.level == "published":
         generator = published
     else:
@@ -86,8 +88,6 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
             raise UsageError(f"generator.level: graph needs a GPU, and the run is on {device}: choose exact or half")
         level = "half" if config.level == "graph" and batch is None else config.level
         generator = optimize(published, level, batch=batch, checkpoint=config.checkpoint)
-    if config.checkpoint and not getattr(generator, "checkpointed", False):
-        raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
     generator.record = _record(config.name, published)
     return generator
 
