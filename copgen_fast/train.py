@@ -1,4 +1,7 @@
-"""Run the pipeline: python -m copgen_fast.train PRESET [--stages ...] [--out DIR] [--dotted.field value]."""
+"""Run the pipeline: python -m copgen_fast.train PRESET [--stages ...] [--out DIR] [--dotted.field value].
+
+On several GPUs or hosts: torchrun --nproc-per-node 4 -m copgen_fast.train PRESET ...; docs/slurm.sh has a whole job.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
-from copgen_fast import batch_norm, distributed, train
+from copgen_fast import distributed, train
+from copgen_fast.artifacts import read_json
 from copgen_fast.config import PRESETS, identity
 from copgen_fast.distributed import Ranks
 from copgen_fast.errors import UsageError
@@ -139,6 +140,8 @@ def test_the_command_leaves_what_one_process_leaves(ranks, whole):
         return {str(path.relative_to(of)) for path in (of / "run").rglob("*") if "tensorboard" not in path.parts}
 
     assert files(folder) == files(whole[1])
+    pairs = read_json(folder / "run" / "pairs" / "navigator" / "summary.json")
+    assert (pairs["written"], pairs["count"]) == (48, 48), "each rank its own, and together all"
     for stage, loss in (("navigator", "loss_estimator"), ("pretrain/navigator", "loss")):
         rows, expected = (rows_of(of / "run", stage) for of in (folder, whole[1]))
         assert [row["samples"] for row in rows] == [row["samples"] for row in expected]
@@ -174,15 +177,6 @@ def test_a_killed_worker_is_started_again_to_the_same_result(ranks, tmp_path):
     for name in ("encoder.safetensors", "metrics.jsonl"):
         restarted, uninterrupted = (of / "run" / "pretrain" / "navigator" / name for of in (tmp_path, folder))
         assert restarted.read_bytes() == uninterrupted.read_bytes()
-
-
-def test_on_gpus_batch_norm_is_torchs_own():
-    model = distributed_ranks.small_model()
-    names = list(model.state_dict())
-    spread = batch_norm.spread(model, "sync", Ranks(0, 2), torch.device("cuda"))
-    norms = [module for module in spread.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
-    assert len(norms) == 20 and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
-    assert list(spread.state_dict()) == names
 
 
 def test_the_slurm_script_is_sound(tmp_path):
