@@ -21,6 +21,11 @@ from copgen_fast.pairs.codecs import CODECS
 _PAIRS = 1_300_000
 _LATENT_DIM = 120
 _BLOCK = 512
+_BACKENDS = {
+    "png": {"encode": "zlib", "decode": "pillow"},
+    "jpeg": {"encode": "pillow", "decode": "pillow"},
+    "raw": {"encode": "numpy", "decode": "numpy"},
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def _rows(case: Case, direction: str, images: np.ndarray, options: Options) -> I
     }
     ours, peer = calls[direction]
     pixels = torch.from_numpy(images)
-    subject = Subject("codecs", "pillow" if case.codec != "raw" else "numpy", "uint8", direction)
+    subject = Subject("codecs", _BACKENDS[case.codec][direction], "uint8", direction)
     bound = copies("the pixels", [(torch.empty_like(pixels), pixels)])
     mean = sum(map(len, files)) / len(files)
     for row in compare(subject, {str(case): ours}, {"Pillow, its default PNG": peer}, bound, options, pixels.device):
