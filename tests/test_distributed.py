@@ -125,15 +125,12 @@ def rows_of(folder, stage):
     return read_rows(folder / stage / "metrics.jsonl")
 
 
-def of_two(ranks):
-    """The two processes' results and folder; the command was run by these alone."""
-    if len(ranks[0]) != 2:
-        pytest.skip("two processes ran the command")
-    return ranks
+by_two = pytest.mark.parametrize("ranks", [2], indirect=True)  # who alone run the command
 
 
+@by_two
 def test_the_command_leaves_what_one_process_leaves(ranks, whole):
-    results, folder = of_two(ranks)
+    results, folder = ranks
     assert [rank["exit codes"][0] for rank in results] == [0, 0]
 
     def files(of):
@@ -150,8 +147,9 @@ def test_the_command_leaves_what_one_process_leaves(ranks, whole):
         assert [row[loss] for row in rows] == pytest.approx([row[loss] for row in expected], rel=0.1)
 
 
+@by_two
 def test_a_run_of_two_processes_goes_on_with_one(ranks, whole, tmp_path):
-    results, folder = of_two(ranks)
+    results, folder = ranks
     assert [rank["exit codes"][1] for rank in results] == [130, 130]
     run = tmp_path / "run"
     shutil.copytree(folder / "stopped", run)
@@ -164,14 +162,16 @@ def test_a_run_of_two_processes_goes_on_with_one(ranks, whole, tmp_path):
         assert row == pytest.approx(other, rel=0.1, abs=0.05)
 
 
+@by_two
 def test_a_killed_worker_is_started_again_to_the_same_result(ranks, tmp_path):
     """torchrun: SIGKILL for rank 1 in the middle of an epoch; it starts both again, and they end bit-equal."""
-    _, folder = of_two(ranks)
+    _, folder = ranks
     shutil.copytree(folder / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "pretrain")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", "1", "-m", "tests.killed_ranks", *TINY, "--out", str(tmp_path / "run")]
-    child = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "timeout": 200}
+    child = subprocess.run(command, capture_output=True, text=True, **options)
     assert child.returncode == 0, child.stderr
     assert "rank 1 gives no sign of life" in child.stderr
     for name in ("encoder.safetensors", "metrics.jsonl"):
