@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from copgen_fast.errors import NonFiniteError
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.staging import Staging
+from tests.pairs_fixtures import CONFIG, contents, generate, source, write
 
 CPU = torch.device("cpu")
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -68,3 +70,13 @@ def test_a_gpu_is_not_waited_for(shared):
     for batch, one in zip(batches, staged, strict=True):
         np.testing.assert_array_equal(staging.pixels(one), expected(*(images.cpu() for images in batch)))
     staging.close()
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_writes_the_same_bytes(tmp_path, workers):
+    """Images that were made on the CPU, so that they are the same; all that follows is on the GPU."""
+    write(tmp_path / "cpu")
+    on_gpu = dataclasses.replace(source(lambda z: generate(z.cpu()).cuda()), device=torch.device("cuda"))
+    write(tmp_path / "gpu", dataclasses.replace(CONFIG, workers=workers), on_gpu)
+    assert contents(tmp_path / "gpu") == contents(tmp_path / "cpu")
