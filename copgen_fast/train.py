@@ -113,6 +113,7 @@ def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ran
     """Check that `folder` is this run's, then write config.json and versions.json."""
     record, wanted = folder / "config.json", identity(config, ranks.world)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    present -= {name for name in present if name.endswith(".incomplete")}  # what another process begins to record
     if record.name in present:
         # What a record lacks, an older version wrote it without: then it ran as the default does.
         changed = differences(identity(RunConfig()) | artifacts.read_json(record), wanted)

@@ -2,6 +2,8 @@ import dataclasses
 import itertools
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -147,6 +149,8 @@ def test_parts_of_other_pairs_are_left_alone(tmp_path):
 
 def test_the_stage_writes_parts_into_one_run(finished_run, tmp_path, capsys):
     arguments = [*TINY, "--out", str(tmp_path / "run"), "--pairs.positives", "gaussian", "--stages", "pairs"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.part-1-of-2.incomplete").write_text("another begins at the same time")
     for number in (1, 0):
         assert main([*arguments, "--pairs.part", str(number), "--pairs.parts", "2"]) == 0
     assert "part 1 of 2 is written, others are not yet" in capsys.readouterr().out
@@ -173,3 +177,30 @@ def test_ranks_divide_a_part(finished_run, tmp_path, order):
     assert sorted(path.name for path in folder.glob("index.part-*")) == [
         f"index.part-{number}-of-4.json" for number in (0, 1, 2)
     ]  # of three shards
+
+
+TOGETHER = """
+import dataclasses, sys
+from pathlib import Path
+from tests.pairs_fixtures import CONFIG, write
+
+config = dataclasses.replace(CONFIG, shard_size=2, workers=1, part=int(sys.argv[2]), parts=2)
+print("ready", flush=True)
+sys.stdin.readline()
+write(Path(sys.argv[1]), config)
+"""
+
+
+def test_two_processes_write_at_the_same_time(tmp_path, whole):
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "pairs")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, str(number)], **pipes) for number in (0, 1)]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+    assert without_parts(tmp_path / "pairs") == whole
