@@ -31,5 +31,6 @@ def report(error: CopgenError, process: str = "") -> int:
     Args:
         process: which of several it is.
     """
-    print(f"copgen_fast: {process}{': ' if process else ''}{error}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"copgen_fast: {process}{': ' if process else ''}{error}\n")  # at once: others write there, too
+    sys.stderr.flush()
     return error.exit_code
