@@ -61,8 +61,11 @@ def resolve(device: str, precision: str) -> torch.device:
 
 
 def make_current(device: torch.device) -> None:
-    """Let a GPU be the one that streams, graphs and kernels without an argument for it mean."""
-    if device.type == "cuda":
+    """Let a GPU be the one that streams, graphs and kernels without an argument for it mean.
+
+    `cuda` without a number is the current one already, and torch refuses to set it.
+    """
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
