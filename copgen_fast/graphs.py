@@ -80,8 +80,9 @@ class GraphedStep:
     def _run(self) -> None:
         result = self.step(self.inputs)
         self.numbers = torch.stack([value.detach().float() for value in result.metrics.values()])
-        watched = {name: value.detach() for name, value in result.watched.items()}
-        self.result = StepResult(result.metrics, watched)
+        # Detached: the autograd graph would stay, and with it accumulators of gradients on the capture's stream.
+        parts = ({name: value.detach() for name, value in part.items()} for part in (result.metrics, result.watched))
+        self.result = StepResult(*parts)
 
 
 @dataclass(frozen=True)
