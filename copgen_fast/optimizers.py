@@ -56,7 +56,13 @@ def sgd(
     if impl == "apex":
         return _apex().FusedSGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
     options = {"momentum": momentum, "weight_decay": weight_decay, impl: True}
-    return _portable(torch.optim.SGD(parameters, lr, **options))
+    optimizer = torch.optim.SGD(parameters, lr, **options)
+    if impl == "fused" and momentum:
+        # It would make them itself, of memory as it is, and fill them with the first gradients: if these overflow, the
+        # step that it skips leaves the memory as it was, for the next one to add to.
+        for parameter in optimizer.param_groups[0]["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return _portable(optimizer)
 
 
 def descend(loss: Tensor, scaler: torch.amp.GradScaler, *optimizers: Optimizer) -> None:

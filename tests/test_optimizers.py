@@ -86,6 +86,23 @@ def test_an_overflow_of_one_player_stops_both(impl, culprit):
     assert scaler.get_scale() == (8.0 if culprit is None else 4.0)
 
 
+@pytest.mark.parametrize("impl", ["fused", "foreach"])
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_an_overflow_of_the_first_step_leaves_nothing_behind(kind, impl):
+    players = [model(), model()]
+    torch.use_deterministic_algorithms(True)  # new memory holds NaN
+    try:
+        for player, overflows in zip(players, (True, False), strict=True):
+            optimizer, scaler = make(kind, player, impl), torch.amp.GradScaler("cpu", init_scale=8.0)
+            if overflows:
+                scaler.scale(player(torch.full((8, 5), torch.inf)).sum()).backward()
+                optimizers.step(scaler, optimizer)
+            train(player, optimizer)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*map(parameters, players), strict=True))
+
+
 def test_scaled_steps_are_those_of_the_unscaled_loss():
     x = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
     plain, scaled = model(), model()
