@@ -138,6 +138,18 @@ def test_what_is_kept_for_the_backward(published, z):
     assert again < 0.6 * lean and lean < 0.7 * everything
 
 
+@pytest.mark.parametrize("level", ["exact", "half"])
+def test_no_comparison_convolves_in_tf32(level, monkeypatch):
+    cudnn, seen = torch.backends.cudnn, []
+    steps = BigBiGAN.steps
+    monkeypatch.setattr(levels, "MEAN_GATE", 255.0)
+    monkeypatch.setattr(levels, "TAIL_GATE", 255.0)
+    monkeypatch.setattr(BigBiGAN, "steps", lambda *a: seen.append(cudnn.conv.fp32_precision) or steps(*a))
+    published, before = make(dtype=torch.float32), cudnn.allow_tf32
+    optimize(published, level)
+    assert set(seen) == {"ieee"} and cudnn.allow_tf32 == before
+
+
 def test_half_precision_says_by_how_much_it_differs(monkeypatch):
     generator = make(dtype=torch.float32)
     monkeypatch.setattr(levels, "TAIL_GATE", 40.0)

@@ -188,7 +188,8 @@ def test_half_precision_says_by_how_much_it_differs(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_graph_takes_labels():
+def test_a_graph_takes_labels(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     generator = make(torch.float32).cuda()
     graph = optimize(generator, "graph", batch=3, dtype=torch.float32)
     z, labels = (value.cuda() for value in inputs(generator))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +75,7 @@ def optimize(
         raise UsageError(f"level graph needs a GPU and a batch size; the generator is on {device}, batch is {batch}")
     if not hasattr(generator, "rewritten"):
         return generator if level == "exact" else _half(generator, generator, device, dtype)
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         exact = generator.rewritten(tricks).eval()
         expect_same(generator, exact, *_inputs(generator, device))
     exact.checkpointed = checkpoint
@@ -148,6 +150,25 @@ def expect_same(published: nn.Module, rewritten: nn.Module, z: Tensor, labels: T
             )
 
 
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolve in float32 as it is: unasked, a GPU of sm_80 or newer rounds its factors to TF32, which is no mere
+    rounding beside `TOLERANCE`. (Matrix products do not, unless they are told to.)
+    """
+    cudnn = torch.backends.cudnn
+    # PyTorch 2.9 has a setting for each kind, and refuses to read them as one where they differ.
+    each = hasattr(cudnn, "conv")
+    kinds, name, full = ((cudnn.conv, cudnn.rnn), "fp32_precision", "ieee") if each else ((cudnn,), "allow_tf32", False)
+    before = [(kind, getattr(kind, name)) for kind in kinds]
+    try:
+        for kind, _ in before:
+            setattr(kind, name, full)
+        yield
+    finally:
+        for kind, value in before:
+            setattr(kind, name, value)
+
+
 def difference(images: Tensor, exact: Tensor) -> Levels:
     """By how many of 256 levels images [N, 3, H, W] in [-1, 1] differ from the exact ones."""
     levels = ((images.double() - exact.double()).abs() * 127.5).flatten()
@@ -163,7 +184,7 @@ def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: t
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.bfloat16)
     if device.type == "cpu" and dtype == torch.float16:
         raise UsageError("level half: the CPU has no float16 convolutions; take torch.bfloat16")
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         z, labels = _inputs(published, device)
         wanted = exact(z, labels)
         half = exact.in_precision(dtype) if hasattr(exact, "in_precision") else Cast(exact, dtype)
