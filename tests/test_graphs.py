@@ -159,7 +159,9 @@ def test_a_run_on_the_cpu_says_so_and_goes_on(tmp_path, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "auto"])
 @pytest.mark.parametrize("update", STEPS)
-def test_a_graph_of_the_whole_step_on_a_gpu(tmp_path, update, precision):
+def test_a_graph_of_the_whole_step_on_a_gpu(tmp_path, monkeypatch, update, precision):
+    # Sums in any order make gradients near 0 of either sign, of which Adam's first steps are as long as of any other.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     device = torch.device("cuda")
     plain, batches = make_game(tmp_path, precision, device, update=update)
     game, _ = make_game(tmp_path, precision, device, update=update)
