@@ -82,6 +82,7 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
         UsageError: no such device, thread count or case, or nothing to profile.
     """
     device = devices.resolve(options.device, "fp32")
+    devices.make_current(device)  # the one whose streams events are recorded on
     if options.threads is not None:
         if options.threads < 1:
             raise UsageError(f"--threads {options.threads}: expected at least 1")
