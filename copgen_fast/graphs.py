@@ -74,7 +74,10 @@ class GraphedStep:
             with _capturable(self.adams):
                 self.replay = _record(self._run)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            cause = error
+            while isinstance(cause.__context__, RuntimeError):  # the capture's end only says that something failed
+                cause = cause.__context__
+            reason = str(cause).splitlines()[0]
             raise CopgenError(f"the step can't be captured as a CUDA graph ({reason}): run without it") from error
 
     def _run(self) -> None:

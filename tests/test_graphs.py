@@ -127,7 +127,10 @@ def test_a_step_that_no_graph_can_hold_is_named(tmp_path, monkeypatch):
     game, (batch, _) = make_game(tmp_path)
 
     def record(call):
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+        try:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+        finally:  # as torch.cuda.graph ends a capture that failed
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     monkeypatch.setattr(graphs, "_on_a_side_stream", lambda call, times: call())
     monkeypatch.setattr(graphs, "_record", record)
