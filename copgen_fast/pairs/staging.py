@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import warnings
@@ -112,5 +113,7 @@ def _page_lock(host: Tensor) -> bool:
     """Keep shared memory in place, so that a GPU copies into it while the host goes on; False where that fails."""
     failure = int(torch.cuda.cudart().cudaHostRegister(host.data_ptr(), host.nbytes, 0))
     if failure:
+        with contextlib.suppress(RuntimeError):  # CUDA keeps the error for whoever launches next to raise
+            torch.ones(1, device="cuda")
         warnings.warn(f"shared memory can't be page-locked (CUDA error {failure}): copies wait", stacklevel=2)
     return not failure
