@@ -51,7 +51,8 @@ measure() {
 }
 
 rm -f "$out"/tests-*.xml "$out"/*-gpu.json
-tests kernels 100 tests/test_info_nce_gpu.py tests/test_info_nce_cuda.py tests/test_kernels_info_nce.py \
+# Not the interpreter's, which needs no GPU and takes minutes.
+tests kernels 100 -k "not cpu" tests/test_info_nce_gpu.py tests/test_info_nce_cuda.py tests/test_kernels_info_nce.py \
     tests/test_kernels_augment.py tests/test_kernels_cond_norm.py tests/test_kernels_epilogue.py tests/test_cond_norm.py
 measure navigator navigator 140 --only bigbigan
 measure pretrain pretrain 60 --only resnet50
