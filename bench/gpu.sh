@@ -28,7 +28,8 @@ part() {
         unfinished="$unfinished $name"
         return
     fi
-    timeout -k 5 "$seconds" "$@" >"$out/$name.log" 2>&1
+    # As Ctrl-C does: then pytest still writes what the tests said that it got to.
+    timeout -s INT -k 8 "$seconds" "$@" >"$out/$name.log" 2>&1
     code=$?
     tail -n 25 "$out/$name.log"
     if [ "$code" -ne 0 ]; then
