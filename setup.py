@@ -100,8 +100,9 @@ setup(
         "copgen_fast": ["py.typed", "generators/weights/*.safetensors", "stages/*.html"],
     },
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        # torch.OutOfMemoryError came with 2.5; 2.6 to be safe. Tested with the one in constraints.txt.
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy",
         "scipy>=1.10",
         "scikit-learn>=1.3",

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.kernels import _REPORT, _table
+from bench.kernels import REPORT, table
 
 TARGETS = (75, 80)
 RESULTS = Path(__file__).parent / "results" / "cuda_kernels.json"
@@ -52,7 +52,7 @@ def compile_for(target: int) -> dict[str, Any]:
             hmma = _hmma(cubin)
             texts.append(ptx.read_text())
         for name, text in re.findall(r"Compiling entry function '(\w+)'.*?\n(.*?)(?=Compiling|\Z)", report, re.DOTALL):
-            found = {field: re.search(pattern, text) for field, pattern in _REPORT.items()}
+            found = {field: re.search(pattern, text) for field, pattern in REPORT.items()}
             numbers = {field: int(match[1]) if match else 0 for field, match in found.items()}
             kernel, variant = _names(name)
             count = None if hmma is None else hmma.get(name, 0)
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=RESULTS, help="where to write the rows (default: %(default)s)")
     file = parser.parse_args(arguments).json
     rows = [row for compiled in compile_all().values() for row in compiled["rows"]]
-    print(_table(rows))
+    print(table(rows))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"versions": {"nvcc": nvcc_version()}, "rows": rows}, indent=1) + "\n")
     return 0

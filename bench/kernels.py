@@ -27,7 +27,7 @@ from typing import Any
 TARGETS = (75, 80, 86, 89, 90, 120)
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 _KERNELS = Path(__file__).parents[1] / "kernels"
-_REPORT = {
+REPORT = {  # what the assembler says of a kernel, by the field of its row
     "registers": r"Used (\d+) registers",
     "shared_bytes": r"(\d+) bytes smem",
     "spill_stores_bytes": r"(\d+) bytes spill stores",
@@ -90,7 +90,7 @@ def _compile(job: tuple[int, str, str]) -> list[dict[str, Any]]:
             compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
         report = log.getvalue()
         if report:  # not compiled before
-            found = {field: re.search(pattern, report) for field, pattern in _REPORT.items()}
+            found = {field: re.search(pattern, report) for field, pattern in REPORT.items()}
             numbers = {field: int(match[1]) if match else 0 for field, match in found.items()}
             numbers["shared_bytes"] += compiled.metadata.shared  # dynamic, which ptxas does not see
             row = {"kernel": kernel.__name__, "variant": name, "target": f"sm_{target}", **numbers}
@@ -109,8 +109,9 @@ def _compile(job: tuple[int, str, str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    header = ["kernel", "variant", "target", *_REPORT]
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as text in columns."""
+    header = ["kernel", "variant", "target", *REPORT]
     lines = [header, *([str(row[field]) for field in header] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=RESULTS, help="where to write the rows (default: %(default)s)")
     file = parser.parse_args(arguments).json
     result = compile_all()
-    print(_table(result["rows"]))
+    print(table(result["rows"]))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")
     return 0

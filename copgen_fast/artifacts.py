@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -65,6 +66,36 @@ def explain_full_disk(path: Path) -> Iterator[None]:
             f"disk full while writing {path} ({free:.0f} MiB are free without it): no half-written file was left "
             "in place; make room and run the same command again"
         ) from error
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path, part: str = "") -> Iterator[None]:
+    """Keep other commands out of `folder` for as long as the block lasts, which a kill ends too.
+
+    Args:
+        part: of the folder, where it is shared: only commands with the same part, and those without, are kept out.
+
+    Raises:
+        UsageError: another command is at work there, or the folder may not be written to.
+    """
+    wanted = [("", fcntl.LOCK_SH), (part, fcntl.LOCK_EX)] if part else [("", fcntl.LOCK_EX)]
+    with contextlib.ExitStack() as held:
+        for name, mode in wanted:
+            path = folder / f".run{name}.lock"
+            with explain_full_disk(path):
+                folder.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(open(path, "a+"))
+            try:
+                fcntl.flock(file, mode | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{folder} is in use by another command{f' for {name[1:]}' if name else ''}: wait for its end, or "
+                    "choose another --out"
+                ) from error
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system without locks
+                    raise
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

@@ -153,8 +153,8 @@ class PretrainConfig:
     workers: int = 2
     """Threads that load pairs ahead of the step; 0 loads them when they are asked for."""
     loader: PairLoader = "auto"
-    """What loads shards; the batches are the same. auto: NVIDIA DALI where it is installed, the device is a GPU and
-    the pairs don't fit the cache. plain: PyTorch and Pillow."""
+    """What loads shards; the batches are the same, but for JPEG that a GPU decodes, in its own rounding. auto: NVIDIA
+    DALI where it is installed, the device is a GPU and the pairs don't fit the cache. plain: PyTorch and Pillow."""
     shuffle_shards: int | None = None
     """None: an epoch is one permutation of all pairs, read at random (for SSDs). W: shards come in random order and
     W of them at a time are shuffled together, each read whole (for disks and network stores; 2 W shards in memory)."""
@@ -229,7 +229,8 @@ class RunConfig:
     """Batch norm of encoders in training on several GPUs: over all of a batch, so that their number does not change
     results, or over each one's rows, as the reference's DataParallel has it."""
     timeout: float = 600.0
-    """Seconds that processes wait for one of them before they stop and name it."""
+    """Seconds that processes wait for one of them before they stop and name it. A step that takes 1.5 times as long
+    counts as stuck, the first with --compile too."""
     log_every: int = 10
     """Steps between looks at the monitored numbers: the only moments at which the host waits for the device."""
     save_every: int = 200
@@ -277,7 +278,7 @@ PRESETS: dict[str, RunConfig] = {
 """Whole configurations by name: the first word of the command line."""
 
 # What may differ between two invocations on one run folder: where and how much of it runs, not what it computes.
-_INVOCATION = (
+INVOCATION = (
     "stages",
     "out",
     "device",
@@ -292,6 +293,7 @@ _INVOCATION = (
     "pretrain.cache_gib",
     "pretrain.loader",
     "pretrain.on_corrupt",  # a run that stopped at a corrupt pair may go on without it
+    "data.root",
 )
 
 
@@ -309,8 +311,11 @@ _MAY_BE_ZERO = (
 
 
 def faults(config: RunConfig) -> list[str]:
-    """What is wrong with the numbers of a configuration, a line each; empty when nothing is."""
-    found = []
+    """What is wrong with a configuration by itself, a line each; empty when nothing is."""
+    found = _pretrain_faults(config) if "pretrain" in config.stages else []
+    for name, value in (("pairs.positives", config.pairs.positives), ("probe.evals", config.probe.evals)):
+        if not value:
+            found.append(f"{name}: expected at least one")
     for name, value in _flat(dataclasses.asdict(config)).items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
@@ -328,10 +333,24 @@ def faults(config: RunConfig) -> list[str]:
         found.append("compile: does not go with pretrain.checkpoint; torch.compile chooses itself what to keep")
     if config.pairs.part >= config.pairs.parts:
         found.append(f"pairs.part: expected less than pairs.parts, got {config.pairs.part} of {config.pairs.parts}")
+    if config.pairs.parts > 1 and set(config.stages) != {"pairs"}:
+        found.append("pairs.parts: every part would run the other stages too: give --stages pairs")
     if config.pairs.start_seed + config.pairs.count > 2**32:
         found.append(
             f"pairs.start_seed: seeds must stay below 2**32, got up to {config.pairs.start_seed} + pairs.count"
         )
+    return found
+
+
+def _pretrain_faults(config: RunConfig) -> list[str]:
+    """What would be found only once the pairs are made."""
+    options, found = config.pretrain, []
+    if options.data == "pairs" and options.batch > config.pairs.count:
+        found.append(f"pretrain.batch: expected at most pairs.count {config.pairs.count}, got {options.batch}")
+    if options.data == "real" and options.loader == "dali":
+        found.append("pretrain.loader: dali reads shards of pairs, and real images are in memory: choose plain")
+    if options.data == "real" and options.shuffle_shards is not None:
+        found.append("pretrain.shuffle_shards: real images are in no shards: leave it out")
     return found
 
 
@@ -342,7 +361,7 @@ def identity(config: RunConfig, processes: int = 1) -> dict[str, object]:
     each one's rows, or of a part of each one's rows.
     """
     values = json.loads(json.dumps(_flat(dataclasses.asdict(config))))
-    kept = {name: value for name, value in values.items() if name not in _INVOCATION}
+    kept = {name: value for name, value in values.items() if name not in INVOCATION}
     depends = config.bn == "per-rank" or config.pretrain.accumulate > 1
     return kept | ({"processes": processes} if depends else {})
 

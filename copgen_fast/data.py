@@ -71,11 +71,6 @@ class RealPairs(Dataset):
         image = self.images[index]
         return image, image, -1 if self.labels is None else int(self.labels[index])
 
-    @property
-    def decoded_bytes(self) -> int:
-        """Bytes of all images of all pairs."""
-        return 2 * self.images.nbytes
-
 
 @dataclass(frozen=True)
 class _TorchvisionSet:
@@ -127,24 +122,39 @@ def load(config: DataConfig) -> LabelledImages:
     Raises:
         UsageError: an unknown name; root or files missing, damaged or of another form; more images than memory.
     """
+    root = find(config)
+    if root is None:
+        return digits(config.image_size)
+    if config.name == "npz":
+        data = _npz(root, config.image_size)
+    else:
+        splits = _folder(root) if config.name == "folder" else _torchvision(_TORCHVISION[config.name], root)
+        _expect_memory(sum(map(len, splits)), config.image_size)
+        data = LabelledImages(*(part for split in splits for part in _decode(split, config)))
+    _expect_classes(data, config)
+    return data
+
+
+def find(config: DataConfig) -> Path | None:
+    """Where the data set lies, of which nothing is read yet; None of the embedded one.
+
+    Raises:
+        UsageError: an unknown name; nothing there, or something of another kind.
+    """
     if config.name not in names():
         raise UsageError(f"unknown data set {config.name!r}: choose from {', '.join(names())}")
     if config.image_size < 1:
         raise UsageError(f"--data.image-size: expected at least 1, got {config.image_size}")
     if config.name == "digits":
-        return digits(config.image_size)
+        return None
     if config.name == "npz":
-        data = _npz(_root(config, "an .npz file"), config.image_size)
-    else:
-        if config.name == "folder":
-            splits = _folder(_root(config, "a folder that holds train/CLASS/* and test/CLASS/*"))
-        else:
-            known = _TORCHVISION[config.name]
-            splits = _torchvision(known, _root(config, f"the folder that holds {known.files}"))
-        _expect_memory(sum(map(len, splits)), config.image_size)
-        data = LabelledImages(*(part for split in splits for part in _decode(split, config)))
-    _expect_classes(data, config)
-    return data
+        path = _root(config, "an .npz file")
+        if not path.is_file():
+            raise UsageError(f"--data.root {path} is a folder: data set 'npz' needs the .npz file itself")
+        return path
+    if config.name == "folder":
+        return _root(config, "a folder that holds train/CLASS/* and test/CLASS/*")
+    return _root(config, f"the folder that holds {_TORCHVISION[config.name].files}")
 
 
 def digits(image_size: int = 32) -> LabelledImages:
@@ -180,8 +190,6 @@ def _root(config: DataConfig, what: str) -> Path:
 
 
 def _npz(path: Path, size: int) -> LabelledImages:
-    if not path.is_file():
-        raise UsageError(f"--data.root {path} is a folder: data set 'npz' needs the .npz file itself")
     try:
         with zipfile.ZipFile(path) as archive:
             shapes = _npz_shapes(archive, path)

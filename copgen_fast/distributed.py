@@ -101,7 +101,12 @@ def world_size() -> int:
 
 def name() -> str:
     """Which of several processes this is, for messages; empty for one that is alone."""
-    return f"rank {os.environ['RANK']}" if world_size() > 1 else ""
+    return f"rank {os.environ.get('RANK', '?')}" if world_size() > 1 else ""
+
+
+def first() -> bool:
+    """Whether this process is rank 0, or alone."""
+    return world_size() == 1 or os.environ.get("RANK") == "0"
 
 
 def expect_divisible(argument: str, count: int) -> None:
@@ -141,11 +146,16 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
         timeout: seconds that a collective, and a meeting, wait for a rank.
 
     Raises:
+        UsageError: the environment does not say which of several processes this is, or where they meet.
         LostRankError: another rank failed, died or hangs, so that this one can't go on.
     """
     if world_size() == 1:
         yield Ranks()
         return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UsageError(
+            f"WORLD_SIZE is {world_size()} and {missing[0]} is not set: start the processes by torchrun, or unset it"
+        )
     patience = datetime.timedelta(seconds=timeout)
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=patience))

@@ -14,24 +14,36 @@ import platform
 import re
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import torch
 import tyro
 
-from copgen_fast import __version__, artifacts, augmentations, devices, distributed, optimizers, registry
-from copgen_fast.config import PRESETS, STAGES, RunConfig, differences, faults, identity
+from copgen_fast import __version__, artifacts, augmentations, data, devices, distributed, optimizers, registry
+from copgen_fast.config import INVOCATION, PRESETS, STAGES, RunConfig, differences, faults, identity
 from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.interrupts import handle_signals
 from copgen_fast.ops import backends
+from copgen_fast.pairs import dali
 from copgen_fast.pairs.parts import Part
 from copgen_fast.stages import Run
 
 COMMAND = "python -m copgen_fast.train"
 SHARED = ("navigator", "pairs", "pretrain")
 """Stages that several processes compute together."""
+SPARING = {
+    "navigator": "--generator.checkpoint (where the generator has it) goes on from the last checkpoint with less; or "
+    "another --out with a smaller batch",
+    "pairs": "choose another --out with a smaller --pairs.batch",
+    "pretrain": "--pretrain.checkpoint goes on from the last checkpoint with less; or another --out with a larger "
+    "--pretrain.accumulate or a smaller batch",
+    "probe": "choose a smaller --probe.batch",
+}
+"""By stage, what to do where memory runs out."""
 
 
 def parse(arguments: list[str]) -> RunConfig:
@@ -73,10 +85,15 @@ def validate(config: RunConfig) -> None:
     """Refuse a configuration that no stage could run, before anything is written.
 
     Raises:
-        UsageError: a number out of range, or a name that nothing goes by.
+        UsageError: a number out of range, a name that nothing goes by, a data set that is not there, or DALI.
     """
     for fault in faults(config):
         raise UsageError(fault)
+    real = "pretrain" in config.stages and config.pretrain.data == "real"
+    if real or ("probe" in config.stages and distributed.first()):
+        data.find(config.data)
+    if "pretrain" in config.stages and config.pretrain.loader == "dali":
+        dali.require()
     registry.load("copgen_fast.generators", config.generator.name)
     for name in config.probe.evals:
         registry.load("copgen_fast.evals", name)
@@ -90,33 +107,53 @@ def validate(config: RunConfig) -> None:
         distributed.expect_divisible("pretrain.batch / pretrain.accumulate", part)
 
 
-def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Run:
+@contextlib.contextmanager
+def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Iterator[Run]:
     """Make or reopen the run folder and record its configuration and the versions in use; rank 0 does.
 
+    Other commands are kept out of the folder for as long as the block lasts.
+
     Raises:
-        UsageError: the folder holds something else, or a run of another configuration.
+        UsageError: the folder holds something else, or a run of another configuration, or is in use.
         LostRankError: rank 0 found such a fault.
     """
     # Recorded as what it came to: resumed on a device of another precision, the run would be another.
     config = dataclasses.replace(config, precision=devices.resolve_precision(config.precision, device))
     optimizers.resolve(config.optimizer.impl, device)
     folder = Path(config.out)
-    if ranks.first:
-        record_run(config, folder, device, ranks)
-    ranks.meet("the run folder")
-    if not (folder / "config.json").exists():
-        raise UsageError(f"--out {folder} is not the same folder for all processes: choose one that all hosts share")
-    return Run(config, folder, device, ranks)
+    with contextlib.ExitStack() as held:
+        if ranks.first:
+            expect_own(config, folder, ranks)  # before a file of ours is in it
+            held.enter_context(artifacts.sole_use(folder, Part(config.pairs.part, config.pairs.parts).mark))
+            record_run(config, folder, device, ranks)
+        ranks.meet("the run folder")
+        if not (folder / "config.json").exists():
+            raise UsageError(
+                f"--out {folder} is not the same folder for all processes: choose one that all hosts share"
+            )
+        yield Run(config, folder, device, ranks)
 
 
 def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) -> None:
     """Check that `folder` is this run's, then write config.json and versions.json."""
+    expect_own(config, folder, ranks)
+    by = Part(config.pairs.part, config.pairs.parts).mark  # writers of parts may open one folder at the same time
+    artifacts.write_json(folder / "config.json", identity(config, ranks.world), by)
+    artifacts.write_json(folder / "versions.json", versions(device) | {"processes": str(ranks.world)}, by)
+
+
+def expect_own(config: RunConfig, folder: Path, ranks: Ranks) -> None:
+    """Raises UsageError unless `folder` is empty or this run's."""
     record, wanted = folder / "config.json", identity(config, ranks.world)
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    present -= {name for name in present if name.endswith(".incomplete")}  # what another process begins to record
+    # What another process begins to record, and locks.
+    present -= {name for name in present if name.endswith((".incomplete", ".lock"))}
     if record.name in present:
         # What a record lacks, an older version wrote it without: then it ran as the default does.
-        changed = differences(identity(RunConfig()) | artifacts.read_json(record), wanted)
+        there = identity(RunConfig()) | artifacts.read_json(record)
+        open_still = _undecided(config, folder)
+        there = {name: value for name, value in there.items() if not name.startswith(open_still)}
+        changed = differences(there, {name: value for name, value in wanted.items() if not name.startswith(open_still)})
         if changed and present - {record.name, "versions.json"}:
             why = " (batch norm's statistics depend on it)" if changed[0].startswith("processes") else ""
             raise UsageError(
@@ -125,14 +162,19 @@ def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ran
             )
     elif folder.is_file() or (present and not holds_only_a_navigator(folder)):
         raise UsageError(f"--out {folder} is not empty and holds no run: choose another --out")
-    by = Part(config.pairs.part, config.pairs.parts).mark  # writers of parts may open one folder at the same time
-    artifacts.write_json(record, wanted, by)
-    artifacts.write_json(folder / "versions.json", versions(device) | {"processes": str(ranks.world)}, by)
+
+
+def _undecided(config: RunConfig, folder: Path) -> tuple[str, ...]:
+    """How names of the record start on which no result in `folder` depends yet."""
+    if any((folder / "probe").glob("*.json")):
+        return INVOCATION
+    return (*INVOCATION, "probe.", *(("data.",) if config.pretrain.data == "pairs" else ()))
 
 
 def holds_only_a_navigator(folder: Path) -> bool:
     """Whether a folder without a run has an imported T in it (`python -m copgen_fast.convert navigator`), no more."""
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    files = [name for name in files if not name.endswith(".lock")]
     return files == ["navigator/navigator.safetensors"]
 
 
@@ -151,12 +193,18 @@ def main(arguments: list[str] | None = None) -> int:
         device = devices.resolve(distributed.local_device(config.device), config.precision)
         devices.make_current(device)
         with handle_signals(), distributed.joined(device, config.timeout) as ranks:
-            run_stages(open_run(config, device, ranks))
+            with open_run(config, device, ranks) as run:
+                run_stages(run)
     except CopgenError as error:
         return report(error, distributed.name())
     except KeyboardInterrupt:
         print("copgen_fast: interrupted at once; the run goes on from its last checkpoint", file=sys.stderr)
         return 130
+    except Exception:
+        if distributed.world_size() == 1:
+            raise
+        traceback.print_exc()  # and then `leave`: the interpreter's own end may wait for a collective
+        return 1
     return 0
 
 
@@ -167,7 +215,11 @@ def run_stages(run: Run) -> None:
     for stage in (stage for stage in STAGES if stage in run.config.stages):
         if run.ranks.first or stage in SHARED:
             started = time.perf_counter()
-            importlib.import_module(f"copgen_fast.stages.{stage}").run(run)
+            try:
+                importlib.import_module(f"copgen_fast.stages.{stage}").run(run)
+            except torch.OutOfMemoryError as error:
+                what = str(error).partition(". GPU")[0]
+                raise CopgenError(f"{stage}: {what}: {SPARING.get(stage, 'free some')}") from error
             tell(f"{stage}: done in {time.perf_counter() - started:.1f} s", flush=True)
 
 

@@ -1,5 +1,9 @@
+import contextlib
 import errno
+import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -125,3 +129,54 @@ def test_a_missing_artefact_names_the_stage_that_makes_it(tmp_path):
 def test_sha256_is_the_standard_one(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     assert artifacts.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_folder_is_one_commands_or_its_parts(tmp_path):
+    first, second = ".part-0-of-2", ".part-1-of-2"
+    with artifacts.sole_use(tmp_path / "run"):
+        for part in ("", first):
+            with pytest.raises(UsageError, match=f"{tmp_path}/run is in use by another command: wait"):
+                with artifacts.sole_use(tmp_path / "run", part):
+                    pass
+    with artifacts.sole_use(tmp_path / "run", first), artifacts.sole_use(tmp_path / "run", second):
+        with pytest.raises(UsageError, match="in use by another command for part-1-of-2: wait"):
+            with artifacts.sole_use(tmp_path / "run", second):
+                pass
+        with pytest.raises(UsageError, match="in use by another command: wait"):
+            with artifacts.sole_use(tmp_path / "run"):
+                pass
+    with artifacts.sole_use(tmp_path / "run"):
+        pass
+
+
+HOLDING = """
+import sys
+from pathlib import Path
+from copgen_fast import artifacts
+
+with artifacts.sole_use(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_kill_ends_the_sole_use(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], **pipes) as child:
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="in use"), artifacts.sole_use(tmp_path):
+            pass
+        child.kill()
+        child.wait()
+        with artifacts.sole_use(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)])
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch, number, goes_on):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with contextlib.nullcontext() if goes_on else pytest.raises(OSError), artifacts.sole_use(tmp_path):
+        pass

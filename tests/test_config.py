@@ -69,6 +69,12 @@ def test_numbers_out_of_range_are_named():
         ({"pretrain": {"batch": 10, "accumulate": 4}}, "pretrain.accumulate: expected a divisor of pretrain.batch 10"),
         ({"pretrain": {"accumulate": 0}}, "pretrain.accumulate: expected more than zero"),
         ({"pretrain": {"checkpoint": True}, "compile": True}, "compile: does not go with pretrain.checkpoint"),
+        ({"pretrain": {"batch": 200}, "pairs": {"count": 199}}, "pretrain.batch: expected at most pairs.count 199"),
+        ({"pretrain": {"data": "real", "loader": "dali"}}, "pretrain.loader: dali reads shards of pairs"),
+        ({"pretrain": {"data": "real", "shuffle_shards": 2}}, "pretrain.shuffle_shards: real images are in no shards"),
+        ({"pairs": {"parts": 2}}, "pairs.parts: every part would run the other stages too: give --stages pairs"),
+        ({"pairs": {"positives": ()}}, "pairs.positives: expected at least one"),
+        ({"probe": {"evals": ()}}, "probe.evals: expected at least one"),
     ],
 )
 def test_what_does_not_go_together_is_said(changes, fault):
@@ -78,6 +84,13 @@ def test_what_does_not_go_together_is_said(changes, fault):
             value = dataclasses.replace(getattr(config, name), **value)
         config = dataclasses.replace(config, **{name: value})
     assert any(line.startswith(fault) for line in faults(config))
+
+
+def test_what_a_stage_can_do_is_no_fault():
+    parts = dataclasses.replace(RunConfig().pairs, parts=2, count=100)
+    assert faults(RunConfig(stages=("pairs",), pairs=parts)) == []
+    small = dataclasses.replace(RunConfig().pairs, count=100)
+    assert faults(RunConfig(pairs=small, pretrain=PretrainConfig(data="real"))) == []
 
 
 def test_sparing_memory_is_no_other_run():

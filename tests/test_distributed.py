@@ -218,6 +218,36 @@ def test_per_rank_statistics_tie_a_run_to_its_number_of_processes(tmp_path):
     assert identity(in_parts, 2) != identity(in_parts, 4)
 
 
+def test_a_process_that_is_not_told_who_it_is_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert train.main([*TINY, "--out", str(tmp_path / "run")]) == 2
+    assert "WORLD_SIZE is 2 and RANK is not set: start the processes by torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_of_several_leaves_after_any_exceptions_traceback(monkeypatch, capsys):
+    """Rather than end the interpreter, which may wait for a collective; `leave` gets the exit code."""
+    monkeypatch.setattr(train, "validate", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main(TINY)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train.main(TINY) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_only_the_process_that_probes_needs_the_data(monkeypatch):
+    config = PRESETS["cifar10"]
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    train.validate(config)
+    with pytest.raises(UsageError, match="needs --data.root"):
+        train.validate(dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, data="real")))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UsageError, match="needs --data.root"):
+        train.validate(config)
+
+
 def test_rows_are_the_ranks_part_of_both_views():
     joint = torch.cat([Ranks(rank, 4).joint_rows(N) for rank in range(4)])
     assert sorted(joint.tolist()) == list(range(2 * N))

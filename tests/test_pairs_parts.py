@@ -153,7 +153,12 @@ def test_the_stage_writes_parts_into_one_run(finished_run, tmp_path, capsys):
     (tmp_path / "run" / ".config.json.part-1-of-2.incomplete").write_text("another begins at the same time")
     for number in (1, 0):
         assert main([*arguments, "--pairs.part", str(number), "--pairs.parts", "2"]) == 0
-    assert "part 1 of 2 is written, others are not yet" in capsys.readouterr().out
+        if number == 1:
+            unfinished = [*arguments[:-2], "--stages", "pretrain"]
+            assert main(unfinished) == 2
+            captured = capsys.readouterr()
+            assert "part 1 of 2 is written, others are not yet" in captured.out
+            assert "holds parts (index.part-1-of-2.json)" in captured.err and "copgen_fast.pairs.merge" in captured.err
     folder, other = tmp_path / "run" / "pairs" / "gaussian", finished_run / "pairs" / "gaussian"
     shards = {path.name: path.read_bytes() for path in other.glob("shard-*")}
     assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == shards
@@ -168,9 +173,9 @@ def test_ranks_divide_a_part(finished_run, tmp_path, order):
     arguments = [*TINY, "--out", str(tmp_path / "run"), "--pairs.positives", "gaussian", "--pairs.parts", "2"]
     for part in (1, 0):
         config = parse([*arguments, "--pairs.part", str(part)])
-        run = open_run(config, torch.device("cpu"))
-        for rank in order:
-            stage.run(dataclasses.replace(run, ranks=Ranks(rank, 2)))
+        with open_run(config, torch.device("cpu")) as run:
+            for rank in order:
+                stage.run(dataclasses.replace(run, ranks=Ranks(rank, 2)))
     folder, other = tmp_path / "run" / "pairs" / "gaussian", finished_run / "pairs" / "gaussian"
     assert without_parts(folder).keys() - {"summary.json"} == contents(other).keys() - {"summary.json"}
     assert (folder / "index.json").read_bytes() == (other / "index.json").read_bytes()

@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from copgen_fast.config import PRESETS
+from copgen_fast import artifacts, train
+from copgen_fast.config import PRESETS, STAGES
 from copgen_fast.generators.cifar10_dcgan import Cifar10DCGAN
+from copgen_fast.pairs import dali
+from copgen_fast.stages import navigator
 from copgen_fast.train import main, parse
 from tests.conftest import TINY
 
@@ -87,11 +90,28 @@ def test_the_same_command_again_changes_no_result(finished_run, tmp_path):
         (["quickstart", "--pretrain.lr", "nan"], "pretrain.lr"),
         (["quickstart", "--device", "cpu", "--optimizer.impl", "apex"], "impl apex needs a CUDA device"),
         (["quickstart", "--pretrain.accumulate", "5"], "pretrain.accumulate: expected a divisor of"),
+        (["cifar10"], "data set 'npz' needs --data.root: an .npz file"),
+        (["cifar10", "--data.root", "/no.npz", "--stages", "probe"], "--data.root /no.npz does not exist"),
+        (["quickstart", "--data.name", "digit"], "unknown data set 'digit'"),
+        (["quickstart", "--pretrain.loss", "supcon"], "supcon needs classes, and generator digits has none"),
+        (
+            [
+                "quickstart",
+                "--pretrain.loss",
+                "supcon",
+                "--pairs.positives",
+                "identity",
+                "--stages",
+                "pairs",
+                "pretrain",
+            ],
+            "supcon needs classes, and generator digits has none",
+        ),
         (["quickstart", "--generator.checkpoint", "--stages", "navigator"], "generator.checkpoint: digits at level"),
     ],
 )
 def test_faults_of_usage_are_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
-    line = fails([*arguments, "--out", str(tmp_path / "run")] if len(arguments) > 1 else arguments, capsys)
+    line = fails([*arguments, "--out", str(tmp_path / "run")] if arguments != ["quikstart"] else arguments, capsys)
     assert re.search(message, line), line
 
 
@@ -101,6 +121,64 @@ def test_another_runs_folder_is_refused(finished_run, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty and holds no run" in fails([*TINY, "--out", str(tmp_path)], capsys)
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_what_is_judged_and_how_may_change_until_there_is_a_result(finished_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    other = [*TINY, "--out", str(folder), "--data.image-size", "16", "--probe.evals", "collapse", "--stages", "probe"]
+    assert "data.image_size (32 there, 16 here); probe.evals" in fails(other, capsys)
+    shutil.rmtree(folder / "probe")
+    assert "pretrain.data (pairs there, real here)" in fails([*other, "--pretrain.data", "real"], capsys)
+    assert main(other) == 0
+    capsys.readouterr()
+    assert json.loads((folder / "config.json").read_text())["data.image_size"] == 16
+    assert "data.image_size (16 there, 32 here)" in fails([*TINY, "--out", str(folder)], capsys)
+
+
+def test_the_data_may_lie_elsewhere_each_time(finished_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {"data.root": "/there"}))  # as older versions recorded it
+    assert main([*TINY, "--out", str(folder), "--stages", "report", "--data.root", "/here"]) == 0
+
+
+def test_images_pretrained_on_are_a_runs_own(tmp_path, capsys):
+    real = [*TINY, "--out", str(tmp_path), "--pretrain.data", "real", "--stages", "pretrain"]
+    config = parse(real)
+    with train.open_run(config, torch.device("cpu")) as run:
+        (run.folder / "pretrain").mkdir()
+    assert "data.image_size (32 there, 16 here)" in fails([*real, "--data.image-size", "16"], capsys)
+
+
+def test_dali_that_is_missing_is_said_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dali, "available", lambda: False)
+    line = fails([*TINY, "--out", str(tmp_path / "run"), "--pretrain.loader", "dali"], capsys)
+    assert "DALI is not installed" in line and not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_refused(finished_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    arguments = [*TINY, "--out", str(folder), "--stages", "report"]
+    with artifacts.sole_use(folder):
+        assert f"{folder} is in use by another command" in fails(arguments, capsys)
+    assert main(arguments) == 0
+
+
+def test_memory_that_runs_out_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, capsys):
+    def full(run):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 10 GiB ...")
+
+    monkeypatch.setattr(navigator, "run", full)
+    assert main([*TINY, "--out", str(tmp_path / "run")]) == 1
+    line = capsys.readouterr().err.strip()
+    assert line == (
+        "copgen_fast: navigator: CUDA out of memory. Tried to allocate 2.00 GiB: --generator.checkpoint (where the "
+        "generator has it) goes on from the last checkpoint with less; or another --out with a smaller batch"
+    )
+    assert set(train.SPARING) < set(STAGES)
 
 
 def test_a_run_of_a_version_without_some_option_goes_on(finished_run, tmp_path, capsys):

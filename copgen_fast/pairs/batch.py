@@ -32,9 +32,6 @@ class PairBatch(NamedTuple):
             return first.as_strided((2 * len(first), *first.shape[1:]), first.stride())
         return torch.cat((first, second))
 
-    def to(self, device: torch.device) -> PairBatch:
-        return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
-
 
 class Batches(Protocol):
     """Shuffled batches by global step: the batch of a step depends on the data, the order's settings and the step.

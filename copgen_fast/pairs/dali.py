@@ -45,6 +45,14 @@ def available() -> bool:
     return True
 
 
+def require() -> None:
+    """Raises UsageError unless DALI is installed."""
+    if not available():
+        raise UsageError(
+            "--pretrain.loader dali: DALI is not installed: `pip install 'copgen_fast[dali]'`, or choose plain"
+        )
+
+
 class _Encoded(NamedTuple):
     """A batch as it goes in: DALI reads the files where they are, so they must live until it comes out."""
 
@@ -79,10 +87,7 @@ class DaliBatches:
         on_corrupt: OnCorrupt = "stop",
         device: torch.device = _CPU,
     ) -> None:
-        if not available():
-            raise UsageError(
-                "--pretrain.loader dali: DALI is not installed: `pip install 'copgen_fast[dali]'`, or choose plain"
-            )
+        require()
         self.dataset, self.order, self.device, self._threads = dataset, order, device, max(1, workers)
         self.steps_per_epoch = order.steps_per_epoch
         self._reader, self._ledger = Reader(dataset, on_corrupt), Ledger(order)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from copgen_fast import artifacts, interrupts
-from copgen_fast.config import PairsConfig
+from copgen_fast.config import PairsConfig, RunConfig, faults
 from copgen_fast.errors import UsageError
 from copgen_fast.pairs import parts
 from copgen_fast.pairs.format import Index, Shard, Span, add_member, key, members, sidecar, write_index
@@ -42,7 +42,8 @@ def write_pairs(
         Interrupted: a stop was requested; whole shards are kept.
         CopgenError: the disk is full, or an encoding worker died; whole shards are kept.
     """
-    _check_config(config)
+    for fault in faults(RunConfig(stages=("pairs",), pairs=config)):
+        raise UsageError(fault)
     part = Part(config.part, config.parts)
     index, done = _open(folder, source, config, json.loads(json.dumps(identity)), part)
     mine = part.spans(config.count, config.shard_size)
@@ -68,17 +69,6 @@ def write_pairs(
         "images_per_s": 2 * written / seconds,
         "displacement_mean": None if whole is None else whole.displacement_mean,
     }
-
-
-def _check_config(config: PairsConfig) -> None:
-    least = {"count": 1, "shard_size": 1, "batch": 1, "samples_per_class": 1, "workers": 0, "part": 0, "parts": 1}
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise UsageError(f"pairs.{name}: expected at least {value}, got {getattr(config, name)}")
-    if config.part >= config.parts:
-        raise UsageError(f"pairs.part: expected 0 .. {config.parts - 1} of {config.parts} parts, got {config.part}")
-    if config.start_seed < 0 or config.start_seed + config.count > 2**32:
-        raise UsageError(f"pairs.start_seed: {config.count} seeds from {config.start_seed} don't lie in [0, 2**32)")
 
 
 def _open(

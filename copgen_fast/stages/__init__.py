@@ -12,6 +12,7 @@ import torch
 
 from copgen_fast.config import RunConfig
 from copgen_fast.distributed import ALONE, Ranks
+from copgen_fast.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,12 @@ class Run:
     def methods(self) -> tuple[str, ...]:
         """What encoders are pretrained on: the ways of making positives, or real images."""
         return ("real",) if self.config.pretrain.data == "real" else self.config.pairs.positives
+
+    def expect_classes(self, classes: int) -> None:
+        """Raises UsageError where pretraining, to come, would need the classes that the generator does not have."""
+        options = self.config.pretrain
+        if "pretrain" in self.config.stages and (options.data, options.loss) == ("pairs", "supcon") and not classes:
+            raise UsageError(
+                f"pretrain.loss: supcon needs classes, and generator {self.config.generator.name} has none: take a "
+                "class-conditional one, or --pretrain.data real"
+            )

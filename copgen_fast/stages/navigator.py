@@ -242,6 +242,7 @@ def run(run: Run) -> None:
         return
     config, options, folder = run.config, run.config.navigator, run.folder / "navigator"
     G = generators.load(config.generator, run.device)
+    run.expect_classes(G.classes)
     if run.ranks.first:
         artifacts.write_json(run.generator_record, G.record)
     if options.loss == "supcon" and not G.classes:

@@ -25,6 +25,7 @@ def run(run: Run) -> None:
     config = dataclasses.replace(config, part=part.number, parts=part.count)
     sources = {name: open_source(run, name) for name in config.positives}
     for source, _ in sources.values():
+        run.expect_classes(source.generator.classes)
         artifacts.write_json(run.generator_record, source.generator.record, by=part.mark)
     for name, (source, identity) in sources.items():
         own = write(run, name, source, config, identity)

@@ -30,6 +30,7 @@ from copgen_fast.gradients import GradientMean
 from copgen_fast.loop import StepResult
 from copgen_fast.metrics import read_rows
 from copgen_fast.ops import AugmentParams
+from copgen_fast.pairs.format import read_complete_index
 from copgen_fast.pairs.loader import PairBatch, PairDataset, open_batches
 from copgen_fast.stages import Run
 from copgen_fast.views import make_views
@@ -112,7 +113,7 @@ def run(run: Run) -> None:
     """
     if run.config.pretrain.data == "pairs":
         for method in run.methods:
-            artifacts.require(run.pairs_folder(method) / "index.json", "pairs")
+            read_complete_index(run.pairs_folder(method))
     for method in run.methods:
         if not run.encoder_file(method).exists():
             pretrain(run, method)
