@@ -11,7 +11,7 @@ from bench.check import findings, met
 from bench.targets import MEASURES, TARGETS
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
-COMMITTED = [RESULTS / f"{name}.json" for name in ("augment-cpu", "info_nce-cpu", "generator-cpu", "navigator-cpu", "loader-cpu")]
+COMMITTED = [RESULTS / f"{name}-cpu.json" for name in ("augment", "info_nce", "generator", "navigator", "loader")]
 PEERS = ("kornia 1, same parameters", "torchvision 1 per-sample loop, same parameters", "PyTorch 2", "lightly 1")
 PEERS = (*PEERS, "copgen_fast chunked backend, no symmetry", "reference form")
 

@@ -28,3 +28,9 @@ def test_the_augmentation_example_runs():
 def test_the_info_nce_example_runs():
     names = run("InfoNCE")
     assert 5 < names["loss"] < 15 and 0 <= names["stats"].agreement <= 1
+
+
+def test_the_normalisation_example_runs():
+    names = run("A generator's normalisation")
+    expected = (names["x"] * names["scale"][:, :, None, None] + names["shift"][:, :, None, None]).relu()
+    torch.testing.assert_close(names["y"], expected)
