@@ -65,10 +65,12 @@ def rows(options: Options) -> Iterator[Row]:
                 print(f"left out: {case} (pip install 'copgen_fast[biggan]')", flush=True)
                 continue
             published = random_generator(case).to(device)
-            for direction in case.directions:
-                yield from _rows(case, direction, published, options)
+            with devices.full_float32():  # as the stages run it, and as the rows and their limit are labelled
+                for direction in case.directions:
+                    yield from _rows(case, direction, published, options)
     if options.ablate and options.only in f"{CASES[0]}, without":
-        yield from _ablation(CASES[0], random_bigbigan(CASES[0]).to(device), options)
+        with devices.full_float32():
+            yield from _ablation(CASES[0], random_bigbigan(CASES[0]).to(device), options)
 
 
 def random_bigbigan(case: Case) -> BigBiGAN:

@@ -95,7 +95,7 @@ def _our_step(case: Case, published: nn.Module, precision: str, device: torch.de
     config = case.config(precision)
     config = replace(config, navigator=replace(config.navigator, graph=graph))
     level = "exact" if precision == "fp32" else "half"
-    G = generators.optimize(published, level, dtype=steps.DTYPES[precision])
+    G = generators.optimize(published, level)  # of the stage's dtype: on a GPU float16, whose loss it scales
     T = untrained(G.latent_dim, config.navigator, config.seed).to(device)
     run = steps.run(config, device)
     update = make_step(run, make_game(run, G, T))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
@@ -87,6 +88,30 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, _DTYPES[precision])
 
 
-def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Loss scaling for fp16; passes everything through unchanged in other precisions."""
-    return torch.amp.GradScaler(device.type, enabled=resolve_precision(precision, device) == "fp16")
+def grad_scaler(device: torch.device, precision: str, *dtypes: torch.dtype) -> torch.amp.GradScaler:
+    """Loss scaling where anything on the gradient's way is fp16; else it passes everything through unchanged.
+
+    Args:
+        dtypes: what is computed in besides the run's precision: a generator's float16, say.
+    """
+    enabled = resolve_precision(precision, device) == "fp16" or torch.float16 in dtypes
+    return torch.amp.GradScaler(device.type, enabled=enabled)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolve in float32 where float32 is asked for: unasked, a GPU of sm_80 or newer rounds the factors to TF32, by
+    5e-4, which `--precision fp32` and `--generator.level exact` do not promise. (Matrix products are not, unasked.)
+    """
+    cudnn = torch.backends.cudnn
+    # PyTorch 2.9 has a setting for each kind, and refuses to read them as one where they differ.
+    each = hasattr(cudnn, "conv")
+    kinds, name, full = ((cudnn.conv, cudnn.rnn), "fp32_precision", "ieee") if each else ((cudnn,), "allow_tf32", False)
+    before = [(kind, getattr(kind, name)) for kind in kinds]
+    try:
+        for kind, _ in before:
+            setattr(kind, name, full)
+        yield
+    finally:
+        for kind, value in before:
+            setattr(kind, name, value)

@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         validate(config)
         device = devices.resolve(distributed.local_device(config.device), config.precision)
         devices.make_current(device)
-        with handle_signals(), distributed.joined(device, config.timeout) as ranks:
+        with handle_signals(), devices.full_float32(), distributed.joined(device, config.timeout) as ranks:
             with open_run(config, device, ranks) as run:
                 run_stages(run)
     except CopgenError as error:

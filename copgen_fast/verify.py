@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from copgen_fast import artifacts, devices
-from copgen_fast.config import from_identity
+from copgen_fast.config import RunConfig, from_identity
 from copgen_fast.errors import CopgenError, report
 from copgen_fast.pairs.verify import verify_pairs
 from copgen_fast.stages import Run
@@ -30,19 +30,31 @@ class VerifyConfig:
     device: str = "auto"
 
 
+def _in_float32(config: RunConfig) -> RunConfig:
+    """With a generator that any device has: what half precision may change beside it, `verify_pairs` allows."""
+    level = "exact" if config.generator.level in ("half", "graph") else config.generator.level
+    return replace(config, generator=replace(config.generator, level=level))
+
+
+def _verify(run: Run, name: str, level: str, options: VerifyConfig) -> None:
+    source, identity = open_source(run, name)
+    identity["generator_level"] = level
+    found = verify_pairs(run.pairs_folder(name), source, identity, options.samples, options.seed)
+    print(
+        f"{name}: {found['shards']} shards as recorded; {found['samples']} pairs made again, "
+        f"pixels differ by at most {found['max_level_difference']} levels"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Verify a run's pairs; returns 0 when all is as recorded, 1 when not, 2 for a fault of usage."""
     options = tyro.cli(VerifyConfig, prog="python -m copgen_fast.verify", args=arguments)
     try:
         config = from_identity(artifacts.read_json(artifacts.require(options.run / "config.json", "pairs")))
-        run = Run(config, options.run, devices.resolve(options.device, "fp32"))
-        for name in config.pairs.positives:
-            source, identity = open_source(run, name)
-            found = verify_pairs(run.pairs_folder(name), source, identity, options.samples, options.seed)
-            print(
-                f"{name}: {found['shards']} shards as recorded; {found['samples']} pairs made again, "
-                f"pixels differ by at most {found['max_level_difference']} levels"
-            )
+        run = Run(_in_float32(config), options.run, devices.resolve(options.device, "fp32"))
+        with devices.full_float32():
+            for name in config.pairs.positives:
+                _verify(run, name, config.generator.level, options)
     except CopgenError as error:
         return report(error)
     return 0

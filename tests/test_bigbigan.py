@@ -168,6 +168,82 @@ def test_half_precision_says_by_how_much_it_differs(monkeypatch):
         optimize(generator, "half")
 
 
+@pytest.mark.parametrize("level", ["exact", "half"])
+def test_small_gradients_keep_their_direction(level, monkeypatch):
+    """As small as the loss leaves them; float16, whose smallest number is 6e-8, is left to the loss scaling."""
+    monkeypatch.setattr(levels, "TAIL_GATE", 40.0)
+    monkeypatch.setattr(levels, "MEAN_GATE", 4.0)
+    generator = make(dtype=torch.float32)
+    z = torch.randn(4, generator.latent_dim, generator=torch.Generator().manual_seed(0))
+    found, exact = (
+        torch.autograd.grad((one(z.requires_grad_()).mean() * 1e-5), z)[0]
+        for one in (optimize(generator, level), generator)
+    )
+    assert torch.cosine_similarity(found.flatten(), exact.flatten(), 0) > 0.97
+    assert found.norm() == pytest.approx(exact.norm().item(), rel=0.1)
+
+
+class Replayed:
+    """Stands in for a CUDA graph: computes again what was captured, into the same memory."""
+
+    def __init__(self, call, latents, labels):
+        self.call, self.inputs, self.images, self.replays = call, (latents, labels), call(latents, labels), 0
+
+    def replay(self):
+        self.replays += 1
+        self.images.copy_(self.call(*self.inputs))
+
+
+def graphed(monkeypatch, generator, batch):
+    def capture(*arguments):
+        with torch.no_grad():
+            stand_in = Replayed(*arguments)
+        return stand_in, stand_in.images
+
+    monkeypatch.setattr(levels, "capture", capture)
+    return levels.Graphed(optimize(generator, "half"), batch)
+
+
+def check_a_graph_runs_only_what_it_was_made_for(graph, z, replays):
+    plain = graph.generator
+    with torch.no_grad():
+        first, second = graph(z), graph(z + 1)
+        torch.testing.assert_close(first, plain(z))
+        torch.testing.assert_close(second, plain(z + 1))
+        assert replays() in (None, 2)
+        torch.testing.assert_close(graph(z[:2]), plain(z[:2]))
+    leaf = z.clone().requires_grad_()
+    assert torch.autograd.grad(graph(leaf).square().sum(), leaf)[0].abs().sum() > 0
+    assert replays() in (None, 2)
+    with torch.no_grad():
+        graph(leaf)
+    assert replays() in (None, 3) and not graph(z).requires_grad
+
+
+def test_a_graph_runs_only_what_it_was_made_for(monkeypatch):
+    graph = graphed(monkeypatch, generators.build("digits"), 3)
+    assert graph.half_dtype == torch.bfloat16 and graph.difference.mean < levels.MEAN_GATE
+    z = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    check_a_graph_runs_only_what_it_was_made_for(graph, z, lambda: graph.graph.replays)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_graph_runs_only_what_it_was_made_for():
+    graph = levels.Graphed(optimize(generators.build("digits").cuda(), "half"), 3)
+    z = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    check_a_graph_runs_only_what_it_was_made_for(graph, z, lambda: None)
+
+
+def test_upsampled_is_added_in_place_and_its_gradient_pooled():
+    random = torch.Generator().manual_seed(0)
+    x, small = (torch.randn(2, 3, n, n, generator=random, dtype=torch.float64, requires_grad=True) for n in (6, 3))
+    assert torch.autograd.gradcheck(lambda x, small: _folding.add_upsampled(x.clone(), small), (x, small))
+    expected, given = x + torch.nn.functional.interpolate(small, scale_factor=2), x.clone()
+    found = _folding.add_upsampled(given, small)
+    assert torch.equal(found, expected) and found.data_ptr() == given.data_ptr()
+    assert "CopySlices" not in type(found.grad_fn).__name__
+
+
 def test_differences_are_counted_in_levels():
     exact = torch.zeros(1, 3, 10, 100)
     images = exact.clone()

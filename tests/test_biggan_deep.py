@@ -102,12 +102,34 @@ def test_truncations_out_of_range_are_refused(truncation):
         make(truncation=truncation)
 
 
-def test_the_published_size_has_the_published_names():
+def layers(more):
+    """Of the published networks, by what each has after 128's first block."""
+    return [(False, 16, 16), (True, 16, 16), (False, 16, 16), *more]
+
+
+END = [(True, 8, 4), (False, 4, 4), (True, 4, 2), (False, 2, 2), (True, 2, 1)]
+TO_128 = [(True, 16, 8), (False, 8, 8), *END]
+TO_256 = [(True, 16, 8), (False, 8, 8), (True, 8, 8), (False, 8, 8), *END]
+
+
+@pytest.mark.parametrize(
+    ("side", "more", "tensors", "numbers"),
+    [
+        (128, TO_128, 506, 50_388_609),
+        (256, TO_256, 602, 55_880_833),
+        (512, [*TO_256, (False, 1, 1), (True, 1, 1)], 698, 56_163_905),
+    ],
+)
+def test_every_size_is_what_its_layers_say(side, more, tensors, numbers):
+    """The package knows 128's layers alone: the others stand for what the weights' config.json says."""
     with torch.device("meta"):
-        network = package.BigGAN(package.BigGANConfig())
+        network = package.BigGAN(package.BigGANConfig(output_dim=side, layers=layers(more)))
         generator = BigGANDeep(network)
-    assert len(network.state_dict()) == 506 and generator.image_shape == (3, 128, 128)
-    assert generator.latent_dim == 128 and generator.classes == 1000
+    if side == 128:
+        assert package.BigGANConfig().layers == layers(more)
+    assert len(network.state_dict()) == tensors
+    assert (generator.latent_dim, generator.classes, generator.image_shape) == (128, 1000, (3, side, side))
+    assert sum(p.numel() for p in network.parameters()) == numbers
 
 
 # The rewritings.

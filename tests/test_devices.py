@@ -76,6 +76,29 @@ def test_autocast_computes_in_its_precision():
     assert not devices.grad_scaler(torch.device("cpu"), "bf16").is_enabled()
 
 
+@pytest.mark.parametrize(
+    ("precision", "generator", "scaled"),
+    [
+        ("fp16", torch.float32, True),
+        ("bf16", torch.float16, True),
+        ("fp32", torch.float16, True),
+        ("bf16", torch.bfloat16, False),
+        ("fp32", torch.float32, False),
+    ],
+)
+def test_the_loss_is_scaled_where_anything_is_fp16(monkeypatch, precision, generator, scaled):
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: (device, enabled))
+    assert devices.grad_scaler(torch.device("cuda"), precision, generator) == ("cuda", scaled)
+
+
+def test_float32_convolutions_are_in_float32_for_a_while():
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    with devices.full_float32():
+        assert convolutions.fp32_precision == "ieee" != before
+    assert convolutions.fp32_precision == before
+
+
 def test_the_runs_gpu_becomes_the_current_one(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)

@@ -80,9 +80,18 @@ def test_the_weights_file_is_printed_with_its_sha256_and_recorded(tmp_path, caps
     shutil.copy(digits.EMBEDDED, copied)
     for level in ("published", "exact", "half"):
         config = GeneratorConfig(name="digits", weights=str(copied), level=level)
-        assert generators.load(config, torch.device("cpu")).record == record | {"weights": str(copied)}
+        found = generators.load(config, torch.device("cpu")).record
+        difference = found.pop("difference", None)
+        assert found == record | {"weights": str(copied)} and (difference is not None) == (level == "half")
         sha256 = hashlib.sha256(copied.read_bytes()).hexdigest()
-        assert capsys.readouterr().out == f"generator digits: {copied}, sha256 {sha256}\n"
+        first, *others = capsys.readouterr().out.splitlines()
+        assert first == f"generator digits: {copied}, sha256 {sha256}"
+        if level == "half":
+            assert 0 < difference["mean"] < difference["tail"] and sum(difference["shares"]) == pytest.approx(1)
+            assert others[0].startswith(
+                f"generator digits: torch.bfloat16 differs by mean {difference['mean']:.3f} lev"
+            )
+        assert len(others) == (level == "half")
     assert record["sha256"] == sha256 and record["digest"] == generators.digest(generators.build("digits"))
 
 

@@ -10,7 +10,7 @@ from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.codecs import CODECS
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.loader import PairDataset
-from copgen_fast.pairs.verify import verify_pairs
+from copgen_fast.pairs.verify import _levels, verify_pairs
 from tests.pairs_fixtures import CONFIG, IDENTITY, bless, generate, generate_of_class, shift, source, write
 
 
@@ -105,6 +105,29 @@ def test_other_pixels_are_caught(folder):
 def test_rounding_within_a_level_passes(folder):
     other = source(lambda z: generate(z) - 1e-4)
     assert verify_pairs(folder, other, IDENTITY)["max_level_difference"] == 1
+
+
+@pytest.mark.parametrize("level", ["half", "graph", "exact"])
+def test_half_precision_may_differ_as_far_as_its_gate_lets_it(tmp_path, level):
+    identity = IDENTITY | {"generator_level": level}
+    write(tmp_path, identity=identity)
+    near = source(lambda z: generate(z) - 7 / 127.5)
+    if level == "exact":
+        with pytest.raises(CorruptArtifactError, match="differs by [78] levels"):
+            verify_pairs(tmp_path, near, identity)
+        return
+    assert 7 <= verify_pairs(tmp_path, near, identity)["max_level_difference"] <= 8
+    with pytest.raises(CorruptArtifactError, match="its anchor image differs by 1[12] levels"):
+        verify_pairs(tmp_path, source(lambda z: generate(z) - 11 / 127.5), identity)
+
+
+def test_a_thousandth_of_half_precision_is_not_judged():
+    old = torch.zeros(3, 20, 20, dtype=torch.uint8)
+    again = old.clone()
+    again[0, 0, 0] = 90
+    assert _levels(again, old, half=False) == 90 and _levels(again, old, half=True) == 0
+    again[0, 0, 1] = 80
+    assert _levels(again, old, half=True) == 80
 
 
 def test_other_positives_are_caught(folder):

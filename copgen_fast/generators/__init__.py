@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
     """The generator of a run, on its device and as fast as `config.level` says.
 
     Its attribute `record` says what it was made from, for artefacts: name, weights (the file, or "embedded"), the
-    file's sha256 and the `digest` of what it holds. The sha256 of a file from outside the package is printed.
+    file's sha256 and the `digest` of what it holds; in half precision also its `difference` from float32, in levels of
+    256, which is printed, as is the sha256 of a file from outside the package.
 
     Args:
         batch: latents that most calls will have, for level graph; None: without one it is half.
@@ -89,10 +91,13 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         level = "half" if config.level == "graph" and batch is None else config.level
         generator = optimize(published, level, batch=batch, checkpoint=config.checkpoint)
     generator.record = _record(config.name, published)
+    if hasattr(generator, "half_dtype"):
+        generator.record["difference"] = asdict(generator.difference)
+        print(f"generator {config.name}: {generator.half_dtype} differs by {generator.difference}", flush=True)
     return generator
 
 
-def _record(name: str, published: nn.Module) -> dict[str, str]:
+def _record(name: str, published: nn.Module) -> dict[str, Any]:
     file = published.weights_file.resolve()
     embedded = file.is_relative_to(Path(__file__).parent)
     sha256 = artifacts.sha256(file)

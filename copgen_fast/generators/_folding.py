@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from copgen_fast.checks import expect_finite, expect_tensor
@@ -251,6 +252,20 @@ def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor, inplace: bool = Fa
 
 def add_upsampled(x: Tensor, small: Tensor) -> Tensor:
     """x [N, C, 2H, 2W] plus small [N, C, H, W] upsampled by nearest, into x, which nothing else reads."""
-    by_four = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    by_four += small[:, :, :, None, :, None]
-    return x
+    return _AddUpsampled.apply(x, small)
+
+
+class _AddUpsampled(torch.autograd.Function):
+    """Writing through a view would have autograd copy x's whole gradient, twice."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, small: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.mark_dirty(x)
+        by_four = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        by_four += small[:, :, :, None, :, None]
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+        return gradient, F.avg_pool2d(gradient, 2, divisor_override=1)

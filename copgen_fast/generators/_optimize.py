@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from copgen_fast.devices import full_float32
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators._labels import expect_labels
 from copgen_fast.generators._tricks import ALL, Tricks
@@ -52,7 +51,7 @@ def optimize(
     - exact: the generator's own rewriting (`rewritten(tricks)`, algebra on its weights), compared with it on random
       latents, layer by layer; a generator that has none is returned as it is.
     - half: the exact one with its convolutions in half precision, compared in levels of 256 with float32; images come
-      in the latents' dtype. `difference` of the result holds a `Levels`.
+      in the latents' dtype. `difference` of the result holds a `Levels`, `half_dtype` what it convolves in.
     - graph: the half one as a CUDA graph for batches of `batch` latents without gradients; other calls run without it.
 
     Gradients reach z alone: the result has no parameters. The generator itself is not changed.
@@ -96,18 +95,11 @@ class Graphed(nn.Module):
         self.generator, self.batch = generator, batch
         self.latent_dim, self.image_shape = generator.latent_dim, generator.image_shape
         self.classes = generator.classes
+        self.difference, self.half_dtype = generator.difference, generator.half_dtype
         device = _device(generator)
         self.latents = torch.zeros(batch, generator.latent_dim, device=device)
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device) if self.classes else None
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), torch.no_grad():
-            for _ in range(3):  # libraries choose their algorithms before the capture
-                generator(self.latents, self.labels)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph), torch.no_grad():
-            self.images = generator(self.latents, self.labels)
+        self.graph, self.images = capture(generator, self.latents, self.labels)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """As the generator's."""
@@ -122,6 +114,20 @@ class Graphed(nn.Module):
             self.labels.copy_(labels)
         self.graph.replay()
         return self.images.clone()
+
+
+def capture(generator: nn.Module, latents: Tensor, labels: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of a call without gradients, and the images that each replay overwrites."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), torch.no_grad():
+        for _ in range(3):  # libraries choose their algorithms before the capture
+            generator(latents, labels)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        images = generator(latents, labels)
+    return graph, images
 
 
 class Cast(nn.Module):
@@ -146,27 +152,8 @@ def expect_same(published: nn.Module, rewritten: nn.Module, z: Tensor, labels: T
         if not error <= tolerance:
             raise CopgenError(
                 f"the rewritten {type(published).__name__} differs from the published form by {error:.1e} of the "
-                f"largest value after {name}, where {tolerance:.0e} is rounding: do not use it (level none)"
+                f"largest value after {name}, where {tolerance:.0e} is rounding: take --generator.level published"
             )
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Convolve in float32 as it is: unasked, a GPU of sm_80 or newer rounds its factors to TF32, which is no mere
-    rounding beside `TOLERANCE`. (Matrix products do not, unless they are told to.)
-    """
-    cudnn = torch.backends.cudnn
-    # PyTorch 2.9 has a setting for each kind, and refuses to read them as one where they differ.
-    each = hasattr(cudnn, "conv")
-    kinds, name, full = ((cudnn.conv, cudnn.rnn), "fp32_precision", "ieee") if each else ((cudnn,), "allow_tf32", False)
-    before = [(kind, getattr(kind, name)) for kind in kinds]
-    try:
-        for kind, _ in before:
-            setattr(kind, name, full)
-        yield
-    finally:
-        for kind, value in before:
-            setattr(kind, name, value)
 
 
 def difference(images: Tensor, exact: Tensor) -> Levels:
@@ -188,7 +175,7 @@ def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: t
         z, labels = _inputs(published, device)
         wanted = exact(z, labels)
         half = exact.in_precision(dtype) if hasattr(exact, "in_precision") else Cast(exact, dtype)
-        half.difference = difference(half(z, labels), wanted)
+        half.difference, half.half_dtype = difference(half(z, labels), wanted), dtype
     if not (half.difference.mean <= MEAN_GATE and half.difference.tail <= TAIL_GATE):
         raise CopgenError(
             f"{dtype} changes the images of {type(published).__name__} too much ({half.difference}; allowed are a mean "

@@ -1,7 +1,8 @@
 """BigGAN-deep (Brock et al. 2019) of ImageNet's classes, as the package pytorch-pretrained-biggan computes it.
 
-128, 256 or 512 pixels, whatever the weights' config.json says. Here it is as published, by the package's own modules;
-`copgen_fast.generators.optimize` rewrites it to be fast. Two of the package's ways are not ours:
+128, 256 or 512 pixels, whatever the weights' config.json says: the package itself knows the layers of 128 alone.
+Here it is as published, by the package's own modules; `copgen_fast.generators.optimize` rewrites it to be fast. Two of
+the package's ways are not ours:
 
 - Statistics. Its normalisations hold 51 rows of them, for truncations 0, 0.02, .. 1. Between two rows the package swaps
   their weights: at 0.405 it takes one quarter of row 20 and three of row 21, where it is the other way round. By

@@ -184,7 +184,7 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
         nce=nce,
         adam_f=optimizers.adam(f.parameters(), options.estimator_lr, betas, impl, run.device),
         adam_T=optimizers.adam(T.parameters(), options.lr, betas, impl, run.device),
-        scaler=devices.grad_scaler(run.device, config.precision),
+        scaler=devices.grad_scaler(run.device, config.precision, getattr(G, "half_dtype", torch.float32)),
         ranks=run.ranks,
     )
 
