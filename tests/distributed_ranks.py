@@ -86,6 +86,7 @@ def learn(ranks, **options):
     config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
     learner = pretrain.make_learner(config, CPU, ranks)
     learner.f.double()
+    learner.sgd.load_state_dict(learner.sgd.state_dict())  # its momentum in float64, too
     learner = dataclasses.replace(learner, t=double_views)
     results, rows = [], ranks.rows(N)
     for index in range(STEPS):
@@ -226,20 +227,26 @@ def stop_half_way(folder):
     return train.main([*TINY, "--out", str(folder / "stopped")])
 
 
-def rank_main(rank, world, port, folder):
+def rank_main(rank, world, ports, folder):
+    """Each run meets at a port of its own: a store that ends may still be heard at the one before."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    codes = [train.main([*TINY, "--out", str(folder / "run")]), stop_half_way(folder)] if world == 2 else []
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
+    codes = []
+    if world == 2:
+        codes.append(train.main([*TINY, "--out", str(folder / "run")]))
+        os.environ["MASTER_PORT"] = ports[1]
+        codes.append(stop_half_way(folder))
+        os.environ["MASTER_PORT"] = ports[2]
     with distributed.joined(CPU, 60.0) as ranks:
         results = everything(ranks, folder)
     torch.save(results | {"exit codes": codes}, folder / f"{rank}.pt")
 
 
-def main(world, port, folder):
+def main(world, ports, folder):
     """Forks: what the ranks import is imported once."""
     torch.set_num_threads(1)
     start = multiprocessing.get_context("fork").Process
-    processes = [start(target=rank_main, args=(rank, world, port, folder)) for rank in range(world)]
+    processes = [start(target=rank_main, args=(rank, world, ports, folder)) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:
@@ -248,4 +255,4 @@ def main(world, port, folder):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main(int(sys.argv[1]), sys.argv[2].split(","), Path(sys.argv[3]))

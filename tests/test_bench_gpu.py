@@ -81,7 +81,7 @@ def test_a_failing_part_and_a_missed_number_stop_nothing_and_are_named(start, tm
 
 
 def test_what_takes_too_long_is_cut_off_and_keeps_its_rows(start, tmp_path):
-    result = start(hangs="pytest", fails="none", seconds=17)
+    result = start(hangs="pytest", fails="none", seconds=20)
     assert result.returncode == 1
     assert "tests-kernels ended with code 124" in result.stdout and "no time is left" in result.stdout
     assert (tmp_path / "out" / "tests-kernels.xml").exists()

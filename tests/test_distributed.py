@@ -1,5 +1,6 @@
 """Several processes compute what one does on the same batch, and end together when one of them can't go on."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -26,18 +27,22 @@ ROOT = Path(__file__).parents[1]
 CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed")
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+def free_ports(count):
+    """Ports that nobody listens on, drawn together so that they differ."""
+    with contextlib.ExitStack() as stack:
+        drawn = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in drawn:
+            free.bind(("127.0.0.1", 0))
+        return [str(free.getsockname()[1]) for free in drawn]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
     """What each rank computed, and the folder it did it in."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.distributed_ranks", str(request.param), free_port(), str(folder)]
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    ports = ",".join(free_ports(3))
+    command = [sys.executable, "-m", "tests.distributed_ranks", str(request.param), ports, str(folder)]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert child.returncode == 0, child.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)], folder
 

@@ -21,7 +21,7 @@ def ranks(request, tmp_path_factory):
         subprocess.Popen([*command, str(rank), str(request.param), str(folder / "store"), str(folder)], cwd=ROOT)
         for rank in range(request.param)
     ]
-    assert [process.wait(timeout=120) for process in started] == [0] * request.param
+    assert [process.wait(timeout=300) for process in started] == [0] * request.param
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 

@@ -206,6 +206,6 @@ def test_two_processes_write_at_the_same_time(tmp_path, whole):
         writer.stdin.write("\n")
         writer.stdin.flush()
     for writer in writers:
-        writer.communicate(timeout=60)
+        writer.communicate(timeout=180)
         assert writer.returncode == 0
     assert without_parts(tmp_path / "pairs") == whole

@@ -193,7 +193,7 @@ def test_killed_within_a_shard_it_loses_that_shard_alone(tmp_path, whole):
     for batches, shards in ((3, 1), (4, 2)):  # resumed, it reports the pairs that are there first
         command = [sys.executable, "-c", KILLED, str(tmp_path), str(batches)]
         child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        child.communicate(timeout=60)  # until nobody, no worker either, holds the pipe any more
+        child.communicate(timeout=180)  # until nobody, no worker either, holds the pipe any more
         assert child.returncode == -signal.SIGKILL
         files = contents(tmp_path)
         assert f".shard-{shards:06d}.tar.incomplete" in files

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from copgen_fast.roll_call import LostRankError, RollCall, session
 from tests.missing_ranks import MISSING_AT, WAYS
-from tests.test_distributed import free_port
+from tests.test_distributed import free_ports
 
 ROOT = Path(__file__).parents[1]
 SEEN = r"last heard of at .*"  # it signs twice a second
@@ -23,7 +23,7 @@ SAID = {
     "hanging": f"rank 1 is still at {AT_STEP} hanging",
     "failing": "rank 1 stopped: ValueError: no such pair",
     "stuck": f"stuck at step {MISSING_AT} of stuck: rank 1 is still at {AT_STEP} stuck",
-    "absent": f"at the meeting, after 5 s: rank 1 is missing: last heard of at {AT_STEP} absent",
+    "absent": f"at the meeting, after 8 s: rank 1 is missing: last heard of at {AT_STEP} absent",
 }
 
 
@@ -31,9 +31,11 @@ SAID = {
 def ends(tmp_path_factory):
     """What each rank 0 said, with the seconds in which all had ended."""
     folder = tmp_path_factory.mktemp("missing")
-    command = [sys.executable, "-m", "tests.missing_ranks", str(folder), *(f"{way}={free_port()}" for way in WAYS)]
+    ports = free_ports(len(WAYS))
+    ways = (f"{way}={port}" for way, port in zip(WAYS, ports, strict=True))
+    command = [sys.executable, "-m", "tests.missing_ranks", str(folder), *ways]
     started = time.monotonic()
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     said = {way: (folder / f"{way}.0").read_text() for way in WAYS}
     assert child.returncode == 0, said
     return said, time.monotonic() - started
@@ -48,7 +50,7 @@ def test_the_rank_that_is_missing_is_named(ends, way):
 
 
 def test_nobody_waits_long(ends):
-    assert ends[1] < 60, "seconds, on a busy machine; timeouts were 5"
+    assert ends[1] < 120, "seconds, on a busy machine; timeouts were 8"
 
 
 @pytest.fixture
