@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import torch
-import torch.utils.tensorboard  # noqa: F401 (for all ranks: not in rank 0 while another waits for it)
+import torch.utils.tensorboard  # for all ranks: not in rank 0 while another waits for it
 from torch import nn
 
 from copgen_fast import distributed, loop
