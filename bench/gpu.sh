@@ -61,7 +61,7 @@ measure augment augment 55 --only "simclr B=352"
 measure info_nce info_nce 40 --only "N=16384"
 measure generator generator 55 --only "bigbigan B=256"
 tests stages 45 tests/test_graphs.py tests/test_stage_navigator.py tests/test_stage_pretrain.py tests/test_pairs_dali.py \
-    tests/test_pairs_staging.py tests/test_biggan_deep.py
+    tests/test_pairs_staging.py tests/test_bigbigan.py tests/test_biggan_deep.py
 measure loader loader 20 --only png
 # What is left of the time goes to the rest, which may be cut off.
 required=$unfinished

@@ -123,14 +123,14 @@ def test_the_largest_batch_is_on_the_line_through_two():
 
 
 def test_the_batch_that_fits_is_what_a_batch_takes(monkeypatch):
-    """A step that holds 8 MB a sample beside 16, where 820 MB are available."""
-    monkeypatch.setattr(estimates, "available_memory", lambda device: 820.0)
+    """A step that holds 80 MB a sample beside 160, where 8200 MB are available; a process's peak is a few MB off."""
+    monkeypatch.setattr(estimates, "available_memory", lambda device: 8200.0)
 
     def step(batch):
-        return lambda: torch.ones(4_000_000 + 2_000_000 * batch)
+        return lambda: torch.ones(40_000_000 + 20_000_000 * batch)
 
     found = estimates.estimate(Work("memory", "ones", 1000, 10, step), CPU, seconds=0)
-    assert math.isclose(found.largest_batch, (0.95 * 820 - 16) / 8, rel_tol=0.1)
+    assert math.isclose(found.largest_batch, (0.95 * 8200 - 160) / 80, rel_tol=0.1)
     assert "largest batch: about" in str(found)
     monkeypatch.setattr(estimates, "available_memory", lambda device: None)
     found = estimates.estimate(Work("memory", "ones", 1000, 10, step), CPU, seconds=0)
