@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from copgen_fast import devices
 from copgen_fast.config import PairsConfig
 from copgen_fast.pairs.encoding import Encoders, Files
 from copgen_fast.pairs.format import Span
@@ -66,7 +67,8 @@ class Pipeline(contextlib.ExitStack):
         for span in spans:
             # The whole shard's latents at once: they depend on no batch size.
             drawn, labels = self._draw(span), source.labels(range(span.first, span.first + span.count))
-            z, z_positive, labels = (_upload(tensor, source.device) for tensor in (*drawn[:2], labels))
+            z, z_positive = (devices.send(tensor, source.device) for tensor in drawn[:2])
+            labels = None if labels is None else devices.send(labels, source.device)
             for start in range(0, span.count, self.config.batch):
                 part = slice(start, start + self.config.batch)
                 classes = None if labels is None else labels[part]
@@ -106,13 +108,6 @@ class Pipeline(contextlib.ExitStack):
 def _batches_on(device: torch.device) -> int:
     """How many batches a device has before it while the host waits for another."""
     return 1 if device.type == "cuda" else 0
-
-
-def _upload(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    """A tensor on the device, without waiting for it."""
-    if tensor is None or device.type != "cuda":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _ahead(items: Iterator[T], count: int) -> Iterator[T]:
