@@ -13,8 +13,7 @@ from bench.baselines.cond_norm import Peer
 from bench.harness import Call, Row
 from bench.limits import Limit, copies, device_copy
 from bench.options import Options
-from bench.rows import Subject, compare
-from copgen_fast import devices
+from bench.rows import Subject, compare, in_both_directions
 from copgen_fast.ops import cond_norm
 from copgen_fast.ops.backend import resolve
 
@@ -51,11 +50,7 @@ CASES = (
 
 def rows(options: Options) -> Iterator[Row]:
     """Rows of every case for this device: without gradients, in place where it can be, and with all three."""
-    device = devices.resolve(options.device, "fp32")
-    for case in CASES:
-        if device.type in case.devices and options.only in str(case):
-            for direction in ("forward", "forward+backward"):
-                yield from _rows(case, direction, device, options)
+    yield from in_both_directions(CASES, _rows, options)
 
 
 def _rows(case: Case, direction: str, device: torch.device, options: Options) -> Iterator[Row]:

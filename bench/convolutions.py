@@ -13,8 +13,7 @@ from bench.baselines import convolutions as baselines
 from bench.harness import Call, Row
 from bench.limits import matrix_products
 from bench.options import Options
-from bench.rows import Subject, compare
-from copgen_fast import devices
+from bench.rows import Subject, compare, in_both_directions
 from copgen_fast.generators import Tricks
 from copgen_fast.generators import _convolutions as convolutions
 from copgen_fast.generators._convolutions import Method
@@ -54,11 +53,7 @@ CASES = (
 
 def rows(options: Options) -> Iterator[Row]:
     """Rows of every case for this device; ours is the method that the product takes, each other one a peer."""
-    device = devices.resolve(options.device, "fp32")
-    for case in CASES:
-        if device.type in case.devices and options.only in str(case):
-            for direction in ("forward", "forward+backward"):
-                yield from _rows(case, direction, device, options)
+    yield from in_both_directions(CASES, _rows, options)
 
 
 def _rows(case: Case, direction: str, device: torch.device, options: Options) -> Iterator[Row]:

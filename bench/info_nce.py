@@ -12,8 +12,7 @@ from bench.baselines.info_nce import Peer
 from bench.harness import Call, Row
 from bench.limits import Limit, matrix_products
 from bench.options import Options
-from bench.rows import Subject, compare
-from copgen_fast import devices
+from bench.rows import Subject, compare, in_both_directions
 from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import resolve
 
@@ -46,11 +45,7 @@ CASES = (
 
 def rows(options: Options) -> Iterator[Row]:
     """Rows of every case for this device, in both directions."""
-    device = devices.resolve(options.device, "fp32")
-    for case in CASES:
-        if device.type in case.devices and options.only in str(case):
-            for direction in ("forward", "forward+backward"):
-                yield from _rows(case, direction, device, options)
+    yield from in_both_directions(CASES, _rows, options)
 
 
 def _rows(case: Case, direction: str, device: torch.device, options: Options) -> Iterator[Row]:

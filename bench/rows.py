@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,21 @@ from bench import machine
 from bench.harness import LEAST_SAMPLES, Call, Row, Timing, interleaved
 from bench.limits import Limit
 from bench.options import Options
+from copgen_fast import devices
 from copgen_fast.memory import peak_memory
+
+
+def in_both_directions(cases: Sequence, measure: Callable[..., Iterator[Row]], options: Options) -> Iterator[Row]:
+    """`measure(case, direction, device, options)` of every case for the device that `options` name and allow.
+
+    Args:
+        cases: with the device types where each is measured as `devices`.
+    """
+    device = devices.resolve(options.device, "fp32")
+    for case in cases:
+        if device.type in case.devices and options.only in str(case):
+            for direction in ("forward", "forward+backward"):
+                yield from measure(case, direction, device, options)
 
 
 @dataclass(frozen=True)
