@@ -15,7 +15,7 @@ export GOMP_SPINCOUNT ?= 2000
 
 install: $(READY)
 
-$(READY): setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
+$(READY): setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.x")'
 	$(PYTHON) -m venv .venv
 	# csrc/ is built against the torch that is there.

@@ -31,7 +31,8 @@ def compiled() -> dict:
         return {}
     extension = CppExtension(
         "copgen_fast._cpp",
-        sorted(set(glob("csrc/*.cpp")) - set(glob("csrc/*_cuda.cpp"))),
+        sorted(set(glob("csrc/**/*.cpp", recursive=True)) - set(glob("csrc/*/*_cuda.cpp"))),
+        include_dirs=["csrc"],
         # Errors and traps of the floating-point unit are not looked at; without them loops vectorise.
         extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wno-psabi"],
         extra_link_args=["-fopenmp"],
@@ -70,11 +71,11 @@ def cuda_extension() -> list:
     chosen = "TORCH_CUDA_ARCH_LIST" in os.environ or torch.cuda.device_count() > 0
     extension = CUDAExtension(
         "copgen_fast._cuda",
-        sorted(glob("csrc/*.cu") + glob("csrc/*_cuda.cpp")),
-        include_dirs=[str(toolkit / "include")],
+        sorted(glob("csrc/*/*.cu") + glob("csrc/*/*_cuda.cpp")),
+        include_dirs=["csrc", str(toolkit / "include")],
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
         extra_compile_args={"cxx": ["-O2", "-g0"], "nvcc": ["-O3", "--threads=2", *([] if chosen else CUDA_TARGETS)]},
-        depends=glob("csrc/*.cuh") + glob("csrc/*_cuda.h"),
+        depends=glob("csrc/*/*.cuh") + glob("csrc/*/*_cuda.h"),
         optional=True,
     )
     folders = [*extension.library_dirs, *(os.environ.get("LIBRARY_PATH", "").split(":"))]

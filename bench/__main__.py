@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from bench import check, compare, machine, report
+from bench import machine
 from bench.harness import Row
 from bench.options import Options
-from copgen_fast import artifacts, devices, errors
+from bench.view import check, compare, report
+from copgen_fast import errors
 from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.runtime import artifacts, devices
 
 COMMAND = "python -m bench"
 # A module of this folder each, with rows(options) -> Iterator[Row].
@@ -96,7 +98,7 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
     print(_HEADER, flush=True)
     rows: list[Row] = []
     for area in areas:
-        for row in importlib.import_module(f"bench.{area}").rows(options):
+        for row in importlib.import_module(f"bench.areas.{area}").rows(options):
             if not rows or rows[-1].limit != row.limit:
                 print(f"limit: {row.limit}")
             print(_line(row), flush=True)
@@ -108,7 +110,7 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
 
 
 def _profile(areas: tuple[str, ...], options: Options) -> None:
-    modules = [importlib.import_module(f"bench.{area}") for area in areas]
+    modules = [importlib.import_module(f"bench.areas.{area}") for area in areas]
     able = [module for module in modules if hasattr(module, "profiles")]
     printed = 0
     for module in able:

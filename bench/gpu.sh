@@ -53,15 +53,15 @@ measure() {
 
 rm -f "$out"/tests-*.xml "$out"/*-gpu.json
 # Not the interpreter's, which needs no GPU and takes minutes.
-tests kernels 100 -k "not cpu" tests/test_info_nce_gpu.py tests/test_info_nce_cuda.py tests/test_kernels_info_nce.py \
-    tests/test_kernels_augment.py tests/test_kernels_cond_norm.py tests/test_kernels_epilogue.py tests/test_cond_norm.py
+tests kernels 100 -k "not cpu" tests/ops/test_info_nce_gpu.py tests/csrc/test_info_nce_cuda.py tests/kernels/test_info_nce.py \
+    tests/kernels/test_augment.py tests/kernels/test_cond_norm.py tests/kernels/test_epilogue.py tests/ops/test_cond_norm.py
 measure navigator navigator 140 --only bigbigan
 measure pretrain pretrain 60 --only resnet50
 measure augment augment 55 --only "simclr B=352"
 measure info_nce info_nce 40 --only "N=16384"
 measure generator generator 55 --only "bigbigan B=256"
-tests stages 45 tests/test_graphs.py tests/test_stage_navigator.py tests/test_stage_pretrain.py tests/test_pairs_dali.py \
-    tests/test_pairs_staging.py tests/test_bigbigan.py tests/test_biggan_deep.py
+tests stages 45 tests/training/test_cuda_graph.py tests/stages/test_navigator.py tests/stages/test_pretrain.py tests/pairs/read/test_dali.py \
+    tests/pairs/write/test_pinned.py tests/generators/test_bigbigan.py tests/generators/test_biggan_deep.py
 measure loader loader 20 --only png
 # What is left of the time goes to the rest, which may be cut off.
 required=$unfinished

@@ -22,7 +22,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 
 from bench.harness import Call
-from copgen_fast import artifacts
+from copgen_fast.runtime import artifacts
 
 # The stages' marks, in the order in which a step meets them.
 PHASES = ("data", "generator", "augment", "estimator", "loss", "optimizer")

@@ -11,8 +11,8 @@ from bench import machine
 from bench.harness import LEAST_SAMPLES, Call, Row, Timing, interleaved
 from bench.limits import Limit
 from bench.options import Options
-from copgen_fast import devices
-from copgen_fast.memory import peak_memory
+from copgen_fast.runtime import devices
+from copgen_fast.runtime.memory import peak_memory
 
 
 def in_both_directions(cases: Sequence, measure: Callable[..., Iterator[Row]], options: Options) -> Iterator[Row]:

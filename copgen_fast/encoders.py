@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from copgen_fast.checks import expect_tensor
 from copgen_fast.config import EncoderConfig
 from copgen_fast.errors import UsageError
+from copgen_fast.ops.checks import expect_tensor
 
 _DEPTHS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet50": (Bottleneck, [3, 4, 6, 3])}
 

@@ -22,15 +22,18 @@ from pathlib import Path
 import torch
 import tyro
 
-from copgen_fast import __version__, artifacts, augmentations, data, devices, distributed, optimizers, registry
+from copgen_fast import __version__, augmentations, registry
 from copgen_fast.config import INVOCATION, PRESETS, STAGES, RunConfig, differences, faults, identity
-from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.errors import CopgenError, UsageError, report
-from copgen_fast.interrupts import handle_signals
+from copgen_fast.images import sets
 from copgen_fast.ops import backends
-from copgen_fast.pairs import dali
 from copgen_fast.pairs.parts import Part
+from copgen_fast.pairs.read import dali
+from copgen_fast.runtime import artifacts, devices, distributed
+from copgen_fast.runtime.distributed import ALONE, Ranks
+from copgen_fast.runtime.interrupts import handle_signals
 from copgen_fast.stages import Run
+from copgen_fast.training import optimizers
 
 COMMAND = "python -m copgen_fast.train"
 SHARED = ("navigator", "pairs", "pretrain")
@@ -91,7 +94,7 @@ def validate(config: RunConfig) -> None:
         raise UsageError(fault)
     real = "pretrain" in config.stages and config.pretrain.data == "real"
     if real or ("probe" in config.stages and distributed.first()):
-        data.find(config.data)
+        sets.find(config.data)
     if "pretrain" in config.stages and config.pretrain.loader == "dali":
         dali.require()
     registry.load("copgen_fast.generators", config.generator.name)
@@ -126,7 +129,7 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
             expect_own(config, folder, ranks)  # before a file of ours is in it
             held.enter_context(artifacts.sole_use(folder, Part(config.pairs.part, config.pairs.parts).mark))
             record_run(config, folder, device, ranks)
-        ranks.meet("the run folder")
+        ranks.barrier("the run folder")
         if not (folder / "config.json").exists():
             raise UsageError(
                 f"--out {folder} is not the same folder for all processes: choose one that all hosts share"

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from copgen_fast import artifacts, devices
 from copgen_fast.config import RunConfig, from_identity
 from copgen_fast.errors import CopgenError, report
 from copgen_fast.pairs.verify import verify_pairs
+from copgen_fast.runtime import artifacts, devices
 from copgen_fast.stages import Run
 from copgen_fast.stages.pairs import open_source
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "clones.h"
+#include "target_clones.h"
 
 namespace copgen {
 

@@ -291,7 +291,7 @@ def augment_forward(
     views: Tensor,
     pivot: Tensor,
 ) -> None:
-    """Fill `views` [V N, 3, h, w] from `images` [N, 3, H, W], and `pivot` [V N]; see copgen_fast.ops.augment_op."""
+    """Fill `views` [V N, 3, h, w] from `images` [N, 3, H, W], and `pivot` [V N]; see ops/augment/operator.py."""
     drawn = Drawn(*(x.contiguous() for x in (crop, flip, order, factors, jitter, gray, solarize)))
     sizes = _sizes(images, views)
     shared = (images, *images.stride(), drawn, *sizes, pivot.new_empty(len(views), PARTS.value))
@@ -317,7 +317,7 @@ def augment_backward(
     straight_through: bool,
     grad_images: Tensor,
 ) -> None:
-    """Fill `grad_images`, the gradient of `images`, from that of the views; see copgen_fast.ops.augment_op."""
+    """Fill `grad_images`, the gradient of `images`, from that of the views; see copgen_fast.ops.augment.operator."""
     drawn = Drawn(*(x.contiguous() for x in (crop, flip, order, factors, jitter, gray, solarize)))
     sizes = _sizes(images, grad)
     parts = pivot.new_empty(len(grad), PARTS.value)

@@ -1,6 +1,6 @@
 """What is made of a chunk of InfoNCE's products that a library multiplied, in Triton: each chunk is read once.
 
-For GPUs, sizes and precisions without a fused kernel of their own. See copgen_fast/ops/info_nce_op.py.
+For GPUs, sizes and precisions without a fused kernel of their own. See copgen_fast/ops/info_nce/operator.py.
 """
 
 from collections.abc import Callable, Iterator

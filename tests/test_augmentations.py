@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from copgen_fast.augmentations import POLICIES, get, simclr_paper
+from copgen_fast import augmentations
+from copgen_fast.augmentations import POLICIES, get, random_views, simclr_paper
 from copgen_fast.errors import UsageError
 from copgen_fast.ops import Augment
+from copgen_fast.runtime import seeds
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -55,3 +57,21 @@ def test_the_papers_own_policies():
     assert [getattr(simclr, name) for name in strengths] == [0.8, 0.8, 0.8, 0.2]
     assert [getattr(simclr_paper(0.5), name) for name in strengths] == [0.4, 0.4, 0.4, 0.1]
     assert infomin.blur == 0.5 and (byol.blur, byol.solarize) == (0.1, 0.2)
+
+
+def test_views_are_replayed_by_their_key_and_drawn_per_image():
+    policy = augmentations.get("simclr")
+    images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = images.expand(6, -1, -1, -1).contiguous()
+    views = random_views(images, policy, seeds.generator(0, "pretrain views", 3))
+    assert views.shape == images.shape and views.dtype == torch.float32
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(views, random_views(images, policy, seeds.generator(0, "pretrain views", 3)))
+    assert not torch.equal(views, random_views(images, policy, seeds.generator(0, "pretrain views", 4)))
+    assert all(not torch.equal(views[0], view) for view in views[1:])
+
+
+def test_views_are_differentiable():
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    random_views(images, augmentations.get("no-color"), seeds.generator(0)).sum().backward()
+    assert images.grad.abs().sum() > 0

@@ -37,7 +37,7 @@ def test_the_projection_head_is_d_d_128(name, dim):
 
 
 def test_the_encoder_alone_starts_as_within_the_model():
-    from copgen_fast import seeds
+    from copgen_fast.runtime import seeds
 
     config = EncoderConfig(width=16)
     with seeds.seeded(0, "encoder"):

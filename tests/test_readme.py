@@ -27,7 +27,7 @@ def test_the_augmentation_example_runs():
 
 def test_the_info_nce_example_runs():
     names = run("InfoNCE")
-    assert 5 < names["loss"] < 15 and 0 <= names["stats"].agreement <= 1
+    assert 5 < names["loss"] < 15 and 0 <= names["stats"].contrastive_top1 <= 1
 
 
 def test_the_normalisation_example_runs():

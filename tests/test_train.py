@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from copgen_fast import artifacts, train
+from copgen_fast import train
 from copgen_fast.config import PRESETS, STAGES
 from copgen_fast.generators.cifar10_dcgan import Cifar10DCGAN
-from copgen_fast.pairs import dali
+from copgen_fast.pairs.read import dali
+from copgen_fast.runtime import artifacts
 from copgen_fast.stages import navigator
 from copgen_fast.train import main, parse
 from tests.conftest import TINY

@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from bench.baselines.augment import compose
 from copgen_fast.ops import AugmentPolicy
-from copgen_fast.pairs.dataset import PairDataset
+from copgen_fast.pairs.read.dataset import PairDataset
 
 
 def write_files(folder: Path, pairs: PairDataset, extension: str, per_class: int = 1300) -> None:

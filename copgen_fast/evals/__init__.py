@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from copgen_fast import registry
 from copgen_fast.config import ProbeConfig
-from copgen_fast.data import LabelledImages
 from copgen_fast.evals._features import Subject
+from copgen_fast.images.sets import LabelledImages
 
 __all__ = ["Subject", "run"]
 

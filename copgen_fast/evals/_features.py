@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import NonFiniteError
-from copgen_fast.interrupts import Interrupted, stop_requested
+from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
 Channels = tuple[float, float, float]
 

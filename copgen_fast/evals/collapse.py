@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from copgen_fast import seeds
 from copgen_fast.config import ProbeConfig
-from copgen_fast.data import LabelledImages
 from copgen_fast.evals._features import Subject
+from copgen_fast.images.sets import LabelledImages
+from copgen_fast.runtime import seeds
 
 _SAMPLE = 10_000  # images at most: far more than dimensions, and the cost grows with them
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from copgen_fast.config import ProbeConfig
-from copgen_fast.data import LabelledImages
 from copgen_fast.errors import UsageError
 from copgen_fast.evals._features import Subject
+from copgen_fast.images.sets import LabelledImages
 
 _CHUNK = 1024
 

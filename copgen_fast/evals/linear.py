@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from copgen_fast.config import ProbeConfig
-from copgen_fast.data import LabelledImages
 from copgen_fast.evals._features import Subject
+from copgen_fast.images.sets import LabelledImages
 
 # Inverse strength of the L2 penalty on standardised features. Between 0.01 and 1 it moves the accuracy of pixels
 # and of untrained encoders by a point; more lets the solver stop anywhere on a flat optimum.

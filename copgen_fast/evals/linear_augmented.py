@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from copgen_fast import augmentations, seeds
+from copgen_fast import augmentations
+from copgen_fast.augmentations import random_views
 from copgen_fast.config import ProbeConfig
-from copgen_fast.data import LabelledImages
 from copgen_fast.errors import NonFiniteError, UsageError
 from copgen_fast.evals._features import Subject
 from copgen_fast.evals.linear import accuracies
-from copgen_fast.interrupts import Interrupted, stop_requested
+from copgen_fast.images.sets import LabelledImages
 from copgen_fast.ops import AugmentPolicy
-from copgen_fast.views import random_views
+from copgen_fast.runtime import seeds
+from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
 
 def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:

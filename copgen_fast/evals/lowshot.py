@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from copgen_fast import seeds
 from copgen_fast.config import ProbeConfig
-from copgen_fast.data import LabelledImages
 from copgen_fast.errors import UsageError
 from copgen_fast.evals._features import Subject
 from copgen_fast.evals.linear import accuracies, class_scores
-from copgen_fast.interrupts import Interrupted, stop_requested
+from copgen_fast.images.sets import LabelledImages
+from copgen_fast.runtime import seeds
+from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
 
 def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from copgen_fast import artifacts, registry
+from copgen_fast import registry
 from copgen_fast.config import GeneratorConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.generators._optimize import Level, optimize
-from copgen_fast.generators._tricks import Tricks
+from copgen_fast.generators._rewrites import Rewrites
+from copgen_fast.runtime import artifacts
 
-__all__ = ["Generator", "Level", "Tricks", "build", "digest", "load", "optimize"]
+__all__ = ["Generator", "Level", "Rewrites", "build", "digest", "load", "optimize"]
 
 
 class Generator(Protocol):

@@ -18,7 +18,7 @@ from copgen_fast.generators._folding import (
     add_upsampled,
     three_by_three,
 )
-from copgen_fast.generators._tricks import Tricks
+from copgen_fast.generators._rewrites import Rewrites
 
 if TYPE_CHECKING:
     from copgen_fast.generators.bigbigan import Attention, BigBiGAN, Block
@@ -29,17 +29,17 @@ class FoldedBlock(nn.Module):
 
     normalisations = 2
 
-    def __init__(self, block: Block, tricks: Tricks) -> None:
+    def __init__(self, block: Block, rewrites: Rewrites) -> None:
         super().__init__()
         channels, out = block.conv1.in_channels, block.conv1.out_channels
-        once = tricks.spectral
-        upsampled, plain = three_by_three(channels, out, True, tricks), three_by_three(out, out, False, tricks)
+        once = rewrites.spectral
+        upsampled, plain = three_by_three(channels, out, True, rewrites), three_by_three(out, out, False, rewrites)
         # The second normalisation's shift holds conv1's bias.
-        self.conv1 = FoldedConv(block.conv1, upsampled, once, None if tricks.modulation else block.conv1.bias)
+        self.conv1 = FoldedConv(block.conv1, upsampled, once, None if rewrites.modulation else block.conv1.bias)
         # A constant upsampled is that constant: the shortcut's bias can join the main branch's.
         self.conv2 = FoldedConv(block.conv2, plain, once, block.conv2.bias + block.conv_sc.bias)
         self.conv_sc = FoldedConv(block.conv_sc, convolutions.POINTWISE, once)
-        self.shortcut_first = tricks.shortcut
+        self.shortcut_first = rewrites.shortcut
 
     def forward(self, x: Tensor, first: Callable[..., Tensor], second: Callable[..., Tensor]) -> Tensor:
         # Before x is overwritten.
@@ -52,19 +52,19 @@ class FoldedBlock(nn.Module):
 class FoldedBigBiGAN(Folded):
     """Latents [N, L] to the images of a `BigBiGAN`, differentiable with respect to z alone."""
 
-    def __init__(self, published: BigBiGAN, tricks: Tricks) -> None:
+    def __init__(self, published: BigBiGAN, rewrites: Rewrites) -> None:
         layers, norms = {}, []
         for i, (block, *attentions) in enumerate(published.blocks):
-            layers[f"blocks.{i}.0"] = FoldedBlock(block, tricks)
-            layers |= {f"blocks.{i}.1": _attention(attention, tricks) for attention in attentions}
+            layers[f"blocks.{i}.0"] = FoldedBlock(block, rewrites)
+            layers |= {f"blocks.{i}.1": _attention(attention, rewrites) for attention in attentions}
             place = partial(_place, published=published, chunk=i + 1)
             for norm, before in ((block.bn1, None), (block.bn2, block.conv1.bias)):
                 statistics = (norm.stored_mean, norm.stored_var, norm.epsilon)
-                norms.append(Normalisation((norm.gain, norm.bias), place, statistics, before, tricks.spectral))
+                norms.append(Normalisation((norm.gain, norm.bias), place, statistics, before, rewrites.spectral))
         last, _, conv = published.output_layer
         scale = last.gain * (last.stored_var + last.epsilon).rsqrt()
         shift = last.bias - scale * last.stored_mean
-        super().__init__(published, tricks, published.linear, layers, norms, (conv, scale, shift))
+        super().__init__(published, rewrites, published.linear, layers, norms, (conv, scale, shift))
         self.chunk = published.chunk
 
     def condition(self, z: Tensor, labels: Tensor | None) -> Tensor:
@@ -74,8 +74,8 @@ class FoldedBigBiGAN(Folded):
         return F.linear(condition[:, : self.chunk], self.seed(), self.seed_bias).unflatten(1, (-1, 4, 4))
 
 
-def _attention(attention: Attention, tricks: Tricks) -> FoldedAttention:
-    return FoldedAttention((attention.theta, attention.phi, attention.g), attention.o, attention.gamma, tricks)
+def _attention(attention: Attention, rewrites: Rewrites) -> FoldedAttention:
+    return FoldedAttention((attention.theta, attention.phi, attention.g), attention.o, attention.gamma, rewrites)
 
 
 def _place(weight: Tensor, published: BigBiGAN, chunk: int) -> Tensor:

@@ -18,7 +18,7 @@ from copgen_fast.generators._folding import (
     add_upsampled,
     three_by_three,
 )
-from copgen_fast.generators._tricks import Tricks
+from copgen_fast.generators._rewrites import Rewrites
 
 if TYPE_CHECKING:
     from copgen_fast.generators.biggan_deep import BigGANDeep
@@ -32,22 +32,22 @@ class FoldedBottleneck(nn.Module):
 
     normalisations = 4
 
-    def __init__(self, block: nn.Module, tricks: Tricks) -> None:
+    def __init__(self, block: nn.Module, rewrites: Rewrites) -> None:
         super().__init__()
-        middle, once = block.conv_1.in_channels, tricks.spectral
+        middle, once = block.conv_1.in_channels, rewrites.spectral
         methods = (
             convolutions.POINTWISE,
-            three_by_three(middle, middle, block.up_sample, tricks),
-            three_by_three(middle, middle, False, tricks),
+            three_by_three(middle, middle, block.up_sample, rewrites),
+            three_by_three(middle, middle, False, rewrites),
         )
         # The shift of the next normalisation holds these three's biases.
         self.inner = nn.ModuleList(
-            FoldedConv(conv, method, once, None if tricks.modulation else conv.bias)
+            FoldedConv(conv, method, once, None if rewrites.modulation else conv.bias)
             for conv, method in zip((block.conv_0, block.conv_1, block.conv_2), methods, strict=True)
         )
         self.last = FoldedConv(block.conv_3, convolutions.POINTWISE, once, block.conv_3.bias)
         self.upsampled, self.kept = block.up_sample, block.conv_3.out_channels
-        self.shortcut_first = tricks.shortcut
+        self.shortcut_first = rewrites.shortcut
 
     def forward(self, x: Tensor, *normalise: Callable[..., Tensor]) -> Tensor:
         h = self.inner[0](normalise[0](x))  # x is read again, by the shortcut
@@ -62,22 +62,22 @@ class FoldedBottleneck(nn.Module):
 class FoldedBigGANDeep(Folded):
     """Latents [N, L] and labels [N] to the images of a `BigGANDeep`, differentiable with respect to z alone."""
 
-    def __init__(self, published: BigGANDeep, tricks: Tricks) -> None:
+    def __init__(self, published: BigGANDeep, rewrites: Rewrites) -> None:
         network = published.network.generator
         layers, norms = {}, []
         for i, layer in enumerate(network.layers):
             if not published.is_block(layer):
-                layers[f"layers.{i}"] = _attention(layer, tricks)
+                layers[f"layers.{i}"] = _attention(layer, rewrites)
                 continue
-            layers[f"layers.{i}"] = FoldedBottleneck(layer, tricks)
+            layers[f"layers.{i}"] = FoldedBottleneck(layer, rewrites)
             befores = (None, layer.conv_0.bias, layer.conv_1.bias, layer.conv_2.bias)
             for norm, before in zip((layer.bn_0, layer.bn_1, layer.bn_2, layer.bn_3), befores, strict=True):
                 pair = (norm.scale, norm.offset)
-                norms.append(Normalisation(pair, _place, _statistics(norm), before, tricks.spectral))
+                norms.append(Normalisation(pair, _place, _statistics(norm), before, rewrites.spectral))
         mean, var, epsilon = _statistics(network.bn)
         scale = network.bn.weight * (var + epsilon).rsqrt()
         last = (network.conv_to_rgb, scale, network.bn.bias - scale * mean)
-        super().__init__(published, tricks, network.gen_z, layers, norms, last)
+        super().__init__(published, rewrites, network.gen_z, layers, norms, last)
         self.truncation = published.truncation
         self.register_buffer("embedding", published.network.embeddings.weight.detach().T.clone())
 
@@ -89,9 +89,9 @@ class FoldedBigGANDeep(Folded):
         return F.linear(condition, self.seed(), self.seed_bias).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
 
 
-def _attention(attention: nn.Module, tricks: Tricks) -> FoldedAttention:
+def _attention(attention: nn.Module, rewrites: Rewrites) -> FoldedAttention:
     inward = (attention.snconv1x1_theta, attention.snconv1x1_phi, attention.snconv1x1_g)
-    return FoldedAttention(inward, attention.snconv1x1_o_conv, attention.gamma, tricks)
+    return FoldedAttention(inward, attention.snconv1x1_o_conv, attention.gamma, rewrites)
 
 
 def _place(weight: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from copgen_fast.checks import expect_finite, expect_tensor
 from copgen_fast.generators import _convolutions as convolutions
 from copgen_fast.generators._convolutions import Method
 from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators._spectral import normalised_weight
-from copgen_fast.generators._tricks import Tricks
 from copgen_fast.ops import cond_norm
+from copgen_fast.ops.checks import expect_finite, expect_tensor
 
 # Channels from which products saved are worth the copies around them, on a CPU.
 MANY = 384
@@ -62,11 +62,11 @@ class FoldedConv(nn.Module):
         return self.method.run(*arguments)
 
 
-def three_by_three(channels: int, out: int, upsampled: bool, tricks: Tricks) -> Method:
+def three_by_three(channels: int, out: int, upsampled: bool, rewrites: Rewrites) -> Method:
     """The method of a 3 x 3 convolution of an image, or of what nearest upsampling by 2 gives."""
     if not upsampled:
-        return convolutions.WINOGRAD if tricks.winograd and out >= MANY else convolutions.DIRECT
-    if not tricks.upsampling:
+        return convolutions.WINOGRAD if rewrites.winograd and out >= MANY else convolutions.DIRECT
+    if not rewrites.upsampling:
         return convolutions.UPSAMPLED_DIRECT
     return convolutions.DIFFERENCES if min(channels, out) >= MANY else convolutions.TRANSPOSED
 
@@ -122,12 +122,12 @@ class FoldedAttention(nn.Module):
     normalisations = 0
 
     def __init__(
-        self, inward: tuple[nn.Module, nn.Module, nn.Module], outward: nn.Module, gamma: Tensor, tricks: Tricks
+        self, inward: tuple[nn.Module, nn.Module, nn.Module], outward: nn.Module, gamma: Tensor, rewrites: Rewrites
     ) -> None:
         super().__init__()
         self.sizes = [layer.out_channels for layer in inward]
-        self.fused = tricks.attention
-        once, gamma = tricks.spectral, gamma.detach().clone()
+        self.fused = rewrites.attention
+        once, gamma = rewrites.spectral, gamma.detach().clone()
         self.inward = Derived(lambda *three: torch.cat([normalised_weight(x) for x in three]), inward, once)
         self.outward = Derived(lambda layer: scaled(normalised_weight(layer), gamma), (outward,), once)
 
@@ -160,7 +160,7 @@ class Folded(nn.Module):
     def __init__(
         self,
         published: nn.Module,
-        tricks: Tricks,
+        rewrites: Rewrites,
         seed: nn.Module,
         layers: dict[str, nn.Module],
         norms: list[Normalisation],
@@ -169,14 +169,14 @@ class Folded(nn.Module):
         super().__init__()
         self.latent_dim, self.image_shape = published.latent_dim, published.image_shape
         self.classes = published.classes
-        self.layout = torch.channels_last if tricks.channels_last else torch.contiguous_format
-        once = tricks.spectral
+        self.layout = torch.channels_last if rewrites.channels_last else torch.contiguous_format
+        once = rewrites.spectral
         self.seed = Derived(normalised_weight, (seed,), once)
         self.register_buffer("seed_bias", seed.bias.detach().clone())
         self.names, self.layers = list(layers), nn.ModuleList(layers.values())
         self.sizes = [2 * len(norm.mean) for norm in norms]
-        self.affine_relu = cond_norm if tricks.fused_norm else scale_shift_relu
-        self.at_once = tricks.modulation
+        self.affine_relu = cond_norm if rewrites.fused_norm else scale_shift_relu
+        self.at_once = rewrites.modulation
         if self.at_once:
             self.modulation = Derived(lambda *of: torch.cat([x.scale_shift() for x in of], 1), tuple(norms), once)
         else:
@@ -189,7 +189,7 @@ class Folded(nn.Module):
         self.checkpointed = False
         for module in self.modules():
             if isinstance(module, FoldedConv):
-                module.lean = tricks.lean
+                module.lean = rewrites.lean
 
     def condition(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """What seed and normalisations are linear in, [N, K]."""

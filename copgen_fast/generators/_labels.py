@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from copgen_fast.checks import expect_tensor
+from copgen_fast.ops.checks import expect_tensor
 
 
 def expect_labels(labels: object, count: int, classes: int) -> Tensor | None:

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.devices import full_float32
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators._labels import expect_labels
-from copgen_fast.generators._tricks import ALL, Tricks
+from copgen_fast.generators._rewrites import ALL, Rewrites
+from copgen_fast.runtime.devices import full_float32
 
 Level = Literal["exact", "half", "graph"]
 
@@ -41,14 +41,14 @@ def optimize(
     generator: nn.Module,
     level: Level = "exact",
     *,
-    tricks: Tricks = ALL,
+    rewrites: Rewrites = ALL,
     batch: int | None = None,
     dtype: torch.dtype | None = None,
     checkpoint: bool = False,
 ) -> nn.Module:
     """A module that draws the generator's images faster, latents [N, L] (and labels) to images [N, 3, H, W].
 
-    - exact: the generator's own rewriting (`rewritten(tricks)`, algebra on its weights), compared with it on random
+    - exact: the generator's own rewriting (`rewritten(rewrites)`, algebra on its weights), compared with it on random
       latents, layer by layer; a generator that has none is returned as it is.
     - half: the exact one with its convolutions in half precision, compared in levels of 256 with float32; images come
       in the latents' dtype. `difference` of the result holds a `Levels`, `half_dtype` what it convolves in.
@@ -57,7 +57,7 @@ def optimize(
     Gradients reach z alone: the result has no parameters. The generator itself is not changed.
 
     Args:
-        tricks: rewrites to leave out, for measurements.
+        rewrites: rewrites to leave out, for measurements.
         batch: N of the graph.
         dtype: of half; None takes float16 on a GPU and bfloat16 on the CPU, where it is slow.
         checkpoint: compute each block's activations again in the backward rather than keep them.
@@ -75,7 +75,7 @@ def optimize(
     if not hasattr(generator, "rewritten"):
         return generator if level == "exact" else _half(generator, generator, device, dtype)
     with torch.no_grad(), full_float32():
-        exact = generator.rewritten(tricks).eval()
+        exact = generator.rewritten(rewrites).eval()
         expect_same(generator, exact, *_inputs(generator, device))
     exact.checkpointed = checkpoint
     if level == "exact":

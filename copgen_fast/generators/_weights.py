@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from copgen_fast import artifacts
 from copgen_fast.errors import UsageError
+from copgen_fast.runtime import artifacts
 
 VARIABLE = "COPGEN_WEIGHTS"
 

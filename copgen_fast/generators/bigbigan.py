@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast import artifacts
-from copgen_fast.checks import expect_finite, expect_tensor
 from copgen_fast.generators._folded import FoldedBigBiGAN
 from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.generators._spectral import SpectralConv2d, SpectralLinear
-from copgen_fast.generators._tricks import ALL, Tricks
 from copgen_fast.generators._weights import find, read_state
+from copgen_fast.ops.checks import expect_finite, expect_tensor
+from copgen_fast.runtime import artifacts
 
 FILE = "BigBiGAN_x1.pth"
 SOURCE = "the public PyTorch port's BigBiGAN_x1.pth (release 0.0.1 of github.com/greeneggsandyaml/tmp)"
@@ -165,9 +165,9 @@ class BigBiGAN(nn.Module):
                 yield f"blocks.{i}.{j}", x
         yield "images", self.output_layer(x).tanh()
 
-    def rewritten(self, tricks: Tricks = ALL) -> FoldedBigBiGAN:
+    def rewritten(self, rewrites: Rewrites = ALL) -> FoldedBigBiGAN:
         """The same function in fewer operations; see `copgen_fast.generators.optimize`."""
-        return FoldedBigBiGAN(self, tricks)
+        return FoldedBigBiGAN(self, rewrites)
 
 
 def build(weights: str | Path | None = None) -> BigBiGAN:

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast import artifacts
-from copgen_fast.checks import expect_finite, expect_tensor
 from copgen_fast.errors import UsageError
 from copgen_fast.generators._folded_biggan import FoldedBigGANDeep
 from copgen_fast.generators._labels import expect_labels
-from copgen_fast.generators._tricks import ALL, Tricks
+from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.generators._weights import find, read_state
+from copgen_fast.ops.checks import expect_finite, expect_tensor
+from copgen_fast.runtime import artifacts
 
 FOLDER = "biggan-deep-128"
 CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
@@ -94,9 +94,9 @@ class BigGANDeep(nn.Module):
         x = network.conv_to_rgb(network.relu(network.bn(x, self.truncation)))
         yield "images", network.tanh(x[:, :3])  # of the 128 channels that the convolution puts out
 
-    def rewritten(self, tricks: Tricks = ALL) -> FoldedBigGANDeep:
+    def rewritten(self, rewrites: Rewrites = ALL) -> FoldedBigGANDeep:
         """The same function in fewer operations; see `copgen_fast.generators.optimize`."""
-        return FoldedBigGANDeep(self, tricks)
+        return FoldedBigGANDeep(self, rewrites)
 
 
 def statistics(table: Tensor, truncation: float) -> Tensor:

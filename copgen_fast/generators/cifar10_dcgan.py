@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from copgen_fast import artifacts
-from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import UsageError
 from copgen_fast.generators._labels import expect_labels
+from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.runtime import artifacts
 
 
 class Cifar10DCGAN(nn.Module):

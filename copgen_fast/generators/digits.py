@@ -1,6 +1,6 @@
 """Handwritten digits: a small network fitted to scikit-learn's scans, its weights embedded in the package.
 
-Made by `python -m copgen_fast.fit_generator` from the training split of `copgen_fast.data.digits` alone.
+Made by `python -m copgen_fast.generators.fit.digits` from the training split of `copgen_fast.images.sets.digits` alone.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast import artifacts
-from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators._labels import expect_labels
+from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.runtime import artifacts
 
 EMBEDDED = Path(__file__).parent / "weights" / "digits.safetensors"
 LATENT_DIM = 64
@@ -97,7 +97,7 @@ def build(weights: str | Path | None = None) -> DigitsGenerator:
         UsageError: the file is missing, unreadable, or does not fit; the message names it and the fault.
     """
     path = EMBEDDED if weights is None else Path(weights)
-    remedy = "give a digits.safetensors that `python -m copgen_fast.fit_generator --out DIR` wrote"
+    remedy = "give a digits.safetensors that `python -m copgen_fast.generators.fit.digits --out DIR` wrote"
     if not path.is_file():
         raise UsageError(f"generator weights {path} are missing: {remedy}")
     generator = DigitsGenerator()

@@ -1,7 +1,7 @@
 """An invertible generator: a Residual Flow (Chen et al. 2019), as the paper's appendix uses one for MNIST.
 
-The embedded weights are of scikit-learn's digits, made by `python -m copgen_fast.fit_flow` from the training split
-of `copgen_fast.data.digits` alone.
+The embedded weights are of scikit-learn's digits, made by
+`python -m copgen_fast.generators.fit.residual_flow` from the training split of `images.sets.digits` alone.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast import artifacts
-from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
-from copgen_fast.flows import Estimator, ResidualFlow
+from copgen_fast.generators._flow_layers import Estimator, ResidualFlow
 from copgen_fast.generators._labels import expect_labels
 from copgen_fast.generators.digits import soft_limit
+from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.runtime import artifacts
 
 EMBEDDED = Path(__file__).parent / "weights" / "residual_flow.safetensors"
 SIZE = 32
@@ -163,7 +163,9 @@ def build(weights: str | Path | None = None) -> ResidualFlowGenerator:
             message names it and the fault.
     """
     path = EMBEDDED if weights is None else Path(weights)
-    remedy = "give a residual_flow.safetensors that `python -m copgen_fast.fit_flow --out DIR` wrote"
+    remedy = (
+        "give a residual_flow.safetensors that `python -m copgen_fast.generators.fit.residual_flow --out DIR` wrote"
+    )
     if not path.is_file():
         raise UsageError(f"generator weights {path} are missing: {remedy}")
     try:

@@ -2,7 +2,7 @@
 
 Linear to 4x4, three residual blocks that double the side, then batch norm, ReLU, 3x3 convolution and tanh. The
 paper's has width 256 and 128-d latents; here both are whatever the weights file holds.
-Made by `python -m copgen_fast.fit_gan`.
+Made by `python -m copgen_fast.generators.fit.resnet_gan`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast import artifacts
-from copgen_fast.checks import expect_tensor
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators._labels import expect_labels
 from copgen_fast.generators._weights import read_state
+from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.runtime import artifacts
 
 LATENT_DIM = 128
 SIZE = 32
 _BOTTOM = 4
 _PREFIXES = ("module.", "generator.", "_orig_mod.")
-_REMEDY = "make one by `python -m copgen_fast.fit_gan --out DIR` and give its DIR/generator.safetensors"
+_REMEDY = (
+    "make one by `python -m copgen_fast.generators.fit.resnet_gan --out DIR` and give its DIR/generator.safetensors"
+)
 
 
 class UpBlock(nn.Module):

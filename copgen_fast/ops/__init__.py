@@ -1,9 +1,9 @@
 """The importable part: batched augmentation, InfoNCE and a generator's conditional normalisation. Needs torch only."""
 
-from copgen_fast.ops.augment import Augment, AugmentParams, AugmentPolicy, augment
+from copgen_fast.ops.augment.functional import Augment, AugmentParams, AugmentPolicy, augment
 from copgen_fast.ops.backend import backends
-from copgen_fast.ops.cond_norm import cond_norm
-from copgen_fast.ops.info_nce import InfoNCELoss, InfoNCEStats, info_nce
+from copgen_fast.ops.cond_norm.functional import cond_norm
+from copgen_fast.ops.info_nce.functional import InfoNCELoss, InfoNCEStats, info_nce
 
 __all__ = [
     "Augment",

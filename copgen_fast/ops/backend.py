@@ -20,7 +20,7 @@ _HINT = {
 _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
     "augment": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
     "info_nce": {"cpu": ("cpp", "chunked", "reference"), "cuda": ("triton", "cuda", "chunked", "reference")},
-    "unit_rows": {"cpu": ("reference",), "cuda": ("triton", "reference")},
+    "l2_normalize": {"cpu": ("reference",), "cuda": ("triton", "reference")},
     "cond_norm": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
 }
 

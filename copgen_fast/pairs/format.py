@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copgen_fast import artifacts
-from copgen_fast.checks import expect_tensor
 from copgen_fast.config import Codec
 from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
+from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.pairs.codecs import CODECS, REMEDY
+from copgen_fast.runtime import artifacts
 
 FORMAT = 2
 """2 names the codec; folders of 1 hold PNG files and are read too."""

@@ -16,10 +16,10 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from copgen_fast import artifacts
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError, report
 from copgen_fast.pairs import parts
 from copgen_fast.pairs.format import WHOLE, Index, Shard, check_file, plan, sidecar, write_index
+from copgen_fast.runtime import artifacts
 
 _SHOWN = 4
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from copgen_fast import artifacts, seeds
 from copgen_fast.errors import CorruptArtifactError
 from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.pairs.format import Shard, check_file, key, read_complete_index, sidecar
-from copgen_fast.pairs.loader import PairDataset
 from copgen_fast.pairs.parts import require_same, strangers
-from copgen_fast.pairs.source import PairSource
+from copgen_fast.pairs.read.loader import PairDataset
+from copgen_fast.pairs.write.source import PairSource
+from copgen_fast.runtime import artifacts, seeds
 
 # What half precision may change in all but a thousandth of an image's values, which generators check as they load,
 # and a level for rounding to whole ones.

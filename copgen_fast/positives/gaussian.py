@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from copgen_fast import latents
 from copgen_fast.positives import PositiveFunction, Setting
+from copgen_fast.runtime import latents
 
 
 def build(setting: Setting) -> PositiveFunction:

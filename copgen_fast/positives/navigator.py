@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from copgen_fast import artifacts, seeds
-from copgen_fast.checks import expect_tensor
 from copgen_fast.config import NavigatorConfig
+from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.positives import PositiveFunction, Setting
+from copgen_fast.runtime import artifacts, seeds
 
 
 class Navigator(nn.Module):

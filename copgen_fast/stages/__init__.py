@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from copgen_fast.config import RunConfig
-from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.errors import UsageError
+from copgen_fast.runtime.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)

@@ -12,32 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from copgen_fast import (
-    artifacts,
-    augmentations,
-    batch_norm,
-    devices,
-    encoders,
-    generators,
-    graphs,
-    latents,
-    loop,
-    losses,
-    optimizers,
-    pictures,
-    seeds,
-)
+from copgen_fast import augmentations, encoders, generators, methods
+from copgen_fast.augmentations import make_views
 from copgen_fast.config import RunConfig
-from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import UsageError
-from copgen_fast.gradients import GradientMean
-from copgen_fast.loop import StepResult
-from copgen_fast.metrics import Row, read_rows
+from copgen_fast.images import pictures
 from copgen_fast.ops import AugmentParams
 from copgen_fast.positives.navigator import Navigator, untrained
+from copgen_fast.runtime import artifacts, devices, latents, seeds
+from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.stages import Run
-from copgen_fast.views import make_views
+from copgen_fast.training import cuda_graph, loop, optimizers, sync_bn
+from copgen_fast.training.grad_sync import GradientSync
+from copgen_fast.training.loop import StepResult
+from copgen_fast.training.metrics import Row, read_rows
 
 GRID_COLUMNS = 16
 
@@ -159,10 +148,10 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
     with seeds.seeded(config.seed, "estimator"):
         f = ContrastiveModel(options.estimator)
     f = encoders.prepare(f, run.device, compiled=config.compile)
-    f = batch_norm.spread(f, config.bn, run.ranks, run.device)
-    run.ranks.share_start(f, T)
+    f = sync_bn.convert_sync_bn(f, config.bn, run.ranks, run.device)
+    run.ranks.broadcast_parameters(f, T)
     for player in (f, T):
-        GradientMean(player.parameters(), run.ranks)
+        GradientSync(player.parameters(), run.ranks)
     policy = augmentations.get(options.augmentation)
 
     def t_x(images: Tensor, params: AugmentParams) -> Tensor:
@@ -173,7 +162,7 @@ def make_game(run: Run, G: nn.Module, T: Navigator) -> Game:
             embeddings = f(views)
         with record_function("loss"):
             labels = labels if options.loss == "supcon" else None
-            return losses.nt_xent(embeddings, options.temperature, options.base_temperature, labels, run.ranks.group)
+            return methods.nt_xent(embeddings, options.temperature, options.base_temperature, labels, run.ranks.group)
 
     betas, impl = (0.5, 0.999), config.optimizer.impl
     return Game(
@@ -228,12 +217,12 @@ def make_step(run: Run, game: Game) -> Callable[[Batch], StepResult]:
     if not options.graph:
         return step
     adams = (game.adam_f, game.adam_T)
-    reason = graphs.obstacle(run.device, adams)
+    reason = cuda_graph.obstacle(run.device, adams)
     if reason is not None:
         if run.ranks.first:
             print(f"navigator.graph: not used, {reason}", flush=True)
         return step
-    return graphs.GraphedStep(step, (game.f, game.T), adams, game.scaler)
+    return cuda_graph.GraphedStep(step, (game.f, game.T), adams, game.scaler)
 
 
 def run(run: Run) -> None:
@@ -274,7 +263,7 @@ def run(run: Run) -> None:
         keep(folder, int(summary["samples"]), game, shown_z, shown_labels)
         artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
         artifacts.write_tensors(run.navigator_file, T.state_dict())
-    run.ranks.meet("the navigator's end")
+    run.ranks.barrier("the navigator's end")
 
 
 def keep(folder: Path, samples: int, game: Game, z: Tensor, labels: Tensor | None) -> None:

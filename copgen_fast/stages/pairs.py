@@ -7,11 +7,12 @@ import json
 
 from tqdm import tqdm
 
-from copgen_fast import artifacts, generators, positives
+from copgen_fast import generators, positives
 from copgen_fast.config import PairsConfig
 from copgen_fast.pairs.parts import Part, complete
-from copgen_fast.pairs.source import PairSource
-from copgen_fast.pairs.writer import write_pairs
+from copgen_fast.pairs.write.source import PairSource
+from copgen_fast.pairs.write.writer import write_pairs
+from copgen_fast.runtime import artifacts
 from copgen_fast.stages import Run
 
 
@@ -29,10 +30,10 @@ def run(run: Run) -> None:
         artifacts.write_json(run.generator_record, source.generator.record, by=part.mark)
     for name, (source, identity) in sources.items():
         own = write(run, name, source, config, identity)
-        written = [json.loads(word) for word in ranks.meet(f"the end of pairs {name}", json.dumps(own))]
+        written = [json.loads(word) for word in ranks.barrier(f"the end of pairs {name}", json.dumps(own))]
         if ranks.first:
             summarize(run, name, written)
-    ranks.meet("the end of the pairs")
+    ranks.barrier("the end of the pairs")
 
 
 def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity: dict) -> dict:
@@ -42,7 +43,7 @@ def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity
 
         def progress(pairs: int) -> None:
             bar.update(2 * pairs)
-            run.ranks.at(f"pairs {name}")
+            run.ranks.mark(f"pairs {name}")
 
         return write_pairs(run.pairs_folder(name), source, config, identity, progress)
 

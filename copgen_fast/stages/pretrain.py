@@ -9,31 +9,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from copgen_fast import (
-    accumulation,
-    artifacts,
-    augmentations,
-    batch_norm,
-    data,
-    devices,
-    encoders,
-    loop,
-    losses,
-    optimizers,
-    seeds,
-)
+from copgen_fast import augmentations, encoders, methods
+from copgen_fast.augmentations import make_views
 from copgen_fast.config import PretrainConfig, RunConfig
-from copgen_fast.distributed import ALONE, Ranks
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import UsageError
-from copgen_fast.gradients import GradientMean
-from copgen_fast.loop import StepResult
-from copgen_fast.metrics import read_rows
+from copgen_fast.images import sets
 from copgen_fast.ops import AugmentParams
 from copgen_fast.pairs.format import read_complete_index
-from copgen_fast.pairs.loader import PairBatch, PairDataset, open_batches
+from copgen_fast.pairs.read.loader import PairBatch, PairDataset, open_batches
+from copgen_fast.runtime import artifacts, devices, seeds
+from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.stages import Run
-from copgen_fast.views import make_views
+from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
+from copgen_fast.training.grad_sync import GradientSync
+from copgen_fast.training.loop import StepResult
+from copgen_fast.training.metrics import read_rows
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class Learner:
     """Contrastive loss of a joint batch of embeddings, and its labels."""
     sgd: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    mean: GradientMean
+    mean: GradientSync
     """Of f's gradients over all ranks."""
     parts: int = 1
     """Parts of a batch whose activations are kept at a time."""
@@ -83,7 +74,7 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
     def objective(embeddings: Tensor) -> Tensor:
         return learner.nce(embeddings, batch.labels)
 
-    h, loss = accumulation.backward(
+    h, loss = grad_cache.backward(
         learner.f, learner.embed, v, objective, learner.scaler, learner.parts, learner.mean.held
     )
     optimizers.step(learner.scaler, learner.sgd)
@@ -137,16 +128,16 @@ def pretrain(run: Run, method: str) -> None:
     plan = loop.Plan(f"pretrain {method}", folder, steps, options.batch, config.log_every, config.save_every)
     state = {"model": learner.f, "optimizer": learner.sgd, "scaler": learner.scaler}
     summary = loop.run(step, batch, state, plan, ranks=run.ranks)
-    skipped = run.ranks.meet(f"the last batch of {method}", " ".join(map(str, batches.skipped)))
+    skipped = run.ranks.barrier(f"the last batch of {method}", " ".join(map(str, batches.skipped)))
     if run.ranks.first:
         summary["views_per_s"] = 2 * summary["samples_per_s"]
         summary["corrupt_pairs"] = len(set(" ".join(skipped).split()))
         artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
         artifacts.write_tensors(run.encoder_file(method), learner.f.encoder.state_dict())
-    run.ranks.meet(f"the end of {method}'s encoder")
+    run.ranks.barrier(f"the end of {method}'s encoder")
 
 
-def open_dataset(run: Run, method: str) -> data.RealPairs | PairDataset:
+def open_dataset(run: Run, method: str) -> sets.RealPairs | PairDataset:
     """The pairs to pretrain on, with classes where the objective needs them.
 
     Raises:
@@ -154,8 +145,8 @@ def open_dataset(run: Run, method: str) -> data.RealPairs | PairDataset:
     """
     supervised = run.config.pretrain.loss == "supcon"
     if method == "real":
-        real = data.load(run.config.data)
-        return data.RealPairs(real.train_images, real.train_labels if supervised else None)
+        real = sets.load(run.config.data)
+        return sets.RealPairs(real.train_images, real.train_labels if supervised else None)
     pairs = PairDataset(run.pairs_folder(method))
     if supervised and not pairs.index.identity.get("classes"):
         raise UsageError(
@@ -171,9 +162,9 @@ def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) 
     with seeds.seeded(config.seed, "encoder"):
         f = ContrastiveModel(options.encoder)
     f = encoders.prepare(f, device, compiled=config.compile, checkpointed=options.checkpoint)
-    f = batch_norm.spread(f, config.bn, ranks, device)
-    ranks.share_start(f)
-    mean = GradientMean(f.parameters(), ranks)
+    f = sync_bn.convert_sync_bn(f, config.bn, ranks, device)
+    ranks.broadcast_parameters(f)
+    mean = GradientSync(f.parameters(), ranks)
     policy = augmentations.get(options.augmentation)
 
     def t(images: Tensor, params: AugmentParams) -> Tensor:
@@ -184,7 +175,7 @@ def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) 
             return f(views)
 
     def nce(embeddings: Tensor, labels: Tensor | None) -> Tensor:
-        return losses.nt_xent(embeddings, options.temperature, options.base_temperature, labels, ranks.group)
+        return methods.nt_xent(embeddings, options.temperature, options.base_temperature, labels, ranks.group)
 
     return Learner(
         f=f,

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from copgen_fast import artifacts, augmentations, data, evals, seeds
+from copgen_fast import augmentations, evals
 from copgen_fast.encoders import Encoder
+from copgen_fast.images import sets
+from copgen_fast.runtime import artifacts, seeds
 from copgen_fast.stages import Run
 
 
@@ -18,7 +20,7 @@ def run(run: Run) -> None:
     config = run.config
     for method in run.methods:
         artifacts.require(run.encoder_file(method), "pretrain")
-    images = data.load(config.data)
+    images = sets.load(config.data)
     policy = augmentations.get(config.pretrain.augmentation)
     for method in (*config.probe.baselines, *run.methods):
         path = run.folder / "probe" / f"{method}.json"

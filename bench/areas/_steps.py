@@ -1,0 +1,118 @@
+"""What the areas of whole training steps share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from bench import profile
+from bench.harness import Call, Row
+from bench.limits import Limit, count_products, matrix_products
+from bench.options import Options
+from bench.rows import Ours, Subject, compare_all
+from copgen_fast.config import RunConfig
+from copgen_fast.runtime import devices
+from copgen_fast.stages import Run
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Samples of a step that takes seconds: in two minutes there is no time for more.
+LEAST = 3
+
+
+class Case(Protocol):
+    """One size of a step; its text names it."""
+
+    batch: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The stage's step in a precision. `backend` is pytorch, or the way it is replayed, when no product is counted."""
+
+    precision: str
+    call: Call
+    backend: str = "pytorch"
+
+
+@dataclass(frozen=True)
+class Area:
+    """How an area makes its steps.
+
+    Attributes:
+        name: the column `area`; `work` says what its products are.
+        ours: the stage's steps of a case on a device, in each precision by PyTorch first; `theirs` the peers' by name.
+    """
+
+    name: str
+    work: str
+    ours: Callable[[Any, torch.device], Iterator[Step]]
+    theirs: Callable[[Any, torch.device], dict[str, Call]]
+
+
+def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]:
+    """Rows of every case for this device, one for each of our steps and each peer."""
+    for case, device in chosen(cases, options):
+        bounds: dict[str, Limit] = {}
+        ours = []
+        for step in area.ours(case, device):
+            try:
+                if step.precision not in bounds:
+                    bounds[step.precision] = products(area.work, case.batch, step.call, step.precision, device)
+            except torch.OutOfMemoryError as error:
+                print(f"left out: {case}, {step.precision} ({str(error).partition('. ')[0]})", flush=True)
+                torch.cuda.empty_cache()
+                continue
+            subject = Subject(area.name, step.backend, step.precision, "step")
+            kept = step.backend != "pytorch"
+            ours.append(Ours(subject, str(case), step.call, bounds[step.precision], kept))
+        yield from compare_all(ours, area.theirs(case, device), options, device, LEAST)
+
+
+def profiles(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[str]:
+    """Lines that say where each case's time goes, in each precision; a trace of each in `options.profile`."""
+    for case, device in chosen(cases, options):
+        for step in area.ours(case, device):
+            if step.backend == "pytorch":  # what is replayed has no marks
+                name = f"{area.name} {case} {step.precision}"
+                yield from profile.lines(name, profile.profile(name, step.call, device, options.profile))
+
+
+def chosen(cases: tuple[Case, ...], options: Options) -> Iterator[tuple[Case, torch.device]]:
+    """The cases for this device that `--only` leaves."""
+    device = devices.resolve(options.device, "fp32")
+    for case in cases:
+        if device.type in case.devices and options.only in str(case):
+            yield case, device
+
+
+def precisions(device: torch.device, of_gpus: tuple[str, ...]) -> tuple[str, ...]:
+    """Those to measure here. A CPU has float32; bf16 is left out where there are no instructions for it."""
+    wanted = ("fp32", "bf16") if device.type == "cpu" else of_gpus
+    if "bf16" in wanted and not _multiplies_bf16(device):
+        print("left out: bf16 (no instructions for it here)", flush=True)
+        return tuple(precision for precision in wanted if precision != "bf16")
+    return wanted
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device computes with bf16, which PyTorch emulates elsewhere."""
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def products(what: str, batch: int, step: Call, precision: str, device: torch.device) -> Limit:
+    """The products of a step, counted as it computes them, at the rate of a large product in its precision."""
+    operations = count_products(step)
+    return matrix_products(f"{what}: {operations / batch / 1e9:.3g} a sample", operations, DTYPES[precision], device)
+
+
+def run(config: RunConfig, device: torch.device) -> Run:
+    """A run that writes nothing."""
+    return Run(config, Path(), device)

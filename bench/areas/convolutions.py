@@ -1,0 +1,89 @@
+"""Area convolutions: nearest upsampling and 3 x 3 convolution by each method, at the sizes of BigBiGAN's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.baselines import convolutions as baselines
+from bench.harness import Call, Row
+from bench.limits import matrix_products
+from bench.options import Options
+from bench.rows import Subject, compare, in_both_directions
+from copgen_fast.generators import Rewrites
+from copgen_fast.generators import _convolutions as convolutions
+from copgen_fast.generators._convolutions import Method
+from copgen_fast.generators._folding import three_by_three
+
+METHODS = {
+    "interpolate, 3 x 3 convolution": convolutions.UPSAMPLED_DIRECT,
+    "one transposed 4 x 4 convolution": convolutions.TRANSPOSED,
+    "products of differences": convolutions.DIFFERENCES,
+    "four 2 x 2 convolutions, a copy each": baselines.PHASES,
+    "one 2 x 2 convolution of four phases, four copies": baselines.SHUFFLED,
+    "one 3 x 3 convolution, pixel shuffle": baselines.PIXEL_SHUFFLED,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch of `channels` x `side` x `side` that becomes `out` x 2 side x 2 side, channels_last."""
+
+    batch: int
+    channels: int
+    out: int
+    side: int
+    precision: str = "fp32"
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def __str__(self) -> str:
+        return f"upsampled conv {self.channels}->{self.out} {self.side}px B={self.batch}"
+
+
+_BLOCKS = ((1536, 1536, 4), (1536, 768, 8), (768, 384, 16), (384, 192, 32), (192, 96, 64))
+CASES = (
+    *(Case(8, *block) for block in _BLOCKS),
+    *(Case(256, *block, precision="fp16", devices=("cuda",)) for block in _BLOCKS),
+)
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Rows of every case for this device; ours is the method that the product takes, each other one a peer."""
+    yield from in_both_directions(CASES, _rows, options)
+
+
+def _rows(case: Case, direction: str, device: torch.device, options: Options) -> Iterator[Row]:
+    dtype = torch.float32 if case.precision == "fp32" else torch.float16
+    x, weight, grad = (y.to(device, dtype) for y in drawn(case))
+
+    def call(method: Method) -> Call:
+        prepared = method.prepare(weight)
+        if direction == "forward":
+            return torch.no_grad()(lambda: method.run(x, prepared, None))
+        leaf = x.detach().requires_grad_()
+        return lambda: torch.autograd.grad(method.run(leaf, prepared, None), leaf, grad)
+
+    chosen = three_by_three(case.channels, case.out, True, Rewrites())
+    calls = {name: call(method) for name, method in METHODS.items()}
+    name = next(name for name, method in METHODS.items() if method is chosen)
+    ours = calls.pop(name)
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    bound = matrix_products(name, counter.get_total_flops(), dtype, device)
+    subject = Subject("convolutions", "pytorch", case.precision, direction)
+    yield from compare(subject, {f"{case}": ours}, calls, bound, options, device)
+
+
+def drawn(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """The small image, the 3 x 3 weight and a gradient of the large image."""
+    seeded = torch.Generator().manual_seed(0)
+    x, grad = (
+        torch.randn(case.batch, channels, side, side, generator=seeded).to(memory_format=torch.channels_last)
+        for channels, side in ((case.channels, case.side), (case.out, 2 * case.side))
+    )
+    weight = torch.randn(case.out, case.channels, 3, 3, generator=seeded) / (9 * case.channels) ** 0.5
+    return x, weight, grad

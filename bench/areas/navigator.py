@@ -1,0 +1,141 @@
+"""Area navigator: the stage's whole step beside the reference implementation's form of it, from the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.profiler import record_function
+
+from bench.areas import _steps
+from bench.areas.generator import Case as GeneratorCase
+from bench.areas.generator import random_bigbigan
+from bench.baselines import navigator as baselines
+from bench.harness import Call, Row
+from bench.options import Options
+from copgen_fast import augmentations, generators
+from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, RunConfig
+from copgen_fast.errors import CopgenError
+from copgen_fast.positives.navigator import untrained
+from copgen_fast.runtime import devices, seeds
+from copgen_fast.stages.navigator import draw_batch, draw_latents, make_game, make_step
+
+PAPER = NavigatorConfig(estimator=EncoderConfig("resnet18", "imagenet"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step of `batch` latents of a generator, BigBiGAN with random weights or the embedded digits.
+
+    Attributes:
+        precisions: those of a GPU, where the generator is at level half; a CPU has float32, and bf16 where it can.
+        stacked: the peer stacks its views, where assigning them one by one would take minutes a step.
+        side, width: of the generator's images and of its last block.
+    """
+
+    generator: Literal["bigbigan", "digits"]
+    batch: int
+    side: int
+    options: NavigatorConfig
+    precisions: tuple[str, ...] = ("fp16", "bf16")
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    stacked: bool = False
+    width: int = 96
+
+    def __str__(self) -> str:
+        return f"{self.generator} B={self.batch} {self.side}px"
+
+    def config(self, precision: str) -> RunConfig:
+        return RunConfig(precision=precision, navigator=replace(self.options, batch=self.batch))
+
+    def published(self) -> nn.Module:
+        """The generator as it was trained, or with random weights."""
+        if self.generator == "bigbigan":
+            return random_bigbigan(GeneratorCase(self.batch, width=self.width, resolution=self.side))
+        return generators.build("digits")
+
+
+CASES = (
+    Case("digits", 128, 32, PRESETS["quickstart"].navigator),
+    Case("bigbigan", 8, 128, PAPER, devices=("cpu",)),
+    Case("bigbigan", 176, 128, PAPER, devices=("cuda",)),
+    Case("bigbigan", 256, 128, PAPER, devices=("cuda",), stacked=True),
+)
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Rows of every case for this device, one for each precision."""
+    return _steps.rows(_AREA, CASES, options)
+
+
+def profiles(options: Options) -> Iterator[str]:
+    """Where the time of every case goes."""
+    return _steps.profiles(_AREA, CASES, options)
+
+
+def our_steps(case: Case, device: torch.device) -> Iterator[_steps.Step]:
+    """The stage's step in each precision, draws from seeds included, on the same latents each time.
+
+    On a GPU also as one CUDA graph, in the precision that the stage takes there unasked.
+    """
+    published = case.published().to(device)
+    unasked = devices.resolve_precision("auto", device)
+    for precision in _steps.precisions(device, case.precisions):
+        try:
+            yield _steps.Step(precision, _our_step(case, published, precision, device))
+            if device.type == "cuda" and precision == unasked:
+                yield _steps.Step(precision, _our_step(case, published, precision, device, graph=True), "CUDA graph")
+        except CopgenError as error:  # half precision that changes images too much
+            print(f"left out: {case}, {precision} ({error})", flush=True)
+
+
+def _our_step(case: Case, published: nn.Module, precision: str, device: torch.device, graph: bool = False) -> Call:
+    config = case.config(precision)
+    config = replace(config, navigator=replace(config.navigator, graph=graph))
+    level = "exact" if precision == "fp32" else "half"
+    G = generators.optimize(published, level)  # of the stage's dtype: on a GPU float16, whose loss it scales
+    T = untrained(G.latent_dim, config.navigator, config.seed).to(device)
+    run = _steps.run(config, device)
+    update = make_step(run, make_game(run, G, T))
+
+    def step() -> object:
+        with record_function("data"):
+            batch = draw_batch(config, G, 0, device)
+        return update(batch)
+
+    return step
+
+
+def their_step(case: Case, device: torch.device) -> dict[str, Call]:
+    """The reference form by its name, from the weights and on the latents that ours has."""
+    config, G = case.config("fp32"), case.published().to(device)
+    game = their_game(case, G, device)
+    seed = seeds.derive32(config.seed, "navigator latents", 0)
+
+    def step() -> object:
+        return baselines.reference_step(game, draw_latents(config, G, seed, case.batch, device))
+
+    return {f"reference form, fp32{', views stacked' if case.stacked else ''}": step}
+
+
+def their_game(case: Case, G: nn.Module, device: torch.device) -> baselines.ReferenceGame:
+    config = case.config("fp32")
+    options = config.navigator
+    T = untrained(G.latent_dim, options, config.seed).to(device)
+    return baselines.reference_game(
+        G,
+        T,
+        make_game(_steps.run(config, device), G, T).f,
+        augmentations.get(options.augmentation),
+        lr=options.lr,
+        estimator_lr=options.estimator_lr,
+        temperature=options.temperature,
+        base_temperature=options.base_temperature,
+        slices=not case.stacked,
+    )
+
+
+_AREA = _steps.Area("navigator", "generator three times, estimator", our_steps, their_step)

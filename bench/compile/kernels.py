@@ -1,0 +1,133 @@
+"""Registers, shared memory and spills of every Triton kernel on every GPU generation, compiled without a GPU.
+
+    python -m bench.compile.kernels [--json FILE]
+
+A module in kernels/ that launches kernels has `examples(thorough)`: named launches without data. They run here with
+a driver that only compiles, so that what is measured is what a launch would compile. sm_75, which has the fewest
+registers per thread, gets all variants, the others a few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+TARGETS = (75, 80, 86, 89, 90, 120)
+RESULTS = Path(__file__).parents[1] / "results" / "kernels.json"
+_KERNELS = Path(__file__).parents[2] / "kernels"
+REPORT = {  # what the assembler says of a kernel, by the field of its row
+    "registers": r"Used (\d+) registers",
+    "shared_bytes": r"(\d+) bytes smem",
+    "spill_stores_bytes": r"(\d+) bytes spill stores",
+    "spill_loads_bytes": r"(\d+) bytes spill loads",
+    "stack_bytes": r"(\d+) bytes stack frame",
+}
+
+
+def compile_all(targets: tuple[int, ...] = TARGETS) -> dict[str, Any]:
+    """Compile for each of `targets` in two processes; {"versions": ..., "rows": [...]}, sorted."""
+    jobs = [(target, stem, name) for target in targets for stem, name in _examples(target)]
+    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(2, get_context("spawn"), _start, (cache,)) as pool:
+        rows = [row for rows in pool.map(_compile, jobs) for row in rows]
+    # A kernel that several examples share is compiled by whichever comes first in its process.
+    distinct = {(row["target"], row["kernel"], row["options"]): row for row in reversed(rows)}
+    rows = sorted(distinct.values(), key=lambda row: (int(row["target"][3:]), row["kernel"], row["variant"]))
+    for row in rows:
+        del row["options"]
+    return {"versions": {name: version(name) for name in ("torch", "triton")}, "rows": rows}
+
+
+def _examples(target: int) -> list[tuple[str, str]]:
+    names = []
+    for path in sorted(_KERNELS.glob("*.py")):
+        module = importlib.import_module(f"copgen_fast.kernels.{path.stem}")
+        if hasattr(module, "examples"):
+            names += [(path.stem, name) for name, _ in module.examples(target == TARGETS[0])]
+    return names
+
+
+def _start(cache: str) -> None:
+    # Empty, and each process's own: the compiler reports only what it compiles itself.
+    os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(dir=cache)
+
+
+def _compile(job: tuple[int, str, str]) -> list[dict[str, Any]]:
+    """Rows of the kernels that one example launches."""
+    target, stem, name = job
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.driver import CudaDriver
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    class Compiler(CudaDriver):
+        """The CUDA driver of a device that is not there; each target counts as a device of its own."""
+
+        def __init__(self) -> None:
+            self.get_current_device = lambda: target
+            self.get_current_stream = lambda device: 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", target, 32)
+
+    rows = []
+    run = JITFunction.run
+
+    def record(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        with contextlib.redirect_stdout(io.StringIO()) as log:
+            compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
+        report = log.getvalue()
+        if report:  # not compiled before
+            found = {field: re.search(pattern, report) for field, pattern in REPORT.items()}
+            numbers = {field: int(match[1]) if match else 0 for field, match in found.items()}
+            numbers["shared_bytes"] += compiled.metadata.shared  # dynamic, which ptxas does not see
+            row = {"kernel": kernel.__name__, "variant": name, "target": f"sm_{target}", **numbers}
+            rows.append({**row, "options": compiled.hash})
+        return compiled
+
+    call = dict(importlib.import_module(f"copgen_fast.kernels.{stem}").examples(target == TARGETS[0]))[name]
+    driver.set_active(Compiler())
+    JITFunction.run = record
+    try:
+        with knobs.nvidia.scope():
+            knobs.nvidia.dump_ptxas_log = True
+            call()
+    finally:
+        JITFunction.run = run
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as text in columns."""
+    header = ["kernel", "variant", "target", *REPORT]
+    lines = [header, *([str(row[field]) for field in header] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.compile.kernels", description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where to write the rows (default: %(default)s)")
+    file = parser.parse_args(arguments).json
+    result = compile_all()
+    print(table(result["rows"]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

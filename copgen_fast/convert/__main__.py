@@ -1,0 +1,247 @@
+"""Convert checkpoints from and to other code: python -m copgen_fast.convert {navigator,encoder} IN OUT [options]."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import pickle
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import safetensors.torch
+import torch
+import tyro
+from torch import Tensor
+
+from copgen_fast.convert import unpickle
+from copgen_fast.convert.encoder_names import Spelling, read_encoder, wrap, write_encoder
+from copgen_fast.convert.unpickle import Shell, Stored
+from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError, report
+from copgen_fast.positives.navigator import Navigator
+from copgen_fast.runtime import artifacts, latents
+
+SAMPLES = 10_000
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
+
+
+@dataclass(frozen=True)
+class NavigatorJob:
+    """Import a navigator T that the reference code saved (nn_walker: a whole pickled module). No pickled code runs.
+
+    As RUN/navigator/navigator.safetensors the result is what the navigator stage would have left: that stage is
+    then skipped. For pairs from a released navigator:
+
+        python -m copgen_fast.convert navigator FILE.pth RUN/navigator/navigator.safetensors
+        python -m copgen_fast.train PRESET --out RUN --stages pairs
+
+    PRESET's generator must have latents of T's width; a linear T also needs --navigator.kind linear.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    """Checkpoint with a DataParallel(NonlinearWalk), the module alone, or its state dict."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """File to write, .safetensors."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+
+@dataclass(frozen=True)
+class EncoderJob:
+    """Rename an encoder (ResNet-18 or -50): every tensor keeps its bits.
+
+    copgen: RUN/pretrain/METHOD/encoder.safetensors. copgen-model: with the projection head, as in
+    RUN/pretrain/METHOD/checkpoint.pt. supcon: the reference's SupConResNet, {"model": ...}. torchvision: resnet18
+    or resnet50 without fc. vissl: classy_state_dict with a trunk. detectron2: {"model": ..., "matching_heuristics"}.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    """.safetensors, or what torch.save or pickle wrote."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """File to write: .safetensors (flat names), .pth, or, for detectron2, .pkl (numpy arrays)."""
+    to: Spelling
+    """Names to write."""
+    from_: Annotated[Spelling | Literal["auto"], tyro.conf.arg(name="from")] = "auto"
+    """Names to read; auto recognises them."""
+    parallel: bool = False
+    """With --to supcon: encoder.module. names, as the reference writes and expects on several GPUs."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+
+def check_paths(job: NavigatorJob | EncoderJob, suffixes: tuple[str, ...]) -> None:
+    """Refuse what could not be read or would be lost.
+
+    Raises:
+        UsageError: no such input, an existing output without --overwrite, or a suffix that is none of `suffixes`.
+    """
+    if not job.source.is_file():
+        raise UsageError(f"{job.source} is no file")
+    if job.out.suffix not in suffixes:
+        raise UsageError(f"{job.out}: expected a name that ends in {' or '.join(suffixes)}")
+    if job.out.exists() and (not job.overwrite or job.out.is_dir()):
+        raise UsageError(f"{job.out} exists: give --overwrite to replace it, or choose another name")
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Put a file's name before what is wrong with its content."""
+    with unpickle.damage(str(path)):
+        try:
+            yield
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+
+
+def encode_safetensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
+    """The bytes of a safetensors file; `record` goes into its metadata as JSON, as one entry for a fixed order."""
+    return safetensors.torch.save(tensors, {"copgen_fast": json.dumps(record, sort_keys=True)})
+
+
+# Navigators
+
+
+def walker(tree: Any) -> tuple[str, dict[str, Tensor]]:
+    """The navigator in what a checkpoint holds.
+
+    Returns:
+        Its kind, `nonlinear` or `linear`, and Navigator's state dict.
+
+    Raises:
+        UsageError: there is none, or one of a form that Navigator does not have.
+        CorruptArtifactError: it holds NaN or infinity.
+    """
+    found = tree.get("nn_walker", tree) if isinstance(tree, dict) else tree
+    layers = []
+    if isinstance(found, Shell):
+        module, found = found, unpickle.state_dict(found)
+        layers = [name.rpartition(".")[2] for name in leaf_modules(module)]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Stored) for value in found.values()):
+        first = ", ".join(map(str, list(tree)[:4])) if isinstance(tree, dict) else type(tree).__name__
+        raise UsageError(f"it holds no navigator (nn_walker), but {first}")
+    names = [name.removeprefix("module.") for name in found]
+    kinds = {
+        "nonlinear": ["walker.0.weight", "walker.0.bias", "walker.2.weight", "walker.2.bias"],
+        "linear": ["walker.0.weight", "walker.0.bias", "walker.1.weight", "walker.1.bias"],
+    }
+    expected_layers = {"nonlinear": ["Linear", "ReLU", "Linear"], "linear": ["Linear", "Linear"]}
+    kind = next((kind for kind, wanted in kinds.items() if sorted(wanted) == sorted(names)), None)
+    if kind is None or layers not in ([], expected_layers[kind]):
+        raise UsageError(f"it is no navigator of two layers: {', '.join([*names, *layers][:8])}")
+    tensors = {name: value.read() for name, value in zip(names, found.values(), strict=True)}
+    latent_dim = tensors["walker.0.weight"].shape[-1]
+    for name, tensor in tensors.items():
+        wanted = (latent_dim, latent_dim) if name.endswith("weight") else (latent_dim,)
+        if tuple(tensor.shape) != wanted or tensor.dtype != torch.float32:
+            raise UsageError(
+                f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(wanted)} torch.float32: a hidden "
+                "layer of another width (the reference's --reduction_ratio) has no counterpart here"
+            )
+        if not tensor.isfinite().all():
+            raise CorruptArtifactError(f"{name} holds NaN or infinity")
+    return kind, {name: tensors[name] for name in kinds[kind]}
+
+
+def leaf_modules(module: Shell) -> list[str]:
+    """Classes of the modules without children, in order. First call `state_dict`, which refuses a cycle."""
+    children = [child for child in module.state.get("_modules", {}).values() if child is not None]
+    return [name for child in children for name in leaf_modules(child)] if children else [module.of]
+
+
+@torch.inference_mode()
+def displacements(navigator: Navigator) -> dict[str, float]:
+    """E||T(z)|| over seeded latents of each prior, to four digits, so that every machine writes the same."""
+    found = {}
+    for prior in ("normal", "truncnorm"):
+        z = latents.sample(prior, 0, (SAMPLES, navigator.latent_dim))
+        found[prior] = round(navigator(z).norm(dim=1).double().mean().item(), 4)
+    return found
+
+
+def convert_navigator(job: NavigatorJob) -> None:
+    """Read a reference navigator, write ours, print what it is."""
+    check_paths(job, (".safetensors",))
+    data = job.source.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    with explained(job.source):
+        kind, tensors = walker(unpickle.loads(data, str(job.source)))
+    navigator = Navigator(tensors["walker.0.weight"].shape[0], kind)
+    artifacts.load_strictly(navigator, tensors, job.source)
+    lengths = displacements(navigator)
+    record = {"kind": kind, "latent_dim": navigator.latent_dim, "source_sha256": digest, "displacement_norm": lengths}
+    artifacts.write_bytes(job.out, encode(".safetensors", "navigator", tensors, record))
+    print(f"{job.source}: a {kind} navigator, sha256 {digest}")
+    for name, tensor in tensors.items():
+        print(f"  {name} {list(tensor.shape)}, std {tensor.std():.4f}, largest {tensor.abs().max():.4f}")
+    print(f"  E||T(z)|| over {SAMPLES} latents: {lengths['normal']} for N(0, I), {lengths['truncnorm']} for truncnorm")
+    print(f"wrote {job.out}" + ("; use it with --navigator.kind linear" if kind == "linear" else ""))
+
+
+# Encoders
+
+
+def encode_pickle(content: dict[str, Any]) -> bytes:
+    """Pickle of protocol 2 whose arrays every numpy reads (numpy 2 would name a module that numpy 1 lacks)."""
+    data = pickle.dumps(content, protocol=2)
+    return data.replace(b"cnumpy._core.multiarray\n_reconstruct\n", b"cnumpy.core.multiarray\n_reconstruct\n", 1)
+
+
+def encode(suffix: str, spelling: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
+    """The bytes of a file in the format that goes with `suffix`.
+
+    Raises:
+        UsageError: numpy has no such dtype, or .pkl for others than detectron2.
+    """
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    if suffix == ".safetensors":
+        return encode_safetensors(tensors, record)
+    if suffix == ".pkl":
+        if spelling != "detectron2":
+            raise UsageError(f".pkl is detectron2's; write {spelling} as .safetensors or .pth")
+        if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+            raise UsageError("numpy has no bfloat16: write .pth")
+        return encode_pickle(wrap(spelling, {name: tensor.numpy() for name, tensor in tensors.items()}))
+    buffer = io.BytesIO()
+    torch.save(wrap(spelling, tensors), buffer)
+    return buffer.getvalue()
+
+
+def convert_encoder(job: EncoderJob) -> None:
+    """Read an encoder under one spelling, write it under another, print what was left out or added."""
+    check_paths(job, _SUFFIXES)
+    digest = artifacts.sha256(job.source)
+    with explained(job.source):
+        safe = job.source.suffix == ".safetensors"
+        tree = artifacts.read_tensors(job.source) if safe else unpickle.load(job.source)
+        weights = read_encoder(tree, job.from_)
+    tensors, notes = write_encoder(weights, job.to, job.parallel)
+    record = {"names": job.to, "encoder": weights.config.name, "source_sha256": digest}
+    artifacts.write_bytes(job.out, encode(job.out.suffix, job.to, tensors, record))
+    stem = "7x7" if weights.config.stem == "imagenet" else "3x3"
+    print(
+        f"{job.source}: {weights.config.name} of width {weights.config.width} with a {stem} stem in "
+        f"{weights.spelling} names, sha256 {digest}"
+    )
+    for note in (*weights.notes, *notes):
+        print(f"  {note}")
+    print(f"wrote {job.out}: {len(tensors)} tensors in {job.to} names")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one file; returns the exit code: 0, 2 for a fault of usage, else 1."""
+    navigator = Annotated[NavigatorJob, tyro.conf.subcommand("navigator")]
+    encoder = Annotated[EncoderJob, tyro.conf.subcommand("encoder")]
+    job = tyro.cli(navigator | encoder, prog="python -m copgen_fast.convert", args=arguments)
+    try:
+        convert_navigator(job) if isinstance(job, NavigatorJob) else convert_encoder(job)
+    except CopgenError as error:
+        return report(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

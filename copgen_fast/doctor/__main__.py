@@ -1,0 +1,97 @@
+"""Look at this machine: python -m copgen_fast.doctor [--json FILE] [--quick].
+
+What is here, which backend every op takes and why, how accurate each is beside PyTorch's operators, and about how long
+the paper's two runs would take.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from copgen_fast.doctor import accuracy, machine
+from copgen_fast.doctor.accuracy import Check
+from copgen_fast.errors import CopgenError, report
+from copgen_fast.ops.backend import backends, reason, resolve
+from copgen_fast.runtime import artifacts, devices
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """What this machine has, what runs on it how, and how fast: half a minute."""
+
+    json: Path | None = None
+    """File for all that was found."""
+    quick: bool = False
+    """Leave out the estimates: a few seconds."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Examine; returns 0, 1 where an op is less accurate than it should be, 2 for a fault of usage."""
+    options = tyro.cli(DoctorConfig, prog="python -m copgen_fast.doctor", args=arguments)
+    try:
+        found, healthy = examine(devices.resolve(options.device, "fp32"), options.quick)
+        if options.json is not None:
+            artifacts.write_json(options.json, found)
+    except CopgenError as error:
+        return report(error)
+    return 0 if healthy else 1
+
+
+def examine(device: torch.device, quick: bool) -> tuple[dict[str, object], bool]:
+    """Print what is found as it comes; returns it, and whether every op is as accurate as it should be."""
+    facts = list(machine.facts(device))
+    show("machine", ([fact.name, str(fact)] for fact in facts))
+    chosen = [(op, resolve(op, device), reason(op, device)) for op in backends()]
+    show(f"ops on {device}, float32", ([op, backend, f"({why})"] for op, backend, why in chosen))
+    checks = list(accuracy.checks(device))
+    header = ["op", "backend", "dtype", "of", "error", "PyTorch's", "ratio", ""]
+    show("relative errors against float64, beside PyTorch's operators", [header, *map(_check, checks)])
+    found: dict[str, object] = {
+        "device": str(device),
+        "machine": [asdict(fact) for fact in facts],
+        "backends": {op: {"backend": backend, "why": why} for op, backend, why in chosen},
+        "accuracy": [asdict(check) for check in checks],
+    }
+    if not quick:
+        found["estimates"] = _estimates(device)
+    return found, all(check.passed for check in checks)
+
+
+def _check(check: Check) -> list[str]:
+    verdict = "" if check.passed else f"more than {accuracy.ALLOWED:g} times PyTorch's: report this"
+    numbers = f"{check.error:.1e}", f"{check.pytorch:.1e}", f"{check.ratio:.2f}"
+    return [check.op, check.backend, check.dtype, check.of, *numbers, verdict]
+
+
+def _estimates(device: torch.device) -> list[dict[str, object]]:
+    from copgen_fast.doctor import estimates
+
+    busy = f"; load {os.getloadavg()[0]:.1f} as they start" if hasattr(os, "getloadavg") else ""
+    print(f"\nthe paper's runs: estimates from a few steps on random weights, without reading data{busy}", flush=True)
+    done = []
+    for call in estimates.estimates(device):
+        one = call()
+        print(one, flush=True)
+        done.append(asdict(one))
+    return done
+
+
+def show(title: str, rows: Iterable[list[str]]) -> None:
+    """Print rows as columns under a title."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows)
+    print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""What the paper's two runs would take on a device: a few real steps of their stages, extrapolated.
+
+On random weights and random images, as how long a step takes does not depend on them. Reading pairs is left out, and
+so is what a device does when it is hot.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from copgen_fast.config import EncoderConfig, NavigatorConfig, PretrainConfig, RunConfig
+from copgen_fast.errors import CopgenError
+from copgen_fast.generators import optimize
+from copgen_fast.generators.bigbigan import BigBiGAN
+from copgen_fast.pairs.read.batch import NO_LABEL, PairBatch
+from copgen_fast.positives.navigator import untrained
+from copgen_fast.runtime import devices, seeds
+from copgen_fast.runtime.memory import available_memory, peak_memory
+from copgen_fast.stages import Run, navigator, pretrain
+
+Step = Callable[[], object]
+
+# The paper's: 200K latents; 1.3M pairs, 100 times.
+SAMPLES, PAIRS = 200_000, 130_000_000
+SIDE = 128
+# Batches whose memory is measured, and seconds of steps that are timed.
+BATCHES = {"cpu": (1, 3), "cuda": (16, 48)}
+SECONDS = 5.0
+_LEAST_STEPS = 2
+# Of the memory that is available, what a run should leave.
+_SPARE = 0.05
+
+
+@dataclass(frozen=True)
+class Work:
+    """One of the paper's runs: a step for any batch size.
+
+    Attributes:
+        name, what: the stage, and what it computes and how, for people.
+        samples: of the whole run; `batch` is the paper's.
+        step: a batch size -> the step, ready to be called.
+    """
+
+    name: str
+    what: str
+    samples: int
+    batch: int
+    step: Callable[[int], Step]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take.
+
+    Attributes:
+        batch, steps: of the timed steps.
+        seconds: a sample, the median; `fastest` and `slowest` step's likewise.
+        hours: of the whole run, at the median.
+        largest_batch: that fits into `available_mb`, by a line through `peak_mb` (batch size: 10^6 bytes of a step
+            beside weights and optimisers); None where memory can't be told.
+    """
+
+    name: str
+    what: str
+    samples: int
+    batch: int
+    steps: int
+    seconds: float
+    fastest: float
+    slowest: float
+    hours: float
+    peak_mb: dict[int, float]
+    available_mb: float | None
+    largest_batch: int | None
+
+    def __str__(self) -> str:
+        """Three lines for people."""
+        slow, fast = 1 / self.slowest, 1 / self.fastest
+        hours = self.samples / 3600
+        lines = [
+            f"  {self.name}: {self.what}",
+            f"    {1 / self.seconds:.3g} samples/s ({slow:.3g} to {fast:.3g} in {self.steps} steps of {self.batch}): "
+            f"{_duration(self.hours)} for {self.samples:,} samples "
+            f"({_duration(hours * self.fastest)} to {_duration(hours * self.slowest)})",
+        ]
+        if self.largest_batch is None:
+            return "\n".join([*lines, "    largest batch: memory cannot be told here"])
+        (small, low), (large, high) = self.peak_mb.items()
+        lines.append(
+            f"    largest batch: about {self.largest_batch:,} in the {self.available_mb / 1e3:.1f} GB available, by a "
+            f"line through {low / 1e3:.2f} GB at {small} and {high / 1e3:.2f} GB at {large}"
+        )
+        return "\n".join(lines)
+
+
+def _duration(hours: float) -> str:
+    if hours < 2:
+        return f"{hours * 60:.0f} min"
+    if hours < 72:
+        return f"{hours:.1f} h"
+    return f"{hours / 24:.1f} days" if hours < 240 else f"{hours / 24:,.0f} days"
+
+
+def estimates(device: torch.device) -> list[Callable[[], Estimate]]:
+    """Of the navigator with BigBiGAN at 128 pixels, and of ResNet-50's pretraining, when they are called."""
+    return [lambda make=make: estimate(make(device), device) for make in (navigator_work, pretrain_work)]
+
+
+def estimate(work: Work, device: torch.device, seconds: float = SECONDS) -> Estimate:
+    """Time steps for about `seconds`, and see how their memory grows with the batch."""
+    small, large = BATCHES[device.type]
+    work.step(small)()  # allocates the optimisers' state
+    peaks = {batch: peak_memory(work.step(batch), device) for batch in (small, large)}
+    available = available_memory(device)
+    fits = None
+    if available is not None and None not in peaks.values():
+        fits = largest_batch(peaks, available * (1 - _SPARE))
+    # The paper's on a GPU, where it fits with room for what the line does not know of.
+    batch = large if device.type == "cpu" or fits is None else max(1, min(work.batch, int(0.8 * fits)))
+    took = [s / batch for s in timed(work.step(batch), device, seconds)]
+    median = statistics.median(took)
+    return Estimate(
+        name=work.name,
+        what=work.what,
+        samples=work.samples,
+        batch=batch,
+        steps=len(took),
+        seconds=median,
+        fastest=min(took),
+        slowest=max(took),
+        hours=median * work.samples / 3600,
+        peak_mb={} if None in peaks.values() else peaks,
+        available_mb=available,
+        largest_batch=fits,
+    )
+
+
+def timed(step: Step, device: torch.device, seconds: float) -> list[float]:
+    """Seconds of each of as many calls as fill `seconds`, two or more, after one that is not counted on a GPU."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    if device.type == "cuda":  # libraries choose their algorithms
+        once()
+    took: list[float] = []
+    while len(took) < _LEAST_STEPS or sum(took) + min(took) < seconds:
+        took.append(once())
+    return took
+
+
+def largest_batch(peaks: dict[int, float], available: float) -> int | None:
+    """Where the line through two batches' peaks reaches what is available; None if it does not rise."""
+    (small, low), (large, high) = sorted(peaks.items())
+    slope = (high - low) / (large - small)
+    return int((available - low) / slope + small) if slope > 0 else None
+
+
+def navigator_work(device: torch.device) -> Work:
+    """The paper's navigator: BigBiGAN-128, a ResNet-18 estimator, SimCLR's augmentation."""
+    level = "exact" if device.type == "cpu" else "half"
+    published = _random_bigbigan(device)
+    try:
+        G = _rewritten(published, level)
+    except CopgenError:  # half precision changes images of these weights too much
+        level = "exact"
+        G = _rewritten(published, level)
+    del published
+    return navigator_work_of(G, EncoderConfig("resnet18", "imagenet"), f"BigBiGAN-{SIDE}, {level}; ResNet-18", device)
+
+
+def navigator_work_of(G: nn.Module, estimator: EncoderConfig, what: str, device: torch.device) -> Work:
+    """The navigator stage's step with any generator."""
+    options = NavigatorConfig(estimator=estimator)
+    config = RunConfig(navigator=options)
+    T = untrained(G.latent_dim, options, config.seed).to(device)
+    game = navigator.make_game(Run(config, Path(), device), G, T)
+    index = itertools.count()
+
+    def step(batch: int) -> Step:
+        of_batch = replace(config, navigator=replace(options, batch=batch))
+        return lambda: navigator.alternating_step(game, navigator.draw_batch(of_batch, G, next(index), device))
+
+    precision = devices.resolve_precision(config.precision, device)
+    return Work("navigator", f"{what}, {precision}", SAMPLES, options.batch, step)
+
+
+def pretrain_work(device: torch.device) -> Work:
+    """The paper's ResNet-50 on pairs of 128 x 128 pixels."""
+    return pretrain_work_of(EncoderConfig("resnet50", "imagenet"), f"ResNet-50, {SIDE} px", SIDE, device)
+
+
+def pretrain_work_of(encoder: EncoderConfig, what: str, side: int, device: torch.device) -> Work:
+    """The pretraining stage's step with any encoder, on uint8 pairs in the host's memory."""
+    options = PretrainConfig(encoder=encoder)
+    config = RunConfig(pretrain=options)
+    learner = pretrain.make_learner(config, device)
+    index = itertools.count()
+
+    def step(batch: int) -> Step:
+        random = seeds.generator("doctor pairs")
+        images = torch.randint(0, 256, (2, batch, 3, side, side), dtype=torch.uint8, generator=random)
+        pairs = PairBatch(*images, torch.full((batch,), NO_LABEL))
+        return lambda: pretrain.pretrain_step(
+            learner, pretrain.make_batch(config, next(index), pairs, options.lr, device)
+        )
+
+    precision = devices.resolve_precision(config.precision, device)
+    return Work("pretrain", f"{what}, {precision}", PAIRS, options.batch, step)
+
+
+def _random_bigbigan(device: torch.device) -> BigBiGAN:
+    with seeds.seeded("doctor generator"):
+        return BigBiGAN(resolution=SIDE).eval().requires_grad_(False).to(device)
+
+
+def _rewritten(published: BigBiGAN, level: str) -> nn.Module:
+    """As `optimize` makes it; on the CPU without its comparison, which takes as long as the steps to time."""
+    if published.linear.weight.device.type != "cpu":
+        return optimize(published, level)
+    with torch.no_grad():
+        return published.rewritten().eval()

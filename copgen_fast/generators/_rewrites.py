@@ -1,0 +1,40 @@
+"""The exact rewrites of a generator, each of which can be left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rewrites:
+    """Which rewrites to make; all change rounding only.
+
+    Attributes:
+        spectral: divide weights by their spectral norms once, not at every forward.
+        modulation: normalisation and condition as one scale and one shift a channel and sample, those of all layers
+            from one product with z.
+        shortcut: the shortcut's 1 x 1 convolution before its upsampling, a quarter of the work; where it has none, it
+            is added without being upsampled first.
+        upsampling: nearest upsampling and 3 x 3 convolution as one transposed 4 x 4 convolution (16 products in place
+            of 36), or by differences of neighbours (9) where channels are many.
+        winograd: 3 x 3 convolutions by F(2 x 2, 3 x 3) (16 products in place of 36) where channels are many.
+        attention: PyTorch's fused attention.
+        fused_norm: a normalisation's scale, shift and ReLU in one pass over the values, in place without gradients
+            (`ops.cond_norm`), and its gradient in one.
+        lean: convolutions keep no activations for the backward, as their weights take no gradient: the same products,
+            in less memory.
+        channels_last: pixels' channels next to each other.
+    """
+
+    spectral: bool = True
+    modulation: bool = True
+    shortcut: bool = True
+    upsampling: bool = True
+    winograd: bool = True
+    attention: bool = True
+    fused_norm: bool = True
+    lean: bool = True
+    channels_last: bool = True
+
+
+ALL = Rewrites()

@@ -1,0 +1,349 @@
+"""Labelled image sets for probing and for real-image baselines, in memory as uint8 tensors."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+
+from copgen_fast.config import DataConfig
+from copgen_fast.errors import UsageError
+from copgen_fast.ops.checks import expect_tensor
+
+_UINT8 = (torch.uint8,)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A data set with its two splits.
+
+    Attributes:
+        train_images, test_images: uint8 [N, 3, H, W].
+        train_labels, test_labels: int64 [N], in 0 .. num_classes - 1.
+
+    Raises:
+        TypeError, ValueError: a tensor of another dtype or shape; the message names it.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            images = expect_tensor(f"{split}_images", getattr(self, f"{split}_images"), ("N", 3, "H", "W"), _UINT8)
+            expect_tensor(f"{split}_labels", getattr(self, f"{split}_labels"), (len(images),), (torch.int64,))
+
+    @property
+    def num_classes(self) -> int:
+        return int(max(self.train_labels.max(), self.test_labels.max())) + 1
+
+
+class RealPairs(Dataset):
+    """Real images as pairs: each is its own positive, as in plain SimCLR.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N], where the objective is to see them.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        self.images = expect_tensor("images", images, ("N", 3, "H", "W"), _UINT8)
+        self.labels = labels if labels is None else expect_tensor("labels", labels, (len(images),), (torch.int64,))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """The same image twice, uint8 [3, H, W], and its label, or -1."""
+        image = self.images[index]
+        return image, image, -1 if self.labels is None else int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class _TorchvisionSet:
+    """How to ask torchvision for a data set: its class, arguments for the parts of each split, the files it reads."""
+
+    cls: str
+    train: tuple[dict[str, Any], ...]
+    test: tuple[dict[str, Any], ...]
+    files: str
+
+
+_BOOLEAN = ({"train": True},), ({"train": False},)
+_SPLIT = ({"split": "train"},), ({"split": "test"},)
+_TRAINVAL = ({"split": "trainval"},), ({"split": "test"},)
+_TRAIN_AND_VAL = ({"split": "train"}, {"split": "val"}), ({"split": "test"},)
+
+# Where a set has a validation split, it is trained on as well, as is usual in transfer experiments.
+_TORCHVISION: dict[str, _TorchvisionSet] = {
+    "cifar10": _TorchvisionSet("CIFAR10", *_BOOLEAN, "cifar-10-batches-py/"),
+    "cifar100": _TorchvisionSet("CIFAR100", *_BOOLEAN, "cifar-100-python/"),
+    "mnist": _TorchvisionSet("MNIST", *_BOOLEAN, "MNIST/raw/*-ubyte"),
+    "fashionmnist": _TorchvisionSet("FashionMNIST", *_BOOLEAN, "FashionMNIST/raw/*-ubyte"),
+    "kmnist": _TorchvisionSet("KMNIST", *_BOOLEAN, "KMNIST/raw/*-ubyte"),
+    "usps": _TorchvisionSet("USPS", *_BOOLEAN, "usps.bz2 and usps.t.bz2"),
+    "svhn": _TorchvisionSet("SVHN", *_SPLIT, "train_32x32.mat and test_32x32.mat"),
+    "stl10": _TorchvisionSet("STL10", *_SPLIT, "stl10_binary/"),
+    "gtsrb": _TorchvisionSet("GTSRB", *_SPLIT, "gtsrb/"),
+    "food101": _TorchvisionSet("Food101", *_SPLIT, "food-101/"),
+    "stanfordcars": _TorchvisionSet("StanfordCars", *_SPLIT, "stanford_cars/"),
+    "oxfordiiitpet": _TorchvisionSet("OxfordIIITPet", *_TRAINVAL, "oxford-iiit-pet/"),
+    "fgvcaircraft": _TorchvisionSet("FGVCAircraft", *_TRAINVAL, "fgvc-aircraft-2013b/"),
+    "flowers102": _TorchvisionSet("Flowers102", *_TRAIN_AND_VAL, "flowers-102/"),
+    "dtd": _TorchvisionSet("DTD", *_TRAIN_AND_VAL, "dtd/"),
+}
+
+
+def names() -> list[str]:
+    """Names that `load` knows."""
+    return ["digits", "npz", "folder", *sorted(_TORCHVISION)]
+
+
+def load(config: DataConfig) -> LabelledImages:
+    """Read the data set `config.name` from `config.root` into memory; nothing is downloaded.
+
+    Images come out as uint8 [N, 3, S, S], S = config.image_size: grey is repeated to three channels; the shorter
+    side is resized to S (bicubic, antialiased) and the centre cut out, unless they are S x S already. Labels are
+    0 .. C - 1, and every class has training images.
+
+    Raises:
+        UsageError: an unknown name; root or files missing, damaged or of another form; more images than memory.
+    """
+    root = find(config)
+    if root is None:
+        return digits(config.image_size)
+    if config.name == "npz":
+        data = _npz(root, config.image_size)
+    else:
+        splits = _folder(root) if config.name == "folder" else _torchvision(_TORCHVISION[config.name], root)
+        _expect_memory(sum(map(len, splits)), config.image_size)
+        data = LabelledImages(*(part for split in splits for part in _decode(split, config)))
+    _expect_classes(data, config)
+    return data
+
+
+def find(config: DataConfig) -> Path | None:
+    """Where the data set lies, of which nothing is read yet; None of the embedded one.
+
+    Raises:
+        UsageError: an unknown name; nothing there, or something of another kind.
+    """
+    if config.name not in names():
+        raise UsageError(f"unknown data set {config.name!r}: choose from {', '.join(names())}")
+    if config.image_size < 1:
+        raise UsageError(f"--data.image-size: expected at least 1, got {config.image_size}")
+    if config.name == "digits":
+        return None
+    if config.name == "npz":
+        path = _root(config, "an .npz file")
+        if not path.is_file():
+            raise UsageError(f"--data.root {path} is a folder: data set 'npz' needs the .npz file itself")
+        return path
+    if config.name == "folder":
+        return _root(config, "a folder that holds train/CLASS/* and test/CLASS/*")
+    return _root(config, f"the folder that holds {_TORCHVISION[config.name].files}")
+
+
+def digits(image_size: int = 32) -> LabelledImages:
+    """scikit-learn's handwritten digits: 1797 real 8x8 scans of 17 grey levels, ten classes.
+
+    The split is fixed (stratified; 1437 to train on, 360 held out). Scans are upsampled by bicubic
+    interpolation to `image_size` and repeated to three channels.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    scans, labels = load_digits(return_X_y=True)
+    indices = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=0)
+    images = resize(torch.from_numpy(scans).float().view(-1, 1, 8, 8) / 16, image_size)
+    images = (images.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    labels = torch.from_numpy(labels).long()
+    train, test = (torch.tensor(part) for part in indices)
+    return LabelledImages(images[train].contiguous(), labels[train], images[test].contiguous(), labels[test])
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Bicubic resize of float images [N, C, H, W] in [0, 1]; the result may overshoot that range."""
+    return F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
+
+
+def _root(config: DataConfig, what: str) -> Path:
+    if config.root is None:
+        raise UsageError(f"data set {config.name!r} needs --data.root: {what} (nothing is downloaded)")
+    path = Path(config.root).expanduser()
+    if not path.exists():
+        raise UsageError(f"--data.root {path} does not exist: data set {config.name!r} needs {what} there")
+    return path
+
+
+def _npz(path: Path, size: int) -> LabelledImages:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            shapes = _npz_shapes(archive, path)
+            count = shapes["train_images"][0] + shapes["test_images"][0]
+            _expect_memory(count, size, beside=sum(map(math.prod, shapes.values())))
+            arrays = {}
+            for key in shapes:
+                with archive.open(f"{key}.npy") as file:
+                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+        raise UsageError(f"{path} is truncated or no .npz file ({error}): write it anew with numpy.savez") from error
+    return LabelledImages(
+        _fit(torch.from_numpy(arrays["train_images"]).movedim(3, 1), size),
+        torch.from_numpy(arrays["train_labels"].astype(np.int64)),
+        _fit(torch.from_numpy(arrays["test_images"]).movedim(3, 1), size),
+        torch.from_numpy(arrays["test_labels"].astype(np.int64)),
+    )
+
+
+def _npz_shapes(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the four arrays, checked before anything is decoded."""
+    shapes = {}
+    for key in ("train_images", "train_labels", "test_images", "test_labels"):
+        if f"{key}.npy" not in archive.namelist():
+            held = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise UsageError(f"{path} has no array {key!r} (it holds: {held}): add it")
+        with archive.open(f"{key}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        if key.endswith("images"):
+            fits, form = dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3), "uint8 [N, H, W, 1 or 3]"
+        else:
+            count = shapes[key.replace("labels", "images")][0]
+            fits, form = dtype.kind in "iu" and shape == (count,), f"integers [{count}], one for each image"
+        if not fits or 0 in shape:
+            raise UsageError(f"{path}: {key} is {dtype} {list(shape)}, expected {form}")
+        shapes[key] = shape
+    return shapes
+
+
+def _folder(root: Path) -> tuple[Dataset, Dataset]:
+    from torchvision.datasets import ImageFolder
+
+    splits = []
+    for split in (root / "train", root / "test"):
+        if not split.is_dir():
+            raise UsageError(f"{split} is missing: put images there as {split.name}/CLASS/FILE")
+        try:
+            splits.append(ImageFolder(str(split), loader=_open))
+        except FileNotFoundError as error:  # no class folders, or one without images
+            raise UsageError(f"{split} should hold images as CLASS/FILE: {error}") from error
+    train, test = splits
+    if train.classes != test.classes:
+        odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+        raise UsageError(f"{root}: train and test must have the same classes; in one of them only: {odd}")
+    return train, test
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except _UNREADABLE as error:
+        raise UsageError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+
+
+def _torchvision(known: _TorchvisionSet, root: Path) -> tuple[Dataset, Dataset]:
+    from torchvision import datasets
+
+    build = getattr(datasets, known.cls)
+    try:
+        train, test = (
+            ConcatDataset([build(str(root), download=False, **part) for part in parts])
+            for parts in (known.train, known.test)
+        )
+    except (RuntimeError, ValueError, EOFError, OSError) as error:  # torchvision's for missing or damaged files
+        raise UsageError(
+            f"{root} lacks a whole {known.files}: put there what "
+            f"torchvision.datasets.{known.cls}({str(root)!r}, download=True) would; nothing is downloaded here"
+        ) from error
+    return train, test
+
+
+def _decode(items: Dataset, config: DataConfig) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 3, S, S] and labels int64 [N]; threads read them, as Pillow releases the lock."""
+    size = config.image_size
+    images = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
+    labels = torch.empty(len(items), dtype=torch.int64)
+
+    def read(block: range) -> None:
+        for index in block:
+            try:
+                image, label = items[index]
+            except _UNREADABLE as error:
+                raise UsageError(
+                    f"image {index} of {config.name} cannot be read ({error}): replace its file"
+                ) from error
+            pixels = torch.from_numpy(np.array(image.convert("RGB")))
+            images[index] = _fit(pixels.movedim(2, 0)[None], size)[0]
+            labels[index] = int(label)
+
+    blocks = [range(start, min(start + 256, len(items))) for start in range(0, len(items), 256)]
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(read, blocks):
+            pass
+    return images, labels
+
+
+def _fit(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, 1 or 3, H, W] -> contiguous uint8 [N, 3, size, size]: shorter side to `size`, then the centre."""
+    height, width = images.shape[2:]
+    scale = size / min(height, width)
+    shape = (round(height * scale), round(width * scale))
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    fitted = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for block, out in zip(images.split(1024), fitted.split(1024), strict=True):  # bounds the memory between
+        if shape != (height, width):
+            block = F.interpolate(block, size=shape, mode="bicubic", align_corners=False, antialias=True)
+        out.copy_(block[:, :, top : top + size, left : left + size])
+    return fitted
+
+
+def _expect_classes(data: LabelledImages, config: DataConfig) -> None:
+    train, test = data.train_labels.unique().tolist(), data.test_labels.unique().tolist()
+    if train != list(range(len(train))) or not set(test) <= set(train):
+        raise UsageError(
+            f"{config.root}: labels must be 0 .. C - 1, each with training images; "
+            f"training labels are {_shown(train)}, test labels {_shown(test)}"
+        )
+
+
+def _shown(labels: list[int]) -> str:
+    return f"{', '.join(map(str, labels[:12]))}{', ...' if len(labels) > 12 else ''}"
+
+
+def _expect_memory(count: int, size: int, beside: int = 0) -> None:
+    """Refuse before decoding what would not fit; `beside`: bytes held at the same time."""
+    needed, free = count * 3 * size**2 + beside, _free_memory()
+    if free is not None and needed > free:
+        raise UsageError(
+            f"{count} images of {size} px take {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB of memory are "
+            "free: lower --data.image-size or take fewer images"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system doesn't tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kib = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(kib[0]) * 1024 if kib else None

@@ -1,0 +1,48 @@
+"""Objectives on embeddings of a joint batch of views, anchors first."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from copgen_fast.ops import info_nce
+from copgen_fast.ops.backend import resolve
+from copgen_fast.ops.checks import expect_tensor
+
+
+def nt_xent(
+    embeddings: Tensor,
+    temperature: float,
+    base_temperature: float | None,
+    labels: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Symmetric NT-Xent of embeddings [2N, D] whose rows i and N + i are views of one instance; a scalar.
+
+    With labels, int64 [N], it is the supervised contrastive loss: all rows of a class are positives of each other.
+
+    Args:
+        group: negatives, and positives of a class, from all its ranks, which must have equally many rows each: see
+            `ops.info_nce`.
+
+    Raises:
+        TypeError, ValueError: no floating-point matrix, or an odd number of rows.
+    """
+    expect_tensor("embeddings", embeddings, ("2N", "D"))
+    if len(embeddings) % 2:
+        raise ValueError(f"embeddings: expected anchors and as many positives, got {len(embeddings)} rows")
+    dtype = product_dtype(embeddings.dtype, embeddings.device, embeddings.shape[1])
+    anchors, positives = embeddings.to(dtype).chunk(2)
+    factor = {"temperature": temperature, "base_temperature": base_temperature}
+    return info_nce(anchors, positives, **factor, labels=labels, group=group, equal_batches=True)
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device, dimension: int) -> torch.dtype:
+    """In which embeddings of `dtype` are multiplied: at least float32, but float16 on Turing, whose kernel takes no
+    other. Its sums are float32 nevertheless.
+    """
+    half = dtype == torch.float16 and device.type == "cuda"
+    if half and resolve("info_nce", device, dtype=dtype, dimension=dimension) == "cuda":
+        return dtype
+    return torch.promote_types(dtype, torch.float32)

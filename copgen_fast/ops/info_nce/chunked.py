@@ -1,0 +1,112 @@
+"""The primitive of InfoNCE in PyTorch, some rows at a time: what runs where nothing is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from copgen_fast.ops.backend import installed
+
+# Entries of a chunk of the similarity matrix; some five such chunks of float32 exist at a time. A CPU's fit its cache.
+_CHUNK = {"cpu": 1 << 20}
+_CHUNK_ELSEWHERE = 1 << 23
+
+
+def row_losses(
+    rows: Tensor,
+    columns: Tensor | None,
+    temperature: float,
+    bound: float,
+    offset: int,
+    shift: int,
+    exclude_self: bool,
+    losses: Tensor,
+    lse: Tensor,
+    nearest: Tensor | None,
+    similarity: Tensor | None,
+) -> None:
+    """Fill losses, lse and, where given, nearest and similarity; see `copgen_fast.ops.info_nce.operator`."""
+    columns = rows if columns is None else columns
+    fused = _epilogue(rows)
+    for here, s in _products(rows, columns):
+        if fused is not None:
+            filled = [x if x is None else x[here] for x in (losses, lse, nearest, similarity)]
+            fused.losses_of(s, temperature, here.start, len(rows), offset, shift, exclude_self, *filled)
+            continue
+        s.div_(temperature)
+        target = _targets(here, offset, shift, len(rows), rows.device)
+        of_target = s.gather(1, target[:, None])[:, 0] if shift >= 0 else 0
+        if exclude_self:
+            s.diagonal(offset + here.start).fill_(-torch.inf)
+        if nearest is not None:
+            torch.max(s, dim=1, out=(similarity[here], nearest[here]))
+        torch.logsumexp(s, dim=1, out=lse[here])
+        torch.sub(lse[here], of_target, out=losses[here])
+
+
+def row_gradients(
+    rows: Tensor,
+    columns: Tensor | None,
+    temperature: float,
+    bound: float,
+    row_lse: Tensor | None,
+    row_grad: Tensor | None,
+    column_lse: Tensor | None,
+    column_grad: Tensor | None,
+    offset: int,
+    shift: int,
+    exclude_self: bool,
+    grad_rows: Tensor,
+) -> None:
+    """Fill grad_rows; see `copgen_fast.ops.info_nce.operator`."""
+    if columns is None:
+        columns, column_lse, column_grad = rows, row_lse, row_grad
+    fused = _epilogue(rows)
+    for here, s in _products(rows, columns):
+        if fused is not None:
+            statistics = (*(x if x is None else x[here] for x in (row_lse, row_grad)), column_lse, column_grad)
+            fused.weigh(s, temperature, here.start, len(rows), offset, shift, exclude_self, *statistics)
+            torch.mm(s, columns, out=grad_rows[here]).div_(temperature)
+            continue
+        s.div_(temperature)
+        weights = torch.zeros_like(s)
+        of_target = s.new_zeros(len(s), 1)
+        target = _targets(here, offset, shift, len(rows), rows.device)[:, None]
+        if row_lse is not None:
+            weights.addcmul_((s - row_lse[here, None]).exp_(), row_grad[here, None])
+            of_target += row_grad[here, None]
+        if column_lse is not None:
+            weights.addcmul_(s.sub_(column_lse).exp_(), column_grad)
+            of_target += column_grad[target]
+        if exclude_self:
+            weights.diagonal(offset + here.start).zero_()
+        if shift >= 0:
+            weights.scatter_(1, target, weights.gather(1, target) - of_target)
+        torch.mm(weights, columns, out=grad_rows[here]).div_(temperature)
+
+
+def _products(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows with their products with all columns."""
+    chunk = max(1, _CHUNK.get(rows.device.type, _CHUNK_ELSEWHERE) // len(columns))
+    for start in range(0, len(rows), chunk):
+        here = slice(start, min(start + chunk, len(rows)))
+        yield here, torch.mm(rows[here], columns.T)
+
+
+def _epilogue(rows: Tensor) -> ModuleType | None:
+    """The kernels that read a chunk once, where they run: float32 on a GPU with Triton."""
+    if not rows.is_cuda or rows.dtype != torch.float32 or "triton" not in installed():
+        return None
+    from copgen_fast.kernels import epilogue
+
+    return epilogue
+
+
+def _targets(here: slice, offset: int, shift: int, count: int, device: torch.device) -> Tensor:
+    """The target column of each row of a slice; column 0 where rows have none."""
+    if shift < 0:
+        return torch.zeros(here.stop - here.start, dtype=torch.int64, device=device)
+    return offset + (torch.arange(here.start, here.stop, device=device) + shift) % count

@@ -1,0 +1,261 @@
+"""InfoNCE: the loss that tells an anchor's positive from the other samples of the batch."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from copgen_fast.ops.backend import resolve
+from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.ops.info_nce import reference
+from copgen_fast.ops.info_nce.operator import Similarity
+from copgen_fast.ops.info_nce.rows import Form, info_nce_rows
+
+MAX_DIMENSION = 2048
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+class InfoNCEStats(NamedTuple):
+    """What a batch says beside its loss; without gradient, and without `base_temperature`'s factor.
+
+    Attributes:
+        losses: each row's, in nats, [2N] with anchors first when symmetric, [N] otherwise.
+        contrastive_top1: share of the rows whose nearest column is a positive of theirs, [], 0 to 1.
+        mi_lower_bound: log K - mean loss in nats, [], of K candidates a row: for one positive a row a lower bound
+            of what the two views share (van den Oord et al. 2018, Eq. 9). K counts the positive and the negatives.
+    """
+
+    losses: Tensor
+    contrastive_top1: Tensor
+    mi_lower_bound: Tensor
+
+
+def info_nce(
+    anchors: Tensor,
+    positives: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    base_temperature: float | None = None,
+    symmetric: bool = True,
+    labels: Tensor | None = None,
+    negatives: Tensor | None = None,
+    normalize: bool = True,
+    group: dist.ProcessGroup | None = None,
+    reduction: str = "mean",
+    return_stats: bool = False,
+    check_finite: bool = False,
+    equal_batches: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """InfoNCE of N anchors and their positives, row i of one with row i of the other.
+
+    With unit rows a_i, p_i (the inputs after L2 normalisation, lengths floored at 1e-12) and temperature t:
+
+    - symmetric (NT-Xent, what the reference implementation trains with): over the 2N rows v = [a; p],
+      -log( exp(v_i.v_j / t) / sum_{k != i} exp(v_i.v_k / t) ), j the other view of i;
+      2N - 2 negatives a row. One pair alone has no negatives: its loss is 0, up to rounding.
+    - one-sided (paper, Eq. 1): -log( exp(a_i.p_i / t) / sum_k exp(a_i.p_k / t) ); the N - 1 other positives
+      are the negatives.
+
+    No matrix of similarities is kept: the memory is that of the embeddings and of a tile.
+
+    Args:
+        anchors, positives: floating [N, D], N >= 1, 1 <= D <= 2048. Losses and sums are float32 for half
+            precisions; on a GPU these are also what is multiplied.
+        temperature: t > 0; a tensor of shape [] gets a gradient. (A GPU's is not looked at: t <= 0 gives NaN.)
+        base_temperature: b multiplies the loss by t / b; None leaves it. The reference implementation
+            fixes b = 0.07, so with t = 0.1 its loss is 1/0.7 of the textbook's.
+        symmetric: which of the two forms.
+        labels: integers [N] of the pairs, supervised contrastive (Khosla et al. 2020, Eq. 2, the mean outside the
+            log): all rows of i's label but i itself are its positives (one-sided: all p_k of its label). A label
+            below 0 is unknown: only the other view is positive. So every row has a positive.
+        negatives: floating [Q, D], a queue of more negatives for every row; no gradient.
+        normalize: False takes the rows as they are.
+        group: negatives (and positives of one label) from all ranks of a torch.distributed group, each with equally
+            many rows; gradients are those of the sum of all ranks' losses, which DistributedDataParallel's mean
+            makes those of the whole batch's. `negatives` are each rank's own.
+        reduction: "mean", "sum" or "none" over this rank's rows.
+        return_stats: return `InfoNCEStats`, too.
+        check_finite: look for NaN and infinity first, which waits for the device; else they spread to the loss.
+        equal_batches: the caller vouches for the group's ranks having equally many rows; else it is looked at, for
+            which the host waits for the device. Where it is not so, ranks hang or compute nonsense.
+        backend: a name from `backends()`; None takes the fastest. "reference" multiplies matrices by PyTorch's own
+            settings, so on a GPU TF32 applies where it was switched on.
+
+    Returns:
+        The loss, float32 (float64 for float64 inputs), of shape [], or for "none" [2N] with anchors first when
+        symmetric, [N] otherwise. With `return_stats`, (loss, stats).
+
+    A row no longer than 1e-12 is compared as it is, almost zero, and takes no gradient.
+
+    Raises:
+        TypeError: an input of the wrong kind.
+        ValueError: shapes that differ or are not [N, D], N = 0, D over the limit, inputs on two devices, labels of
+            another length, a temperature that is not positive and finite, ranks with unequal batches, NaN where
+            asked for, an unknown reduction, an unavailable backend.
+    """
+    _expect_embeddings(anchors, positives, negatives, check_finite)
+    _expect_temperature(temperature, base_temperature)
+    labels = _expect_labels(labels, anchors)
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+    if negatives is not None and len(negatives) == 0:
+        negatives = None
+    if group is not None and not equal_batches:
+        group.expect_equal_batches("anchors", anchors, group)
+    form = Form(temperature, symmetric, labels, negatives, normalize, group)
+    name = resolve("info_nce", anchors.device, backend, dtype=anchors.dtype, dimension=anchors.shape[1])
+    if name in ("triton", "cuda") and torch.float64 in (anchors.dtype, positives.dtype):
+        raise ValueError(f"backend: {name} has no float64; chunked and reference do")
+    if name == "reference":
+        losses, agrees = _by_definition(anchors, positives, form)
+    else:
+        similarity = _similarity(anchors, positives, form, return_stats, name)
+        unit_backend = resolve("l2_normalize", anchors.device)
+        losses, agrees = info_nce_rows(anchors, positives, form, similarity, unit_backend)
+    loss = losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+    if base_temperature is not None:
+        loss = loss * (temperature / base_temperature)
+    return (loss, _stats(losses.detach(), agrees, form)) if return_stats else loss
+
+
+class InfoNCELoss(nn.Module):
+    """`info_nce` with its settings kept: `loss = InfoNCELoss(temperature=0.1)(anchors, positives)`.
+
+    `learn_temperature` makes the temperature a parameter, kept as its logarithm so that it stays positive.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        base_temperature: float | None = None,
+        symmetric: bool = True,
+        *,
+        learn_temperature: bool = False,
+        normalize: bool = True,
+        group: dist.ProcessGroup | None = None,
+        reduction: str = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _expect_temperature(temperature, base_temperature)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learn_temperature else None
+        self._temperature = temperature
+        self.base_temperature = base_temperature
+        self.symmetric = symmetric
+        self.normalize = normalize
+        self.group = group
+        self.reduction = reduction
+        self.backend = backend
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """t; of shape [] where it is learned."""
+        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
+
+    def forward(
+        self, anchors: Tensor, positives: Tensor, labels: Tensor | None = None, negatives: Tensor | None = None
+    ) -> Tensor:
+        """Loss of anchors and positives, floating [N, D]; see `info_nce`."""
+        return info_nce(
+            anchors,
+            positives,
+            temperature=self.temperature,
+            base_temperature=self.base_temperature,
+            symmetric=self.symmetric,
+            labels=labels,
+            negatives=negatives,
+            normalize=self.normalize,
+            group=self.group,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        temperature = self._temperature if self.log_temperature is None else "learned"
+        return f"temperature={temperature}, base_temperature={self.base_temperature}, symmetric={self.symmetric}"
+
+
+def _similarity(anchors: Tensor, positives: Tensor, form: Form, with_nearest: bool, backend: str) -> Similarity:
+    learned = isinstance(form.temperature, Tensor)
+    temperature = 1.0 if learned else float(form.temperature)
+    # Of rows that are not normalised, or hold a temperature only the device knows, nothing bounds the products.
+    bound = 1 / temperature if form.normalize and not learned else math.inf
+    precision = torch.promote_types(anchors.dtype, positives.dtype)
+    if backend in ("cpp", "chunked"):
+        precision = torch.promote_types(precision, torch.float32)
+    elif backend == "cuda":
+        precision = torch.float16
+    return Similarity(temperature, bound, with_nearest, precision, backend)
+
+
+def _by_definition(anchors: Tensor, positives: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """The reference; of a group's whole batch, this rank's rows."""
+    group, labels, n = form.group, form.labels, len(anchors)
+    if group is not None:
+        anchors, positives = (group.Gather.apply(x, group) for x in (anchors, positives))
+        labels = None if labels is None else group.gathered(labels, group)
+    rest = (form.temperature, form.symmetric, labels, form.negatives, form.normalize)
+    results = reference.info_nce_rows(anchors, positives, *rest)
+    if group is None:
+        return results
+    start = dist.get_rank(group) * n
+    starts = (start, len(anchors) + start) if form.symmetric else (start,)
+    losses, agrees = (torch.cat([x[at : at + n] for at in starts]) for x in results)
+    return losses, agrees
+
+
+def _stats(losses: Tensor, agrees: Tensor, form: Form) -> InfoNCEStats:
+    ranks = 1 if form.group is None else dist.get_world_size(form.group)
+    candidates = len(losses) * ranks - form.symmetric + (0 if form.negatives is None else len(form.negatives))
+    return InfoNCEStats(losses, agrees.to(losses.dtype).mean(), math.log(candidates) - losses.mean())
+
+
+def _expect_embeddings(anchors: Tensor, positives: Tensor, negatives: Tensor | None, check_finite: bool) -> None:
+    expect_tensor("anchors", anchors, ("N", "D"))
+    expect_tensor("positives", positives, ("N", "D"))
+    if anchors.shape != positives.shape:
+        raise ValueError(
+            f"anchors and positives: expected one shape, got {list(anchors.shape)} and {list(positives.shape)}"
+        )
+    if len(anchors) == 0:
+        raise ValueError("anchors: expected at least one row, got none")
+    if not 1 <= anchors.shape[1] <= MAX_DIMENSION:
+        raise ValueError(f"anchors: expected D from 1 to {MAX_DIMENSION}, got {anchors.shape[1]}")
+    if negatives is not None:
+        expect_tensor("negatives", negatives, ("Q", anchors.shape[1]))
+    given = {"anchors": anchors, "positives": positives, "negatives": negatives}
+    for name, x in given.items():
+        if x is not None and x.device != anchors.device:
+            raise ValueError(f"{name}: on {x.device}, but anchors are on {anchors.device}")
+        if check_finite and x is not None and not x.isfinite().all():
+            raise ValueError(f"{name}: holds NaN or infinity")
+
+
+def _expect_labels(labels: Tensor | None, anchors: Tensor) -> Tensor | None:
+    if labels is None:
+        return None
+    expect_tensor("labels", labels, (len(anchors),), (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+    if labels.device != anchors.device:
+        raise ValueError(f"labels: on {labels.device}, but anchors are on {anchors.device}")
+    return labels.long()
+
+
+def _expect_temperature(temperature: float | Tensor, base_temperature: float | None) -> None:
+    if not isinstance(temperature, Tensor):
+        _expect_positive("temperature", temperature)
+    else:
+        expect_tensor("temperature", temperature, ())
+        if temperature.device.type == "cpu" and not torch.compiler.is_compiling():
+            _expect_positive("temperature", temperature.item())
+    if base_temperature is not None:
+        _expect_positive("base_temperature", base_temperature)
+
+
+def _expect_positive(argument: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{argument}: expected a positive finite number, got {value}")

@@ -1,0 +1,44 @@
+"""InfoNCE in plain PyTorch, with the whole matrix: the definition that faster backends are tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from copgen_fast.ops.info_nce.l2_normalize import unit
+
+
+def info_nce_rows(
+    anchors: Tensor,
+    positives: Tensor,
+    temperature: float | Tensor,
+    symmetric: bool,
+    labels: Tensor | None,
+    negatives: Tensor | None,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """Losses [M] of checked inputs, in at least float32, and whether each row's nearest column is a positive.
+
+    M = 2N rows, anchors first, when symmetric; N otherwise. See `copgen_fast.ops.info_nce.functional`.
+    """
+    dtype = torch.promote_types(torch.promote_types(anchors.dtype, positives.dtype), torch.float32)
+    # Autocast would run the similarities in half precision, which a temperature of 0.01 magnifies 100 times.
+    with torch.autocast(anchors.device.type, enabled=False):
+        given = [x.to(dtype) for x in (anchors, positives, *([] if negatives is None else [negatives.detach()]))]
+        a, p, *bank = map(unit, given) if normalize else given
+        rows = torch.cat([a, p]) if symmetric else a
+        columns = rows if symmetric else p
+        row = torch.arange(len(rows), device=rows.device)
+        # The other view of row i is row i + N, counted round the 2N rows; one-sided, it is the positive i.
+        is_positive = (row.roll(len(a)) if symmetric else row)[:, None] == row
+        if labels is not None:
+            row_labels = labels.repeat(2) if symmetric else labels
+            is_positive |= (row_labels[:, None] == row_labels) & (row_labels >= 0)
+        logits = rows @ torch.cat([columns, *bank]).T / temperature
+        is_positive = torch.nn.functional.pad(is_positive, (0, logits.shape[1] - len(columns)))
+        if symmetric:
+            itself = torch.eye(*logits.shape, dtype=torch.bool, device=rows.device)
+            logits, is_positive = logits.masked_fill(itself, -torch.inf), is_positive & ~itself
+        of_positives = torch.where(is_positive, logits, 0).sum(1) / is_positive.sum(1)
+        nearest = is_positive.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
+        return logits.logsumexp(1) - of_positives, nearest

@@ -1,0 +1,106 @@
+"""Losses row by row of every form of InfoNCE: one primitive, and what is linear in the rows beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from copgen_fast.ops.info_nce.group import Gather, GroupRowLosses, gathered, here
+from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, unit
+from copgen_fast.ops.info_nce.operator import Similarity, row_losses
+from copgen_fast.ops.info_nce.sum_by_label import sum_by_label
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which InfoNCE it is: checked arguments of `copgen_fast.ops.info_nce.functional`."""
+
+    temperature: float | Tensor
+    symmetric: bool
+    labels: Tensor | None
+    negatives: Tensor | None
+    normalize: bool
+    group: dist.ProcessGroup | None
+
+
+def info_nce_rows(
+    anchors: Tensor, positives: Tensor, form: Form, similarity: Similarity, unit_backend: str
+) -> tuple[Tensor, Tensor | None]:
+    """Losses [M], and whether each row's nearest column is a positive (None unless asked for).
+
+    M = 2N rows, anchors first, when symmetric; N otherwise. A temperature that is a tensor divides the rows, each
+    side by its root, so that its gradient comes with theirs; `similarity.temperature` is 1 then.
+    """
+    n = len(anchors)
+    with torch.autocast(anchors.device.type, enabled=False):
+        views = l2_normalize(anchors, positives, unit_backend)[0] if form.normalize else _joined(anchors, positives)
+        root = form.temperature.to(views.dtype).sqrt() if isinstance(form.temperature, Tensor) else None
+        views = views if root is None else views / root
+        rows, columns = (views, None) if form.symmetric else (views[:n], views[n:])
+        if form.labels is None and form.negatives is None:
+            losses, _, nearest, _ = _compare(rows, columns, n if form.symmetric else 0, form, similarity)
+            return losses, _is_positive(nearest, n, form) if similarity.with_nearest else None
+        lse, _, nearest, closeness = _compare(rows, columns, -1, form, similarity)
+        agrees = _is_positive(nearest, n, form) if similarity.with_nearest else None
+        if form.negatives is not None:
+            of_bank, _, _, closeness_of_bank = _compare_with_bank(
+                rows if root is None else rows / root, form, similarity
+            )
+            lse = torch.logaddexp(lse, of_bank)
+            agrees = agrees & (closeness >= closeness_of_bank) if similarity.with_nearest else None
+        to_positive = (rows * _mean_positive(rows, columns, n, form)).sum(1) / similarity.temperature
+        return lse - to_positive, agrees
+
+
+def _joined(anchors: Tensor, positives: Tensor) -> Tensor:
+    joined = torch.cat([anchors, positives])
+    return joined.to(torch.promote_types(joined.dtype, torch.float32))
+
+
+def _compare(
+    rows: Tensor, columns: Tensor | None, shift: int, form: Form, s: Similarity
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Results of row_losses against the group's columns; columns None are the rows."""
+    if form.group is not None:
+        return GroupRowLosses.apply(rows, columns, shift, s, form.group)
+    options = (columns is None, s.with_nearest, s.precision, s.backend)
+    return row_losses(rows, columns, s.temperature, s.bound, 0, shift, *options)
+
+
+def _compare_with_bank(rows: Tensor, form: Form, s: Similarity) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Results of row_losses against the negatives, which take no gradient."""
+    bank = form.negatives.detach().to(rows.dtype)
+    bank = unit(bank) if form.normalize else bank
+    return row_losses(rows, bank, s.temperature, s.bound, 0, -1, False, s.with_nearest, s.precision, s.backend)
+
+
+def _ids(n: int, form: Form, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Numbers that rows [M] share with the columns [K] that are their positives, or themselves."""
+    first = 0 if form.group is None else n * dist.get_rank(form.group)
+    ids = torch.arange(first, first + n, device=device)
+    if form.labels is not None:
+        ids = torch.where(form.labels < 0, -1 - ids, form.labels)
+    of_rows = ids.repeat(2) if form.symmetric else ids
+    return of_rows, of_rows if form.group is None else gathered(of_rows, form.group)
+
+
+def _is_positive(columns: Tensor, n: int, form: Form) -> Tensor:
+    """Whether row i, of [M], has columns_i for a positive."""
+    of_rows, of_columns = _ids(n, form, columns.device)
+    return of_columns[columns] == of_rows
+
+
+def _mean_positive(rows: Tensor, columns: Tensor | None, n: int, form: Form) -> Tensor:
+    """Mean of each row's positives, [M, D]."""
+    if form.labels is None:
+        return rows.roll(n, 0) if columns is None else columns
+    candidates = rows if columns is None else columns
+    everyone = candidates if form.group is None else Gather.apply(candidates, form.group)
+    _, ids = _ids(n, form, rows.device)
+    sums, counts = sum_by_label(everyone, ids), sum_by_label(rows.new_ones(len(ids), 1), ids)
+    if form.group is not None:
+        sums, counts = sums[here(rows, form.group)], counts[here(rows, form.group)]
+    return sums / counts if columns is not None else (sums - rows) / (counts - 1)

@@ -1,0 +1,137 @@
+"""Random access to the pairs of a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from copgen_fast.errors import CorruptArtifactError, UsageError
+from copgen_fast.pairs.codecs import CODECS, REMEDY
+from copgen_fast.pairs.format import check_file, key, member_table, members, plan, read_complete_index
+from copgen_fast.runtime.artifacts import require
+
+Pair = tuple[Tensor, Tensor, int]
+"""Anchor and positive, both uint8 [3, H, W] with any strides, and the label."""
+
+
+class EncodedPair(NamedTuple):
+    """The members of a pair as they lie in the shard."""
+
+    index: int
+    anchor: memoryview
+    positive: memoryview
+    record: memoryview
+
+
+class PairDataset(Dataset):
+    """The pairs of a folder, in their order.
+
+    Args:
+        folder: what `write_pairs` wrote.
+        check: compare every shard's size and sha256 with the index first.
+
+    Raises:
+        UsageError: the index or shards are missing, or there are shards that the index does not list.
+        CorruptArtifactError: a shard is truncated or altered; the message names it.
+    """
+
+    def __init__(self, folder: Path, check: bool = True) -> None:
+        self.folder = Path(folder)
+        self.index = read_complete_index(self.folder)
+        self._spans = plan(self.index.count, self.index.shard_size)
+        self._tables: dict[int, np.ndarray] = {}
+        for shard in self.index.shards:
+            path = require(self.folder / shard.name, "pairs")
+            if check:
+                check_file(path, shard.bytes, shard.sha256)
+        if extra := {path.name for path in self.folder.glob("shard-*.tar")} - {span.name for span in self._spans}:
+            raise UsageError(
+                f"{self.folder} holds {min(extra)}, which its index.json does not list: remove it, or use another --out"
+            )
+
+    def __len__(self) -> int:
+        return self.index.count
+
+    def __getitem__(self, index: int) -> Pair:
+        """Anchor, positive and label of a pair.
+
+        Raises:
+            CorruptArtifactError: it can't be decoded; the message names the shard and the member.
+        """
+        return self.decode(self.read(index))
+
+    def record(self, index: int) -> dict:
+        """KEY.json of a pair: index, seed, pseudo_class, displacement, and label where the generator was given one."""
+        return self._parse(self.read(index))
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all decoded images."""
+        return 2 * self.index.count * int(np.prod(self.index.image_shape))
+
+    def read(self, index: int, shard: bytes | None = None) -> EncodedPair:
+        """The encoded pair, out of `shard` (what `read_shard` returned of its shard) or from the file."""
+        if not 0 <= index < self.index.count:
+            raise IndexError(f"index: expected 0 .. {self.index.count - 1}, got {index}")
+        number, row = divmod(index, self.index.shard_size)
+        span = self._spans[number]
+        path = self.folder / span.name
+        if number not in self._tables:
+            self._tables[number] = member_table(path, span.first, span.count, self.index.codec, shard)
+        places = self._tables[number][row].tolist()
+        start, end = places[0][0], sum(places[-1])
+        if shard is not None:
+            part = memoryview(shard)[start:end]
+        else:
+            # Opened anew each time: thousands of shards would pass the limit on open files.
+            with open(path, "rb", buffering=0) as file:
+                part = memoryview(os.pread(file.fileno(), end - start, start))
+        return EncodedPair(index, *(part[offset - start : offset - start + size] for offset, size in places))
+
+    def read_shard(self, number: int) -> bytes:
+        """All bytes of a shard."""
+        return (self.folder / self._spans[number].name).read_bytes()
+
+    def decode(self, pair: EncodedPair) -> Pair:
+        """Anchor, positive and label.
+
+        Raises:
+            CorruptArtifactError: the message names the shard and the member.
+        """
+        codec, shape = CODECS[self.index.codec], self.index.image_shape
+        anchor = codec.decode(pair.anchor, shape, self._where(pair.index, 0))
+        return anchor, codec.decode(pair.positive, shape, self._where(pair.index, 1)), self.label(pair)
+
+    def label(self, pair: EncodedPair) -> int:
+        """`label` of KEY.json where there is one, else its `pseudo_class`.
+
+        Raises:
+            CorruptArtifactError: there is neither, or the record is of another pair.
+        """
+        record = self._parse(pair)
+        if record.get("index", pair.index) != pair.index:
+            raise CorruptArtifactError(f"{self._where(pair.index, 2)} is of pair {record['index']}: {REMEDY}")
+        label = record.get("label", record.get("pseudo_class"))
+        if not isinstance(label, int):
+            raise CorruptArtifactError(f"{self._where(pair.index, 2)} holds no label or pseudo_class: {REMEDY}")
+        return label
+
+    def _parse(self, pair: EncodedPair) -> dict:
+        try:
+            record = json.loads(bytes(pair.record))
+        except ValueError as error:
+            message = f"{self._where(pair.index, 2)} is not valid JSON ({error}): {REMEDY}"
+            raise CorruptArtifactError(message) from error
+        if not isinstance(record, dict):
+            raise CorruptArtifactError(f"{self._where(pair.index, 2)} is no JSON object: {REMEDY}")
+        return record
+
+    def _where(self, index: int, column: int) -> str:
+        name = self._spans[index // self.index.shard_size].name
+        return f"{self.folder / name}: {key(index)}.{members(self.index.codec)[column]}"

@@ -1,0 +1,208 @@
+"""Loads pairs in plain PyTorch: threads read and decode ahead of the step, or a cache keeps everything decoded.
+
+Threads, not processes: Pillow decodes outside the interpreter's lock, batches are filled where they are used (on the
+way to a GPU in page-locked memory) instead of passing through shared memory, and there is no worker process to die.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from copgen_fast.config import OnCorrupt, PretrainConfig
+from copgen_fast.errors import UsageError
+from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.pairs.read.batch import NO_LABEL, Batches, PairBatch
+from copgen_fast.pairs.read.dataset import PairDataset
+from copgen_fast.pairs.read.prefetch import Prefetcher
+from copgen_fast.pairs.read.reader import HeldShards, Reader
+from copgen_fast.pairs.read.sampler import CoverageCheck, Sampler, order
+
+__all__ = ["NO_LABEL", "Batches", "PairBatch", "PairBatches", "PairDataset", "Sampler", "open_batches", "order"]
+
+_CPU = torch.device("cpu")
+# Batches in the making beside the one asked for: one decodes while the one before it waits for its last images.
+_DEPTH = 2
+
+
+def open_batches(
+    dataset: Dataset,
+    options: PretrainConfig,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    epochs: int | None = None,
+) -> Batches:
+    """The loader that `options` ask for; all give the same batches, on `device`.
+
+    `auto` is DALI where it is installed, the device is a GPU and the decoded pairs don't fit the cache.
+
+    Args:
+        rank, world: this process takes its `world`th part of each batch of `options.batch` pairs (see `Sampler`).
+        epochs: after which nothing more is made ahead; None: no end is known.
+
+    Raises:
+        UsageError: DALI is asked for and missing or can't read this data; batches that can't be formed.
+    """
+    in_shards = isinstance(dataset, PairDataset)
+    shard_size = dataset.index.shard_size if in_shards else None
+    steps = None if epochs is None else epochs * (len(dataset) // options.batch)
+    batches = Sampler(len(dataset), options.batch, seed, rank, world, shard_size, options.shuffle_shards, steps)
+    wanted = options.loader == "dali"
+    if options.loader == "auto" and in_shards and device.type == "cuda":
+        from copgen_fast.pairs.read import dali
+
+        wanted = dali.available() and dataset.decoded_bytes > options.cache_gib * 2**30
+    if not wanted:
+        return PairBatches(dataset, batches, options.cache_gib, options.workers, options.on_corrupt, device)
+    if not in_shards:
+        raise UsageError("--pretrain.loader dali reads shards of pairs, and real images are in memory: choose plain")
+    from copgen_fast.pairs.read.dali import DaliBatches
+
+    return DaliBatches(dataset, batches, options.workers, options.on_corrupt, device)
+
+
+class _Made(NamedTuple):
+    indices: list[int]
+    batch: PairBatch
+    ready: torch.cuda.Event | None
+
+
+class PairBatches:
+    """Shuffled batches by global step.
+
+    Where all decoded pairs fit into `cache_gib`, each is decoded once and kept. torch's global generator is left
+    alone.
+
+    Args:
+        dataset: returns (anchor, positive, label), images uint8 [3, H, W] of one size: PairDataset, or real images.
+        workers: threads that read and decode (0: none, the asking thread does, when asked).
+        on_corrupt: see `Reader`.
+        device: where batches are wanted; to a GPU they are copied on a stream of their own, ahead of the step.
+
+    Attributes:
+        steps_per_epoch: batches in an epoch.
+        cached: whether pairs are kept in memory.
+
+    Raises:
+        TypeError, ValueError: not such images.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Sampler,
+        cache_gib: float = 0.0,
+        workers: int = 2,
+        on_corrupt: OnCorrupt = "stop",
+        device: torch.device = _CPU,
+    ) -> None:
+        self.order, self.device = order, device
+        self.steps_per_epoch = order.steps_per_epoch
+        self._reader, self._ledger = Reader(dataset, on_corrupt), CoverageCheck(order)
+        anchor, positive, _ = self._reader.pair(0, {})
+        expect_tensor("anchor", anchor, (3, "H", "W"), [torch.uint8])
+        expect_tensor("positive", positive, tuple(anchor.shape), [torch.uint8])
+        self._shape = (*anchor.shape[1:], 3)
+        self.cached = 2 * anchor.nbytes * len(dataset) <= cache_gib * 2**30
+        self._cache = _Cache(len(dataset), self._shape) if self.cached else None
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._workers = workers
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._made = Prefetcher(self._plan, _DEPTH if workers else 0, order.steps)
+
+    @property
+    def skipped(self) -> list[int]:
+        """Pairs found corrupt so far and replaced, sorted."""
+        return self._reader.skipped
+
+    def __call__(self, step: int) -> PairBatch:
+        """The batch of a global step; 0 is the first of epoch 0.
+
+        Raises:
+            CorruptArtifactError: a pair can't be decoded, and `on_corrupt` is stop.
+            CopgenError: the pairs of an epoch did not come once each: a fault of this code.
+        """
+        if step < 0:
+            raise ValueError(f"step: expected at least 0, got {step}")
+        made = self._made(step)
+        self._ledger.enter(step, made.indices)
+        if made.ready is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(made.ready)
+            for tensor in made.batch:
+                tensor.record_stream(current)
+        return made.batch
+
+    def _plan(self, step: int) -> Callable[[], _Made]:
+        indices = self.order.indices(step)
+        whole = self.order.window is not None and not (self._cache and self._cache.full)
+        shards = self._reader.hold(self.order.shards(step)) if whole else {}
+        return lambda: self._make(indices, shards)
+
+    def _make(self, indices: list[int], shards: HeldShards) -> _Made:
+        on_gpu = self._stream is not None
+        images = torch.empty(2, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
+        labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=on_gpu)
+
+        def fill(rows: range) -> None:
+            self._fill(images.numpy(), labels.numpy(), indices, rows, shards)
+
+        if self._pool is None:
+            fill(range(len(indices)))
+        else:
+            for _ in self._pool.map(fill, _parts(len(indices), 4 * self._workers)):
+                pass
+        if self._stream is None:
+            return _Made(indices, _batch(images, labels), None)
+        with torch.cuda.stream(self._stream):
+            there = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+            return _Made(indices, _batch(*there), self._stream.record_event())
+
+    def _fill(
+        self, images: np.ndarray, labels: np.ndarray, indices: list[int], rows: range, shards: HeldShards
+    ) -> None:
+        """Write rows of a batch: images [2, B, H, W, 3], labels [B]."""
+        cache = self._cache
+        for row in rows:
+            index = indices[row]
+            if cache is None or not cache.known[index]:
+                anchor, positive, label = self._reader.pair(index, shards)
+                images[0, row], images[1, row] = (x.permute(1, 2, 0).numpy() for x in (anchor, positive))
+                labels[row] = label
+                if cache is not None:
+                    cache.images[:, index], cache.labels[index] = images[:, row], label
+                    cache.known[index] = True
+            else:
+                images[:, row], labels[row] = cache.images[:, index], cache.labels[index]
+
+
+def _batch(images: Tensor, labels: Tensor) -> PairBatch:
+    """Of images [2, B, H, W, 3], anchors first."""
+    return PairBatch(*images.permute(0, 1, 4, 2, 3), labels)
+
+
+class _Cache:
+    """Decoded pairs by index."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        self.images = np.empty((2, count, *shape), np.uint8)
+        self.labels = np.empty(count, np.int64)
+        self.known = np.zeros(count, bool)
+
+    @property
+    def full(self) -> bool:
+        return bool(self.known.all())
+
+
+def _parts(count: int, parts: int) -> list[range]:
+    """0 .. count - 1 in at most that many parts."""
+    size = -(-count // parts)
+    return [range(start, min(count, start + size)) for start in range(0, count, size)]

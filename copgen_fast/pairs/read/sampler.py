@@ -1,0 +1,153 @@
+"""Which pairs each batch holds: a function of (seed, epoch, step) alone, so that resuming is arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.runtime import seeds
+
+
+def order(count: int, epoch: int, seed: int, shard_size: int | None = None, window: int | None = None) -> Tensor:
+    """Sampler of an epoch, an int64 permutation [count]; the same on every machine and after every resume.
+
+    Args:
+        window: None is one permutation of all pairs. W puts the shards in random order and permutes the pairs of W
+            of them at a time, so that whole shards can be read one after the other; two pairs of one shard are then
+            never more than W x shard_size pairs apart.
+        shard_size: pairs in a shard, for a window.
+    """
+    if window is None:
+        return torch.randperm(count, generator=seeds.generator(seed, "order", epoch))
+    parts = []
+    for number, shards in enumerate(windows(count, epoch, seed, shard_size, window)):
+        pairs = torch.cat([torch.arange(i * shard_size, min(count, (i + 1) * shard_size)) for i in shards])
+        parts.append(pairs[torch.randperm(len(pairs), generator=seeds.generator(seed, "window order", epoch, number))])
+    return torch.cat(parts)
+
+
+def windows(count: int, epoch: int, seed: int, shard_size: int, window: int) -> list[list[int]]:
+    """Numbers of the shards whose pairs an epoch shuffles together, window by window."""
+    shards = torch.randperm(-(-count // shard_size), generator=seeds.generator(seed, "shard order", epoch))
+    return [part.tolist() for part in shards.split(window)]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The batches of one rank, by global step (0 is the first of epoch 0).
+
+    Every rank takes its own rows of the same global batch: all ranks together see what a single process would.
+    An epoch's last pairs that don't fill a batch are left out.
+
+    Attributes:
+        count: pairs there are.
+        batch: pairs in a global batch; rank r of `world` takes rows r x batch / world up to (r + 1) x batch / world.
+        shard_size, window: as for `order`.
+        steps: batches that will be asked for, so that none is made ahead in vain; None: no end is known.
+
+    Raises:
+        UsageError: less than one batch of pairs, ranks that don't divide it, a window without shards.
+    """
+
+    count: int
+    batch: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    shard_size: int | None = None
+    window: int | None = None
+    steps: int | None = None
+    _epochs: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.count < self.batch:
+            raise UsageError(
+                f"{self.count} pairs don't fill a batch of {self.batch}: lower the batch size or make more pairs"
+            )
+        if self.batch % self.world:
+            raise UsageError(
+                f"a batch of {self.batch} pairs can't be shared equally by {self.world} processes: choose a multiple"
+            )
+        if not 0 <= self.rank < self.world:
+            raise UsageError(f"rank: expected 0 .. {self.world - 1}, got {self.rank}")
+        if self.window is not None and (self.window < 1 or self.shard_size is None):
+            raise UsageError(
+                f"a window of {self.window} shards: expected at least 1, and pairs in shards (real images have none)"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Pairs in a batch of this rank."""
+        return self.batch // self.world
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.count // self.batch
+
+    def indices(self, step: int) -> list[int]:
+        """The pairs of this rank's batch of a step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch + self.rank * self.rows
+        return self.epoch(epoch)[start : start + self.rows].tolist()
+
+    def epoch(self, epoch: int) -> Tensor:
+        """`order` of an epoch."""
+        if epoch not in self._epochs:
+            while len(self._epochs) > 1:  # batches read ahead reach into the next epoch
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = order(self.count, epoch, self.seed, self.shard_size, self.window)
+        return self._epochs[epoch]
+
+    def shards(self, step: int) -> list[int]:
+        """Shards to hold in memory at a step: those of its batch's windows and of the window that follows."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        first = position * self.batch
+        held, end = [], 0
+        for part in self._windows(epoch):
+            past = end >= first + self.batch
+            end += sum(min(self.shard_size, self.count - i * self.shard_size) for i in part)
+            if end > first:
+                held += part
+            if past:
+                return held
+        return list(dict.fromkeys(held + self._windows(epoch + 1)[0]))
+
+    def _windows(self, epoch: int) -> list[list[int]]:
+        return windows(self.count, epoch, self.seed, self.shard_size, self.window)
+
+
+class CoverageCheck:
+    """Counts the pairs that were handed out, and raises unless each comes once an epoch, less the tail left out."""
+
+    def __init__(self, order: Sampler) -> None:
+        self.order = order
+        self._next_step: int | None = None
+        self._seen = torch.zeros(0, dtype=torch.bool)
+
+    def enter(self, step: int, indices: list[int]) -> None:
+        """Note what the batch of a step held. Steps that jump start the count at their place in the epoch.
+
+        Raises:
+            CopgenError: a pair came twice in an epoch, or pairs are missing at its end.
+        """
+        epoch, position = divmod(step, self.order.steps_per_epoch)
+        if step != self._next_step or position == 0:
+            self._start(epoch, position)
+        rows = torch.tensor(indices)
+        if len(rows) != len(rows.unique()) or self._seen[rows].any():
+            raise CopgenError(f"the loader handed out a pair twice in epoch {epoch}, at step {step}: this is a fault")
+        self._seen[rows] = True
+        self._next_step = step + 1
+        wanted = self.order.steps_per_epoch * self.order.rows
+        if position + 1 == self.order.steps_per_epoch and int(self._seen.sum()) != wanted:
+            found = int(self._seen.sum())
+            raise CopgenError(f"the loader handed out {found} of {wanted} pairs in epoch {epoch}: this is a fault")
+
+    def _start(self, epoch: int, position: int) -> None:
+        """As if the batches before `position` had come: on a resume another process had them."""
+        self._seen = torch.zeros(self.order.count, dtype=torch.bool)
+        whole = self.order.epoch(epoch)[: position * self.order.batch].view(position, self.order.world, self.order.rows)
+        self._seen[whole[:, self.order.rank].flatten()] = True

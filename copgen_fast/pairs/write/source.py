@@ -1,0 +1,64 @@
+"""What makes pairs: latents from seeds on the CPU, images on the device. Pair i depends on its seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.pairs.format import require_finite, to_uint8
+from copgen_fast.runtime import latents
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """What makes pairs."""
+
+    generator: Callable[..., Tensor]
+    """z float32 [n, L] on `device` (and labels int64 [n]) -> images [n, 3, H, W] in [-1, 1]."""
+    positive: Callable[[Tensor, Sequence[int]], Tensor]
+    """(z float32 [n, L] on the CPU, its n seeds) -> z_positive, the same shape; each row from its z and seed alone."""
+    latent_dim: int
+    prior: latents.Prior
+    device: torch.device
+    label_of: Callable[[int], int] | None = None
+    """Class of pair i's images, of a conditional generator."""
+
+    def labels(self, indices: Sequence[int]) -> Tensor | None:
+        """Classes int64 [n] of some pairs, on the CPU; None of a generator without classes."""
+        return None if self.label_of is None else torch.tensor([self.label_of(index) for index in indices])
+
+    def draw(self, seeds: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor]:
+        """z and z_positive of some seeds, both float32 [n, L] on the CPU.
+
+        Raises:
+            NonFiniteError: a NaN or an infinity; row 0 is called sample `first`.
+            TypeError, ValueError: `positive` returned no such tensor.
+        """
+        z = latents.sample_each(self.prior, seeds, self.latent_dim)
+        z_positive = expect_tensor("positive(z, seeds)", self.positive(z, seeds), tuple(z.shape), [torch.float32])
+        z_positive = z_positive.cpu()
+        require_finite("z", z, first)
+        require_finite("z_positive", z_positive, first)
+        return z, z_positive
+
+    def images(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Images of latents [n, L] and their `labels`, floating [n, 3, H, W] on `device`.
+
+        Raises:
+            TypeError, ValueError: `generator` returned no such tensor.
+        """
+        inputs = (z,) if labels is None else (z, labels)
+        images = self.generator(*(tensor.to(self.device) for tensor in inputs))
+        return expect_tensor("generator(z)", images, (len(z), 3, "H", "W"))
+
+    def render(self, z: Tensor, labels: Tensor | None, name: str, first: int = 0) -> Tensor:
+        """`images`, quantised: uint8 [n, 3, H, W] on the CPU.
+
+        Raises:
+            NonFiniteError: a NaN or an infinity in the images called `name`; row 0 is called sample `first`.
+        """
+        return to_uint8(self.images(z, labels), name, first).cpu()

@@ -1,0 +1,229 @@
+"""The processes of one run: who this one is, its share of the work, and what they say to each other.
+
+torchrun starts them and tells each by the environment who it is; a process without that is alone, and all of this
+does nothing. Tensors go through a process group, NCCL on GPUs and gloo on CPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.runtime.heartbeat import Heartbeat, LostRankError, session
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """This process among those of its run; by default it is alone.
+
+    Rank 0 alone writes files, logs and progress bars. What all compute of one batch, they compute of equal parts.
+    """
+
+    rank: int = 0
+    world: int = 1
+    group: dist.ProcessGroup | None = None
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.world == 1
+
+    def rows(self, count: int) -> slice:
+        """This rank's part of `count` rows, which `expect_divisible` has found to divide."""
+        share = count // self.world
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def joint_rows(self, pairs: int) -> Tensor | slice:
+        """This rank's part of a joint batch of 2 x pairs rows, anchors first, as an index; one alone has them all."""
+        if self.alone:
+            return slice(None)
+        anchors = torch.arange(pairs)[self.rows(pairs)]
+        return torch.cat([anchors, pairs + anchors])
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """x [N, ...] of all ranks in their order, [world N, ...], on each of them; no gradient passes."""
+        if self.alone:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.world)]
+        dist.all_gather(parts, x.detach().contiguous(), group=self.group)
+        return torch.cat(parts)
+
+    def broadcast_parameters(self, *modules: nn.Module) -> None:
+        """Give every rank rank 0's weights and buffers; seeds make them equal, other hosts' rounding may not."""
+        if not self.alone:
+            for module in modules:
+                for tensor in module.state_dict().values():
+                    dist.broadcast(tensor, 0, group=self.group)
+
+    def mark(self, place: str, guarded: bool = False) -> None:
+        """Say where in the run this process is, for the others' messages should it go missing there.
+
+        Args:
+            guarded: see `Heartbeat.mark`.
+        """
+        if self.heartbeat is not None:
+            self.heartbeat.mark(place, guarded)
+
+    def barrier(self, place: str, word: str = "", patient: bool = False) -> list[str]:
+        """Wait for all ranks, each of which brings a word; returns the words in their order.
+
+        Args:
+            patient: for as long as those that are missing are alive, instead of the run's timeout.
+
+        Raises:
+            LostRankError: one of them failed or does not come; the message names it.
+        """
+        return [word] if self.heartbeat is None else self.heartbeat.barrier(place, word, patient)
+
+
+ALONE = Ranks()
+
+
+def world_size() -> int:
+    """How many processes torchrun started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def name() -> str:
+    """Which of several processes this is, for messages; empty for one that is alone."""
+    return f"rank {os.environ.get('RANK', '?')}" if world_size() > 1 else ""
+
+
+def first() -> bool:
+    """Whether this process is rank 0, or alone."""
+    return world_size() == 1 or os.environ.get("RANK") == "0"
+
+
+def expect_divisible(argument: str, count: int) -> None:
+    """Raises UsageError unless every process gets equally many of `count` rows."""
+    world = world_size()
+    if count % world:
+        raise UsageError(
+            f"{argument}: {count} rows are not divisible by {world} processes: choose a multiple of {world}, or "
+            "another number of processes"
+        )
+
+
+def local_device(device: str) -> str:
+    """`--device` for this process: of several on one host, each takes the GPU of its number.
+
+    Raises:
+        UsageError: fewer GPUs than processes, or one GPU named for several of them.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if world_size() == 1 or device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return device
+    if device not in ("auto", "cuda"):
+        if here > 1:
+            raise UsageError(f"--device {device} names one device for {here} processes: choose cpu, cuda or auto")
+        return device
+    rank, found = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if rank >= found:
+        raise UsageError(f"{here} processes on this host need as many GPUs, it has {found}: lower --nproc-per-node")
+    return f"cuda:{rank}"
+
+
+@contextlib.contextmanager
+def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
+    """Join the other processes of the run, for as long as the block lasts.
+
+    Args:
+        timeout: seconds that a collective, and a meeting, wait for a rank.
+
+    Raises:
+        UsageError: the environment does not say which of several processes this is, or where they meet.
+        LostRankError: another rank failed, died or hangs, so that this one can't go on.
+    """
+    if world_size() == 1:
+        yield Ranks()
+        return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UsageError(
+            f"WORLD_SIZE is {world_size()} and {missing[0]} is not set: start the processes by torchrun, or unset it"
+        )
+    patience = datetime.timedelta(seconds=timeout)
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise LostRankError(f"no store of the run's processes at {where} in {timeout:g} s: is its host up?") from error
+    store = dist.PrefixStore(session(store, rank, world, timeout), store)
+    heartbeat = Heartbeat(dist.PrefixStore("roll call", store), rank, world, timeout)
+    try:
+        with _told_to(heartbeat):
+            heartbeat.barrier("the start")
+            yield Ranks(rank, world, _open_group(store, rank, world, device, patience), heartbeat)
+            heartbeat.part()
+    except BaseException:
+        if device.type == "cpu":  # a GPU's may wait for the rank that is missing: see `leave`
+            _close_group()
+        raise
+    else:
+        _close_group()
+    finally:
+        heartbeat.close()
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; without a clean-up that would wait, where a collective may still be pending on a GPU."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _close_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _open_group(
+    store: dist.Store, rank: int, world: int, device: torch.device, patience: datetime.timedelta
+) -> dist.ProcessGroup:
+    store = dist.PrefixStore("group", store)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # NCCL's own watchdog aborts without naming anyone: the roll call's, at 1.5 x, should come first.
+        dist.init_process_group("nccl", store=store, rank=rank, world_size=world, timeout=2 * patience)
+    else:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
+    return dist.group.WORLD
+
+
+@contextlib.contextmanager
+def _told_to(heartbeat: Heartbeat) -> Iterator[None]:
+    """Say why this process stops; where it is a collective that failed, find out which rank is to blame."""
+    try:
+        yield
+    except LostRankError as error:
+        heartbeat.failed(str(error), cause=False)
+        raise
+    except BaseException as error:
+        if _of_a_collective(error):
+            missing = heartbeat.missing() or f"all ranks are alive, look at the network between them: {error}"
+            heartbeat.failed(missing, cause=False)
+            raise LostRankError(missing) from error
+        heartbeat.failed(str(error) if isinstance(error, CopgenError) else f"{type(error).__name__}: {error}")
+        raise
+
+
+def _of_a_collective(error: BaseException) -> bool:
+    """gloo's are plain RuntimeErrors, known by the file that they name."""
+    named = isinstance(error, RuntimeError) and ("/gloo/" in str(error) or "NCCL" in str(error))
+    return isinstance(error, dist.DistError) or named

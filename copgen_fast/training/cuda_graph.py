@@ -1,0 +1,195 @@
+"""A training step as one CUDA graph: captured once, then replayed on each batch from static buffers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from copgen_fast.errors import CopgenError
+from copgen_fast.training.loop import StepResult
+
+WARM_UP = 3
+"""Steps before the capture, in which libraries choose their algorithms (PyTorch's notes on CUDA graphs)."""
+
+
+@dataclass
+class GraphedStep:
+    """`step(batch)` as one CUDA graph; metrics are copied out, watched tensors hold until the next call.
+
+    The first call captures it: a checkpoint must be loaded before, as loading replaces the optimisers' tensors, whose
+    addresses the graph holds. The warm-up's effect is undone. A batch of another shape is stepped without the graph,
+    which is said once.
+
+    Attributes:
+        step: pure: it draws nothing, never waits for the device, and changes only what is listed below.
+        models, adams, scaler: all that a step changes. The optimisers are torch's fused ones.
+    """
+
+    step: Callable[[Any], StepResult]
+    models: Sequence[nn.Module]
+    adams: Sequence[Optimizer]
+    scaler: torch.amp.GradScaler
+    inputs: Any = field(default=None, init=False)
+    replay: Callable[[], None] | None = field(default=None, init=False)
+    result: StepResult | None = field(default=None, init=False)
+    numbers: Tensor | None = field(default=None, init=False)
+    said: bool = field(default=False, init=False)
+
+    def __call__(self, batch: Any) -> StepResult:
+        """As the step's."""
+        if self.replay is None:
+            self.capture(batch)
+        if signature(batch) != signature(self.inputs):
+            if not self.said:
+                print("graph: a batch of another shape than the captured one is stepped without it", flush=True)
+            self.said = True
+            return self.step(batch)
+        for static, given in zip(tensors(self.inputs), tensors(batch), strict=True):
+            static.copy_(given)
+        self.replay()
+        metrics = self.numbers.clone().unbind()  # the next replay overwrites them
+        return StepResult(dict(zip(self.result.metrics, metrics, strict=True)), self.result.watched)
+
+    def capture(self, batch: Any) -> None:
+        """Make the graph for batches like this one, with nothing changed by it.
+
+        Raises:
+            CopgenError: the step does what no graph can hold, such as waiting for the device.
+        """
+        self.inputs = copied(batch)
+        snapshot = Snapshot.take(self.models, self.adams, self.scaler)
+        try:
+            _on_a_side_stream(lambda: self.step(self.inputs), WARM_UP)
+            snapshot.restore()
+            for adam in self.adams:
+                adam.zero_grad(set_to_none=True)  # gradients come from the graph's own memory
+            with _capturable(self.adams):
+                self.replay = _record(self._run)
+        except RuntimeError as error:
+            cause = error
+            while isinstance(cause.__context__, RuntimeError):  # the capture's end only says that something failed
+                cause = cause.__context__
+            reason = str(cause).splitlines()[0]
+            raise CopgenError(f"the step can't be captured as a CUDA graph ({reason}): run without it") from error
+
+    def _run(self) -> None:
+        result = self.step(self.inputs)
+        self.numbers = torch.stack([value.detach().float() for value in result.metrics.values()])
+        # Detached: the autograd graph would stay, and with it accumulators of gradients on the capture's stream.
+        parts = ({name: value.detach() for name, value in part.items()} for part in (result.metrics, result.watched))
+        self.result = StepResult(*parts)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a step changes as it was, to be put back in place: every tensor keeps its address."""
+
+    now: Callable[[], dict[Any, Tensor]]
+    before: dict[Any, Tensor]
+    scaler: torch.amp.GradScaler
+    scale: dict[str, Any]
+
+    @classmethod
+    def take(cls, models: Sequence[nn.Module], adams: Sequence[Optimizer], scaler: torch.amp.GradScaler) -> Snapshot:
+        def now() -> dict[Any, Tensor]:
+            found: dict[Any, Tensor] = {}
+            for number, model in enumerate(models):
+                found |= {(number, name): value for name, value in model.state_dict().items()}
+            for number, adam in enumerate(adams):
+                for at, state in enumerate(adam.state.get(p, {}) for p in _parameters(adam)):
+                    found |= {("adam", number, at, name): value for name, value in state.items()}
+            return found
+
+        return cls(now, {key: value.clone() for key, value in now().items()}, scaler, scaler.state_dict())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put it back. Adam's averages that were not there yet start from zero, as it starts them itself."""
+        for key, value in self.now().items():
+            if key in self.before:
+                value.copy_(self.before[key])
+            else:
+                value.zero_()
+        self.scaler.load_state_dict(self.scale)
+
+
+def obstacle(device: torch.device, adams: Sequence[Optimizer]) -> str | None:
+    """Why a step can't be a CUDA graph here, in words; None where it can."""
+    if device.type != "cuda":
+        return f"the run is on the {device.type.upper()}"
+    if dist.is_available() and dist.is_initialized():
+        return "the run has several processes"
+    if not all(group.get("fused") for adam in adams for group in adam.param_groups):
+        return "it takes --optimizer.impl fused or auto"
+    return None
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a dataclass of tensors, dataclasses of them, and None; in order of the fields."""
+    for part in dataclasses.fields(batch):
+        value = getattr(batch, part.name)
+        if isinstance(value, Tensor):
+            yield value
+        elif value is not None:
+            yield from tensors(value)
+
+
+def copied(batch: Any) -> Any:
+    """The same with tensors of its own."""
+    values = {part.name: getattr(batch, part.name) for part in dataclasses.fields(batch)}
+    made = {
+        name: value.clone() if isinstance(value, Tensor) else value if value is None else copied(value)
+        for name, value in values.items()
+    }
+    return dataclasses.replace(batch, **made)
+
+
+def signature(batch: Any) -> list[tuple]:
+    """What a graph is captured for: shapes, dtypes and devices."""
+    return [(tuple(value.shape), value.dtype, value.device) for value in tensors(batch)]
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+@contextlib.contextmanager
+def _capturable(adams: Sequence[Optimizer]) -> Iterator[None]:
+    """Permit the capture. The fused kernels are the same either way, but a step without a graph would then warn."""
+    groups = [group for adam in adams for group in adam.param_groups]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
+
+
+def _on_a_side_stream(call: Callable[[], Any], times: int) -> None:
+    """Run it there, as a capture's warm-up must be, and leave the random generators as they were.
+
+    The device is the current one, here and in the capture.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), torch.random.fork_rng([torch.cuda.current_device()]):
+        for _ in range(times):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def _record(call: Callable[[], None]) -> Callable[[], None]:
+    """The replay of what it launches."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay

@@ -1,0 +1,102 @@
+// The functions of exp_rows.h, vectorised by the compiler once per instruction set, as in rows_cpu.cpp.
+#include <cmath>
+#include <cstring>
+
+#include "target_clones.h"
+#include "exp_rows.h"
+
+namespace copgen {
+namespace body {
+
+COPGEN_INLINE double exponential(double x) { return std::exp(x); }
+
+// exp(x) to about one unit in the last place for x <= 88, 0 below -87.3 (where results would be denormal); keeps NaN.
+// x = n log 2 + r with |r| <= log 2 / 2, and the exponential of r is a polynomial (Cephes' coefficients).
+COPGEN_INLINE float exponential(float x) {
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, which the low bits hold
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000u;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return x < -87.3f ? 0.0f : p * power;
+}
+
+template <typename T>
+COPGEN_INLINE T sum_exp(const T* __restrict s, int64_t n, T scale, T shift, T* __restrict columns) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) {
+    const T e = exponential(scale * s[j] - shift);
+    sum += e;
+    columns[j] += e;
+  }
+  return sum;
+}
+
+template <typename T>
+COPGEN_INLINE void add_exp(const T* __restrict s, int64_t n, T scale, const T* __restrict shift,
+                           T* __restrict columns) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) columns[j] += exponential(scale * (s[j] - shift[j]));
+}
+
+// A NaN is not larger, but its exponential is NaN whatever the shift.
+template <typename T>
+COPGEN_INLINE T raise(const T* __restrict s, int64_t n, T* __restrict columns) {
+  T top = -INFINITY;
+#pragma omp simd reduction(max : top)
+  for (int64_t j = 0; j < n; ++j) {
+    top = s[j] > top ? s[j] : top;
+    columns[j] = s[j] > columns[j] ? s[j] : columns[j];
+  }
+  return top;
+}
+
+template <typename T>
+COPGEN_INLINE void weigh(T* __restrict s, int64_t n, T scale, T shift, T row, const T* __restrict columns) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) s[j] = (row + columns[j]) * exponential(scale * s[j] - shift);
+}
+
+template <typename T>
+COPGEN_INLINE void weigh_apart(T* __restrict s, int64_t n, T scale, T row_lse, T row_grad,
+                               const T* __restrict column_lse, const T* __restrict column_grad) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const T logit = scale * s[j];
+    s[j] = row_grad * exponential(logit - row_lse) + column_grad[j] * exponential(logit - column_lse[j]);
+  }
+}
+
+}  // namespace body
+
+#define COPGEN_DEFINE_EXP_ROWS(T)                                                                          \
+  COPGEN_CLONES_##T T sum_exp(const T* s, int64_t n, T scale, T shift, T* columns) {                       \
+    return body::sum_exp(s, n, scale, shift, columns);                                                     \
+  }                                                                                                        \
+  COPGEN_CLONES_##T void add_exp(const T* s, int64_t n, T scale, const T* shift, T* columns) {             \
+    body::add_exp(s, n, scale, shift, columns);                                                            \
+  }                                                                                                        \
+  COPGEN_CLONES_##T T raise(const T* s, int64_t n, T* columns) { return body::raise(s, n, columns); }      \
+  COPGEN_CLONES_##T void weigh(T* s, int64_t n, T scale, T shift, T row, const T* columns) {               \
+    body::weigh(s, n, scale, shift, row, columns);                                                         \
+  }                                                                                                        \
+  COPGEN_CLONES_##T void weigh_apart(T* s, int64_t n, T scale, T row_lse, T row_grad, const T* column_lse, \
+                                     const T* column_grad) {                                               \
+    body::weigh_apart(s, n, scale, row_lse, row_grad, column_lse, column_grad);                            \
+  }
+
+COPGEN_DEFINE_EXP_ROWS(float)
+COPGEN_DEFINE_EXP_ROWS(double)
+
+}  // namespace copgen

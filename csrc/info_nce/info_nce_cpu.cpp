@@ -1,0 +1,255 @@
+// The primitive of InfoNCE on the CPU: similarities a tile at a time, by the matrix product of the library that
+// PyTorch has for it, and what is made of them while they are in the cache. See copgen_fast/ops/info_nce/operator.py.
+//
+// Where the columns are the rows themselves the matrix is symmetric: only tiles on and above its diagonal are
+// computed, and one above serves its rows and, as its transpose, its columns.
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "exp_rows.h"
+
+namespace copgen {
+namespace {
+
+constexpr int64_t kTile = 512;       // most rows and columns of a tile: 1 MB of floats
+constexpr int64_t kSmallTile = 224;  // of a small matrix, of which large tiles would leave no half out
+constexpr int64_t kChunk = 32;  // rows of a tile that a thread takes at a time
+constexpr double kSafe = 40;    // exp(-2 * 40) is a normal float
+
+// Where rows meet columns, and which pairs are special.
+struct Matrix {
+  const at::Tensor& rows;
+  const at::Tensor& columns;
+  const bool square, exclude_self;
+  const double scale, bound;
+  const int64_t offset, shift;
+
+  int64_t m() const { return rows.size(0); }
+  int64_t k() const { return columns.size(0); }
+  int64_t tile() const { return std::max(m(), k()) <= 2 * kTile ? kSmallTile : kTile; }
+  int64_t target(int64_t i) const { return offset + (i + shift) % m(); }
+};
+
+// A tile of the matrix: similarities of rows [i, i + height) and columns [j, j + width), row by row.
+template <typename T>
+struct Tile {
+  int64_t i, j, height, width;
+  T* data;
+  T* row(int64_t r) const { return data + r * width; }
+  bool has_column(int64_t column) const { return j <= column && column < j + width; }
+};
+
+// Calls use(tile, tensor) for each tile, in the order of its rows and then its columns.
+template <typename T, typename Use>
+void for_each_tile(const Matrix& x, bool triangle, const Use& use) {
+  const int64_t tile = x.tile();
+  at::Tensor buffer = at::empty({std::min(tile, x.m()) * std::min(tile, x.k())}, x.rows.options());
+  for (int64_t i = 0; i < x.m(); i += tile)
+    for (int64_t j = triangle ? i : 0; j < x.k(); j += tile) {
+      const int64_t height = std::min(tile, x.m() - i), width = std::min(tile, x.k() - j);
+      at::Tensor s = buffer.narrow(0, 0, height * width).view({height, width});
+      at::mm_out(s, x.rows.narrow(0, i, height), x.columns.narrow(0, j, width).t());
+      use(Tile<T>{i, j, height, width, s.data_ptr<T>()}, s);
+    }
+}
+
+// Rows of a tile in parallel: work(first, last, chunk) for each chunk of them.
+template <typename Work>
+void for_each_chunk(int64_t height, const Work& work) {
+  at::parallel_for(0, (height + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) work(c * kChunk, std::min(height, (c + 1) * kChunk), c);
+  });
+}
+
+// A row's exponentials so far: their sum times exp(-shift), which only grows.
+struct LogSum {
+  double shift = -std::numeric_limits<double>::infinity(), sum = 0;
+
+  void add(double other_shift, double other_sum) {
+    if (other_shift > shift) {
+      sum *= std::exp(shift - other_shift);
+      shift = other_shift;
+    }
+    sum += other_sum * (other_shift == shift ? 1 : std::exp(other_shift - shift));
+  }
+  double value() const { return shift + std::log(sum); }
+};
+
+template <typename T>
+class Forward {
+ public:
+  Forward(const Matrix& x, at::Tensor& losses, std::optional<at::Tensor>& nearest, std::optional<at::Tensor>& closeness)
+      : x_(x), sums_(x.m()), of_target_(losses.data_ptr<T>()) {
+    std::fill(of_target_, of_target_ + x.m(), T(0));
+    if (nearest) {
+      nearest_ = nearest->data_ptr<int64_t>();
+      closeness_ = closeness->data_ptr<T>();
+      std::fill(nearest_, nearest_ + x.m(), x.offset);
+      std::fill(closeness_, closeness_ + x.m(), -std::numeric_limits<T>::infinity());
+    }
+    // Exponentials of what can overflow are taken from a running maximum, each row's and each column's own.
+    const int64_t chunks = (kTile + kChunk - 1) / kChunk;
+    column_sums_.resize(chunks * kTile);
+    column_tops_.resize(x.bound <= kSafe ? 0 : chunks * kTile);
+  }
+
+  void run(T* losses, T* lse) {
+    const bool triangle = x_.square && nearest_ == nullptr;
+    for_each_tile<T>(x_, triangle, [&](const Tile<T>& tile, const at::Tensor&) {
+      const bool transposed_too = triangle && tile.i != tile.j;
+      for_each_chunk(tile.height, [&](int64_t first, int64_t last, int64_t chunk) {
+        add_rows(tile, first, last, chunk, transposed_too);
+      });
+      if (transposed_too) add_columns(tile);
+    });
+    for (int64_t i = 0; i < x_.m(); ++i) {
+      lse[i] = sums_[i].value();
+      losses[i] = sums_[i].value() - of_target_[i];
+    }
+  }
+
+ private:
+  void add_rows(const Tile<T>& tile, int64_t first, int64_t last, int64_t chunk, bool transposed_too) {
+    T* sums = column_sums_.data() + chunk * kTile;
+    std::fill(sums, sums + tile.width, T(0));
+    const bool bounded = x_.bound <= kSafe;
+    for (int64_t r = first; r < last; ++r) {
+      look_at(tile, r, transposed_too);
+      if (bounded) sums_[tile.i + r].add(x_.bound, sum_exp(tile.row(r), tile.width, scale(), T(x_.bound), sums));
+    }
+    if (!bounded) add_unbounded(tile, first, last, chunk, transposed_too);
+  }
+
+  void add_unbounded(const Tile<T>& tile, int64_t first, int64_t last, int64_t chunk, bool transposed_too) {
+    T* sums = column_sums_.data() + chunk * kTile;
+    T* tops = column_tops_.data() + chunk * kTile;
+    std::fill(tops, tops + tile.width, std::numeric_limits<T>::lowest());
+    for (int64_t r = first; r < last; ++r) {
+      // A row that has nothing but itself in this tile has no top of its own.
+      const T top = std::max(raise(tile.row(r), tile.width, tops), std::numeric_limits<T>::lowest());
+      sums_[tile.i + r].add(scale() * top, sum_exp(tile.row(r), tile.width, scale(), scale() * top, sums));
+    }
+    if (!transposed_too) return;
+    std::fill(sums, sums + tile.width, T(0));
+    for (int64_t r = first; r < last; ++r) add_exp(tile.row(r), tile.width, scale(), tops, sums);
+  }
+
+  void add_columns(const Tile<T>& tile) {
+    const int64_t chunks = (tile.height + kChunk - 1) / kChunk;
+    for_each_chunk(tile.width, [&](int64_t first, int64_t last, int64_t) {
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        for (int64_t j = first; j < last; ++j) {
+          const int64_t at = chunk * kTile + j;
+          sums_[tile.j + j].add(column_tops_.empty() ? x_.bound : scale() * column_tops_[at], column_sums_[at]);
+        }
+    });
+  }
+
+  // Notes the row's target and nearest column, and takes the row itself out of its sum.
+  void look_at(const Tile<T>& tile, int64_t r, bool transposed_too) {
+    const int64_t i = tile.i + r;
+    T* row = tile.row(r);
+    if (x_.shift >= 0 && tile.has_column(x_.target(i))) {
+      of_target_[i] = scale() * row[x_.target(i) - tile.j];
+      if (transposed_too) of_target_[x_.target(i)] = of_target_[i];
+    }
+    if (x_.exclude_self && tile.has_column(x_.offset + i)) row[x_.offset + i - tile.j] = -INFINITY;
+    if (nearest_ == nullptr) return;
+    const T* found = std::max_element(row, row + tile.width);
+    if (scale() * *found > closeness_[i]) {
+      closeness_[i] = scale() * *found;
+      nearest_[i] = tile.j + (found - row);
+    }
+  }
+
+  T scale() const { return x_.scale; }
+
+  const Matrix& x_;
+  std::vector<LogSum> sums_;
+  T *of_target_, *closeness_ = nullptr;
+  int64_t* nearest_ = nullptr;
+  std::vector<T> column_sums_, column_tops_;  // of each chunk of a tile's rows
+};
+
+// Gradients of losses, and what an exponential is multiplied with where one shift is safe: grad exp(bound - lse).
+template <typename T>
+struct ByLoss {
+  std::vector<T> lse, grad, factor;
+
+  ByLoss(const std::optional<at::Tensor>& lses, const std::optional<at::Tensor>& grads, int64_t n, double bound)
+      : lse(n, std::numeric_limits<T>::infinity()), grad(n, T(0)), factor(n, T(0)) {
+    if (!lses) return;  // no gradient, and exponentials of nothing
+    const at::Tensor l = lses->contiguous(), g = grads->contiguous();
+    std::copy_n(l.data_ptr<T>(), n, lse.begin());
+    std::copy_n(g.data_ptr<T>(), n, grad.begin());
+    if (bound <= kSafe)
+      for (int64_t i = 0; i < n; ++i) factor[i] = grad[i] * T(std::exp(bound - lse[i]));
+  }
+};
+
+template <typename T>
+void backward(const Matrix& x, const ByLoss<T>& of_rows, const ByLoss<T>& of_columns, at::Tensor& grad_rows) {
+  grad_rows.zero_();
+  const T scale = x.scale;
+  for_each_tile<T>(x, x.square, [&](const Tile<T>& tile, const at::Tensor& weights) {
+    for_each_chunk(tile.height, [&](int64_t first, int64_t last, int64_t) {
+      for (int64_t r = first; r < last; ++r) {
+        const int64_t i = tile.i + r;
+        T* row = tile.row(r);
+        if (x.exclude_self && tile.has_column(x.offset + i)) row[x.offset + i - tile.j] = -INFINITY;
+        if (x.bound <= kSafe)
+          weigh(row, tile.width, scale, T(x.bound), of_rows.factor[i], of_columns.factor.data() + tile.j);
+        else
+          weigh_apart(row, tile.width, scale, of_rows.lse[i], of_rows.grad[i], of_columns.lse.data() + tile.j,
+                      of_columns.grad.data() + tile.j);
+        if (x.shift >= 0 && tile.has_column(x.target(i)))
+          row[x.target(i) - tile.j] -= of_rows.grad[i] + of_columns.grad[x.target(i)];
+      }
+    });
+    at::Tensor into = grad_rows.narrow(0, tile.i, tile.height);
+    at::addmm_out(into, into, weights, x.columns.narrow(0, tile.j, tile.width), 1, x.scale);
+    if (x.square && tile.i != tile.j) {
+      at::Tensor into = grad_rows.narrow(0, tile.j, tile.width);
+      at::addmm_out(into, into, weights.t(), x.rows.narrow(0, tile.i, tile.height), 1, x.scale);
+    }
+  });
+}
+
+}  // namespace
+
+void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
+                int64_t offset, int64_t shift, bool exclude_self, at::Tensor losses, at::Tensor lse,
+                std::optional<at::Tensor> nearest, std::optional<at::Tensor> closeness) {
+  at::AutoDispatchBelowADInplaceOrView no_gradients;
+  const Matrix x{rows, columns ? *columns : rows, !columns, exclude_self, 1 / temperature, bound, offset, shift};
+  if (rows.scalar_type() == at::kDouble)
+    Forward<double>(x, losses, nearest, closeness).run(losses.data_ptr<double>(), lse.data_ptr<double>());
+  else
+    Forward<float>(x, losses, nearest, closeness).run(losses.data_ptr<float>(), lse.data_ptr<float>());
+}
+
+void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
+                   const std::optional<at::Tensor>& row_lse, const std::optional<at::Tensor>& row_grad,
+                   const std::optional<at::Tensor>& column_lse, const std::optional<at::Tensor>& column_grad,
+                   int64_t offset, int64_t shift, bool exclude_self, at::Tensor grad_rows) {
+  at::AutoDispatchBelowADInplaceOrView no_gradients;
+  const Matrix x{rows, columns ? *columns : rows, !columns, exclude_self, 1 / temperature, bound, offset, shift};
+  const auto& lse = columns ? column_lse : row_lse;
+  const auto& grad = columns ? column_grad : row_grad;
+  if (rows.scalar_type() == at::kDouble)
+    backward<double>(x, {row_lse, row_grad, x.m(), bound}, {lse, grad, x.k(), bound}, grad_rows);
+  else
+    backward<float>(x, {row_lse, row_grad, x.m(), bound}, {lse, grad, x.k(), bound}, grad_rows);
+}
+
+}  // namespace copgen

@@ -1,0 +1,117 @@
+"""`python -m bench check`: what of recorded results meets the numbers asked for."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import main
+from bench.view.check import findings, met
+from bench.view.targets import MEASURES, TARGETS
+
+RESULTS = Path(__file__).parents[3] / "bench" / "results"
+COMMITTED = [RESULTS / f"{name}-cpu.json" for name in ("augment", "info_nce", "generator", "navigator", "loader")]
+PEERS = ("kornia 1, same parameters", "torchvision 1 per-sample loop, same parameters", "PyTorch 2", "lightly 1")
+PEERS = (*PEERS, "copgen_fast chunked backend, no symmetry", "reference form")
+
+
+def row_for(target, better):
+    """A row that is about the target and meets it with a tenth to spare, or misses it by that."""
+    factor = 1.1 if better == (target.at_least is not None) else 0.9
+    value = factor * (target.at_least if target.at_least is not None else target.at_most)
+    case = target.case.replace("(half|graph)", "half").replace("B=.*", "B=176")
+    precision = "fp16" if target.precision == ".*" else target.precision
+    row = {"area": target.area, "case": case, "precision": precision, "direction": target.direction}
+    row |= {"device": "cpu" if target.device == "cpu" else "NVIDIA H200", "ours_ms": 1.0, "ratio": 1e-9}
+    row |= {"of_limit": 1e-9, "peak_mb": 1e9, "peer": "none", "backend": "pytorch", "ours_spread": 1.0, "n": 5}
+    row |= {"peer_ms": 1.0, "limit": "all", "limit_ms": 0.1, "peer_peak_mb": None}
+    row["peer"] = next((peer for peer in PEERS if target.about(row | {"peer": peer})), "nobody")
+    batch = int(case.partition("B=")[2].split()[0]) if "B=" in case else 1
+    per_s = batch * (2 if target.measure == "views_per_s" else 1)
+    changed = {
+        "samples_per_s": {"ours_ms": per_s / value * 1e3},
+        "views_per_s": {"ours_ms": per_s / value * 1e3},
+        "waiting": {"ratio": 1 - value},
+    }
+    return row | changed.get(target.measure, {target.measure: value})
+
+
+def write(path, rows):
+    path.write_text(json.dumps({"rows": rows}))
+    return path
+
+
+def verdict(path, target):
+    return findings((path,))[TARGETS.index(target)].verdict
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.device}-{target.area}-{target.what}")
+def test_each_target_tells_better_from_worse(target, tmp_path):
+    assert verdict(write(tmp_path / "a.json", [row_for(target, True)]), target) == "pass"
+    assert verdict(write(tmp_path / "b.json", [row_for(target, False)]), target) == "FAIL"
+    both = [row_for(target, False), row_for(target, True) | {"precision": target.precision.replace(".*", "bf16")}]
+    assert verdict(write(tmp_path / "c.json", both), target) == "pass", "the best counts"
+    assert verdict(write(tmp_path / "d.json", []), target) == "not measured"
+
+
+def test_targets_are_of_one_kind_each():
+    for target in TARGETS:
+        assert (target.at_least is None) != (target.at_most is None)
+        assert target.measure in MEASURES
+        assert target.area in ("augment", "info_nce", "generator", "loader", "navigator", "pretrain")
+
+
+def test_absolute_numbers_are_judged_on_their_card_only(tmp_path):
+    target = next(target for target in TARGETS if target.card)
+    path = write(tmp_path / "a.json", [row_for(target, False) | {"device": "NVIDIA GeForce RTX 2080 Ti"}])
+    assert verdict(path, target) == "not judged"
+
+
+def test_the_committed_results_meet_what_was_asked_of_the_cpu(capsys):
+    assert main(["check", *map(str, COMMITTED)]) == 0
+    text = capsys.readouterr().out
+    assert "FAIL" not in text and text.count("  pass") >= 11
+
+
+def test_the_exit_code_says_whether_all_was_met(tmp_path, capsys):
+    rows = [row_for(target, True) for target in TARGETS if target.device == "cpu"]
+    file = write(tmp_path / "a.json", rows)
+    assert main(["check", str(file)]) == 0
+    assert main(["check", str(file), "--require", "cpu"]) == 0
+    assert main(["check", str(file), "--require", "cuda"]) == 1
+    without = [row for row in rows if row["precision"] != "bf16"]
+    assert main(["check", str(write(tmp_path / "b.json", without)), "--require", "cpu"]) == 0, "not every CPU has bf16"
+    assert main(["check", str(write(tmp_path / "b.json", without[1:])), "--require", "cpu"]) == 1
+    worse = [*rows[1:], row_for(TARGETS[0], False)]
+    assert main(["check", str(write(tmp_path / "c.json", worse))]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_a_later_file_replaces_what_it_measured_again(tmp_path):
+    before = write(tmp_path / "a.json", [row_for(TARGETS[0], False)])
+    after = write(tmp_path / "b.json", [row_for(TARGETS[0], True)])
+    assert findings((before, after))[0].verdict == "pass"
+    assert findings((after, before))[0].verdict == "FAIL"
+
+
+def test_tests_count_too(tmp_path, capsys):
+    name = "test_four_launches_each_way_at_the_papers_batch"
+    file = tmp_path / "tests.xml"
+    for outcome, expected in (("", "pass"), ("<failure/>", "FAIL"), ("<skipped/>", "not measured")):
+        file.write_text(f'<testsuites><testsuite><testcase name="{name}">{outcome}</testcase></testsuite></testsuites>')
+        found = findings((file,))
+        assert found[-1].verdict == expected
+        assert found[-2].verdict == ("pass" if expected == "pass" else "FAIL"), "nothing passed is a failure"
+        assert met(found, "none") == (expected == "pass")
+    file.write_text("no XML")
+    assert main(["check", str(file)]) == 2
+    assert main(["check", str(tmp_path / "none.json")]) == 2
+    assert "JUnit" in capsys.readouterr().err
+
+
+def test_rows_without_peak_memory_are_not_taken_for_good_ones(tmp_path):
+    target = next(target for target in TARGETS if target.measure == "peak_mb")
+    row = row_for(target, True) | {"peak_mb": None}
+    assert verdict(write(tmp_path / "a.json", [row]), target) == "not measured"
+    assert dataclasses.replace(target, measure="ratio", at_most=None, at_least=1.0).about(row)

@@ -1,0 +1,157 @@
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from copgen_fast.config import EncoderConfig
+from copgen_fast.convert.__main__ import encode
+from copgen_fast.convert.encoder_names import SPELLINGS, read_encoder, recognise, spell, wrap, write_encoder
+from copgen_fast.convert.unpickle import loads
+from copgen_fast.encoders import Encoder
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.runtime import artifacts
+from tests.helpers.encoder_fixtures import detectron2_names, equal, small, supcon_names, without_fc
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_real_networks_go_through_every_spelling_and_back(name):
+    theirs = getattr(torchvision.models, name)(weights=None)
+    state = {key: value.clone() for key, value in theirs.state_dict().items()}
+    weights = read_encoder(state)
+    assert (weights.spelling, weights.config) == ("torchvision", EncoderConfig(name=name, stem="imagenet", width=64))
+    assert weights.notes == ("left out the classifier: fc.weight, fc.bias",)
+    features = without_fc(state)
+    assert equal(weights.encoder, features)
+    assert len(features) == {"resnet18": 120, "resnet50": 318}[name]
+    expected = {
+        "copgen": features,
+        "torchvision": features,
+        "supcon": supcon_names(features),
+        "vissl": {f"_feature_blocks.{key}": value for key, value in features.items()},
+        "detectron2": detectron2_names(features),
+    }
+    for spelling, names in expected.items():
+        tensors, _ = write_encoder(weights, spelling)
+        assert equal(tensors, names)
+        back = read_encoder(wrap(spelling, tensors))
+        assert equal(back.encoder, features) and back.config == weights.config
+        assert back.spelling == ("torchvision" if spelling == "copgen" else spelling)
+    ours = Encoder(weights.config).eval()
+    artifacts.load_strictly(ours, weights.encoder, "weights")
+    theirs.fc = nn.Identity()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs.eval()(images))
+
+
+def test_detectron2_names_are_detectron2s():
+    names = {spell("detectron2", name) for name in small("resnet50", classifier=False)}
+    assert {
+        "stem.conv1.weight",
+        "stem.conv1.norm.running_mean",
+        "res2.0.conv1.weight",
+        "res2.0.conv1.norm.weight",
+        "res2.0.conv3.norm.bias",
+        "res2.0.shortcut.weight",
+        "res2.0.shortcut.norm.running_var",
+        "res5.2.conv3.weight",
+    } <= names
+    assert not any("bn" in name or "layer" in name or "downsample" in name for name in names)
+
+
+def test_prefixes_of_parallel_and_wrapping_modules_are_seen_through(tmp_path):
+    state = small("resnet18", classifier=False)
+    wrapped = [
+        {f"module.{name}": value for name, value in state.items()},
+        {f"module.{name}": value for name, value in supcon_names(state).items()},
+        {f"trunk.base_model._feature_blocks.{name}": value for name, value in state.items()},
+        {"state_dict": {f"module.module.{name}": value for name, value in state.items()}},
+    ]
+    for content in wrapped:
+        assert equal(read_encoder(content).encoder, state)
+    with pytest.raises(UsageError, match="two tensors for one name, conv1.weight"):
+        read_encoder(state | {"module.conv1.weight": state["conv1.weight"]})
+
+
+def test_counters_that_old_files_lack_are_added_and_said(tmp_path, capsys):
+    state = small("resnet18", classifier=False)
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    weights = read_encoder(detectron2_names(old))
+    assert weights.encoder.keys() == state.keys()
+    assert weights.notes == ("added 20 counters num_batches_tracked = 0, which it does not hold",)
+    some = {name: value for name, value in state.items() if name != "layer1.0.bn1.num_batches_tracked"}
+    with pytest.raises(UsageError, match="missing: layer1.0.bn1.num_batches_tracked"):
+        read_encoder(some)
+
+
+def changed(**changes):
+    state = small("resnet18", classifier=False)
+    for name, value in changes.items():
+        name = name.replace("__", ".")
+        state = {k: v for k, v in state.items() if k != name} if value is None else state | {name: value}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: changed(layer2__0__conv1__weight=None), r"missing: layer2\.0\.conv1\.weight"),
+        (lambda: changed(extra__weight=torch.ones(1)), r"not known: extra\.weight"),
+        (lambda: changed(bn1__weight=torch.ones(3)), r"bn1\.weight is \[3\], expected \[8\]"),
+        (lambda: changed(bn1__weight=torch.ones(8, dtype=torch.int64)), r"bn1\.weight is torch\.int64"),
+        (lambda: changed(bn1__weight=3), r"bn1\.weight is no tensor"),
+        (lambda: changed(conv1__weight=torch.ones(8, 3, 5, 5)), "no first layer"),
+        (lambda: {"a.weight": torch.ones(1), "b": torch.ones(1)}, r"no encoder by .* first names are a\.weight, b$"),
+        (lambda: {}, "first names are none"),
+        (lambda: 3, "first names are none"),
+        (
+            lambda: {"model": changed(), "state_dict": changed()},
+            "ambiguous.*torchvision at model; torchvision at state",
+        ),
+        (lambda: changed() | supcon_names(changed()), "ambiguous.*supcon at the top; torchvision at the top"),
+        (lambda: supcon_names(changed()) | {"head.0.weight": torch.ones(1)}, r"its head has head\.0\.weight; expected"),
+        (lambda: detectron2_names(changed()) | {"stem.fc.weight": torch.ones(1), "q": torch.ones(1)}, "not known: q"),
+    ],
+)
+def test_encoders_that_do_not_fit_are_refused_by_name(content, message):
+    with pytest.raises(UsageError, match=message):
+        read_encoder(content())
+
+
+def test_a_spelling_that_is_given_is_the_only_one_looked_for():
+    both = changed() | {"other": torch.ones(1)}
+    assert recognise(both | supcon_names(changed()), "supcon")[0] == "supcon"
+    with pytest.raises(UsageError, match="no encoder by vissl names"):
+        read_encoder(both, "vissl")
+
+
+def test_networks_of_other_depth_are_refused():
+    for block, layers in ((BasicBlock, [3, 4, 6, 3]), (Bottleneck, [3, 4, 23, 3])):
+        with torch.device("meta"):
+            state = ResNet(block, layers).state_dict()
+        with pytest.raises(UsageError, match="not known: layer"):
+            read_encoder(state)
+
+
+SMALL = {spelling: None for spelling in SPELLINGS if spelling != "copgen-model"}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_random_damage_to_encoders_gives_nothing_but_clear_errors(data):
+    spelling = data.draw(st.sampled_from(sorted(SMALL)))
+    if SMALL[spelling] is None:
+        tensors, _ = write_encoder(read_encoder(small("resnet18")), spelling)
+        SMALL[spelling] = encode(".pkl" if spelling == "detectron2" else ".pth", spelling, tensors, {})
+    content = bytearray(SMALL[spelling])
+    start = data.draw(st.sampled_from([0, len(content) - 20_000]))  # names at one end, zip's directory at the other
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = start + data.draw(st.integers(0, 19_999))
+        content[at] = data.draw(st.integers(0, 255))
+    try:
+        read_encoder(loads(bytes(content), "file"))
+    except CopgenError as error:
+        assert str(error)

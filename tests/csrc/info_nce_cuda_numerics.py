@@ -1,0 +1,246 @@
+"""What InfoNCE's CUDA operators must compute, in float64, and inputs to try them on; see test_info_nce_cuda.py."""
+
+import ctypes
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+ROW, COLUMN = "row", "column"
+
+
+@dataclass
+class Case:
+    """Rows [m, d] and columns [k, d] (None: the rows) in float16, and what both operators take beside them."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor | None = None
+    temperature: float = 0.1
+    bound: float = math.inf
+    offset: int = 0
+    shift: int = -1
+    exclude_self: bool = False
+    grads: dict = field(default_factory=dict)  # of the losses, per row [m] and per column [k]
+    lses: dict = field(default_factory=dict)
+
+    @property
+    def all_columns(self):
+        return self.rows if self.columns is None else self.columns
+
+    def logits(self, dtype=torch.float64):
+        """s [m, k]"""
+        return self.rows.to(dtype) @ self.all_columns.to(dtype).T / self.temperature
+
+    def masks(self):
+        """Booleans [m, k]: the columns in a row's sum, and a row's target."""
+        m, k = len(self.rows), len(self.all_columns)
+        i, j = torch.arange(m)[:, None], torch.arange(k)[None]
+        included = j != self.offset + i if self.exclude_self else torch.ones(m, k, dtype=torch.bool)
+        target = j == self.offset + (i + self.shift) % m if self.shift >= 0 else torch.zeros(m, k, dtype=torch.bool)
+        return included, target
+
+    def losses(self, dtype=torch.float64):
+        """Losses [m] and log-sum-exps [m]."""
+        included, target = self.masks()
+        s = self.logits(dtype)
+        lse = s.masked_fill(~included, -math.inf).logsumexp(1)
+        return lse - s.masked_fill(~target, 0).sum(1), lse
+
+    def weights(self, dtype=torch.float64):
+        """W [m, k]"""
+        included, target = self.masks()
+        s = self.logits(dtype).masked_fill(~included, -math.inf)
+        total = torch.zeros_like(s)
+        for kind, axis in ((ROW, 1), (COLUMN, 0)):
+            if kind in self.grads:
+                grad, lse = (x[kind].to(dtype).unsqueeze(axis) for x in (self.grads, self.lses))
+                total += grad * ((s - lse).exp() - target.to(dtype))
+        return total
+
+    def grad_rows(self, dtype=torch.float64):
+        """[m, d]"""
+        return self.weights(dtype) @ self.all_columns.to(dtype) / self.temperature
+
+
+def unit(n, d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1).half()
+
+
+def with_statistics(case, kinds, scale=1.0, seed=0):
+    """The case with gradients of the losses, of both signs, and log-sum-exps as the forward pass gives them."""
+    generator = torch.Generator().manual_seed(seed)
+    m, k = len(case.rows), len(case.all_columns)
+    if case.columns is None:
+        kinds = (ROW,)
+    for kind, n in ((ROW, m), (COLUMN, k)):
+        if kind not in kinds:
+            continue
+        case.grads[kind] = torch.randn(n, generator=generator) / n * scale
+        s = case.logits().masked_fill(~case.masks()[0], -math.inf)
+        # Other ranks' rows are in a column's sum too: any number that is not below this one's will do.
+        more = torch.rand(n, generator=generator).double() if kind == COLUMN else 0
+        case.lses[kind] = (s.logsumexp(1 if kind == ROW else 0) + more).nan_to_num(neginf=0.0).float()
+    if case.columns is None:
+        case.grads[COLUMN], case.lses[COLUMN] = case.grads[ROW], case.lses[ROW]
+    return case
+
+
+def square(n, d, temperature=0.1, seed=0, bounded=True, shift=None):
+    bound = 1 / temperature if bounded else math.inf
+    shift = n // 2 if shift is None else shift
+    return Case(unit(n, d, seed), None, temperature, bound, 0, shift, True)
+
+
+def rectangular(m, k, d, temperature=0.1, seed=0, bounded=True, offset=0, shift=0, exclude_self=False):
+    bound = 1 / temperature if bounded else math.inf
+    return Case(unit(m, d, seed), unit(k, d, seed + 1), temperature, bound, offset, shift, exclude_self)
+
+
+def assert_losses(case, losses, lse):
+    """As good as float32 allows: log-sum-exp and target both as large as the largest logit.
+
+    A product of norm-wise size `size` is off by its sums' roundings, d of 2^-24 at the very most and about sqrt(d)
+    of them in fact.
+    """
+    expected = case.losses()
+    size = (case.rows.double().norm(dim=1).max() * case.all_columns.double().norm(dim=1).max()).item()
+    steps = 4 + 0.5 * math.sqrt(case.rows.shape[1])
+    tolerance = 2e-6 + steps * 2**-23 * size / case.temperature
+    for ours, exact in zip((losses, lse), expected, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=3e-7, atol=tolerance)
+
+
+def assert_gradients(case, grad):
+    """Within the weights' rounding to fp16: 2^-11 of each, or 2^-25 of the range up to 2^14; plus the logits' own."""
+    columns = case.all_columns.double().abs()
+    largest = max(x.abs().max().item() for x in case.grads.values())
+    size = (case.rows.double().norm(dim=1).max() * columns.norm(dim=1).max()).item() / case.temperature
+    relative = 2**-10.5 + (4 + 0.5 * math.sqrt(case.rows.shape[1])) * 2**-23 * size
+    unrounded = sum(
+        case.grads[kind].double().unsqueeze(axis).abs()
+        * (
+            (case.logits() - case.lses[kind].double().unsqueeze(axis)).exp() * case.masks()[0]
+            + case.masks()[1].double()
+        )
+        for kind, axis in ((ROW, 1), (COLUMN, 0))
+        if kind in case.grads
+    )
+    tolerance = (unrounded * relative + 2**-37 * largest) @ columns / case.temperature
+    error = (grad.double() - case.grad_rows()).abs()
+    worst = (error / tolerance.clamp_min(1e-300)).nan_to_num(nan=math.inf).max().item()
+    assert worst <= 1 or not error.any(), f"error is {worst:.2f} of what rounding explains"
+
+
+class Matrix(ctypes.Structure):
+    """csrc/info_nce/similarity.cuh's Similarity."""
+
+    _fields_ = [
+        ("rows", ctypes.c_void_p),
+        ("columns", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("m", "k", "d")),
+        *((name, ctypes.c_float) for name in ("scale", "bound")),
+        *((name, ctypes.c_int) for name in ("offset", "shift")),
+        ("exclude_self", ctypes.c_bool),
+    ]
+
+
+class Statistics(ctypes.Structure):
+    """csrc/info_nce/info_nce_backward.cuh's Statistics."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("row_lse", "row_grad", "column_lse", "column_grad")]
+
+
+WIDE, THIN, TRIANGLE = range(3)  # csrc/info_nce/info_nce_cuda.h's Plan
+
+
+class OnCpu:
+    """The kernels themselves, run by tests/cuda_on_cpu. All memory beside the tensors is NaN, and must stay so."""
+
+    def __init__(self, library, plan):
+        self.library, self.plan = ctypes.CDLL(str(library)), plan
+
+    def _guarded(self, tensor):
+        """A copy amid NaN (or -1) that starts at a multiple of 16 bytes."""
+        fill = math.nan if tensor.is_floating_point() else -1
+        memory = torch.full((tensor.numel() + 512,), fill, dtype=tensor.dtype)
+        inside = memory[256 : 256 + tensor.numel()].view(tensor.shape)
+        inside.copy_(tensor)
+        return memory, inside
+
+    def _run(self, function, case, arguments, outputs):
+        missing = -case.rows.shape[1] % 8  # as csrc/info_nce/info_nce_cuda.cpp fills up
+        rows, columns = (
+            self._guarded(torch.nn.functional.pad(x, (0, missing)))[1] for x in (case.rows, case.all_columns)
+        )
+        m, d = rows.shape
+        matrix = Matrix(rows.data_ptr(), columns.data_ptr(), m, len(columns), d, 1 / case.temperature)
+        matrix.bound, matrix.offset, matrix.shift = case.bound, case.offset, case.shift
+        matrix.exclude_self = case.exclude_self
+        outputs = [None if x is None else self._guarded(x) for x in outputs]
+        pointers = [None if x is None else ctypes.c_void_p(x[1].data_ptr()) for x in outputs]
+        assert function(self.plan, matrix, *arguments, *pointers) == 0
+        for memory, inside in filter(None, outputs):
+            outside = torch.cat([memory[:256], memory[256 + inside.numel() :]])
+            assert (outside.isnan() if outside.is_floating_point() else outside == -1).all()
+        return [x and x[1] for x in outputs]
+
+    def losses(self, case, band=1, nearest=False):
+        """losses [m], lse [m], nearest [m], closeness [m]"""
+        m = len(case.rows)
+        empty = torch.full((m,), math.nan)
+        best = (torch.full((m,), -1), empty) if nearest else (None, None)
+        scratch = torch.full((band + 1, m), math.nan)
+        arguments = (band, ctypes.c_void_p(scratch.data_ptr()))
+        return self._run(self.library.row_losses, case, arguments, (empty, empty, *best))
+
+    def gradients(self, case):
+        """[m, d]"""
+        keep, statistics = [], Statistics()
+        for kind in case.grads:
+            for name, values in (("grad", case.grads[kind]), ("lse", case.lses[kind])):
+                if case.columns is None and kind == COLUMN:
+                    pointer = getattr(statistics, f"row_{name}")
+                else:
+                    keep.append(self._guarded(values))
+                    pointer = keep[-1][1].data_ptr()
+                setattr(statistics, f"{kind}_{name}", pointer)
+        empty = torch.full(case.rows.shape, math.nan)
+        return self._run(self.library.row_gradients, case, (statistics, case.rows.shape[1]), (empty,))[0]
+
+    def choose(self, m, bound, multiprocessors, square, nearest):
+        """The plan for m rows and columns."""
+        matrix = Matrix(m=m, k=m, d=128, bound=bound)
+        return self.library.choose(matrix, multiprocessors, square, nearest)
+
+
+class OnGpu:
+    """The operators, which choose plan and band themselves."""
+
+    def __init__(self):
+        import copgen_fast._cpp
+        import copgen_fast._cuda  # noqa: F401
+
+        self.operators = torch.ops.copgen_fast_cpp
+
+    def _call(self, function, case, statistics, outputs):
+        device = torch.device("cuda")
+        columns = None if case.columns is None else case.columns.to(device)
+        outputs = [None if x is None else x.to(device) for x in outputs]
+        statistics = [None if x is None else x.to(device) for x in statistics]
+        place = (case.offset, case.shift, case.exclude_self)
+        function(case.rows.to(device), columns, case.temperature, case.bound, *statistics, *place, *outputs)
+        return [x if x is None else x.cpu() for x in outputs]
+
+    def losses(self, case, nearest=False):
+        """losses [m], lse [m], nearest [m], closeness [m]"""
+        empty = torch.full((len(case.rows),), math.nan)
+        best = (torch.full((len(case.rows),), -1), empty) if nearest else (None, None)
+        return self._call(self.operators.row_losses, case, (), (empty, empty, *best))
+
+    def gradients(self, case):
+        """[m, d]"""
+        kinds = (ROW,) if case.columns is None else (ROW, COLUMN)
+        given = {kind: (case.lses.get(kind), case.grads.get(kind)) for kind in kinds}
+        statistics = (*given[ROW], *given.get(COLUMN, (None, None)))
+        return self._call(self.operators.row_gradients, case, statistics, (torch.full(case.rows.shape, math.nan),))[0]

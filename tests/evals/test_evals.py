@@ -1,0 +1,332 @@
+"""Evaluations against known answers: separable, random, collapsed and low-rank features, and real digits."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from copgen_fast import registry
+from copgen_fast.config import ProbeConfig
+from copgen_fast.errors import NonFiniteError, UsageError
+from copgen_fast.evals import Subject, run
+from copgen_fast.evals.collapse import feature_std, rankme
+from copgen_fast.evals.knn import classify
+from copgen_fast.evals.linear_augmented import learning_rate
+from copgen_fast.evals.lowshot import draw_labels
+from copgen_fast.images import sets
+from copgen_fast.runtime import interrupts
+
+CPU = torch.device("cpu")
+HALF = (0.5, 0.5, 0.5)
+CLASSES = 10
+
+
+def pixels(**changes):
+    return Subject(**{"encoder": nn.Flatten().eval(), "mean": HALF, "std": HALF, "device": CPU} | changes)
+
+
+def noisy_classes(signal, per_class=24, test_per_class=20, size=4, classes=CLASSES):
+    """Noise images, plus `signal` times a pattern of the class."""
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randn(classes, 3, size, size, generator=generator)
+    splits = []
+    for count in (per_class, test_per_class):
+        labels = torch.arange(classes).repeat(count)
+        noise = torch.randn(len(labels), 3, size, size, generator=generator)
+        images = 128 + 20 * (noise + signal * patterns[labels])
+        splits += [images.clamp(0, 255).to(torch.uint8), labels]
+    return sets.LabelledImages(*splits)
+
+
+@pytest.fixture(scope="module")
+def separable():
+    return noisy_classes(signal=3)
+
+
+@pytest.fixture(scope="module")
+def unrelated():
+    return noisy_classes(signal=0)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return sets.digits(8)
+
+
+FAST = ("linear", "lowshot", "knn")
+
+
+def test_every_evaluation_is_registered():
+    assert registry.names("copgen_fast.evals") == ["collapse", "knn", "linear", "linear-augmented", "lowshot"]
+    with pytest.raises(UsageError, match="unknown name 'svm' in evals"):
+        run("svm", pixels(), None, ProbeConfig(), 0)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_separable_classes_are_all_found(name, separable):
+    found = run(name, pixels(), separable, ProbeConfig(), seed=0)
+    assert found[f"{name}_top1"] == 1.0
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_unrelated_labels_give_chance(name, unrelated):
+    found = run(name, pixels(), unrelated, ProbeConfig(), seed=0)
+    assert 0.02 < found[f"{name}_top1"] < 0.2  # chance is 0.1; four standard deviations are 0.085
+
+
+def test_top5_only_where_it_says_something(separable, unrelated):
+    assert run("linear", pixels(), separable, ProbeConfig(), 0)["linear_top5"] == 1.0
+    assert run("linear", pixels(), unrelated, ProbeConfig(), 0)["linear_top5"] == pytest.approx(0.5, abs=0.15)
+    two = noisy_classes(signal=3, classes=2)
+    assert run("linear", pixels(), two, ProbeConfig(), 0) == {"linear_top1": 1.0}
+
+
+def test_linear_converges(digits):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run("linear", pixels(), digits, ProbeConfig(), 0)
+
+
+def test_linear_stands_dead_dimensions(separable):
+    constant = pixels(encoder=lambda x: torch.cat([x.flatten(1), torch.full((len(x), 3), 7.0)], dim=1))
+    assert run("linear", constant, separable, ProbeConfig(), 0)["linear_top1"] == 1.0
+
+
+def test_pixels_on_real_digits(digits):
+    config = ProbeConfig()
+    assert run("linear", pixels(), digits, config, 0)["linear_top1"] > 0.93
+    assert run("knn", pixels(), digits, config, 0)["knn_top1"] > 0.93
+    lowshot = run("lowshot", pixels(), digits, config, 0)
+    assert 0.75 < lowshot["lowshot_min"] <= lowshot["lowshot_top1"] <= lowshot["lowshot_max"] < 0.95
+    assert 0 < lowshot["lowshot_std"] < 0.05
+    assert run("lowshot", pixels(), digits, config, 0) == lowshot
+    assert run("lowshot", pixels(), digits, config, 1) != lowshot
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 5), st.integers(0, 3))
+def test_draws_are_balanced_and_without_replacement(shots, seed, draw):
+    labels = torch.randperm(60, generator=torch.Generator().manual_seed(9)) % 6
+    chosen = draw_labels(labels, shots, seed, draw)
+    assert labels[chosen].bincount().tolist() == [shots] * 6
+    assert len(chosen.unique()) == len(chosen)
+    assert chosen.equal(draw_labels(labels, shots, seed, draw))
+
+
+def test_draws_differ_by_seed_and_number_only():
+    labels = torch.arange(200) % 10
+    kinds = {tuple(draw_labels(labels, 5, seed, draw).tolist()) for seed in range(3) for draw in range(4)}
+    assert len(kinds) == 12
+
+
+def test_every_method_is_judged_on_the_same_draws(digits, monkeypatch):
+    from copgen_fast.evals import lowshot
+
+    seen = []
+    monkeypatch.setattr(lowshot, "draw_labels", lambda *key: seen.append(draw_labels(*key)) or seen[-1])
+    for subject in (pixels(), pixels(encoder=lambda x: x.mean(1).flatten(1))):
+        run("lowshot", subject, digits, ProbeConfig(draws=3), seed=4)
+    assert len(seen) == 6
+    assert all(one.equal(other) for one, other in zip(seen[:3], seen[3:], strict=True))
+
+
+@pytest.mark.parametrize("shots", [0, 25])
+def test_too_few_labels(shots, separable):
+    with pytest.raises(UsageError, match=f"expected 1 .. 24, the training images of class 0, got {shots}"):
+        run("lowshot", pixels(), separable, ProbeConfig(shots=shots), 0)
+
+
+def test_one_draw_has_no_spread(separable):
+    found = run("lowshot", pixels(), separable, ProbeConfig(draws=1), 0)
+    assert found["lowshot_std"] == 0 and found["lowshot_min"] == found["lowshot_max"]
+    with pytest.raises(UsageError, match="draws: expected at least 1"):
+        run("lowshot", pixels(), separable, ProbeConfig(draws=0), 0)
+
+
+@pytest.mark.parametrize("neighbours", [1, 5, 20])
+def test_knn_agrees_with_scikit_learn(neighbours):
+    generator = torch.Generator().manual_seed(3)
+    train, test = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (400, 1500))
+    labels = (train[:, 0] > 0).long() + (train[:, 1] > 0.5).long()
+    peer = KNeighborsClassifier(neighbours, metric="cosine").fit(train.numpy(), labels.numpy())
+    votes = np.sort(peer.predict_proba(test.numpy()), axis=1)
+    clear = votes[:, -1] > votes[:, -2]
+    assert clear.mean() > 0.7
+    predicted = classify(train, labels, test, neighbours).numpy()
+    np.testing.assert_array_equal(predicted[clear], peer.predict(test.numpy())[clear])
+
+
+def test_knn_ties_go_to_the_nearer_class():
+    angles = torch.tensor([0.1, 0.5, 0.3, 0.6])
+    train = torch.stack([angles.cos(), angles.sin()], dim=1)
+    test = torch.tensor([[1.0, 0.0]])
+    assert classify(train, torch.tensor([1, 1, 0, 0]), test, 4).item() == 1
+    assert classify(train, torch.tensor([0, 0, 1, 1]), test, 4).item() == 0
+    far = torch.tensor([[0.1, 1.0], [0.1, 1.0], [1.0, 0.0]])  # two votes of similarity 0.1 against one of 1
+    assert classify(far, torch.tensor([0, 0, 1]), test, 3).item() == 0
+
+
+def test_knn_needs_enough_neighbours(separable):
+    with pytest.raises(UsageError, match="expected 1 .. 240 training images, got 241"):
+        run("knn", pixels(), separable, ProbeConfig(neighbours=241), 0)
+
+
+@pytest.mark.parametrize("shape", [(500, 32), (40, 100)])
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_rankme_counts_directions(shape, rank):
+    generator = torch.Generator().manual_seed(rank)
+    left, right = (torch.linalg.qr(torch.randn(n, rank, generator=generator, dtype=torch.float64)).Q for n in shape)
+    assert rankme(left @ right.T) == pytest.approx(rank, rel=1e-3)
+
+
+def test_rankme_is_its_definition():
+    features = torch.randn(80, 12, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 13)
+    singular = torch.linalg.svdvals(features.double())
+    shares = singular / singular.sum()
+    assert rankme(features) == pytest.approx((-(shares * shares.log()).sum()).exp().item(), rel=1e-9)
+
+
+def test_feature_std_is_one_for_isotropic_and_zero_for_collapsed():
+    features = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
+    assert feature_std(features) == pytest.approx(1, abs=0.01)
+    assert feature_std(features * 100) == pytest.approx(feature_std(features), rel=1e-5)
+    assert feature_std(torch.ones(50, 64)) == pytest.approx(0, abs=1e-6)
+    assert rankme(torch.zeros(50, 64)) == 1
+
+
+def test_collapse_takes_a_sample_of_many(monkeypatch, separable):
+    from copgen_fast.evals import collapse
+
+    whole = run("collapse", pixels(), separable, ProbeConfig(), 0)
+    monkeypatch.setattr(collapse, "_SAMPLE", 300)
+    part = run("collapse", pixels(), separable, ProbeConfig(), 0)
+    assert part != whole and part == run("collapse", pixels(), separable, ProbeConfig(), 0)
+    assert part["rankme"] == pytest.approx(whole["rankme"], rel=0.1)
+
+
+def test_features_are_normalised_batched_and_computed_once(separable):
+    batches = []
+
+    def encoder(images):
+        batches.append(len(images))
+        return images.flatten(1)
+
+    subject = pixels(encoder=encoder, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    features = subject.features(separable.train_images, 100)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
+    torch.testing.assert_close(features, ((separable.train_images / 255 - mean) / std).flatten(1))
+    assert batches == [100, 100, 40]
+    assert subject.features(separable.train_images, 100) is features and len(batches) == 3
+    assert len(subject.features(separable.test_images, 100)) == 200 and len(batches) == 5
+
+
+def test_features_that_are_not_finite_name_the_batch(separable):
+    spoilt = separable.train_images[150].float() / 255
+
+    def encoder(images):
+        features = images.flatten(1)
+        features[(images == (spoilt - 0.5) / 0.5).flatten(1).all(1)] = float("nan")
+        return features
+
+    with pytest.raises(NonFiniteError, match="features: NaN or infinity in batch 1 "):
+        run("linear", pixels(encoder=encoder), separable, ProbeConfig(batch=100), 0)
+
+
+def test_wrong_arguments_are_named(separable):
+    with pytest.raises(ValueError, match="encoder: expected a module in eval mode"):
+        pixels(encoder=nn.Flatten().train())
+    with pytest.raises(TypeError, match="images: expected torch.uint8"):
+        pixels().features(separable.train_images.float(), 10)
+    with pytest.raises(ValueError, match="features: expected shape \\[10, D\\]"):
+        pixels(encoder=nn.Identity().eval()).features(separable.train_images, 10)
+
+
+@pytest.mark.parametrize("name", ["linear", "lowshot", "linear-augmented"])
+def test_a_requested_stop_ends_the_evaluation(name, separable, monkeypatch):
+    subject = pixels()
+    for images in (separable.train_images, separable.test_images):
+        if name != "linear":
+            subject.features(images, 256)
+    monkeypatch.setattr(f"copgen_fast.evals.{_stop_in(name)}.stop_requested", lambda: True)
+    with pytest.raises(interrupts.Interrupted):
+        run(name, subject, separable, ProbeConfig(), 0)
+
+
+def _stop_in(name):
+    return "_features" if name == "linear" else name.replace("-", "_")
+
+
+def augmented(subject, images, seed=0, **changes):
+    defaults = {"epochs": 3, "lr": 1.0, "batch": 80, "augmentation": "none"}
+    return run("linear-augmented", subject, images, ProbeConfig(**defaults | changes), seed)
+
+
+def test_linear_augmented_learns_and_repeats(separable):
+    found = augmented(pixels(), separable)
+    assert found["linear_augmented_top1_last"] > 0.95
+    assert found["linear_augmented_top1_best"] >= found["linear_augmented_top1_last"]
+    assert found["linear_augmented_top5_last"] == 1.0
+    assert set(found) == {f"linear_augmented_top{k}_{which}" for k in (1, 5) for which in ("last", "best")}
+    assert found == augmented(pixels(), separable)
+
+
+def test_linear_augmented_gives_chance_on_unrelated_labels(unrelated):
+    assert 0.02 < augmented(pixels(), unrelated, augmentation="no-color")["linear_augmented_top1_last"] < 0.2
+
+
+def test_linear_augmented_views_depend_on_seed_policy_normalisation_and_epoch(separable):
+    def views(seed=0, policy="no-color", std=HALF):
+        seen = []
+        spy = pixels(encoder=lambda x: seen.append(x) or x.flatten(1), std=std)
+        augmented(spy, separable, seed, epochs=2, augmentation=policy)
+        return torch.stack(seen[-6:])  # three batches of each epoch
+
+    first = views()
+    assert first.equal(views()) and not first[:3].equal(first[3:])
+    assert not any(first.equal(other) for other in (views(seed=1), views(policy="none"), views(std=(0.1, 0.2, 0.3))))
+
+
+def test_linear_augmented_sees_normalised_views_and_leaves_the_encoder_alone(separable):
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()).eval()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    augmented(pixels(encoder=encoder), separable, epochs=2)
+    assert all(value.equal(before[name]) for name, value in encoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    seen = []
+    spy = pixels(encoder=lambda x: seen.append(x) or x.flatten(1), mean=(0.4, 0.4, 0.4), std=(0.1, 0.2, 0.3))
+    augmented(spy, separable, epochs=1, batch=240)
+    plain, views = seen[0], seen[-1]
+    assert sorted(len(part) for part in seen) == [200, 240] and plain.dtype == views.dtype == torch.float32
+    scale = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    expected = (separable.train_images / 255 - 0.4) / scale  # no augmentation, so only the order differs
+    torch.testing.assert_close(views.sum(0), expected.sum(0), rtol=1e-4, atol=1e-2)
+
+
+def test_learning_rate_is_the_references():
+    config = ProbeConfig(lr=2.0, batch=224, epochs=60)
+    rates = [learning_rate(config, epoch) for epoch in range(1, 61)]
+    assert rates[0] == pytest.approx(0.014 + (1.75 - 0.014) * (1 + np.cos(np.pi / 60)) / 2)
+    assert rates[-1] == pytest.approx(0.014) and rates == sorted(rates, reverse=True)
+
+
+def test_linear_augmented_refuses(separable):
+    with pytest.raises(UsageError, match="epochs: expected at least 1"):
+        augmented(pixels(), separable, epochs=0)
+    with pytest.raises(UsageError, match="unknown augmentation 'blur'"):
+        augmented(pixels(), separable, augmentation="blur")
+
+
+def test_linear_augmented_names_a_loss_that_is_not_finite(separable):
+    calls = []
+
+    def encoder(images):
+        calls.append(None)
+        return images.flatten(1) * (float("nan") if len(calls) > 5 else 1)  # the plain test images come first
+
+    with pytest.raises(NonFiniteError, match="loss of linear-augmented: NaN or infinity in epoch 1"):
+        augmented(pixels(encoder=encoder), separable)

@@ -1,0 +1,326 @@
+"""BigBiGAN as published, and its rewritings."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from copgen_fast import generators
+from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
+from copgen_fast.generators import _folding, bigbigan, optimize
+from copgen_fast.generators import _optimize as levels
+from copgen_fast.generators._rewrites import Rewrites
+from copgen_fast.generators.bigbigan import BigBiGAN
+from tests.helpers.unfolded_bigbigan import bigbigan as unfolded
+
+TRICKS = [field.name for field in fields(Rewrites)]
+
+
+def make(width=3, resolution=64, dtype=torch.float64, seed=0):
+    """A small one whose every number matters: no statistic, gain or gamma is left at its start."""
+    torch.manual_seed(seed)
+    generator = BigBiGAN(width, resolution, attention=32, shared=8, embeddings=5)
+    for name, value in generator.state_dict().items():
+        if name.endswith(("stored_var", "output_layer.0.gain")):
+            value.uniform_(0.5, 2)
+        elif name.endswith(("stored_mean", "bias", "gamma")):
+            value.normal_(std=0.5)
+    generator.shared.weight.data[:] = generator.shared.weight.data[0].clone()
+    return generator.to(dtype).eval().requires_grad_(False)
+
+
+def with_gradient(generator, z):
+    z = z.clone().requires_grad_()
+    images = generator(z)
+    weights = torch.linspace(-1, 1, images.numel(), dtype=images.dtype).view_as(images)
+    return images.detach(), torch.autograd.grad((images * weights).sum(), z)[0]
+
+
+@pytest.fixture(scope="module")
+def published():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def z(published):
+    return torch.randn(3, published.latent_dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_the_published_size_has_the_published_names():
+    with torch.device("meta"):
+        full = BigBiGAN()
+    state = full.state_dict()
+    assert len(state) == 166 and full.latent_dim == 120 and full.image_shape == (3, 128, 128)
+    assert sum(p.numel() for p in full.parameters()) == 70_433_988
+    assert sum(b.numel() for b in full.buffers()) == 63_644
+    shapes = {
+        "shared.weight": (1000, 128),
+        "linear.weight": (24576, 20),
+        "linear.u0": (1, 24576),
+        "blocks.0.0.bn1.gain.weight": (1536, 148),
+        "blocks.4.0.conv_sc.weight": (96, 192, 1, 1),
+        "blocks.3.1.g.weight": (96, 192, 1, 1),
+        "blocks.3.1.gamma": (),
+        "output_layer.2.weight": (3, 96, 3, 3),
+    }
+    assert {name: tuple(state[name].shape) for name in shapes} == shapes
+
+
+def test_it_is_the_unfolded_computation(published, z):
+    images, gradient = with_gradient(published, z)
+    assert images.shape == (3, 3, 64, 64) and images.abs().max() < 1 and images.std() > 0.05
+    expected, of_z = with_gradient(lambda z: unfolded(published.state_dict(), z, 4, 2), z)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, of_z, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("many", [1, 10**9], ids=["fewer products", "convolutions"])
+@pytest.mark.parametrize("without", [None, *TRICKS])
+def test_every_rewriting_is_exact(monkeypatch, published, z, many, without):
+    monkeypatch.setattr(_folding, "MANY", many)
+    rewrites = Rewrites() if without is None else replace(Rewrites(), **{without: False})
+    rewritten = optimize(published, rewrites=rewrites)
+    for ours, theirs in zip(with_gradient(rewritten, z), with_gradient(published, z), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+    assert not list(rewritten.parameters()) or not rewrites.spectral
+
+
+@pytest.mark.parametrize("resolution", [8, 32, 128])
+def test_other_sizes_in_float32(resolution):
+    generator = make(2, resolution, torch.float32)
+    rewritten = optimize(generator)
+    assert rewritten.latent_dim == generator.latent_dim and rewritten.image_shape == (3, resolution, resolution)
+    z = torch.randn(2, generator.latent_dim, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rewritten(z), generator(z), rtol=0, atol=1e-5)
+    assert rewritten(z[:0]).shape == generator(z[:0]).shape == (0, 3, resolution, resolution)
+    torch.testing.assert_close(rewritten(z)[:1], rewritten(z[:1]), rtol=0, atol=1e-5)
+
+
+def test_a_rewriting_that_is_wrong_is_refused_by_its_layer(published, monkeypatch):
+    right = _folding.Normalisation.scale_shift
+
+    def wrong(norm):
+        matrix = right(norm)
+        matrix[-1] += 0.01 * torch.equal(norm.mean, published.blocks[1][0].bn2.stored_mean)
+        return matrix
+
+    monkeypatch.setattr(_folding.Normalisation, "scale_shift", wrong)
+    with pytest.raises(CopgenError, match=r"BigBiGAN differs .* after blocks\.1\.0"):
+        optimize(published)
+
+
+def test_blocks_may_be_computed_again_in_the_backward(published, z):
+    kept, again = (with_gradient(optimize(published, checkpoint=choice), z) for choice in (False, True))
+    for ours, theirs in zip(again, kept, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def kept_bytes(generator, z):
+    """Of all that a forward leaves for its backward but the weights."""
+    kept, own = {}, {x.untyped_storage().data_ptr() for x in (*generator.parameters(), *generator.buffers())}
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        generator(z.clone().requires_grad_())
+    return sum(size for place, size in kept.items() if place not in own)
+
+
+def test_what_is_kept_for_the_backward(published, z):
+    """Lean convolutions keep nothing, and normalisations their inputs: about one tensor where there were two."""
+    everything, lean, again = (
+        kept_bytes(optimize(published, rewrites=rewrites, checkpoint=checkpoint), z)
+        for rewrites, checkpoint in ((replace(Rewrites(), lean=False), False), (Rewrites(), False), (Rewrites(), True))
+    )
+    assert again < 0.6 * lean and lean < 0.7 * everything
+
+
+@pytest.mark.parametrize("level", ["exact", "half"])
+def test_no_comparison_convolves_in_tf32(level, monkeypatch):
+    cudnn, seen = torch.backends.cudnn, []
+    steps = BigBiGAN.steps
+    monkeypatch.setattr(levels, "MEAN_GATE", 255.0)
+    monkeypatch.setattr(levels, "TAIL_GATE", 255.0)
+    monkeypatch.setattr(BigBiGAN, "steps", lambda *a: seen.append(cudnn.conv.fp32_precision) or steps(*a))
+    published, before = make(dtype=torch.float32), cudnn.allow_tf32
+    optimize(published, level)
+    assert set(seen) == {"ieee"} and cudnn.allow_tf32 == before
+
+
+def test_half_precision_says_by_how_much_it_differs(monkeypatch):
+    generator = make(dtype=torch.float32)
+    monkeypatch.setattr(levels, "TAIL_GATE", 40.0)
+    monkeypatch.setattr(levels, "MEAN_GATE", 4.0)
+    half = optimize(generator, "half")
+    z = torch.randn(4, generator.latent_dim, generator=torch.Generator().manual_seed(0))
+    found = levels.difference(half(z), generator(z))
+    assert found.mean == pytest.approx(half.difference.mean, rel=1e-2) and 0 < found.mean < 4
+    assert sum(found.shares) == pytest.approx(1) and "mean" in str(found)
+    assert half(z).dtype == torch.float32
+    _, gradient = with_gradient(half, z)
+    _, exact = with_gradient(generator, z)
+    assert torch.cosine_similarity(gradient.flatten(), exact.flatten(), 0) > 0.97
+    monkeypatch.setattr(levels, "MEAN_GATE", 1e-6)
+    with pytest.raises(CopgenError, match="bfloat16 changes the images of BigBiGAN too much"):
+        optimize(generator, "half")
+
+
+@pytest.mark.parametrize("level", ["exact", "half"])
+def test_small_gradients_keep_their_direction(level, monkeypatch):
+    """As small as the loss leaves them; float16, whose smallest number is 6e-8, is left to the loss scaling."""
+    monkeypatch.setattr(levels, "TAIL_GATE", 40.0)
+    monkeypatch.setattr(levels, "MEAN_GATE", 4.0)
+    generator = make(dtype=torch.float32)
+    z = torch.randn(4, generator.latent_dim, generator=torch.Generator().manual_seed(0))
+    found, exact = (
+        torch.autograd.grad((one(z.requires_grad_()).mean() * 1e-5), z)[0]
+        for one in (optimize(generator, level), generator)
+    )
+    assert torch.cosine_similarity(found.flatten(), exact.flatten(), 0) > 0.97
+    assert found.norm() == pytest.approx(exact.norm().item(), rel=0.1)
+
+
+class Replayed:
+    """Stands in for a CUDA graph: computes again what was captured, into the same memory."""
+
+    def __init__(self, call, latents, labels):
+        self.call, self.inputs, self.images, self.replays = call, (latents, labels), call(latents, labels), 0
+
+    def replay(self):
+        self.replays += 1
+        self.images.copy_(self.call(*self.inputs))
+
+
+def graphed(monkeypatch, generator, batch):
+    def capture(*arguments):
+        with torch.no_grad():
+            stand_in = Replayed(*arguments)
+        return stand_in, stand_in.images
+
+    monkeypatch.setattr(levels, "capture", capture)
+    return levels.Graphed(optimize(generator, "half"), batch)
+
+
+def check_a_graph_runs_only_what_it_was_made_for(graph, z, replays):
+    plain = graph.generator
+    with torch.no_grad():
+        first, second = graph(z), graph(z + 1)
+        torch.testing.assert_close(first, plain(z))
+        torch.testing.assert_close(second, plain(z + 1))
+        assert replays() in (None, 2)
+        torch.testing.assert_close(graph(z[:2]), plain(z[:2]))
+    leaf = z.clone().requires_grad_()
+    assert torch.autograd.grad(graph(leaf).square().sum(), leaf)[0].abs().sum() > 0
+    assert replays() in (None, 2)
+    with torch.no_grad():
+        graph(leaf)
+    assert replays() in (None, 3) and not graph(z).requires_grad
+
+
+def test_a_graph_runs_only_what_it_was_made_for(monkeypatch):
+    graph = graphed(monkeypatch, generators.build("digits"), 3)
+    assert graph.half_dtype == torch.bfloat16 and graph.difference.mean < levels.MEAN_GATE
+    z = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    check_a_graph_runs_only_what_it_was_made_for(graph, z, lambda: graph.graph.replays)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_graph_runs_only_what_it_was_made_for():
+    graph = levels.Graphed(optimize(generators.build("digits").cuda(), "half"), 3)
+    z = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    check_a_graph_runs_only_what_it_was_made_for(graph, z, lambda: None)
+
+
+def test_upsampled_is_added_in_place_and_its_gradient_pooled():
+    random = torch.Generator().manual_seed(0)
+    x, small = (torch.randn(2, 3, n, n, generator=random, dtype=torch.float64, requires_grad=True) for n in (6, 3))
+    assert torch.autograd.gradcheck(lambda x, small: _folding.add_upsampled(x.clone(), small), (x, small))
+    expected, given = x + torch.nn.functional.interpolate(small, scale_factor=2), x.clone()
+    found = _folding.add_upsampled(given, small)
+    assert torch.equal(found, expected) and found.data_ptr() == given.data_ptr()
+    assert "CopySlices" not in type(found.grad_fn).__name__
+
+
+def test_differences_are_counted_in_levels():
+    exact = torch.zeros(1, 3, 10, 100)
+    images = exact.clone()
+    images[0, 0, 0, :3] = 10 / 127.5
+    found = levels.difference(images, exact)
+    assert found.mean == pytest.approx(0.01) and found.tail == pytest.approx(10)
+    assert found.shares[10] == pytest.approx(0.001) and found.shares[0] == pytest.approx(0.999)
+
+
+def test_generators_without_a_rewriting_stay_as_they_are():
+    digits = generators.build("digits")
+    assert optimize(digits) is digits
+    half = optimize(digits, "half")
+    z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    assert levels.difference(half(z), digits(z)).mean < levels.MEAN_GATE
+    assert digits.inward.weight.dtype == torch.float32
+
+
+def test_levels_that_cannot_be_are_refused():
+    digits = generators.build("digits")
+    with pytest.raises(UsageError, match="level: expected exact, half or graph, got 'fast'"):
+        optimize(digits, "fast")
+    with pytest.raises(UsageError, match="level graph needs a GPU"):
+        optimize(digits, "graph", batch=8)
+    with pytest.raises(UsageError, match="the CPU has no float16"):
+        optimize(digits, "half", dtype=torch.float16)
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_latents_are_checked(published, z, rewritten):
+    generator = optimize(published) if rewritten else published
+    with pytest.raises(ValueError, match=r"z: expected shape \[N, 100\], got \[3, 99\]"):
+        generator(z[:, :99])
+    with pytest.raises(TypeError, match="z: expected torch.float64"):
+        generator(z.float())
+    with pytest.raises(ValueError, match="z: holds NaN"):
+        generator(z * torch.nan)
+    with pytest.raises(ValueError, match="resolution: .* got 48"):
+        BigBiGAN(2, 48)
+
+
+# Weights.
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(bigbigan, "BigBiGAN", lambda: make(2, 16, torch.float32, seed=3))
+    return make(2, 16, torch.float32, seed=4)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("found_by", ["argument", "variable"])
+def test_weights_are_found_and_loaded(small, tmp_path, monkeypatch, suffix, found_by):
+    monkeypatch.setattr(bigbigan, "FILE", f"weights{suffix}")
+    path = tmp_path / f"weights{suffix}"
+    state = {name: value.contiguous() for name, value in small.state_dict().items()}
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    if found_by == "variable":
+        monkeypatch.setenv("COPGEN_WEIGHTS", str(tmp_path))
+    generator = generators.build("bigbigan", path if found_by == "argument" else None)
+    z = torch.randn(2, small.latent_dim, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(generator(z), small(z))
+
+
+def test_missing_and_unfitting_weights_are_explained(small, tmp_path, monkeypatch):
+    monkeypatch.delenv("COPGEN_WEIGHTS", raising=False)
+    with pytest.raises(UsageError, match=r"(?s)bigbigan needs weights.*BigBiGAN_x1\.pth.*--generator\.weights"):
+        generators.build("bigbigan")
+    with pytest.raises(UsageError, match=r"none\.pth is not there"):
+        generators.build("bigbigan", tmp_path / "none.pth")
+    state = small.state_dict()
+    del state["blocks.0.0.conv1.u0"]
+    torch.save(state, tmp_path / "short.pth")
+    with pytest.raises(
+        CorruptArtifactError, match=r"short\.pth does not fit BigBiGAN: .*missing blocks\.0\.0\.conv1\.u0"
+    ):
+        generators.build("bigbigan", tmp_path / "short.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "short.pth").read_bytes()[:5000])
+    with pytest.raises(CorruptArtifactError, match=r"cut\.pth is truncated"):
+        generators.build("bigbigan", tmp_path / "cut.pth")

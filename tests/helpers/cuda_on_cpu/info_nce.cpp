@@ -1,0 +1,48 @@
+// InfoNCE's CUDA kernels on the CPU, for ctypes: zero where all went well. `plan` is a Plan of csrc/info_nce/info_nce_cuda.h.
+#include "info_nce_plan.cuh"
+
+using namespace copgen;
+
+namespace {
+
+struct Launch {
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), int x, int y, int threads, Arguments... arguments) const {
+    on_cpu::launch(kernel, x, y, threads, arguments...);
+  }
+};
+
+template <class Run>
+int guarded(const Run& run) {
+  try {
+    run();
+    return 0;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Later warps first: where a barrier is missing, results differ.
+void run_backwards(bool backwards) { on_cpu::machine.backwards = backwards; }
+
+int row_losses(int plan, Similarity matrix, int band, float* scratch, float* losses, float* lse, int64_t* nearest,
+               float* closeness) {
+  return guarded([=] {
+    launch_losses(Launch(), static_cast<Plan>(plan), matrix, band, scratch, losses, lse, nearest, closeness);
+  });
+}
+
+int row_gradients(int plan, Similarity matrix, Statistics stats, int grad_d, float* grad_rows) {
+  return guarded([=] { launch_gradients(Launch(), static_cast<Plan>(plan), matrix, stats, grad_rows, grad_d); });
+}
+
+int choose(Similarity matrix, int multiprocessors, bool square, bool nearest) {
+  return static_cast<int>(choose_losses_plan(matrix, multiprocessors, square, nearest));
+}
+
+int choose_band(int m, int64_t limit) { return triangle_band(m, limit); }
+}

@@ -1,0 +1,261 @@
+"""What each of several processes computes; test_distributed.py starts it.
+
+python -m tests.helpers.distributed_ranks WORLD PORT FOLDER
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from copgen_fast import methods, train
+from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, PretrainConfig
+from copgen_fast.encoders import ContrastiveModel
+from copgen_fast.errors import CopgenError
+from copgen_fast.ops import augment
+from copgen_fast.ops.info_nce import group
+from copgen_fast.pairs.read.loader import PairBatch
+from copgen_fast.positives.navigator import Navigator
+from copgen_fast.runtime import distributed, interrupts, seeds
+from copgen_fast.runtime.heartbeat import Heartbeat
+from copgen_fast.stages import Run, navigator, pretrain
+from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
+from copgen_fast.training.grad_sync import GradientSync
+from copgen_fast.training.loop import Plan, StepResult
+
+N, DIM, STEPS = 8, 6, 3
+CPU = torch.device("cpu")
+SMALL = EncoderConfig(name="resnet18", stem="half", width=8)
+TINY = """quickstart --device cpu --log-every 1 --save-every 2 --stages navigator pairs pretrain
+    --navigator.samples 64 --navigator.batch 16 --navigator.grid-every 32 --navigator.delta None
+    --pairs.positives navigator --pairs.count 48 --pairs.shard-size 8 --pairs.batch 8
+    --pretrain.epochs 2 --pretrain.batch 16 --timeout 60""".split()
+
+
+class ToyGenerator(nn.Module):
+    latent_dim, image_shape, classes = DIM, (3, 16, 16), 0
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(DIM, 3 * 16 * 16)
+        self.requires_grad_(False)
+
+    def forward(self, z, labels=None):
+        return torch.tanh(self.linear(z)).view(-1, 3, 16, 16)
+
+
+def run_of(ranks, bn="sync"):
+    config = dataclasses.replace(
+        PRESETS["quickstart"],
+        bn=bn,
+        navigator=NavigatorConfig(batch=N, estimator=SMALL, lr=1e-3, estimator_lr=1e-3, augmentation="digits"),
+        pretrain=PretrainConfig(batch=N, encoder=SMALL, lr=0.3, augmentation="digits"),
+    )
+    return Run(config, Path("."), CPU, ranks)
+
+
+def double_views(images, params):
+    return augment(images, params, 16, mean=(0.5,) * 3, std=(0.5,) * 3, out_dtype=torch.float64)
+
+
+def columns(results, ranks):
+    """Logged numbers of all steps, as the loop takes them from all ranks."""
+    rows = torch.tensor([[value.item() for value in result.metrics.values()] for result in results]).double()
+    return ranks.gathered(rows[None]).mean(0)
+
+
+def play(ranks, update, bn="sync"):
+    """The navigator's game in float64: curve and final weights."""
+    run = run_of(ranks, bn)
+    torch.manual_seed(0)
+    game = navigator.make_game(run, ToyGenerator().double(), Navigator(DIM).double())
+    game.f.double()
+    game = dataclasses.replace(game, t_x=lambda images, params: double_views((images + 1) / 2, params))
+    results = []
+    for index in range(STEPS):
+        batch = navigator.draw_batch(run.config, game.G, index, CPU, ranks)
+        results.append(update(game, dataclasses.replace(batch, z=batch.z.double())))
+    return columns(results, ranks), {"T." + k: v for k, v in game.T.state_dict().items()} | game.f.state_dict()
+
+
+def learn(ranks, **options):
+    """Pretraining in float64: curve and final weights."""
+    config = run_of(ranks).config
+    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
+    learner = pretrain.make_learner(config, CPU, ranks)
+    learner.f.double()
+    learner.sgd.load_state_dict(learner.sgd.state_dict())  # its momentum in float64, too
+    learner = dataclasses.replace(learner, t=double_views)
+    results, rows = [], ranks.rows(N)
+    for index in range(STEPS):
+        images = torch.rand(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
+        pairs = PairBatch(*(half[rows] for half in images.chunk(2)), torch.arange(N)[rows] % 3)
+        batch = pretrain.make_batch(config, index, pairs, 0.05, CPU, ranks)
+        results.append(pretrain.pretrain_step(learner, batch))
+    return columns(results, ranks), learner.f.state_dict()
+
+
+def small_model():
+    with seeds.seeded(0, "encoder"):
+        return ContrastiveModel(SMALL).double()
+
+
+def gradients(ranks, wrap=None):
+    """Of the whole batch's loss, by name, in float64; `wrap` averages over ranks instead of ours."""
+    model = sync_bn.convert_sync_bn(small_model(), "sync", ranks, CPU)
+    called = model if wrap is None else wrap(model)
+    if wrap is None:
+        GradientSync(model.parameters(), ranks)
+    views = torch.randn(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    methods.nt_xent(called(views[ranks.joint_rows(N)]), 0.1, 0.07, group=ranks.group).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def accumulated(ranks):
+    """Of the whole batch's loss, by name, in float64, taken in two parts by each rank."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 8)).double()
+    mean, scaler = GradientSync(model.parameters(), ranks), torch.amp.GradScaler("cpu", enabled=False)
+    views = torch.randn(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def objective(embeddings):
+        return methods.nt_xent(embeddings, 0.1, 0.07, group=ranks.group)
+
+    own = views[ranks.joint_rows(N)]
+    grad_cache.backward(model, model, own, objective, scaler, min(2, N // ranks.world), mean.held)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def overflow(ranks):
+    """Loss scaling when one rank's gradient overflows: the weight after the step, and the scale."""
+    weight = nn.Parameter(torch.ones(3))
+    GradientSync([weight], ranks)
+    sgd, scaler = torch.optim.SGD([weight], 0.1), torch.amp.GradScaler("cpu", init_scale=4.0)
+    factor = float("inf") if ranks.rank == ranks.world - 1 else 1.0
+    optimizers.descend((weight * factor).sum(), scaler, sgd)
+    return weight.detach(), scaler.get_scale()
+
+
+class Problem:
+    """Least squares; each rank sees its rows of the batch."""
+
+    def __init__(self, ranks, folder):
+        torch.manual_seed(0)
+        self.ranks, self.model = ranks, nn.Linear(3, 1)
+        GradientSync(self.model.parameters(), ranks)
+        self.sgd = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.plan = Plan("test", Path(folder), steps=20, batch=4, log_every=5, save_every=5)
+        self.before = lambda index: None
+
+    def data(self, index):
+        self.before(index)
+        return torch.randn(4, 3, generator=torch.Generator().manual_seed(index))[self.ranks.rows(4)]
+
+    def step(self, index, x):
+        loss = (self.model(x) - x.sum(1, keepdim=True)).square().mean()
+        self.sgd.zero_grad()
+        loss.backward()
+        self.sgd.step()
+        return StepResult({"loss": loss}, {"inputs": x})
+
+    def run(self):
+        """What it ended with: a message, or the summary."""
+        state = {"model": self.model, "sgd": self.sgd}
+        try:
+            with interrupts.handle_signals():
+                return loop.run(self.step, self.data, state, self.plan, ranks=self.ranks)
+        except CopgenError as error:
+            return f"{type(error).__name__}: {error}"
+
+
+def faults(ranks, folder):
+    """How a run ends on each rank when the last one is asked to stop, meets a NaN, or sees another folder."""
+    last = ranks.rank == ranks.world - 1
+    stopped = Problem(ranks, folder / "problem")
+    stopped.before = lambda index: os.kill(os.getpid(), signal.SIGTERM) if last and index == 6 else None
+    nan = Problem(ranks, folder / "nan")
+    draw = nan.data
+    nan.data = lambda index: draw(index) * (float("nan") if last and index == 7 else 1.0)
+    elsewhere = Problem(ranks, folder / ("problem" if last else "elsewhere"))
+    return {
+        "stopped": stopped.run(),
+        "weights": stopped.model.state_dict(),
+        "nan": nan.run(),
+        "elsewhere": elsewhere.run(),
+        "resumed": Problem(ranks, folder / "problem").run()["steps"],
+    }
+
+
+def everything(ranks, folder):
+    from torch.nn.parallel import DistributedDataParallel
+
+    group.expect_equal_batches = None  # trainers must not call it: it waits for the device
+    alternating, simultaneous = navigator.alternating_step, navigator.simultaneous_step
+    return {
+        "alternating": play(ranks, alternating),
+        "simultaneous": play(ranks, simultaneous),
+        "per-rank": play(ranks, alternating, bn="per-rank"),
+        "pretrain": learn(ranks),
+        "supervised, checkpointed": learn(ranks, loss="supcon", checkpoint=True),
+        "gradients": gradients(ranks),
+        "gradients, in parts": accumulated(ranks),
+        "gradients, DDP": gradients(ranks, None if ranks.alone else DistributedDataParallel),
+        "overflow": overflow(ranks),
+        **faults(ranks, folder),
+    }
+
+
+def when_at(place, act):
+    """Do something when the run comes to a place for the first time."""
+    at, places = Heartbeat.mark, {place}
+
+    def seen(self, here, guarded=False):
+        at(self, here, guarded)
+        if here in places:
+            places.remove(here)
+            act()
+
+    Heartbeat.mark = seen
+
+
+def stop_half_way(folder):
+    """The command with SIGTERM for rank 1 in the navigator's third step: its exit code."""
+    if os.environ["RANK"] == "1":
+        when_at("step 2 of navigator", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return train.main([*TINY, "--out", str(folder / "stopped")])
+
+
+def rank_main(rank, world, ports, folder):
+    """Each run meets at a port of its own: a store that ends may still be heard at the one before."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
+    codes = []
+    if world == 2:
+        codes.append(train.main([*TINY, "--out", str(folder / "run")]))
+        os.environ["MASTER_PORT"] = ports[1]
+        codes.append(stop_half_way(folder))
+        os.environ["MASTER_PORT"] = ports[2]
+    with distributed.joined(CPU, 60.0) as ranks:
+        results = everything(ranks, folder)
+    torch.save(results | {"exit codes": codes}, folder / f"{rank}.pt")
+
+
+def main(world, ports, folder):
+    """Forks: what the ranks import is imported once."""
+    torch.set_num_threads(1)
+    start = multiprocessing.get_context("fork").Process
+    processes = [start(target=rank_main, args=(rank, world, ports, folder)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(abs(process.exitcode) for process in processes))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2].split(","), Path(sys.argv[3]))

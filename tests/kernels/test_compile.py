@@ -1,0 +1,69 @@
+"""What the Triton kernels compile to for every generation of GPUs, without a GPU."""
+
+import json
+
+import pytest
+
+from tests.helpers.kernel_processes import ROOT, run
+
+pytest.importorskip("triton")
+
+TARGETS = [f"sm_{number}" for number in (75, 80, 86, 89, 90, 120)]
+AUGMENT = {
+    "contrast_parts_kernel",
+    "filter_kernel",
+    "forward_kernel",
+    "gather_kernel",
+    "pivot_parts_kernel",
+    "resized_grad_kernel",
+}
+INFO_NCE = {
+    "finish_kernel",
+    "gradients_kernel",
+    "losses_kernel",
+    "losses_of_kernel",
+    "merge_kernel",
+    "triangle_kernel",
+    "l2_normalize_backward_kernel",
+    "l2_normalize_kernel",
+    "weigh_kernel",
+}
+COND_NORM = {"cond_norm_backward_kernel", "cond_norm_kernel"}
+# What a program may have on sm_86 and newer small ones.
+SHARED = 99 * 1024
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Rows of every kernel on every target, compiled now."""
+    file = tmp_path_factory.mktemp("kernels") / "kernels.json"
+    result = run(["bench.compile.kernels", "--json", str(file)])
+    assert result.returncode == 0, result.stdout + result.stderr
+    return json.loads(file.read_text())["rows"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_compiles(compiled, target):
+    rows = [row for row in compiled if row["target"] == target]
+    assert {row["kernel"] for row in rows} == AUGMENT | INFO_NCE | COND_NORM
+    assert all(0 < row["registers"] <= 255 for row in rows)
+    limit = {"sm_75": 64 * 1024, "sm_80": 163 * 1024, "sm_90": 227 * 1024}.get(target, SHARED)
+    assert all(row["shared_bytes"] <= limit for row in rows)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_kernel_spills(compiled, target):
+    # Newer targets give the augmentation registers to spare, and the assembler spills a little nevertheless.
+    held = INFO_NCE | COND_NORM | (AUGMENT if target == "sm_75" else set())
+    spilling = [
+        row
+        for row in compiled
+        if row["target"] == target and row["kernel"] in held and row["spill_stores_bytes"] + row["spill_loads_bytes"]
+    ]
+    assert not spilling
+
+
+def test_the_committed_results_list_the_same_kernels(compiled):
+    committed = json.loads((ROOT / "bench" / "results" / "kernels.json").read_text())["rows"]
+    names = ("kernel", "variant", "target")
+    assert [[row[name] for name in names] for row in committed] == [[row[name] for name in names] for row in compiled]

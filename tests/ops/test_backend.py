@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from copgen_fast.ops import augment, backends, info_nce
+from copgen_fast.ops.augment.functional import AugmentParams, AugmentPolicy
+from copgen_fast.ops.backend import installed, resolve, support_table
+
+
+def test_every_op_and_device_has_a_default_that_resolves():
+    table = backends()
+    assert set(table) == {"augment", "info_nce", "l2_normalize", "cond_norm"}
+    for op, devices in table.items():
+        for device, name in devices.items():
+            assert resolve(op, device) == name
+            assert resolve(op, torch.device(device), name) == name
+
+
+def test_the_reference_serves_devices_without_a_kernel():
+    assert resolve("augment", "meta") == "reference"
+
+
+def test_the_table_handed_out_is_a_copy():
+    backends()["augment"]["cpu"] = "nonsense"
+    assert backends()["augment"]["cpu"] != "nonsense"
+
+
+def test_an_unavailable_backend_is_refused_by_name():
+    with pytest.raises(ValueError, match="backend: info_nce on cpu has no 'vulkan', only .*reference"):
+        resolve("info_nce", "cpu", "vulkan")
+
+
+def test_the_ops_pass_their_backend_on():
+    rows = torch.randn(2, 4)
+    torch.testing.assert_close(info_nce(rows, rows, backend="reference"), info_nce(rows, rows), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="backend"):
+        info_nce(rows, rows, backend="vulkan")
+    params = AugmentParams.sample(1, (4, 4), AugmentPolicy())
+    with pytest.raises(ValueError, match="backend"):
+        augment(torch.rand(1, 3, 4, 4), params, 4, backend="vulkan")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "dimension", "backend"),
+    [
+        ((7, 5), torch.float16, 128, "cuda"),
+        ((7, 5), torch.float32, 128, "chunked"),
+        ((7, 0), torch.float16, 128, "chunked"),
+        ((8, 0), torch.float32, 128, "triton"),
+        ((12, 0), torch.bfloat16, 512, "triton"),
+        ((9, 0), torch.float16, 513, "chunked"),
+        ((9, 0), torch.float64, 128, "chunked"),
+    ],
+)
+def test_a_gpu_gets_what_its_generation_can(monkeypatch, capability, dtype, dimension, backend):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("copgen_fast.ops.backend._INSTALLED", {"triton", "cuda", "chunked", "reference"})
+    assert resolve("info_nce", "cuda", dtype=dtype, dimension=dimension) == backend
+
+
+def test_the_support_table_names_every_default():
+    lines = support_table().splitlines()
+    assert lines[0].split() == ["op", "device", "backend", "here", "for"]
+    found = {tuple(line.split()[:2]): line.split()[2] for line in lines if line.split()[3] == "default"}
+    assert found == {(op, device): name for op, table in backends().items() for device, name in table.items()}
+    here = {line.split()[2] for line in lines[1:] if line.split()[3] != "no"}
+    assert here <= installed()

@@ -1,0 +1,158 @@
+import dataclasses
+import gc
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copgen_fast.config import PretrainConfig
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.images.sets import RealPairs
+from copgen_fast.pairs.read import dali, loader
+from copgen_fast.pairs.read.loader import PairBatches, PairDataset, Sampler, open_batches
+from tests.helpers.pairs_fixtures import CONFIG, write
+
+needs_dali = pytest.mark.skipif(not dali.available(), reason="DALI is not installed")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["png", "jpeg", "raw"])
+def pairs(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    write(folder, dataclasses.replace(CONFIG, codec=request.param))
+    return PairDataset(folder)
+
+
+@pytest.fixture(scope="module")
+def png(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("png")
+    write(folder)
+    return PairDataset(folder)
+
+
+def same(one, other):
+    return all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+@needs_dali
+@pytest.mark.parametrize("window", [None, 2])
+def test_batches_are_those_of_the_plain_loader(pairs, window):
+    """Bit for bit; of JPEG too, as both decode by libjpeg-turbo on a CPU."""
+    order = Sampler(10, 3, 0, shard_size=4, window=window)
+    plain, through_dali = PairBatches(pairs, order), dali.DaliBatches(pairs, order)
+    assert through_dali.steps_per_epoch == plain.steps_per_epoch == 3
+    for step in (*range(9), 3, 4, 4, 0, 8):
+        one, other = plain(step), through_dali(step)
+        assert same(one, other)
+        assert [x.stride() for x in one] == [x.stride() for x in other]
+        assert [x.dtype for x in other] == [torch.uint8, torch.uint8, torch.int64]
+
+
+@needs_dali
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 9), st.integers(1, 4), st.sampled_from([0, 2]), st.sampled_from([1, 2]))
+def test_resumes_and_ranks_give_what_one_process_gave(png, start, steps, workers, world):
+    single = PairBatches(png, Sampler(10, 4, 5))
+    resumed = [dali.DaliBatches(png, Sampler(10, 4, 5, rank, world), workers) for rank in range(world)]
+    for step in range(start, start + steps):
+        parts = [rank(step) for rank in resumed]
+        assert same([torch.cat(part) for part in zip(*parts, strict=True)], single(step))
+
+
+@needs_dali
+def test_batches_are_copies(png):
+    batches = dali.DaliBatches(png, Sampler(10, 2, 0))
+    first = batches(0)
+    kept = [tensor.clone() for tensor in first]
+    for step in range(1, 8):
+        batches(step)
+    assert same(first, kept)
+
+
+@needs_dali
+def test_a_failure_that_is_no_images_is_not_papered_over(png, monkeypatch):
+    batches = dali.DaliBatches(png, Sampler(10, 2, 0), on_corrupt="skip")
+    batches(0)
+    monkeypatch.setattr(batches._pipeline, "share_outputs", lambda: (_ for _ in ()).throw(RuntimeError("broke\ndown")))
+    with pytest.raises(CopgenError, match=r"--pretrain\.loader plain` goes on \(broke down\)"):
+        batches(1)
+    monkeypatch.undo()
+    assert same(batches(1), PairBatches(png, Sampler(10, 2, 0))(1))
+
+
+@needs_dali
+def test_closing_ends_the_pipeline_before_its_files(png):
+    batches = dali.DaliBatches(png, Sampler(10, 2, 0))
+    batches(0)
+    assert batches._pipeline.inside is batches._inside and len(batches._inside) == 2
+    gc.disable()
+    try:
+        for step in (4, 1, 3):
+            batches(step)
+        del batches
+    finally:
+        gc.enable()
+
+
+@needs_dali
+def test_bad_steps_are_named(png):
+    with pytest.raises(ValueError, match="step: expected at least 0, got -1"):
+        dali.DaliBatches(png, Sampler(10, 2, 0))(-1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or not dali.available(), reason="no GPU, or no DALI")
+@pytest.mark.parametrize("kind", [PairBatches, dali.DaliBatches])
+def test_batches_on_a_gpu_are_those_of_the_cpu(pairs, kind):
+    order = Sampler(10, 3, 0)
+    there, here = kind(pairs, order, device=torch.device("cuda")), PairBatches(pairs, order)
+    tolerance = 4 if pairs.index.codec == "jpeg" and kind is dali.DaliBatches else 0
+    for step in (*range(7), 2, 3):
+        batch = there(step)
+        assert all(tensor.is_cuda for tensor in batch)
+        assert batch.anchors.is_contiguous(memory_format=torch.channels_last)
+        for one, other in zip(batch, here(step), strict=True):
+            assert (one.cpu().int() - other.int()).abs().max() <= tolerance
+
+
+def test_the_loader_asked_for_is_taken(png, monkeypatch):
+    asked = {"dali": "DaliBatches", "plain": "PairBatches", "auto": "PairBatches"}
+    for name, kind in asked.items():
+        if name == "dali" and not dali.available():
+            continue
+        options = PretrainConfig(batch=4, loader=name, workers=0, shuffle_shards=2)
+        batches = open_batches(png, options, 7, CPU, rank=1, world=2)
+        assert type(batches).__name__ == kind
+        assert batches.order == Sampler(10, 4, 7, 1, 2, 4, 2)
+
+
+def test_auto_is_dali_for_what_no_cache_holds_on_a_gpu(png, monkeypatch):
+    monkeypatch.setattr(dali, "DaliBatches", lambda *arguments: "dali")
+    monkeypatch.setattr(loader, "PairBatches", lambda *arguments: "plain")
+    for there, gib, device, wanted in (
+        (True, 0.0, "cuda", "dali"),
+        (True, 1.0, "cuda", "plain"),
+        (False, 0.0, "cuda", "plain"),
+        (True, 0.0, "cpu", "plain"),
+    ):
+        monkeypatch.setattr(dali, "available", lambda there=there: there)
+        options = PretrainConfig(batch=4, cache_gib=gib)
+        assert open_batches(png, options, 0, torch.device(device)) == wanted
+
+
+def test_dali_asked_for_and_missing_is_one_clear_error(png, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert not dali.available()
+    with pytest.raises(
+        UsageError, match=r"DALI is not installed: `pip install 'copgen_fast\[dali\]'`, or choose plain"
+    ):
+        open_batches(png, PretrainConfig(batch=4, loader="dali"), 0, CPU)
+
+
+def test_dali_does_not_read_images_in_memory():
+    real = RealPairs(torch.zeros(4, 3, 2, 2, dtype=torch.uint8))
+    with pytest.raises(UsageError, match=r"loader dali reads shards of pairs.*choose plain"):
+        open_batches(real, PretrainConfig(batch=4, loader="dali"), 0, CPU)
+    with pytest.raises(UsageError, match="window of 2 shards"):
+        open_batches(real, PretrainConfig(batch=4, shuffle_shards=2), 0, CPU)

@@ -1,0 +1,82 @@
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from copgen_fast.errors import NonFiniteError
+from copgen_fast.pairs.format import to_uint8
+from copgen_fast.pairs.write.pinned import Staging
+from tests.helpers.pairs_fixtures import CONFIG, contents, generate, source, write
+
+CPU = torch.device("cpu")
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def images(*shape, seed=0):
+    return 3 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1.5
+
+
+def expected(*batch):
+    return torch.stack([to_uint8(images).permute(0, 2, 3, 1) for images in batch]).numpy()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.booleans())
+def test_slots_hold_what_quantisation_gives(pairs, height, width, shared):
+    memory = os.memfd_create("test") if shared else None
+    staging = Staging(2, pairs, (3, height, width), CPU, memory)
+    batches = [[images(n, 3, height, width, seed=seed) for seed in (n, n + 9)] for n in (pairs, -(-pairs // 2))]
+    staged = [staging.put(*batch, first=0) for batch in batches]
+    for batch, one in zip(batches, staged, strict=True):
+        np.testing.assert_array_equal(staging.pixels(one), expected(*batch))
+        if shared:
+            size = 2 * one.count * height * width * 3
+            assert os.pread(memory, size, staging.offset(one.slot)) == expected(*batch).tobytes()
+    staging.free(staged[0])
+    assert staging.put(*batches[0], first=0).slot == staged[0].slot
+    staging.close()
+    if shared:
+        os.close(memory)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("side", "name"), [(0, "anchors"), (1, "positives")])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_bad_images_are_named(bad, side, name, device):
+    staging = Staging(1, 4, (3, 9, 9), torch.device(device), None)
+    batch = [images(4, 3, 9, 9).to(device), images(4, 3, 9, 9).to(device)]
+    batch[side][2:, 1, 0, 1] = bad
+    with pytest.raises(NonFiniteError, match=f"^images of {name}: .*sample 102$"):
+        staging.pixels(staging.put(*batch, first=100))
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gpu_is_not_waited_for(shared):
+    device, memory = torch.device("cuda"), os.memfd_create("test") if shared else None
+    staging = Staging(2, 3, (3, 16, 16), device, memory)
+    batches = [[images(3, 3, 16, 16, seed=seed).to(device) for seed in (i, i + 9)] for i in range(2)]
+    staging.free(staging.put(*batches[0], first=0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        staged = [staging.put(*batch, first=0) for batch in batches]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert staging._host.is_pinned()
+    for batch, one in zip(batches, staged, strict=True):
+        np.testing.assert_array_equal(staging.pixels(one), expected(*(images.cpu() for images in batch)))
+    staging.close()
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_writes_the_same_bytes(tmp_path, workers):
+    """Images that were made on the CPU, so that they are the same; all that follows is on the GPU."""
+    write(tmp_path / "cpu")
+    on_gpu = dataclasses.replace(source(lambda z: generate(z.cpu()).cuda()), device=torch.device("cuda"))
+    write(tmp_path / "gpu", dataclasses.replace(CONFIG, workers=workers), on_gpu)
+    assert contents(tmp_path / "gpu") == contents(tmp_path / "cpu")

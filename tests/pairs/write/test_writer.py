@@ -1,0 +1,352 @@
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import torch
+
+from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
+from copgen_fast.pairs.format import to_uint8
+from copgen_fast.pairs.read.loader import PairDataset
+from copgen_fast.pairs.write import pipeline
+from copgen_fast.pairs.write.encoding import Encoders
+from copgen_fast.runtime import artifacts
+from copgen_fast.runtime.interrupts import Interrupted, handle_signals
+from copgen_fast.runtime.latents import sample_each
+from tests.helpers.pairs_fixtures import CONFIG, IDENTITY, LATENT_DIM, contents, generate, shift, source, write
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an uninterrupted run writes."""
+    folder = tmp_path_factory.mktemp("whole") / "pairs"
+    write(folder)
+    return contents(folder)
+
+
+def images(folder):
+    return [torch.stack(pair[:2]) for pair in PairDataset(folder)]
+
+
+def test_pairs_are_those_of_their_seeds(tmp_path):
+    counts = []
+    result = write(tmp_path, progress=counts.append)
+    seeds = [CONFIG.start_seed + i for i in range(CONFIG.count)]
+    z = sample_each("truncnorm", seeds, LATENT_DIM)
+    z_positive = shift(z, seeds)
+    displacement = (z_positive - z).norm(dim=1)
+
+    sidecars = [artifacts.read_tensors(path) for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert torch.equal(torch.cat([tensors["z"] for tensors in sidecars]), z)
+    torch.testing.assert_close(torch.cat([tensors["z_positive"] for tensors in sidecars]), z_positive)
+    pairs = PairDataset(tmp_path)
+    expected = torch.stack((to_uint8(generate(z)), to_uint8(generate(z_positive))), dim=1)
+    assert (torch.stack(images(tmp_path)).int() - expected.int()).abs().max() <= 1
+    for i in range(CONFIG.count):
+        record = pairs.record(i)
+        assert record.pop("displacement") == pytest.approx(float(displacement[i]), rel=1e-5)
+        assert record == {"index": i, "seed": seeds[i], "pseudo_class": i // 4}
+    assert counts == [3, 1, 3, 1, 2]
+    assert (result["count"], result["written"]) == (10, 10)
+    assert result["displacement_mean"] == pytest.approx(float(displacement.mean()), rel=1e-5)
+    assert result["images_per_s"] == pytest.approx(20 / result["seconds"])
+
+
+def test_index_lists_the_shards(tmp_path):
+    write(tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert (index["format"], index["codec"]) == (2, "png")
+    assert index["identity"] == IDENTITY
+    assert (index["count"], index["shard_size"], index["latent_dim"]) == (10, 4, LATENT_DIM)
+    assert index["image_shape"] == [3, 8, 8]
+    assert [(shard["first"], shard["count"]) for shard in index["shards"]] == [(0, 4), (4, 4), (8, 2)]
+    for shard in index["shards"]:
+        path = tmp_path / shard["name"]
+        assert (path.stat().st_size, artifacts.sha256(path)) == (shard["bytes"], shard["sha256"])
+        assert artifacts.sha256(path.with_suffix(".safetensors")) == shard["sidecar_sha256"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_bytes_do_not_depend_on_workers(tmp_path, whole, workers):
+    write(tmp_path, dataclasses.replace(CONFIG, workers=workers))
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("batch", [1, 4, 256])
+def test_batch_size_changes_rounding_at_most(tmp_path, whole, batch):
+    write(tmp_path / "this", dataclasses.replace(CONFIG, batch=batch))
+    write(tmp_path / "that")
+    for one, other in zip(images(tmp_path / "this"), images(tmp_path / "that"), strict=True):
+        assert (one.int() - other.int()).abs().max() <= 1
+    files = contents(tmp_path / "this")
+    assert all(files[name] == data for name, data in whole.items() if name.endswith(".safetensors"))
+
+
+def test_second_run_writes_nothing(tmp_path, whole):
+    write(tmp_path)
+    result = write(tmp_path, pair_source=source(generator=None))
+    assert (result["written"], result["images_per_s"]) == (0, 0)
+    assert result["displacement_mean"] > 0
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.safetensors", "shard-000002.tar", "index.json"])
+@pytest.mark.parametrize("harm", ["delete", "truncate"])
+def test_missing_and_short_files_are_written_again(tmp_path, whole, name, harm):
+    write(tmp_path)
+    if harm == "delete" or name == "index.json":
+        (tmp_path / name).unlink()
+    else:
+        os.truncate(tmp_path / name, 100)
+    written = write(tmp_path)["written"]
+    assert written == {"shard-000002.tar": 2, "index.json": 10}.get(name, 4)
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("identity", "config", "named"),
+    [
+        (IDENTITY | {"positive": "identity"}, CONFIG, "positive"),
+        (IDENTITY | {"generator": {"name": "analytic", "sha256": "11"}}, CONFIG, "generator"),
+        (IDENTITY, dataclasses.replace(CONFIG, count=11), "count"),
+        (IDENTITY, dataclasses.replace(CONFIG, shard_size=5), "shard_size"),
+        (IDENTITY, dataclasses.replace(CONFIG, codec="jpeg"), r"codec \(png there, jpeg here\)"),
+    ],
+)
+def test_pairs_of_something_else_are_left_alone(tmp_path, whole, identity, config, named):
+    write(tmp_path)
+    with pytest.raises(UsageError, match=named):
+        write(tmp_path, config, identity=identity)
+    assert contents(tmp_path) == whole
+
+
+def test_identity_may_hold_tuples(tmp_path):
+    identity = IDENTITY | {"shape": (3, 8)}
+    write(tmp_path, identity=identity)
+    assert write(tmp_path, identity=identity)["written"] == 0
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4])
+@pytest.mark.parametrize("how", ["exception", "sigterm"])
+def test_stopped_run_goes_on_to_the_same_bytes(tmp_path, whole, batches, how):
+    seen = []
+
+    def stop(count):
+        seen.append(count)
+        if len(seen) == batches + 1:
+            if how == "exception":
+                raise ZeroDivisionError
+            signal.raise_signal(signal.SIGTERM)
+
+    outcome = None
+    with handle_signals():
+        try:
+            write(tmp_path, progress=stop)
+        except (ZeroDivisionError, Interrupted) as error:
+            outcome = error
+    files = contents(tmp_path)
+    assert all(whole[name] == data for name, data in files.items() if name != "index.json")
+    assert isinstance(outcome, Interrupted) == (how == "sigterm" and batches < 4)  # asked in the last batch, it is done
+    if isinstance(outcome, Interrupted):
+        assert f"{tmp_path}" in str(outcome) and "shard-" in str(outcome)
+    shards = [name for name in files if name.endswith(".tar")]
+    assert len([name for name in files if name.endswith(".safetensors")]) == len(shards)
+    assert ("index.json" in files) == bool(shards)
+    write(tmp_path)
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("names", [("shard-000002.tar", "index.json"), ("shard-000001.safetensors",)])
+def test_leftovers_of_a_kill_are_replaced(tmp_path, whole, names):
+    write(tmp_path)
+    for name in names:
+        (tmp_path / name).rename(tmp_path / f".{name}.incomplete")
+    (tmp_path / ".shard-000000.tar.incomplete").write_bytes(b"half")
+    write(tmp_path)
+    assert contents(tmp_path) == whole
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.helpers.pairs_fixtures import CONFIG, write
+import dataclasses
+
+batches = []
+
+def die(count):
+    batches.append(count)
+    if len(batches) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+write(Path(sys.argv[1]), dataclasses.replace(CONFIG, workers=2), progress=die)
+"""
+
+
+def test_killed_within_a_shard_it_loses_that_shard_alone(tmp_path, whole):
+    """The real process, with workers, in the second shard; then what is there of the first, in the third."""
+    for batches, shards in ((3, 1), (4, 2)):  # resumed, it reports the pairs that are there first
+        command = [sys.executable, "-c", KILLED, str(tmp_path), str(batches)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        child.communicate(timeout=180)  # until nobody, no worker either, holds the pipe any more
+        assert child.returncode == -signal.SIGKILL
+        files = contents(tmp_path)
+        assert f".shard-{shards:06d}.tar.incomplete" in files
+        assert len([name for name in files if name.startswith("shard") and name.endswith("tar")]) == shards
+        assert all(whole[name] == data for name, data in files.items() if name.startswith("shard"))
+    assert write(tmp_path)["written"] == 2
+    assert contents(tmp_path) == whole
+
+
+def test_a_dead_worker_leaves_nothing_half_written(tmp_path, whole, monkeypatch):
+    processes = []
+
+    class Watched(Encoders):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            processes.extend(self.processes)
+
+    def kill(count):
+        while processes:
+            os.kill(processes.pop(), signal.SIGKILL)
+
+    monkeypatch.setattr(pipeline, "Encoders", Watched)
+    with pytest.raises(CopgenError, match=r"encoding worker . of 2 \(process \d+\) was ended by SIGKILL: the shards"):
+        write(tmp_path, dataclasses.replace(CONFIG, workers=2, shard_size=10), progress=kill)
+    assert contents(tmp_path) == {}
+    monkeypatch.undo()
+    write(tmp_path)
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_generation_stays_a_stated_number_of_batches_ahead(tmp_path, whole, monkeypatch, ahead):
+    """Also as on a GPU, which has a batch before it while the host waits for another: the slots suffice."""
+    monkeypatch.setattr(pipeline, "_batches_on", lambda device: ahead)
+    made, lead = [], []
+
+    def counted(z):
+        made.append(len(z))
+        return generate(z)
+
+    write(tmp_path, pair_source=source(counted), progress=lambda count: lead.append(len(made) // 2 - len(lead) - 1))
+    assert contents(tmp_path) == whole
+    assert lead == [1 + ahead] * (4 - ahead) + [1, 0][1 - ahead :]
+
+
+def test_an_exception_comes_after_the_items_before_it():
+    def items():
+        yield from (1, 2, 3)
+        raise ZeroDivisionError
+
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        for item in pipeline._ahead(items(), 5):
+            found.append(item)
+    assert found == [1, 2, 3]
+    assert list(pipeline._ahead(iter(range(5)), 2)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_read_only_folder_is_a_fault_of_usage(tmp_path, monkeypatch, workers):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tarfile, "open", refuse)
+    with pytest.raises(UsageError, match=r"shard-000000\.tar can't be written \(Read-only file system\)"):
+        write(tmp_path, dataclasses.replace(CONFIG, workers=workers))
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("call", (1, 3, 5, 8, 17))
+def test_full_disk_at_any_file_leaves_only_whole_shards(tmp_path, whole, monkeypatch, call):
+    calls, fsync = [], os.fsync
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CopgenError, match="disk full while writing"):
+            write(tmp_path)
+    files = contents(tmp_path)
+    assert all(whole[name] == data for name, data in files.items() if name != "index.json")
+    write(tmp_path)
+    assert contents(tmp_path) == whole
+
+
+def test_full_disk_within_a_shard(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile, "copyfileobj", full)
+    with pytest.raises(CopgenError, match=r"disk full while writing .*shard-000000\.tar"):
+        write(tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def bad_images(z):
+    return torch.where(z[:, :1, None, None] > BAD_Z, torch.nan, generate(z))
+
+
+Z = sample_each("truncnorm", range(7, 17), LATENT_DIM)[:, 0]
+BAD_PAIR = 5
+BAD_Z = float(Z[BAD_PAIR]) - 1e-6
+
+
+def test_nan_images_are_named(tmp_path):
+    first = int((Z > BAD_Z).int().argmax())  # Z[5] or an earlier pair beyond it
+    with pytest.raises(NonFiniteError, match=rf"^images of anchors: .*sample {first}$"):
+        write(tmp_path, pair_source=source(bad_images, lambda z, seeds: z))
+
+
+@pytest.mark.parametrize("pair", [0, 5, 9])
+def test_nan_positives_are_named(tmp_path, pair):
+    def positive(z, seeds):
+        return torch.stack([row * torch.nan if seed == 7 + pair else row for row, seed in zip(z, seeds, strict=True)])
+
+    with pytest.raises(NonFiniteError, match=rf"^z_positive: .*sample {pair}$"):
+        write(tmp_path, pair_source=source(positive=positive))
+    files = contents(tmp_path)
+    assert len([name for name in files if name.endswith(".tar")]) == pair // 4
+    assert not [name for name in files if "incomplete" in name]
+
+
+def test_wrong_tensors_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"positive\(z, seeds\).*\[4, 4\]"):
+        write(tmp_path, pair_source=source(positive=lambda z, seeds: z[:1]))
+    with pytest.raises(ValueError, match=r"generator\(z\)"):
+        write(tmp_path, pair_source=source(generator=lambda z: generate(z)[:, :1]))
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["count", "shard_size", "batch", "samples_per_class", "workers"])
+def test_sizes_too_small_are_named(tmp_path, name):
+    with pytest.raises(UsageError, match=f"pairs.{name}"):
+        write(tmp_path, dataclasses.replace(CONFIG, **{name: -1 if name == "workers" else 0}))
+
+
+@pytest.mark.parametrize("start_seed", [-1, 2**32 - 9])
+def test_seeds_out_of_range_are_named(tmp_path, start_seed):
+    with pytest.raises(UsageError, match=r"pairs\.start_seed"):
+        write(tmp_path, dataclasses.replace(CONFIG, start_seed=start_seed))
+
+
+def test_no_gradient_is_recorded(tmp_path):
+    modes = []
+
+    def generator(z):
+        modes.append(torch.is_grad_enabled())
+        return generate(z)
+
+    layer = torch.nn.Linear(LATENT_DIM, LATENT_DIM)
+    write(tmp_path, pair_source=source(generator, lambda z, seeds: z + layer(z)))
+    assert modes and not any(modes)

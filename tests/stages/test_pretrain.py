@@ -1,0 +1,215 @@
+import dataclasses
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from copgen_fast.config import PRESETS, PretrainConfig
+from copgen_fast.errors import UsageError
+from copgen_fast.pairs.read import dali
+from copgen_fast.pairs.read.loader import PairBatch
+from copgen_fast.stages import Run
+from copgen_fast.stages import pretrain as stage
+from copgen_fast.stages.pretrain import learning_rate
+from copgen_fast.train import main
+from copgen_fast.training import loop
+from copgen_fast.training.metrics import read_rows
+from tests.conftest import TINY
+from tests.helpers.host_reads import HostReads
+from tests.helpers.pairs_fixtures import bless
+
+
+def test_the_learning_rate_follows_its_curve():
+    config = PretrainConfig(epochs=4, batch=224)
+    peak = 0.02625  # reference facts, section 3.1
+    rates = [learning_rate(config, step, 10) for step in range(40)]
+    assert rates[0] == pytest.approx(peak)
+    assert rates[20] == pytest.approx(peak / 1000 + (peak - peak / 1000) / 2)
+    assert all(one > other for one, other in zip(rates, rates[1:], strict=False))
+    assert rates[-1] > peak / 1000
+
+
+def test_the_references_rule_is_one_rate_per_epoch_counted_from_one():
+    config = PretrainConfig(epochs=100, batch=224, schedule="reference")
+    for epoch in (1, 37, 100):
+        rates = {learning_rate(config, step, 7) for step in range(7 * (epoch - 1), 7 * epoch)}
+        expected = 2.625e-5 + (0.02625 - 2.625e-5) * (1 + math.cos(math.pi * epoch / 100)) / 2
+        assert len(rates) == 1 and rates.pop() == pytest.approx(expected)
+
+
+def test_all_methods_start_alike_and_differ_by_their_positives(finished_run):
+    losses = {}
+    for name in PRESETS["quickstart"].pairs.positives:
+        rows = read_rows(finished_run / "pretrain" / name / "metrics.jsonl")
+        assert len(rows) == 6  # 2 epochs of 48 // 16
+        losses[name] = rows[0]["loss"]
+    assert len(set(losses.values())) == 4
+    assert losses["identity"] == min(losses.values()), "two views of one image agree most"
+
+
+def test_real_images_are_the_simclr_baseline(tmp_path):
+    arguments = [
+        *TINY,
+        "--out",
+        str(tmp_path),
+        "--pretrain.data",
+        "real",
+        "--pretrain.epochs",
+        "1",
+        "--pretrain.batch",
+        "256",
+    ]
+    assert main([*arguments, "--stages", "pretrain", "probe", "report"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["probe.real.linear_top1"] > 0.2
+    assert not (tmp_path / "pairs").exists()
+
+
+def make_learner(precision="fp32", device="cpu", **options):
+    config = dataclasses.replace(PRESETS["quickstart"], precision=precision)
+    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
+    device = torch.device(device)
+    images = torch.randint(0, 256, (2, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pair = PairBatch(*images, labels=torch.arange(8) // 4)
+    batches = [stage.make_batch(config, index, pair, 0.1, device) for index in range(2)]
+    return stage.make_learner(config, device), batches
+
+
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [
+        ("fp32", {}),
+        ("bf16", {}),
+        ("fp16", {}),
+        ("fp16", {"accumulate": 2, "checkpoint": True}),
+        ("fp32", {"loss": "supcon"}),
+    ],
+)
+def test_a_step_never_looks_at_a_value(precision, options):
+    learner, batches = make_learner(precision, **options)
+    stage.pretrain_step(learner, batches[0])
+    with HostReads() as reads:
+        stage.pretrain_step(learner, batches[1])
+    assert reads.count == 0
+    with HostReads() as reads:
+        assert learner.scaler.get_scale() > 0  # a look, where there is a scale
+    assert reads.count == (precision == "fp16")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_never_waits_for_the_gpu(precision):
+    learner, batches = make_learner(precision, "cuda")
+    stage.pretrain_step(learner, batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stage.pretrain_step(learner, batches[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_overflow_in_fp16_changes_no_weight_and_halves_the_scale():
+    learner, batches = make_learner("fp16")
+    stage.pretrain_step(learner, batches[0])
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**40})
+    weights = [value.detach().clone() for value in learner.f.parameters()]
+    stage.pretrain_step(learner, batches[1])
+    assert all(torch.equal(a, b) for a, b in zip(learner.f.parameters(), weights, strict=True))
+    assert learner.scaler.get_scale() == 2.0**39
+
+
+def test_the_learning_rate_is_the_batchs():
+    learner, (batch, _) = make_learner()
+    result = stage.pretrain_step(learner, dataclasses.replace(batch, lr=0.25))
+    assert learner.sgd.param_groups[0]["lr"] == 0.25 == result.metrics["lr"].item()
+
+
+def test_the_supervised_loss_takes_real_labels_and_needs_some(finished_run, tmp_path):
+    supervised = ["--pretrain.loss", "supcon", "--pretrain.epochs", "1", "--pretrain.batch", "256"]
+    arguments = [*TINY, "--out", str(tmp_path), "--pretrain.data", "real", *supervised, "--stages", "pretrain"]
+    assert main(arguments) == 0
+    first = read_rows(tmp_path / "pretrain" / "real" / "metrics.jsonl")[0]["loss"]
+    # A tenth of the batch is as near as the other view: about log(10) above the loss of one positive, which starts low.
+    assert first > 5
+    config = dataclasses.replace(PRESETS["quickstart"], pretrain=PretrainConfig(loss="supcon"))
+    with pytest.raises(UsageError, match="pretrain.loss: supcon needs classes, and the pairs in .*identity have none"):
+        stage.open_dataset(Run(config, finished_run, torch.device("cpu")), "identity")
+
+
+def test_a_batch_in_parts_with_sparing_stages_trains_too(finished_run, tmp_path):
+    arguments = [*TINY, "--out", str(tmp_path), "--pairs.positives", "identity", "--stages", "pairs", "pretrain"]
+    assert main([*arguments, "--pretrain.accumulate", "2", "--pretrain.checkpoint"]) == 0
+    parts = read_rows(tmp_path / "pretrain" / "identity" / "metrics.jsonl")
+    whole = read_rows(finished_run / "pretrain" / "identity" / "metrics.jsonl")
+    assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.2), "batch statistics are a part's"
+    assert parts[0]["loss"] != whole[0]["loss"] and len(parts) == len(whole)
+
+
+def test_sparing_activations_changes_no_bit():
+    (plain, batches), (sparing, _) = make_learner(), make_learner(checkpoint=True)
+    for batch in batches:
+        for learner in (plain, sparing):
+            stage.pretrain_step(learner, batch)
+    torch.testing.assert_close(sparing.f.state_dict(), plain.f.state_dict(), rtol=0, atol=0)
+
+
+def test_bf16_runs_on_the_cpu(finished_run, tmp_path):
+    config = dataclasses.replace(PRESETS["quickstart"])
+    assert config.precision == "auto", "fp32 on the CPU"
+    arguments = [*TINY, "--out", str(tmp_path), "--precision", "bf16", "--pairs.positives", "identity"]
+    assert main([*arguments, "--stages", "pairs", "pretrain"]) == 0
+    half = read_rows(tmp_path / "pretrain" / "identity" / "metrics.jsonl")[0]["loss"]
+    full = read_rows(finished_run / "pretrain" / "identity" / "metrics.jsonl")[0]["loss"]
+    assert half == pytest.approx(full, rel=0.05) and half != full
+    assert torch.isfinite(torch.tensor(half))
+
+
+def unfinished(finished_run, folder):
+    """A copy of the run with one method's pretraining still to do."""
+    shutil.copytree(finished_run, folder)
+    shutil.rmtree(folder / "pretrain" / "identity")
+    return [*TINY, "--out", str(folder), "--stages", "pretrain", "--pretrain.cache-gib", "0"]
+
+
+def encoder_of(folder):
+    return (folder / "pretrain" / "identity" / "encoder.safetensors").read_bytes()
+
+
+def test_the_loader_may_change_at_each_resume_and_no_bit_with_it(finished_run, tmp_path, monkeypatch):
+    arguments = unfinished(finished_run, tmp_path / "run")
+    lossless = "dali" if dali.available() else "plain"
+    for moment, name, workers in ((2, lossless, 2), (3, "plain", 0)):  # within an epoch, and at its end
+        calls = iter(range(99))
+        monkeypatch.setattr(loop, "stop_requested", lambda moment=moment, calls=calls: next(calls) >= 2 * (moment - 1))
+        assert main([*arguments, "--pretrain.loader", name, "--pretrain.workers", str(workers)]) == 130
+    monkeypatch.undo()
+    assert main([*arguments, "--pretrain.loader", lossless]) == 0
+    assert encoder_of(tmp_path / "run") == encoder_of(finished_run)
+
+
+def test_windows_of_shards_are_another_order_and_another_run(finished_run, tmp_path, capsys):
+    arguments = unfinished(finished_run, tmp_path / "run")
+    assert main([*arguments, "--pretrain.shuffle-shards", "2"]) == 2
+    assert "pretrain.shuffle_shards (None there, 2 here)" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:corrupt pair 20 skipped")
+@pytest.mark.parametrize("name", ["plain", "dali"])
+def test_a_run_that_stopped_at_a_corrupt_pair_goes_on_without_it(name, finished_run, tmp_path, capsys):
+    if name == "dali" and not dali.available():
+        pytest.skip("DALI is not installed")
+    arguments = [*unfinished(finished_run, tmp_path / "run"), "--pretrain.loader", name]
+    pairs = tmp_path / "run" / "pairs" / "identity"
+    shard = pairs / "shard-000001.tar"
+    data = shard.read_bytes()
+    start = data.index(b"00000020.positive.png") + 512
+    shard.write_bytes(data[:start] + b"no image" + data[start + 8 :])
+    bless(pairs, shard.name, "")
+    assert main(arguments) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "shard-000001.tar: 00000020.positive.png does not decode" in line and "--pretrain.on-corrupt skip" in line
+    assert main([*arguments, "--pretrain.on-corrupt", "skip"]) == 0
+    summary = json.loads((tmp_path / "run" / "pretrain" / "identity" / "summary.json").read_text())
+    assert summary["corrupt_pairs"] == 1 and summary["samples"] == 2 * 48

@@ -1,0 +1,196 @@
+"""The step as a CUDA graph: on the CPU everything but the graph itself, whose replay is there the step again."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from copgen_fast.config import PRESETS
+from copgen_fast.errors import CopgenError
+from copgen_fast.stages import Run
+from copgen_fast.stages import navigator as stage
+from copgen_fast.training import cuda_graph, optimizers
+from copgen_fast.training.loop import StepResult
+from tests.helpers.host_reads import HostReads
+from tests.stages.test_navigator import STEPS, make_game, state_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Replays by running again; counts warm-ups and captures."""
+    calls = []
+
+    def warm_up(call, times):
+        calls.append(times)
+        for _ in range(times):
+            call()
+
+    def record(call):
+        calls.append("capture")
+        return call
+
+    monkeypatch.setattr(cuda_graph, "_on_a_side_stream", warm_up)
+    monkeypatch.setattr(cuda_graph, "_record", record)
+    return calls
+
+
+def graphed(game, update):
+    step = lambda batch: STEPS[update](game, batch)  # noqa: E731
+    return cuda_graph.GraphedStep(step, (game.f, game.T), (game.adam_f, game.adam_T), game.scaler)
+
+
+def states(game):
+    return {name: copy.deepcopy(holder.state_dict()) for name, holder in state_of(game).items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("update", STEPS)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_it_is_the_step_whatever_the_warm_up_did(tmp_path, recorded, update, precision, resumed):
+    plain, batches = make_game(tmp_path, precision, update=update, lr=1e-2, estimator_lr=1e-2)
+    game, _ = make_game(tmp_path, precision, update=update, lr=1e-2, estimator_lr=1e-2)
+    if resumed:
+        STEPS[update](plain, batches[1])
+        for name, holder in state_of(game).items():
+            holder.load_state_dict(copy.deepcopy(state_of(plain)[name].state_dict()))
+    step, random = graphed(game, update), torch.random.get_rng_state()
+    for batch in (*batches, *batches):
+        ours, theirs = step(batch), STEPS[update](plain, batch)
+        assert {name: value.item() for name, value in ours.metrics.items()} == {
+            name: value.item() for name, value in theirs.metrics.items()
+        }
+        torch.testing.assert_close(ours.watched, {k: v.detach() for k, v in theirs.watched.items()}, rtol=0, atol=0)
+    torch.testing.assert_close(states(game), states(plain), rtol=0, atol=0)
+    assert recorded == [cuda_graph.WARM_UP, "capture"]
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_a_capture_changes_nothing_and_moves_no_tensor(tmp_path, recorded):
+    game, batches = make_game(tmp_path, "fp16", update="alternating", lr=1e-2, estimator_lr=1e-2)
+    stage.alternating_step(game, batches[0])
+    before = states(game)
+    addresses = {id(p): p.data_ptr() for p in (*game.f.parameters(), *game.T.parameters())}
+    averages = [value.data_ptr() for value in game.adam_T.state[next(game.T.parameters())].values()]
+    graphed(game, "alternating").capture(batches[1])
+    torch.testing.assert_close(states(game), before, rtol=0, atol=0)
+    assert addresses == {id(p): p.data_ptr() for p in (*game.f.parameters(), *game.T.parameters())}
+    assert averages == [value.data_ptr() for value in game.adam_T.state[next(game.T.parameters())].values()]
+    groups = (*game.adam_T.param_groups, *game.adam_f.param_groups)
+    assert not any(group["capturable"] for group in groups), "so that no step without a graph warns"
+
+
+def test_metrics_of_a_step_outlive_the_next(tmp_path, recorded):
+    game, batches = make_game(tmp_path, update="alternating", lr=1e-2, estimator_lr=1e-2)
+    step = graphed(game, "alternating")
+    first = step(batches[0]).metrics["loss_estimator"]
+    value = first.item()
+    static = step.numbers
+    step.replay = lambda: static.fill_(7.0)  # as a graph does: into the same memory
+    step(batches[1])
+    assert first.item() == value
+
+
+def test_it_copies_into_its_own_buffers_without_a_look_at_them(tmp_path, recorded):
+    game, batches = make_game(tmp_path, update="alternating")
+    step = graphed(game, "alternating")
+    step(batches[0])
+    addresses = [value.data_ptr() for value in cuda_graph.tensors(step.inputs)]
+    assert not set(addresses) & {value.data_ptr() for value in cuda_graph.tensors(batches[0])}
+    with HostReads() as reads:
+        step(batches[1])
+    assert reads.count == 0
+    assert addresses == [value.data_ptr() for value in cuda_graph.tensors(step.inputs)]
+    assert all(map(torch.equal, cuda_graph.tensors(step.inputs), cuda_graph.tensors(batches[1])))
+    assert len(addresses) == 1 + len(dataclasses.fields(batches[0].params))
+
+
+def test_another_shape_is_stepped_without_it_and_said_once(tmp_path, recorded, capsys):
+    game, (batch, _) = make_game(tmp_path, update="alternating")
+    step = graphed(game, "alternating")
+    step(batch)
+    n = len(batch.z)
+    shorter = dataclasses.replace(batch, z=batch.z[: n - 1], params=batch.params[: 2 * n - 2])
+    replayed = []
+    step.replay = lambda: replayed.append(True)
+    for _ in range(2):
+        assert torch.isfinite(step(shorter).metrics["loss_estimator"])
+    assert not replayed
+    assert capsys.readouterr().out.splitlines() == [
+        "graph: a batch of another shape than the captured one is stepped without it"
+    ]
+
+
+def test_a_step_that_no_graph_can_hold_is_named(tmp_path, monkeypatch):
+    game, (batch, _) = make_game(tmp_path)
+
+    def record(call):
+        try:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+        finally:  # as torch.cuda.graph ends a capture that failed
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(cuda_graph, "_on_a_side_stream", lambda call, times: call())
+    monkeypatch.setattr(cuda_graph, "_record", record)
+    message = r"can't be captured as a CUDA graph \(CUDA error: operation not permitted .*\): run without it"
+    with pytest.raises(CopgenError, match=message):
+        graphed(game, "alternating")(batch)
+
+
+def test_what_stands_in_its_way_is_said(monkeypatch):
+    weight = [torch.nn.Parameter(torch.ones(2))]
+    fused, listed = (optimizers.adam(weight, 1e-3, (0.5, 0.999), impl, CPU) for impl in ("fused", "foreach"))
+    cuda = torch.device("cuda")
+    assert cuda_graph.obstacle(CPU, (fused,)) == "the run is on the CPU"
+    assert cuda_graph.obstacle(cuda, (fused, listed)) == "it takes --optimizer.impl fused or auto"
+    assert cuda_graph.obstacle(cuda, (fused,)) is None
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert cuda_graph.obstacle(cuda, (fused,)) == "the run has several processes"
+
+
+def test_a_run_on_the_cpu_says_so_and_goes_on(tmp_path, capsys):
+    options = {"batch": 16, "samples": 32, "delta": None, "graph": True}
+    navigator = dataclasses.replace(PRESETS["quickstart"].navigator, **options)
+    config = dataclasses.replace(PRESETS["quickstart"], navigator=navigator, out=str(tmp_path))
+    stage.run(Run(config, tmp_path, CPU))
+    assert "navigator.graph: not used, the run is on the CPU" in capsys.readouterr().out
+    assert (tmp_path / "navigator" / "navigator.safetensors").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "auto"])
+@pytest.mark.parametrize("update", STEPS)
+def test_a_graph_of_the_whole_step_on_a_gpu(tmp_path, monkeypatch, update, precision):
+    # Sums in any order make gradients near 0 of either sign, of which Adam's first steps are as long as of any other.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    device = torch.device("cuda")
+    plain, batches = make_game(tmp_path, precision, device, update=update)
+    game, _ = make_game(tmp_path, precision, device, update=update)
+    step, random = graphed(game, update), torch.cuda.get_rng_state()
+    for batch in (*batches, *batches, *batches):
+        ours, theirs = step(batch), STEPS[update](plain, batch)
+        assert isinstance(ours, StepResult)
+        for name, value in theirs.metrics.items():
+            torch.testing.assert_close(ours.metrics[name], value.detach().float(), rtol=1e-3, atol=1e-4)
+    assert torch.equal(torch.cuda.get_rng_state(), random)
+    assert game.scaler.get_scale() == plain.scaler.get_scale()
+    torch.testing.assert_close(game.T.state_dict(), plain.T.state_dict(), rtol=1e-3, atol=1e-4)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batches[0])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_an_overflow_within_the_graph_moves_no_player(tmp_path):
+    game, batches = make_game(tmp_path, "fp16", torch.device("cuda"), update="alternating")
+    step = graphed(game, "alternating")
+    step(batches[0])
+    game.scaler.load_state_dict(game.scaler.state_dict() | {"scale": 2.0**40})
+    before = [value.clone() for value in (*game.T.parameters(), *game.f.parameters())]
+    step(batches[1])
+    assert game.scaler.get_scale() == 2.0**38
+    assert all(map(torch.equal, (*game.T.parameters(), *game.f.parameters()), before))
