@@ -1,29 +1,165 @@
-"""A folder is a registry: every public module in it is an entry, named as its file (with - for _)."""
+"""Loading parts by name: built in, from an installed module, or from a file of the user's own.
+
+A kind of part is a folder of the package; every public module in it is a part, named as its file (with - for _).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import importlib
+import importlib.util
+import io
 import pkgutil
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from copgen_fast.errors import UsageError
 
+KINDS = {
+    "generators": "--generator.options FIELD=VALUE",
+    "positives": "--positive.options NAME.FIELD=VALUE",
+    "methods": "--method.options FIELD=VALUE",
+    "evals": "--evals.options NAME.FIELD=VALUE",
+}
+"""Kinds of parts, and how the command line takes their options."""
 
-def names(package: str) -> list[str]:
-    """Names of the entries of `package` (a dotted name such as "copgen_fast.generators"), sorted."""
-    path = importlib.import_module(package).__path__
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """The options of a part that has none."""
+
+
+def names(kind: str) -> list[str]:
+    """Built-in parts of a kind ("generators", "positives", "methods" or "evals"), sorted."""
+    path = importlib.import_module(f"copgen_fast.{kind}").__path__
     found = (module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
-    return sorted(name.replace("_", "-") for name in found)
+    return sorted(name.replace("_", "-") for name in found if name != "fit")
 
 
-def load(package: str, name: str) -> ModuleType:
-    """Import entry `name` of `package`.
+def load(kind: str, name: str) -> ModuleType:
+    """Import a part.
+
+    Args:
+        kind: one of `KINDS`.
+        name: a built-in part ("byol"), a dotted module ("my_package.my_gan") or a Python file ("./my_gan.py").
 
     Raises:
-        UsageError: no such entry; the message lists those there are.
+        UsageError: nothing goes by that name (the message lists the built-in ones), or importing it fails.
     """
-    known = names(package)
+    if name.endswith(".py") or "/" in name:
+        return _load_file(kind, Path(name).expanduser())
+    if "." in name.strip("."):
+        return _import(kind, name, name)
+    known = names(kind)
     if name not in known:
-        kind = package.rpartition(".")[2]
-        raise UsageError(f"unknown name {name!r} in {kind}: choose from {', '.join(known)}")
-    return importlib.import_module(f"{package}.{name.replace('-', '_')}")
+        raise UsageError(
+            f"unknown name {name!r} in {kind}: choose from {', '.join(known)}, or give a module (my_package.my_part) "
+            "or a file (./my_part.py)"
+        )
+    return importlib.import_module(f"copgen_fast.{kind}.{name.replace('-', '_')}")
+
+
+def label(name: str) -> str:
+    """The short name of a part in folders and tables: `my_gan` of `./my_gan.py` and of `my_package.my_gan`."""
+    return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
+
+
+def config_class(kind: str, name: str) -> type:
+    """The dataclass of a part's options: its `Config`, or `NoOptions`.
+
+    Raises:
+        UsageError: no such part, or its `Config` is no frozen dataclass.
+    """
+    found = getattr(load(kind, name), "Config", NoOptions)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen):
+        raise UsageError(f"{kind} {name}: its Config must be a dataclass, decorated by @dataclass(frozen=True)")
+    return found
+
+
+def options(kind: str, name: str, given: Iterable[str] = ()) -> Any:
+    """The options of a part as an instance of its `Config`; what is not given takes its default.
+
+    Args:
+        given: words of the form "field=value"; values of a tuple are separated by commas.
+
+    Raises:
+        UsageError: a word of another form, a field that the part does not have, or a value that does not fit.
+    """
+    cls = config_class(kind, name)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    arguments: list[str] = []
+    for word in given:
+        field, equals, value = word.partition("=")
+        field = field.replace("-", "_")
+        if not equals:
+            raise UsageError(f"option {word!r} of {label(name)}: write it as field=value")
+        if field not in fields:
+            there = f"choose from {', '.join(sorted(fields))}" if fields else "it has none"
+            raise UsageError(f"option {field!r} of {label(name)} ({kind}) does not exist: {there}")
+        arguments += [f"--{field.replace('_', '-')}", *value.split(",")]
+    return _parse(cls, arguments, f"{label(name)} ({kind})")
+
+
+def describe(kind: str, name: str) -> str:
+    """The options of a part, a line each with type, default and explanation, as help text."""
+    import tyro
+
+    cls, out = config_class(kind, name), io.StringIO()
+    if not dataclasses.fields(cls):
+        return f"{label(name)} ({kind}): no options\n"
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        tyro.cli(cls, args=["--help"], config=(tyro.conf.FlagConversionOff,), use_underscores=True)
+    listed = out.getvalue().partition("\n\n")[2].replace("  --", "  ")
+    given = KINDS[kind].replace("NAME", label(name))
+    return f"{label(name)} ({kind}), given as {given}\n{listed}"
+
+
+def _parse(cls: type, arguments: list[str], of: str) -> Any:
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(cls, args=arguments, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit as error:
+        raise UsageError(f"options of {of}: {one_line(complaint.getvalue())}") from error
+
+
+def one_line(box: str) -> str:
+    """tyro's framed message as one plain line, without its title and its pointer to --help."""
+    text = " ".join(line.strip("│ ") for line in box.splitlines() if line.startswith("│"))
+    text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", text or box)
+    return re.sub(r"\s+", " ", text.partition("For full helptext")[0]).strip()
+
+
+def _load_file(kind: str, path: Path) -> ModuleType:
+    """Import a file under a name that its whole path decides, once for each content of it."""
+    if not path.is_file():
+        raise UsageError(f"{kind} {path}: there is no such file")
+    path = path.resolve()
+    content = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    module = f"copgen_fast_user_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{content}"
+    if module in sys.modules and sys.modules[module].__file__ == str(path):
+        return sys.modules[module]
+    spec = importlib.util.spec_from_file_location(module, path)
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[module] = found  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(found)
+    except Exception as error:
+        del sys.modules[module]
+        raise UsageError(f"{kind} {path}: importing it fails with {type(error).__name__}: {error}") from error
+    return found
+
+
+def _import(kind: str, module: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise UsageError(f"{kind} {name}: importing it fails with {type(error).__name__}: {error}") from error

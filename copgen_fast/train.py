@@ -97,9 +97,9 @@ def validate(config: RunConfig) -> None:
         sets.find(config.data)
     if "pretrain" in config.stages and config.pretrain.loader == "dali":
         dali.require()
-    registry.load("copgen_fast.generators", config.generator.name)
+    registry.load("generators", config.generator.name)
     for name in config.probe.evals:
-        registry.load("copgen_fast.evals", name)
+        registry.load("evals", name)
     for name in (config.navigator.augmentation, config.pretrain.augmentation, config.probe.augmentation):
         augmentations.get(name)
     for name in ("navigator", "pretrain"):

@@ -21,4 +21,4 @@ def run(name: str, subject: Subject, data: LabelledImages, config: ProbeConfig, 
         NonFiniteError: a NaN or an infinity in the features or the loss.
         Interrupted: a stop was requested.
     """
-    return registry.load("copgen_fast.evals", name).evaluate(subject, data, config, seed)
+    return registry.load("evals", name).evaluate(subject, data, config, seed)

@@ -59,7 +59,7 @@ def build(name: str, weights: str | Path | None = None, **options: float) -> nn.
     Raises:
         UsageError: an unknown name, weights that are missing or do not fit, or an option that it does not have.
     """
-    make = registry.load("copgen_fast.generators", name).build
+    make = registry.load("generators", name).build
     for option in options.keys() - inspect.signature(make).parameters.keys():
         raise UsageError(f"generator.{option}: generator {name} has none, leave it out")
     generator = make(weights, **options)

@@ -36,4 +36,4 @@ def build(name: str, setting: Setting) -> PositiveFunction:
     Raises:
         UsageError: no such way, or an artefact it needs is missing.
     """
-    return registry.load(__name__, name).build(setting)
+    return registry.load("positives", name).build(setting)
