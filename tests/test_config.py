@@ -18,12 +18,12 @@ from copgen_fast.config import (
 
 
 def test_names_in_the_configuration_are_those_on_disk():
-    stages = set(registry.names("copgen_fast.stages"))
+    stages = set(registry.names("stages"))
     assert set(STAGES) == stages
     for preset in PRESETS.values():
-        assert set(preset.pairs.positives) <= set(registry.names("copgen_fast.positives"))
-        assert set(preset.probe.evals) <= set(registry.names("copgen_fast.evals"))
-        assert preset.generator.name in registry.names("copgen_fast.generators")
+        assert set(preset.pairs.positives) <= set(registry.names("positives"))
+        assert set(preset.probe.evals) <= set(registry.names("evals"))
+        assert preset.generator.name in registry.names("generators")
 
 
 def test_the_defaults_are_the_papers():

@@ -32,7 +32,7 @@ def latents(n, seed=0):
 
 
 def test_it_is_registered():
-    assert "resnet-gan" in registry.names("copgen_fast.generators")
+    assert "resnet-gan" in registry.names("generators")
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])

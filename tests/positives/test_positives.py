@@ -25,7 +25,7 @@ def trained(tmp_path):
     return T, setting(path)
 
 
-@pytest.mark.parametrize("name", registry.names("copgen_fast.positives"))
+@pytest.mark.parametrize("name", registry.names("positives"))
 def test_a_positive_depends_on_its_own_latent_and_seed_only(name, trained):
     positive = positives.build(name, trained[1])
     seeds = list(range(10, 17))
