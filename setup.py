@@ -101,10 +101,10 @@ setup(
         "copgen_fast": ["py.typed", "generators/weights/*.safetensors", "stages/*.html"],
     },
     install_requires=[
-        # torch.OutOfMemoryError came with 2.5; 2.6 to be safe. Tested with the one in constraints.txt.
-        "torch>=2.6",
-        "torchvision>=0.21",
-        "numpy",
+        # The lowest and the newest versions that the whole suite passed with: docs/versions.md.
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "numpy>=1.26",
         "scipy>=1.10",
         "scikit-learn>=1.3",
         "safetensors>=0.4",
