@@ -1,8 +1,8 @@
-"""Packaging of copgen_fast. `pip install .`, `pip install -e .` and `make install` all work without a compiler.
+"""The compiled extensions and the package layout; metadata and dependencies are in pyproject.toml.
 
-The C++ operators are built when torch can be imported while building (`--no-build-isolation`, as `make` does) and a
-C++ compiler is there, the CUDA operators when there is a CUDA compiler too; otherwise a line says so and PyTorch's
-own operators do their work.
+`pip install .`, `pip install -e .` and `make install` all work without a compiler. The C++ operators are built when
+torch can be imported during the build (`--no-build-isolation`, as `make` does) and there is a C++ compiler, the CUDA
+operators when there is a CUDA compiler too; otherwise a line says so and PyTorch's operators are used.
 """
 
 import importlib.util
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Where no GPU is visible, as while building an image: Turing, and what newer GPUs translate for themselves.
+# Where no GPU is visible, as in a container build: sm_75 and sm_80, and PTX that newer GPUs compile on loading.
 CUDA_TARGETS = ["-gencode=arch=compute_75,code=sm_75", "-gencode=arch=compute_80,code=[sm_80,compute_80]"]
 
 
 def compiled() -> dict:
-    """Arguments of setup() that build csrc/, or none."""
+    """Arguments of setup() that build csrc/; empty where it cannot be built."""
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
@@ -33,14 +33,14 @@ def compiled() -> dict:
         "copgen_fast._cpp",
         sorted(set(glob("csrc/**/*.cpp", recursive=True)) - set(glob("csrc/*/*_cuda.cpp"))),
         include_dirs=["csrc"],
-        # Errors and traps of the floating-point unit are not looked at; without them loops vectorise.
+        # Nothing reads errno or floating-point traps; loops vectorise only without them.
         extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wno-psabi"],
         extra_link_args=["-fopenmp"],
         optional=True,
     )
 
     class OneByOne(BuildExtension):
-        """Builds each extension for itself, so that one that fails leaves the others be."""
+        """Build each extension separately, so that one that fails does not stop the others."""
 
         def build_extensions(self) -> None:
             everything = self.extensions
@@ -56,7 +56,7 @@ def compiled() -> dict:
 
 
 def cuda_extension() -> list:
-    """The extension copgen_fast._cuda, or none."""
+    """The extension copgen_fast._cuda in a list; empty where it cannot be built."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, CUDAExtension
 
@@ -80,7 +80,7 @@ def cuda_extension() -> list:
     )
     folders = [*extension.library_dirs, *(os.environ.get("LIBRARY_PATH", "").split(":"))]
     if not any(Path(folder, "libcudart.so").exists() for folder in folders):
-        # A slim toolkit; torch brought the library itself, under a name with its version.
+        # A toolkit without the library: torch's own dependencies hold it, under a name with its version.
         spec = importlib.util.find_spec("nvidia")
         roots = spec.submodule_search_locations if spec else []
         for library in [found for root in roots for found in glob(f"{root}/*/lib/libcudart.so.*")][:1]:
@@ -91,44 +91,9 @@ def cuda_extension() -> list:
 
 
 setup(
-    name="copgen_fast",
-    version="0.1.0",
-    description="The fastest way from a pretrained generator to a contrastive encoder (COP-Gen)",
-    python_requires=">=3.10",
     packages=[*find_packages(include=["copgen_fast", "copgen_fast.*"]), "copgen_fast.kernels"],
+    # kernels/ stays beside csrc/, without an __init__.py that would shadow the package `kernels` of others.
     package_dir={"copgen_fast.kernels": "kernels"},
-    package_data={
-        "copgen_fast": ["py.typed", "generators/weights/*.safetensors", "stages/*.html"],
-    },
-    install_requires=[
-        # The lowest and the newest versions that the whole suite passed with: docs/versions.md.
-        "torch>=2.11",
-        "torchvision>=0.26",
-        "numpy>=1.26",
-        "scipy>=1.10",
-        "scikit-learn>=1.3",
-        "safetensors>=0.4",
-        "pillow>=9",
-        "tyro>=0.9",
-        "tqdm>=4.60",
-        "tensorboard>=2.12",
-        "matplotlib>=3.7",
-        "jinja2>=3",
-    ],
-    extras_require={
-        "biggan": ["pytorch-pretrained-biggan==0.1.1"],
-        "dali": ["nvidia-dali-cuda130>=2; sys_platform == 'linux'"],
-        "dev": [
-            "nvidia-dali-cuda130>=2; sys_platform == 'linux'",
-            "pytorch-pretrained-biggan==0.1.1",
-            "pytest>=8",
-            "pytest-xdist>=3",
-            "hypothesis>=6",
-            "ruff>=0.6",
-            "lightly>=1.5",
-            "kornia>=0.7",
-            "pytorch-metric-learning>=2.4",
-        ],
-    },
+    package_data={"copgen_fast": ["py.typed", "generators/weights/*.safetensors", "stages/report/report.html"]},
     **compiled(),
 )
