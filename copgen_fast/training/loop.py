@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.profiler import record_function
-from tqdm import tqdm
 
 from copgen_fast.errors import CopgenError, NonFiniteError
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
+from copgen_fast.runtime.progress import progress
 from copgen_fast.training.metrics import MetricLog, Row
 
 
@@ -41,7 +41,7 @@ class Plan:
 
 
 @dataclass
-class Progress:
+class Position:
     """Where a run stands; saved in its checkpoint."""
 
     step: int = 0
@@ -90,73 +90,69 @@ def run(
         LostRankError: a rank is missing.
     """
     checkpoint = plan.folder / "checkpoint.pt"
-    progress = _restore(checkpoint, state, plan, ranks)
+    position = _restore(checkpoint, state, plan, ranks)
     pending: list[tuple[int, StepResult]] = []
-    saved = progress.step
-    with _log(plan, progress, ranks) as log, _bar(plan, progress, ranks) as bar:
-        while not progress.finished:
+    saved, shown = position.step, {}
+    bar = progress(plan.steps * plan.batch, plan.label, initial=saved * plan.batch, disable=not ranks.first)
+    with _log(plan, saved, ranks) as log, bar:
+        while not position.finished:
             started = time.perf_counter()
-            ranks.mark(f"the data of step {progress.step} of {plan.label}", guarded=True)
+            ranks.mark(f"the data of step {position.step} of {plan.label}", guarded=True)
             with record_function("data"):
-                batch = data(progress.step)
-            progress.waited += time.perf_counter() - started
-            ranks.mark(f"step {progress.step} of {plan.label}", guarded=True)
-            result = step(progress.step, batch)
-            pending.append((progress.step, StepResult(result.metrics, _finiteness(result.watched))))
-            progress.step += 1
-            looking = progress.step % plan.log_every == 0 or progress.step == plan.steps
+                batch = data(position.step)
+            position.waited += time.perf_counter() - started
+            ranks.mark(f"step {position.step} of {plan.label}", guarded=True)
+            result = step(position.step, batch)
+            pending.append((position.step, StepResult(result.metrics, _finiteness(result.watched))))
+            position.step += 1
+            looking = position.step % plan.log_every == 0 or position.step == plan.steps
             asked = ranks.alone and stop_requested()
             if looking or asked:
                 rows, asked = _look(pending, plan, ranks)
                 pending = []
                 if log is not None:
                     log.write(rows)
-                progress.finished = progress.step == plan.steps or (looking and stop(rows[-1]))
-                _describe(bar, rows[-1], progress)
-            progress.seconds += time.perf_counter() - started
-            bar.update(plan.batch)
-            if progress.finished or asked or (looking and progress.step - saved >= plan.save_every):
-                _save(checkpoint, state, progress, ranks)
-                saved = progress.step
-            if asked and not progress.finished:
+                position.finished = position.step == plan.steps or (looking and stop(rows[-1]))
+                shown = {name: value for name, value in rows[-1].items() if name.startswith("loss")}
+            position.seconds += time.perf_counter() - started
+            bar.update(plan.batch, **shown, data_wait=f"{position.waited / position.seconds:.0%}")
+            if position.finished or asked or (looking and position.step - saved >= plan.save_every):
+                _save(checkpoint, state, position, ranks)
+                saved = position.step
+            if asked and not position.finished:
                 ranks.barrier(f"the stop of {plan.label}")  # not before rank 0 has saved
                 raise Interrupted(
-                    f"{plan.label}: stopped at step {progress.step}, state saved; run the same command to go on"
+                    f"{plan.label}: stopped at step {position.step}, state saved; run the same command to go on"
                 )
     ranks.barrier(f"the end of {plan.label}")
-    return _summary(plan, progress)
+    return _summary(plan, position)
 
 
-def _log(plan: Plan, progress: Progress, ranks: Ranks) -> contextlib.AbstractContextManager:
-    return contextlib.closing(MetricLog(plan.folder, progress.step)) if ranks.first else contextlib.nullcontext()
+def _log(plan: Plan, step: int, ranks: Ranks) -> contextlib.AbstractContextManager:
+    return contextlib.closing(MetricLog(plan.folder, step)) if ranks.first else contextlib.nullcontext()
 
 
-def _bar(plan: Plan, progress: Progress, ranks: Ranks) -> tqdm:
-    done, everything = progress.step * plan.batch, plan.steps * plan.batch
-    return tqdm(total=everything, initial=done, desc=plan.label, unit=" samples", disable=not ranks.first)
-
-
-def _restore(checkpoint: Path, state: dict[str, Stateful], plan: Plan, ranks: Ranks) -> Progress:
-    progress = Progress()
+def _restore(checkpoint: Path, state: dict[str, Stateful], plan: Plan, ranks: Ranks) -> Position:
+    position = Position()
     if checkpoint.exists():
         saved = artifacts.read_checkpoint(checkpoint)
         for name, holder in state.items():
             holder.load_state_dict(saved["state"][name])
-        progress = Progress(**saved["progress"])
-    steps = ranks.barrier(f"the start of {plan.label}", str(progress.step))
+        position = Position(**saved["progress"])
+    steps = ranks.barrier(f"the start of {plan.label}", str(position.step))
     if len(set(steps)) > 1:
         raise CopgenError(
             f"{plan.label}: the processes would go on from different steps ({', '.join(steps)}, by rank): {checkpoint} "
             "is not the same file for all; --out must be in a folder that all hosts share"
         )
-    return progress
+    return position
 
 
-def _save(checkpoint: Path, state: dict[str, Stateful], progress: Progress, ranks: Ranks) -> None:
+def _save(checkpoint: Path, state: dict[str, Stateful], position: Position, ranks: Ranks) -> None:
     if not ranks.first:
         return
     states = {name: holder.state_dict() for name, holder in state.items()}
-    artifacts.write_checkpoint(checkpoint, {"progress": asdict(progress), "state": states})
+    artifacts.write_checkpoint(checkpoint, {"progress": asdict(position), "state": states})
 
 
 def _finiteness(watched: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -200,19 +196,12 @@ def _expect_finite(finite: dict[str, list[float]], metrics: dict[str, list[float
         )
 
 
-def _describe(bar: tqdm, row: Row, progress: Progress) -> None:
-    shown = {name: f"{value:.3g}" for name, value in row.items() if name.startswith("loss")}
-    bar.set_postfix(
-        shown | {"data_wait": f"{progress.waited / max(progress.seconds, progress.waited, 1e-9):.0%}"}, refresh=False
-    )
-
-
-def _summary(plan: Plan, progress: Progress) -> dict[str, float]:
-    samples = progress.step * plan.batch
+def _summary(plan: Plan, position: Position) -> dict[str, float]:
+    samples = position.step * plan.batch
     return {
-        "steps": progress.step,
+        "steps": position.step,
         "samples": samples,
-        "seconds": progress.seconds,
-        "samples_per_s": samples / max(progress.seconds, 1e-9),
-        "data_wait": progress.waited / max(progress.seconds, 1e-9),
+        "seconds": position.seconds,
+        "samples_per_s": samples / max(position.seconds, 1e-9),
+        "data_wait": position.waited / max(position.seconds, 1e-9),
     }

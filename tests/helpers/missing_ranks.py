@@ -1,4 +1,4 @@
-"""Runs of two processes in which rank 1 goes missing, one way each; test_roll_call.py starts them, all at once.
+"""Runs of two processes in which rank 1 goes missing, one way each; test_heartbeat.py starts them, all at once.
 
 python -m tests.helpers.missing_ranks FOLDER WAY=PORT ...
 """

@@ -80,7 +80,7 @@ def test_words_are_exchanged_in_the_order_of_ranks(calls):
     first, second = calls
     for number in range(4):
         first._store.set(f"meeting {number}/1", f"second's {number}")
-        assert first.meet("here", f"first's {number}") == [f"first's {number}", f"second's {number}"]
+        assert first.barrier("here", f"first's {number}") == [f"first's {number}", f"second's {number}"]
     assert not first._store.check(["meeting 0/0"]), "old words are swept up"
 
 
@@ -98,7 +98,7 @@ def test_whoever_moves_is_waited_for(calls):
     first._position = moving
     started = time.monotonic()
     with pytest.raises(LostRankError, match=re.escape("rank 1 is missing: last heard of at shard 10")):
-        first.meet("the end of the pairs")
+        first.barrier("the end of the pairs")
     assert time.monotonic() - started > 2 * first.timeout
 
 
@@ -109,4 +109,4 @@ def test_causes_come_before_what_others_lost(calls):
     second.failed("the disk is full")
     assert first._faults() == "rank 1 stopped: the disk is full"
     with pytest.raises(LostRankError, match="rank 1 stopped: the disk is full"):
-        first.meet("the run folder")
+        first.barrier("the run folder")
