@@ -24,7 +24,7 @@ class GeneratorConfig:
     """The frozen pretrained generator G: z -> image."""
 
     name: str = "digits"
-    """Registered generator: a file in copgen_fast/generators."""
+    """Built-in generator (a file in copgen_fast/generators), dotted module or Python file."""
     weights: str | None = None
     """File of its weights (biggan-deep: folder); None takes those embedded in the package, where there are any."""
     level: Literal["published", "exact", "half", "graph"] = "exact"
@@ -34,8 +34,8 @@ class GeneratorConfig:
     checkpoint: bool = False
     """Compute each block's activations again in the navigator's backward rather than keep them: less memory, one
     more forward. For generators with a rewritten form (bigbigan, biggan-deep)."""
-    truncation: float | None = None
-    """biggan-deep's, more than 0 and at most 1: scales its latents and chooses its statistics; None: 1."""
+    options: tuple[str, ...] = ()
+    """Options of the generator, as field=value; `--help NAME` lists them."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Latent prior: truncated to [-2, 2] as the reference code, or N(0, I) as the paper."""
 

@@ -1,10 +1,11 @@
-"""Frozen generators, latent z -> image: one file each, named as the file. `build` is the way in."""
+"""Frozen generators G: latent z -> image. One file each; `build` makes them by name, module or file."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,65 +14,133 @@ from torch import Tensor, nn
 
 from copgen_fast import registry
 from copgen_fast.config import GeneratorConfig
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.generators._interface import DEFAULTS, copy_attributes, expect_labels
 from copgen_fast.generators._optimize import Level, optimize
 from copgen_fast.generators._rewrites import Rewrites
-from copgen_fast.runtime import artifacts
+from copgen_fast.runtime import artifacts, latents
+
+ROUNDING = 0.01
+"""How far beyond [-1, 1] images may be, as those of half precision are."""
 
 __all__ = ["Generator", "Level", "Rewrites", "build", "digest", "load", "optimize"]
 
 
 class Generator(Protocol):
-    """What the stages ask of a generator: an nn.Module with these members.
+    """The interface of a generator: an nn.Module with these members. Of one's own, the last three may be left out.
 
     Attributes:
         latent_dim: length L of a latent.
-        image_shape: (C, H, W) of an image; C is 3.
-        classes: how many classes an image's may be chosen from; 0: it is not conditional.
-        weights_file: what it was built from.
+        image_shape: (3, H, W) of an image.
+        classes: number of classes of a conditional generator; 0 (the default): unconditional.
+        latent_groups: sizes of the parts of a latent that act on different layers, which sum to L; () (the default):
+            it is one vector.
+        weights_file: file that its weights come from; by default the file given or, without one, its source file.
     """
 
     latent_dim: int
     image_shape: tuple[int, int, int]
     classes: int
+    latent_groups: tuple[int, ...]
     weights_file: Path
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents [N, L], floating, to images [N, C, H, W] in [-1, 1], differentiable with respect to z.
+        """Latents [N, L], floating, to images [N, 3, H, W] in [-1, 1], differentiable with respect to z.
 
         N may be 0. Row i depends on z[i] and labels[i] alone.
 
         Args:
-            labels: int64 [N] in 0 .. classes - 1, for a conditional generator; None for another.
+            labels: int64 [N] in 0 .. classes - 1, for a conditional generator; None for another, whose forward may
+                as well take z alone.
         """
         ...
 
     def __call__(self, z: Tensor, labels: Tensor | None = None) -> Tensor: ...
 
 
-def build(name: str, weights: str | Path | None = None, **options: float) -> nn.Module:
-    """Build generator `name`, a `Generator`, on the CPU: in eval mode, no parameter asking for a gradient.
+def build(name: str, weights: str | Path | None = None, options: Iterable[str] = ()) -> nn.Module:
+    """Build a `Generator` on the CPU, in eval mode and without gradients of its parameters.
 
     Args:
+        name: a built-in generator, a dotted module or a Python file; it has `build(weights, config)`.
         weights: file of its weights; None takes those embedded in the package, where there are any.
-        options: what its own `build` takes besides: biggan-deep's truncation.
+        options: fields of its `Config`, as "field=value".
 
     Raises:
-        UsageError: an unknown name, weights that are missing or do not fit, or an option that it does not have.
+        UsageError: an unknown name or option, weights that are missing or do not fit, or no `Generator`: a draw of
+            two latents is compared with what it announces.
     """
-    make = registry.load("generators", name).build
-    for option in options.keys() - inspect.signature(make).parameters.keys():
-        raise UsageError(f"generator.{option}: generator {name} has none, leave it out")
-    generator = make(weights, **options)
-    return generator.eval().requires_grad_(False)
+    part = registry.load("generators", name)
+    config = registry.options("generators", name, options)
+    if not callable(getattr(part, "build", None)):
+        raise UsageError(f"generator {name} has no function build(weights, config)")
+    generator = part.build(weights, config)
+    if not isinstance(generator, nn.Module):
+        raise UsageError(f"generator {name}: build must return a torch.nn.Module, got {type(generator).__name__}")
+    file = weights if weights is not None and Path(weights).is_file() else part.__file__
+    for attribute, value in (DEFAULTS | {"weights_file": Path(file)}).items():
+        if not hasattr(generator, attribute):
+            setattr(generator, attribute, value)
+    if not generator.classes and "labels" not in inspect.signature(generator.forward).parameters:
+        generator = Unconditional(generator)
+    generator.eval().requires_grad_(False)
+    for fault in _faults(generator):
+        raise UsageError(f"generator {name}: {fault}")
+    return generator
+
+
+class Unconditional(nn.Module):
+    """A generator whose forward takes z alone, called as every `Generator` is."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+        copy_attributes(generator, self)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Latents [N, L] to images; ValueError where labels are given."""
+        expect_labels(labels, len(z), 0)
+        return self.generator(z)
+
+
+def _faults(generator: nn.Module) -> Iterator[str]:
+    """In what a module differs from a `Generator`: its attributes, and the images of two latents."""
+    length, shape = (getattr(generator, name, None) for name in ("latent_dim", "image_shape"))
+    classes, groups = generator.classes, generator.latent_groups
+    if not isinstance(length, int) or length < 1:
+        yield f"latent_dim: expected the length of a latent, 1 or more, got {length!r}"
+    if not isinstance(shape, Sequence) or len(shape) != 3 or shape[0] != 3:
+        yield f"image_shape: expected (3, height, width), got {shape!r}"
+    if not isinstance(classes, int) or classes < 0:
+        yield f"classes: expected the number of classes, 0 or more, got {classes!r}"
+    if not isinstance(groups, tuple) or (groups and sum(groups) != length):
+        yield f"latent_groups: expected () or sizes that sum to latent_dim {length}, got {groups!r}"
+    z = latents.sample("normal", 0, (2, length))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            images = generator(z, torch.arange(2) % classes if classes else None)
+    except CopgenError:
+        raise
+    except Exception as error:
+        yield f"images of latents [2, {length}]: {type(error).__name__}: {error}"
+        return
+    wanted = f"forward of latents [2, {length}]: expected floating-point images {[2, *shape]} in [-1, 1]"
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        yield f"{wanted}, got {images.dtype if isinstance(images, Tensor) else type(images).__name__}"
+    elif images.shape != (2, *shape):
+        yield f"{wanted}, got shape {list(images.shape)}"
+    elif not images.isfinite().all():
+        yield f"{wanted}, got NaN or infinity"
+    elif images.abs().max() > 1 + ROUNDING:
+        yield f"{wanted}, got values from {images.min():.4g} to {images.max():.4g}: scale or clamp them"
 
 
 def load(config: GeneratorConfig, device: torch.device, batch: int | None = None) -> nn.Module:
     """The generator of a run, on its device and as fast as `config.level` says.
 
-    Its attribute `record` says what it was made from, for artefacts: name, weights (the file, or "embedded"), the
-    file's sha256 and the `digest` of what it holds; in half precision also its `difference` from float32, in levels of
-    256, which is printed, as is the sha256 of a file from outside the package.
+    Its attribute `record` describes it in artefacts: name, weights (the file, or "embedded"), the file's sha256, the
+    `digest` of the tensors, and options that are not the default; in half precision also its `difference` from
+    float32, in levels of 256, which is printed, as is the sha256 of a file from outside the package.
 
     Args:
         batch: latents that most calls will have, for level graph; None: without one it is half.
@@ -80,8 +149,7 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         UsageError: see `build`; `config.checkpoint` for a generator without a rewritten form; a graph without a GPU.
         CopgenError: see `optimize`.
     """
-    options = {} if config.truncation is None else {"truncation": config.truncation}
-    published = build(config.name, config.weights, **options).to(device)
+    published = build(config.name, config.weights, config.options).to(device)
     if config.checkpoint and (config.level == "published" or not hasattr(published, "rewritten")):
         raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
     if config.level == "published":
@@ -91,24 +159,29 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
             raise UsageError(f"generator.level: graph needs a GPU, and the run is on {device}: choose exact or half")
         level = "half" if config.level == "graph" and batch is None else config.level
         generator = optimize(published, level, batch=batch, checkpoint=config.checkpoint)
-    generator.record = _record(config.name, published)
+    generator.record = _record(config, published)
     if hasattr(generator, "half_dtype"):
-        generator.record["difference"] = asdict(generator.difference)
+        generator.record["difference"] = dataclasses.asdict(generator.difference)
         print(f"generator {config.name}: {generator.half_dtype} differs by {generator.difference}", flush=True)
     return generator
 
 
-def _record(name: str, published: nn.Module) -> dict[str, Any]:
-    file = published.weights_file.resolve()
+def _record(config: GeneratorConfig, published: nn.Module) -> dict[str, Any]:
+    file = Path(published.weights_file).resolve()
     embedded = file.is_relative_to(Path(__file__).parent)
     sha256 = artifacts.sha256(file)
     if not embedded:
-        print(f"generator {name}: {file}, sha256 {sha256}", flush=True)
+        print(f"generator {config.name}: {file}, sha256 {sha256}", flush=True)
+    options = registry.options("generators", config.name, config.options)
+    default = registry.options("generators", config.name)
     return {
-        "name": name,
+        "name": registry.label(config.name),
         "weights": "embedded" if embedded else str(file),
         "sha256": sha256,
         "digest": digest(published),
+        "options": {
+            name: value for name, value in dataclasses.asdict(options).items() if value != getattr(default, name)
+        },
     }
 
 

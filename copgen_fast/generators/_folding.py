@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from copgen_fast.generators import _convolutions as convolutions
 from copgen_fast.generators._convolutions import Method
-from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._interface import copy_attributes, expect_labels
 from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators._spectral import normalised_weight
 from copgen_fast.ops import cond_norm
@@ -167,8 +167,7 @@ class Folded(nn.Module):
         last: tuple[nn.Module, Tensor, Tensor],
     ) -> None:
         super().__init__()
-        self.latent_dim, self.image_shape = published.latent_dim, published.image_shape
-        self.classes = published.classes
+        copy_attributes(published, self)
         self.layout = torch.channels_last if rewrites.channels_last else torch.contiguous_format
         once = rewrites.spectral
         self.seed = Derived(normalised_weight, (seed,), once)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._interface import copy_attributes, expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.runtime.devices import full_float32
 
@@ -93,8 +93,7 @@ class Graphed(nn.Module):
     def __init__(self, generator: nn.Module, batch: int) -> None:
         super().__init__()
         self.generator, self.batch = generator, batch
-        self.latent_dim, self.image_shape = generator.latent_dim, generator.image_shape
-        self.classes = generator.classes
+        copy_attributes(generator, self)
         self.difference, self.half_dtype = generator.difference, generator.half_dtype
         device = _device(generator)
         self.latents = torch.zeros(batch, generator.latent_dim, device=device)
@@ -136,8 +135,8 @@ class Cast(nn.Module):
     def __init__(self, generator: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.generator = copy.deepcopy(generator).to(dtype, memory_format=torch.channels_last)
-        self.latent_dim, self.image_shape, self.dtype = generator.latent_dim, generator.image_shape, dtype
-        self.classes = generator.classes
+        self.dtype = dtype
+        copy_attributes(generator, self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """As the generator's."""

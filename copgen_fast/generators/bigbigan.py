@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.generators._folded import FoldedBigBiGAN
-from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.generators._spectral import SpectralConv2d, SpectralLinear
 from copgen_fast.generators._weights import find, read_state
 from copgen_fast.ops.checks import expect_finite, expect_tensor
+from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
 
 FILE = "BigBiGAN_x1.pth"
@@ -128,6 +129,7 @@ class BigBiGAN(nn.Module):
         widths = [width * min(16, 2 ** (count - 1 - i)) for i in range(count)]
         widths = [min(2 * widths[0], 16 * width), *widths]
         self.latent_dim, self.image_shape, self.chunk = chunk * (count + 1), (3, resolution, resolution), chunk
+        self.latent_groups = (chunk,) * (count + 1)
         self.shared = nn.Embedding(embeddings, shared)
         self.linear = SpectralLinear(chunk, BOTTOM * BOTTOM * widths[0])
         self.blocks = nn.ModuleList()
@@ -170,7 +172,7 @@ class BigBiGAN(nn.Module):
         return FoldedBigBiGAN(self, rewrites)
 
 
-def build(weights: str | Path | None = None) -> BigBiGAN:
+def build(weights: str | Path | None, config: NoOptions) -> BigBiGAN:
     """Load the published state dict, .pth or .safetensors.
 
     Raises:

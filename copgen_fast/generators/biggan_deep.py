@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from copgen_fast.errors import UsageError
 from copgen_fast.generators._folded_biggan import FoldedBigGANDeep
-from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.generators._weights import find, read_state
 from copgen_fast.ops.checks import expect_finite, expect_tensor
@@ -36,6 +37,14 @@ SOURCE = (
     "a folder with the two files of biggan-deep-128, -256 or -512, from where PRETRAINED_CONFIG_ARCHIVE_MAP and "
     "PRETRAINED_MODEL_ARCHIVE_MAP of pytorch_pretrained_biggan.model say, as config.json and pytorch_model.bin"
 )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of biggan-deep."""
+
+    truncation: float = 1.0
+    """More than 0 and at most 1: scales its latents and chooses its statistics."""
 
 
 class BigGANDeep(nn.Module):
@@ -106,7 +115,7 @@ def statistics(table: Tensor, truncation: float) -> Tensor:
     return torch.lerp(table[lower], table[lower + 1], place - lower)
 
 
-def build(weights: str | Path | None = None, truncation: float = 1.0) -> BigGANDeep:
+def build(weights: str | Path | None, config: Config) -> BigGANDeep:
     """Load the folder of a published model; nothing is ever downloaded.
 
     Raises:
@@ -120,9 +129,9 @@ def build(weights: str | Path | None = None, truncation: float = 1.0) -> BigGAND
         raise UsageError(f"{folder} holds no {' or '.join(WEIGHTS)}: give {SOURCE} by --generator.weights")
     artifacts.load_strictly(network, read_state(path), path)
     try:
-        generator = BigGANDeep(network, truncation)
+        generator = BigGANDeep(network, config.truncation)
     except ValueError as error:
-        raise UsageError(f"generator.{error}") from error
+        raise UsageError(f"generator.options: {error}") from error
     generator.weights_file = path
     return generator
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from copgen_fast.errors import UsageError
-from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._interface import expect_labels
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
 
 
@@ -41,7 +42,7 @@ def _up(channels: int, out: int, kernel: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
 
 
-def build(weights: str | Path | None = None) -> Cifar10DCGAN:
+def build(weights: str | Path | None, config: NoOptions) -> Cifar10DCGAN:
     """Load the published state dict, a .pth file of tensors.
 
     Raises:

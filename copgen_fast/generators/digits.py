@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._interface import expect_labels
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
 
 EMBEDDED = Path(__file__).parent / "weights" / "digits.safetensors"
@@ -90,7 +91,7 @@ def _upsampling() -> Tensor:
     return F.interpolate(identity, size=(SIZE, SCAN), mode="bicubic", antialias=True).view(SIZE, SCAN)
 
 
-def build(weights: str | Path | None = None) -> DigitsGenerator:
+def build(weights: str | Path | None, config: NoOptions) -> DigitsGenerator:
     """The generator with the embedded weights, or with those of a file that fit_generator wrote.
 
     Raises:

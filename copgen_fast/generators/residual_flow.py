@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 from copgen_fast.generators._flow_layers import Estimator, ResidualFlow
-from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators.digits import soft_limit
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
 
 EMBEDDED = Path(__file__).parent / "weights" / "residual_flow.safetensors"
@@ -155,7 +156,7 @@ class ResidualFlowGenerator(nn.Module):
         }
 
 
-def build(weights: str | Path | None = None) -> ResidualFlowGenerator:
+def build(weights: str | Path | None, config: NoOptions) -> ResidualFlowGenerator:
     """The generator with the embedded weights, or with those of a file that fit_flow wrote.
 
     Raises:

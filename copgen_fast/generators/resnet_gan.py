@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.generators._labels import expect_labels
+from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._weights import read_state
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
 
 LATENT_DIM = 128
@@ -93,7 +94,7 @@ def glorot(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def build(weights: str | Path | None = None) -> ResnetGAN:
+def build(weights: str | Path | None, config: NoOptions) -> ResnetGAN:
     """The generator of a plain state dict, .safetensors or a .pth of tensors; width and latent_dim are its own.
 
     Names may all carry the prefix `module.`, `generator.` or `_orig_mod.`, or several of them.

@@ -78,7 +78,7 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
 
     source = PairSource(G, make, G.latent_dim, config.generator.prior, run.device, label_of)
     identity = {
-        "generator": config.generator.name,
+        "generator": G.record["name"],
         "generator_digest": G.record["digest"],
         "generator_level": config.generator.level,
         "positive": positive,
@@ -88,12 +88,12 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
     }
     if G.classes:
         identity["classes"] = G.classes
-    if config.generator.truncation is not None:
-        identity["truncation"] = config.generator.truncation
     if positive == "navigator":
         identity["navigator_digest"] = artifacts.sha256(run.navigator_file)
     elif positive == "untrained-navigator":
         identity["navigator_seed"] = config.seed
     elif positive == "gaussian":
         identity |= {"std": config.pairs.gaussian_std, "noise": config.pairs.gaussian_prior}
+    for option, value in G.record["options"].items():
+        identity[f"generator.{option}" if option in identity else option] = value
     return source, identity

@@ -357,14 +357,15 @@ def write_folder_of_bytes(folder):
 
 
 def test_a_truncation_out_of_range_is_a_fault_of_usage(tmp_path):
-    with pytest.raises(UsageError, match="generator.truncation: expected more than 0 and at most 1, got 1.5"):
-        generators.build("biggan-deep", write_folder(tmp_path / "model"), truncation=1.5)
+    with pytest.raises(UsageError, match="generator.options: truncation: expected more than 0 and at most 1, got 1.5"):
+        generators.build("biggan-deep", write_folder(tmp_path / "model"), ["truncation=1.5"])
 
 
 @pytest.mark.parametrize("truncation", [None, 0.5])
 def test_the_truncation_is_part_of_the_setting(tmp_path, truncation):
-    folder = write_folder(tmp_path / "model")
-    config = generators.GeneratorConfig(name="biggan-deep", weights=str(folder), truncation=truncation)
+    folder, options = write_folder(tmp_path / "model"), (f"truncation={truncation}",) if truncation else ()
+    config = generators.GeneratorConfig(name="biggan-deep", weights=str(folder), options=options)
     generator = generators.load(config, torch.device("cpu"))
+    assert generator.record["options"] == ({"truncation": truncation} if truncation else {})
     expected = make(torch.float32, truncation or 1.0)
     torch.testing.assert_close(generator(*inputs(expected)), expected(*inputs(expected)), rtol=0, atol=1e-5)

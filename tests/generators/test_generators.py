@@ -98,8 +98,8 @@ def test_the_weights_file_is_printed_with_its_sha256_and_recorded(tmp_path, caps
 
 
 def test_an_option_that_a_generator_does_not_have_is_refused():
-    with pytest.raises(UsageError, match="generator.truncation: generator digits has none"):
-        generators.load(GeneratorConfig(name="digits", truncation=0.5), torch.device("cpu"))
+    with pytest.raises(UsageError, match="option 'truncation' of digits .* does not exist: it has none"):
+        generators.load(GeneratorConfig(name="digits", options=("truncation=0.5",)), torch.device("cpu"))
 
 
 def test_an_image_does_not_depend_on_its_batch(generator, samples):

@@ -21,8 +21,9 @@ from tests.helpers.biggan_fixtures import write_folder
 
 pytest.importorskip("pytorch_pretrained_biggan")
 
-OPTIONS = """--generator.name biggan-deep --generator.truncation 0.4 --navigator.loss supcon --pretrain.loss supcon
-    --pairs.samples-per-class 4 --pairs.positives navigator identity --pretrain.epochs 1 --probe.evals knn""".split()
+OPTIONS = """--generator.name biggan-deep --generator.options truncation=0.4 --navigator.loss supcon
+    --pretrain.loss supcon --pairs.samples-per-class 4 --pairs.positives navigator identity --pretrain.epochs 1
+    --probe.evals knn""".split()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_pair_i_is_of_its_pseudo_class(run):
     assert pairs.index.identity["classes"] == 5 and pairs.index.identity["truncation"] == 0.4
     z = artifacts.read_tensors(folder / "pairs" / "navigator" / "shard-000001.safetensors")
     weights = arguments[arguments.index("--generator.weights") + 1]
-    generator = generators.build("biggan-deep", weights, truncation=0.4)
+    generator = generators.build("biggan-deep", weights, ["truncation=0.4"])
     label = torch.tensor([records[20]["label"]])
     for name, image in zip(("z", "z_positive"), pairs[20][:2], strict=True):
         expected = to_uint8(generator(z[name][4:5], label))[0]

@@ -1,11 +1,20 @@
-"""Classes of class-conditional generators."""
+"""Attributes and labels of generators: what every `Generator` and every wrapper of one shares."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from copgen_fast.ops.checks import expect_tensor
+
+DEFAULTS = {"classes": 0, "latent_groups": ()}
+"""Attributes that a generator of the user's own may leave out."""
+
+
+def copy_attributes(generator: nn.Module, wrapper: nn.Module) -> None:
+    """Give a wrapper the attributes of the generator in it."""
+    for name in ("latent_dim", "image_shape", "classes", "latent_groups", "weights_file"):
+        setattr(wrapper, name, getattr(generator, name, DEFAULTS.get(name)))
 
 
 def expect_labels(labels: object, count: int, classes: int) -> Tensor | None:
