@@ -116,6 +116,19 @@ def gradients(ranks, wrap=None):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+def normalized_head(ranks):
+    """A head with batch norm over rows: outputs, gradients of the whole batch's loss, running statistics."""
+    with seeds.seeded(0, "head"):
+        layers = nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 4), nn.BatchNorm1d(4, affine=False)
+    head = sync_bn.convert_sync_bn(nn.Sequential(*layers).double(), "sync", ranks, CPU)
+    GradientSync(head.parameters(), ranks)
+    x = 3 + torch.randn(2 * N, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    outputs = head(x[ranks.joint_rows(N)])
+    methods.nt_xent(outputs, 0.1, 0.07, group=ranks.group).backward()
+    gradients = {name: parameter.grad for name, parameter in head.named_parameters()}
+    return {"outputs": outputs.detach(), "gradients": gradients, "statistics": dict(head.named_buffers())}
+
+
 def accumulated(ranks):
     """Of the whole batch's loss, by name, in float64, taken in two parts by each rank."""
     torch.manual_seed(0)
@@ -203,6 +216,7 @@ def everything(ranks, folder):
         "pretrain": learn(ranks),
         "supervised, checkpointed": learn(ranks, loss="supcon", checkpoint=True),
         "gradients": gradients(ranks),
+        "head": normalized_head(ranks),
         "gradients, in parts": accumulated(ranks),
         "gradients, DDP": gradients(ranks, None if ranks.alone else DistributedDataParallel),
         "overflow": overflow(ranks),

@@ -93,6 +93,13 @@ def test_gradient_in_parts_over_one_processs_is_one(ranks, whole):
         torch.testing.assert_close(rank["gradients, in parts"], expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_head_with_batch_norm_over_rows_is_that_of_one_process(ranks, whole):
+    expected, world = whole[0]["head"], len(ranks[0])
+    for rank, found in enumerate(result["head"] for result in ranks[0]):
+        own = expected["outputs"][Ranks(rank, world).joint_rows(N)]
+        torch.testing.assert_close(found, expected | {"outputs": own}, rtol=1e-9, atol=1e-12)
+
+
 def test_per_rank_batch_norm_has_each_ranks_own_statistics(ranks, whole):
     mean = "encoder.bn1.running_mean"
     of_ranks = [rank["per-rank"][1][mean] for rank in ranks[0]]
