@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench AREA`. A file per area; rows as harness.Row; peers in baselines/."""
+"""Benchmarks: `python -m bench AREA` runs bench/areas/AREA.py, beside the peers of bench/baselines/."""

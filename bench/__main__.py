@@ -1,48 +1,39 @@
-"""Measure: python -m bench AREA [--json FILE]. Read what was measured: python -m bench compare|check|report FILES."""
+"""Measure: python -m bench AREA [--json FILE]. Read results: python -m bench compare|check|report FILES."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import torch
 import tyro
 
-from bench import machine
-from bench.harness import Row
-from bench.options import Options
-from bench.view import check, compare, report
+from bench import gpu, machine
+from bench.rows import Options, Row
+from bench.view import check, compare
 from copgen_fast import errors
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.runtime import artifacts, devices
 
 COMMAND = "python -m bench"
-# A module of this folder each, with rows(options) -> Iterator[Row].
-AREAS = (
-    "augment",
-    "info_nce",
-    "cond_norm",
-    "convolutions",
-    "codecs",
-    "generator",
-    "loader",
-    "navigator",
-    "pretrain",
-)
+AREAS = tuple(sorted(path.stem for path in (Path(__file__).parent / "areas").glob("[!_]*.py")))
+"""Modules of bench/areas, each with rows(options) -> Iterator[Row]."""
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Compare results with the numbers that the issues ask for; exit code 1 where one is missed."""
+    """Compare results with the targets; exit code 1 where one is missed."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Files of results (.json) and of tests (.xml, JUnit's)."""
 
     require: Literal["none", "cpu", "cuda"] = "none"
-    """What was not measured counts as missed on this device."""
+    """Targets of this device count as missed where they were not measured."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +41,47 @@ class ReportOptions:
     """Draw results: one page with tables and plots, and the plots as files."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Files of results (.json), and of tests (.xml, JUnit's), which are judged only."""
+    """Files of results (.json), and of tests (.xml, JUnit's), which are only compared with the targets."""
 
     out: Path = Path("runs/bench")
     """Folder for report.html and the plots."""
 
 
+@dataclass(frozen=True)
+class GpuOptions:
+    """Run all tests and benchmarks that need a GPU, each within its time budget, and compare with the targets."""
+
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/gpu")
+    """Folder for results, logs and the report."""
+
+    seconds: float = 540
+    """Time for everything."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run an area or all of them, or read files of results; returns the exit code."""
+    """Run one area or all of them, or another command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    names = (*AREAS, "all")
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(f"usage: {COMMAND} AREA [options]")
-            for name, what in _READERS.items():
-                print(f"       {COMMAND} {name} {what[1]}")
-            print(f"\nareas: {', '.join((*AREAS, 'all'))}\n")
+            for name, (_, usage) in _COMMANDS.items():
+                print(f"       {COMMAND} {name} {usage}")
+            print(f"\nareas: {', '.join(names)}\n")
             arguments = ["all", "--help"]
         area, *rest = arguments
-        if area in _READERS:
-            return _READERS[area][0](rest)
-        if area not in (*AREAS, "all"):
-            raise UsageError(f"unknown area {area!r}: choose from {', '.join((*AREAS, 'all', *_READERS))}")
+        if area in _COMMANDS:
+            return _COMMANDS[area][0](rest)
+        if area not in names:
+            raise UsageError(f"unknown area {area!r}: choose from {', '.join((*names, *_COMMANDS))}")
         measure(AREAS if area == "all" else (area,), tyro.cli(Options, prog=f"{COMMAND} {area}", args=rest))
     except CopgenError as error:
         return errors.report(error)
     return 0
 
 
-def measure(areas: tuple[str, ...], options: Options) -> None:
-    """Print the rows of these areas as they come, and keep `options.json` up to date with them.
+def measure(areas: Sequence[str], options: Options) -> None:
+    """Print the rows of these areas as they come, and rewrite the file `options.json` at each.
 
     Raises:
         UsageError: no such device, thread count or case, or nothing to profile.
@@ -90,35 +93,32 @@ def measure(areas: tuple[str, ...], options: Options) -> None:
             raise UsageError(f"--threads {options.threads}: expected at least 1")
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    # Before the measurements: they are what loads the machine afterwards.
+    # Before measuring, which raises the load.
     record = {"machine": machine.machine(device), "versions": machine.versions(), "commit": machine.commit()}
     print(", ".join(f"{name} {value}" for name, value in record["machine"].items()))
+    modules = [importlib.import_module(f"bench.areas.{area}") for area in areas]
     if options.profile is not None:
-        return _profile(areas, options)
+        return _profile(modules, options)
     print(_HEADER, flush=True)
     rows: list[Row] = []
-    for area in areas:
-        for row in importlib.import_module(f"bench.areas.{area}").rows(options):
-            if not rows or rows[-1].limit != row.limit:
-                print(f"limit: {row.limit}")
-            print(_line(row), flush=True)
-            rows.append(row)
-            if options.json is not None:  # at every row: a run that is cut short leaves what it has
-                artifacts.write_json(options.json, record | {"rows": [asdict(row) for row in rows]})
+    for row in (row for module in modules for row in module.rows(options)):
+        if not rows or rows[-1].limit != row.limit:
+            print(f"limit: {row.limit}")
+        print(_line(row), flush=True)
+        rows.append(row)
+        if options.json is not None:  # at every row, for runs that are interrupted
+            artifacts.write_json(options.json, record | {"rows": [asdict(row) for row in rows]})
     if not rows:
         raise UsageError(f"--only {options.only!r} leaves no case to measure")
 
 
-def _profile(areas: tuple[str, ...], options: Options) -> None:
-    modules = [importlib.import_module(f"bench.areas.{area}") for area in areas]
-    able = [module for module in modules if hasattr(module, "profiles")]
-    printed = 0
-    for module in able:
-        for line in module.profiles(options):
-            print(line, flush=True)
-            printed += 1
-    if not printed:
-        raise UsageError(f"--profile: no training step in {', '.join(areas)} with --only {options.only!r}")
+def _profile(modules: Sequence[ModuleType], options: Options) -> None:
+    line = None
+    for line in (line for module in modules if hasattr(module, "profiles") for line in module.profiles(options)):
+        print(line, flush=True)
+    if line is None:
+        areas = ", ".join(module.__name__.rpartition(".")[2] for module in modules)
+        raise UsageError(f"--profile: no training step in {areas} with --only {options.only!r}")
 
 
 def _compare(arguments: list[str]) -> int:
@@ -137,16 +137,24 @@ def _check(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
+    from bench.view import report  # needs matplotlib
+
     options = tyro.cli(ReportOptions, prog=f"{COMMAND} report", args=arguments)
     for path in report.write(options.files, options.out):
         print(path)
     return 0
 
 
-_READERS = {
+def _gpu(arguments: list[str]) -> int:
+    options = tyro.cli(GpuOptions, prog=f"{COMMAND} gpu", args=arguments)
+    return gpu.main(options.folder, options.seconds)
+
+
+_COMMANDS = {
     "compare": (_compare, "A.json B.json"),
     "check": (_check, "FILE... [--require cpu|cuda]"),
     "report": (_report, "FILE... [--out FOLDER]"),
+    "gpu": (_gpu, "[FOLDER] [--seconds 540]"),
 }
 
 _HEADER = (

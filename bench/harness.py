@@ -1,4 +1,4 @@
-"""Timing of calls that compete in one process, and the row that a benchmark reports."""
+"""Interleaved timing of competing calls in one process."""
 
 from __future__ import annotations
 
@@ -16,46 +16,15 @@ from copgen_fast.errors import CopgenError
 Call = Callable[[], object]
 
 LEAST_SAMPLES = 5
-# Seconds of samples that one candidate may take before it gets fewer of them than the others.
-_PATIENCE = 1.5
-# Seconds of a first call behind which what a second would warm up more is nothing.
+# Seconds of samples that one candidate may take; a slower one gets fewer samples.
+_SAMPLING_SECONDS = 1.5
+# A first call longer than this, in seconds, is warm-up enough.
 _WARM_AT_ONCE = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One comparison with one peer; a file of results holds these fields.
-
-    Attributes:
-        ours_ms, peer_ms: medians of a call. `ours_spread` is the 80th percentile over the 20th.
-        ratio: peer_ms / ours_ms.
-        limit: what bounds ours, in words; `limit_ms` is how long that takes, `of_limit` limit_ms / ours_ms.
-        peak_mb, peer_peak_mb: peak memory of a call beside its inputs, in 10^6 bytes; None where it can't be told.
-        n: samples behind the median, the smaller number of ours and the peer's.
-    """
-
-    area: str
-    case: str
-    device: str
-    backend: str
-    precision: str
-    direction: str
-    ours_ms: float
-    ours_spread: float
-    peer: str
-    peer_ms: float
-    ratio: float
-    limit: str
-    limit_ms: float
-    of_limit: float
-    peak_mb: float | None
-    peer_peak_mb: float | None
-    n: int
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of a call, 80th over 20th percentile, and how many samples they are of."""
+    """Median milliseconds of a call, its 80th over its 20th percentile, and the number of samples."""
 
     ms: float
     spread: float
@@ -69,13 +38,13 @@ def interleaved(
     device: torch.device | str = "cpu",
     least: int = LEAST_SAMPLES,
 ) -> dict[str, Timing]:
-    """Time all candidates in alternating rounds, so that a change of the machine's pace meets all of them.
+    """Time all candidates in alternating rounds, so that changes in the machine's speed affect all of them alike.
 
-    Each is called twice beforehand, or once where that takes more than 10 seconds; one that a GPU has no memory for,
-    or that refuses, is left out, with a line that says so. A sample is the mean of as many calls as fill
-    `min_seconds`; there are `repeats` rounds of a sample each, every other round in reverse order. A slow candidate
-    sits rounds out, evenly, but gives at least `least` samples. On a GPU a sample is the time between two events
-    around its calls.
+    Each is first called twice, or once where that takes more than 10 seconds; one that raises CopgenError or for which
+    a GPU's memory is too small is left out, with a printed line. A sample is the mean of as many calls as fill
+    `min_seconds`; there are `repeats` rounds of one sample each, every other round in reverse order. A slow candidate
+    skips rounds, evenly, but gives at least `least` samples. On a GPU a sample is the time between two events around
+    its calls.
     """
     rounds = max(repeats, least)
     seconds: dict[str, float] = {}
@@ -89,7 +58,7 @@ def interleaved(
             torch.cuda.empty_cache()
     candidates = {name: candidates[name] for name in seconds}
     calls = {name: max(1, round(min_seconds / max(took, 1e-9))) for name, took in seconds.items()}
-    affordable = {name: int(_PATIENCE / max(took * calls[name], 1e-9)) for name, took in seconds.items()}
+    affordable = {name: int(_SAMPLING_SECONDS / max(took * calls[name], 1e-9)) for name, took in seconds.items()}
     wanted = {name: min(rounds, max(least, many)) for name, many in affordable.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()

@@ -1,26 +1,25 @@
-"""What a file of results says about where it was measured."""
+"""Where a file of results was measured: machine, versions, commit."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from copgen_fast import __version__
+from copgen_fast.runtime.machine import cores, driver, processor, version
 
 _PACKAGES = ("torch", "torchvision", "kornia", "triton", "pillow", "nvidia-dali-cuda130")
 
 
 def machine(device: torch.device) -> dict:
-    """The processor, how busy it is as the run starts, and the GPU if that is what is measured."""
+    """The processor, its load as the run starts, and the GPU if `device` is one."""
     found = {
-        "cpu": _first(r"model name\s*: (.+)", Path("/proc/cpuinfo")) or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": processor(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
@@ -34,7 +33,7 @@ def machine(device: torch.device) -> dict:
             "gpu": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
-            "driver": _first(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version")),
+            "driver": driver(),
             "cuda": torch.version.cuda,
         }
     return found
@@ -51,13 +50,6 @@ def versions() -> dict[str, str | None]:
     return own | {name: version(name) for name in _PACKAGES}
 
 
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def commit() -> str | None:
     """The commit checked out, with `+dirty` where files differ from it; None outside a repository."""
     head = _git("rev-parse", "HEAD")
@@ -72,8 +64,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()
-
-
-def _first(pattern: str, path: Path) -> str | None:
-    match = re.search(pattern, path.read_text()) if path.exists() else None
-    return match[1].strip() if match else None

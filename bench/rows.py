@@ -1,74 +1,137 @@
-"""Rows of what is ours beside its peers, all from one interleaved run."""
+"""Rows of a benchmark: our implementation beside its peers, timed in one interleaved run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from bench import machine
-from bench.harness import LEAST_SAMPLES, Call, Row, Timing, interleaved
+from bench.harness import LEAST_SAMPLES, Call, interleaved
 from bench.limits import Limit
-from bench.options import Options
 from copgen_fast.runtime import devices
 from copgen_fast.runtime.memory import peak_memory
 
-
-def in_both_directions(cases: Sequence, measure: Callable[..., Iterator[Row]], options: Options) -> Iterator[Row]:
-    """`measure(case, direction, device, options)` of every case for the device that `options` name and allow.
-
-    Args:
-        cases: with the device types where each is measured as `devices`.
-    """
-    device = devices.resolve(options.device, "fp32")
-    for case in cases:
-        if device.type in case.devices and options.only in str(case):
-            for direction in ("forward", "forward+backward"):
-                yield from measure(case, direction, device, options)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DIRECTIONS = ("forward", "forward+backward")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What the rows are about: their columns of the same names."""
+class Options:
+    """How to measure."""
+
+    json: Path | None = None
+    """File for the results."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is the first GPU where there is one."""
+
+    threads: int | None = None
+    """Threads of PyTorch on the CPU; None keeps PyTorch's default."""
+
+    repeats: int = 30
+    """Samples of each measurement; slow calls get fewer: 5, whole training steps 3."""
+
+    min_seconds: float = 0.005
+    """A sample repeats a call until it lasts about this long."""
+
+    only: str = ""
+    """Measure only the cases whose text contains this, such as "B=64 128px"."""
+
+    ablate: bool = False
+    """augment, generator: also time them with one part left out at a time; without the rest by `--only without`."""
+
+    profile: Path | None = None
+    """navigator, pretrain: instead of measuring, write a Chrome trace of each case to this folder and print where its
+    time goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison with one peer; a file of results holds these fields.
+
+    Attributes:
+        ours_ms, peer_ms: medians of a call. `ours_spread` is the 80th percentile over the 20th.
+        ratio: peer_ms / ours_ms.
+        limit: what bounds our time, in words; `limit_ms` is how long that takes, `of_limit` limit_ms / ours_ms.
+        peak_mb, peer_peak_mb: peak memory of a call beside its inputs, in 10^6 bytes; None where it is unknown.
+        n: samples behind the median, the smaller number of ours and the peer's.
+    """
 
     area: str
+    case: str
+    device: str
     backend: str
     precision: str
     direction: str
+    ours_ms: float
+    ours_spread: float
+    peer: str
+    peer_ms: float
+    ratio: float
+    limit: str
+    limit_ms: float
+    of_limit: float
+    peak_mb: float | None
+    peer_peak_mb: float | None
+    n: int
 
 
 @dataclass(frozen=True)
-class Ours:
-    """One of ours: what its row is about, its case, the call to time and what bounds it.
+class Candidate:
+    """Our implementation of one case: the row's columns of the same names, the call to time and what bounds it.
 
-    `kept`: its memory is kept between calls, as a CUDA graph's, so that no call shows it.
+    `kept`: its memory is kept between calls, as a CUDA graph's is, so that no call shows it.
     """
 
-    subject: Subject
+    area: str
     case: str
+    backend: str
+    precision: str
+    direction: str
     call: Call
     bound: Limit
     kept: bool = False
 
 
+def chosen(cases: Iterable[Any], options: Options) -> Iterator[tuple[Any, torch.device]]:
+    """The cases that are for the device of `options` (`case.devices`) and that its `only` selects, with the device."""
+    device = devices.resolve(options.device, "fp32")
+    for case in cases:
+        if device.type in case.devices and options.only in str(case):
+            yield case, device
+
+
+def in_both_directions(cases: Iterable[Any], measure: Callable[..., Iterator[Row]], options: Options) -> Iterator[Row]:
+    """Rows of `measure(case, direction, device, options)` for every chosen case and direction."""
+    for case, device in chosen(cases, options):
+        for direction in DIRECTIONS:
+            yield from measure(case, direction, device, options)
+
+
+def in_direction(
+    direction: str, run: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor | None = None
+) -> Call:
+    """The call to time: `run(*inputs)` without gradients, or with those with respect to all inputs."""
+    if direction == "forward":
+        return torch.no_grad()(lambda: run(*inputs))
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return lambda: torch.autograd.grad(run(*leaves), leaves, gradient)
+
+
 def compare(
-    subject: Subject,
-    ours: dict[str, Call],
+    ours: Sequence[Candidate],
     peers: dict[str, Call],
-    bound: Limit,
     options: Options,
     device: torch.device,
+    least: int = LEAST_SAMPLES,
 ) -> Iterator[Row]:
-    """Rows of each of ours (named by its case) with each peer (by its name), under one limit."""
-    return compare_all([Ours(subject, case, call, bound) for case, call in ours.items()], peers, options, device)
-
-
-def compare_all(
-    ours: list[Ours], peers: dict[str, Call], options: Options, device: torch.device, least: int = LEAST_SAMPLES
-) -> Iterator[Row]:
-    """Rows of each of ours with each peer, all timed in alternation; `least` samples of the slowest."""
-    mine = {f"{own.case}, {own.subject.backend}, {own.subject.precision}": own for own in ours}
+    """Rows of each of ours with each peer, all timed in alternation; at least `least` samples each."""
+    mine = {f"{own.case}, {own.backend}, {own.precision}": own for own in ours}
     bounds = {f"limit {id(own.bound)}": own.bound.call for own in ours}
     calls = {name: own.call for name, own in mine.items()} | peers
     times = interleaved({**calls, **bounds}, options.repeats, options.min_seconds, device, least)
@@ -76,38 +139,24 @@ def compare_all(
     for name, own in mine.items():
         for peer in peers:
             if name in times and peer in times:
-                limit = own.bound.read(times[f"limit {id(own.bound)}"])
-                peak = None if own.kept else peaks[name]
-                yield _row(own, times[name], peak, peer, times[peer], peaks[peer], limit, device)
-
-
-def _row(
-    own: Ours,
-    time: Timing,
-    peak: float | None,
-    peer: str,
-    peer_time: Timing,
-    peer_peak: float | None,
-    limit: tuple[str, float],
-    device: torch.device,
-) -> Row:
-    words, limit_ms = limit
-    return Row(
-        area=own.subject.area,
-        case=own.case,
-        device=machine.device_name(device),
-        backend=own.subject.backend,
-        precision=own.subject.precision,
-        direction=own.subject.direction,
-        ours_ms=time.ms,
-        ours_spread=time.spread,
-        peer=peer,
-        peer_ms=peer_time.ms,
-        ratio=peer_time.ms / time.ms,
-        limit=words,
-        limit_ms=limit_ms,
-        of_limit=limit_ms / time.ms,
-        peak_mb=peak,
-        peer_peak_mb=peer_peak,
-        n=min(time.n, peer_time.n),
-    )
+                time, peer_time = times[name], times[peer]
+                limit, limit_ms = own.bound.read(times[f"limit {id(own.bound)}"])
+                yield Row(
+                    area=own.area,
+                    case=own.case,
+                    device=machine.device_name(device),
+                    backend=own.backend,
+                    precision=own.precision,
+                    direction=own.direction,
+                    ours_ms=time.ms,
+                    ours_spread=time.spread,
+                    peer=peer,
+                    peer_ms=peer_time.ms,
+                    ratio=peer_time.ms / time.ms,
+                    limit=limit,
+                    limit_ms=limit_ms,
+                    of_limit=limit_ms / time.ms,
+                    peak_mb=None if own.kept else peaks[name],
+                    peer_peak_mb=peaks[peer],
+                    n=min(time.n, peer_time.n),
+                )

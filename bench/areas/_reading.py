@@ -1,39 +1,42 @@
-"""How long a pretraining step waits for its pairs: steps with pairs read from shards beside steps with them at hand."""
+"""Time that pretraining waits for data: steps with pairs read from shards beside steps on one batch in memory."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch.profiler import record_function
 
-from bench import profile
-from bench.areas import _steps, loader
-from bench.harness import Row
-from bench.options import Options
-from bench.rows import Ours, Subject, compare_all
+from bench.areas import _profile, _steps, loader
+from bench.rows import Candidate, Options, Row, compare
+from copgen_fast.config import RunConfig
 from copgen_fast.pairs.read.loader import Batches, PairBatch, PairDataset, open_batches
-from copgen_fast.runtime import devices
+from copgen_fast.runtime import devices, machine
 from copgen_fast.stages.pretrain import make_batch, make_learner, pretrain_step
-
-if TYPE_CHECKING:
-    from bench.areas.pretrain import Case
 
 Fetch = Callable[[int], PairBatch]
 
 
+class Case(_steps.Case, Protocol):
+    """A pretraining step: its configuration by precision, the images' side and the loader's threads."""
+
+    side: int
+    workers: int | None
+
+    def config(self, precision: str) -> RunConfig: ...
+
+
 @dataclass(frozen=True)
 class Reading:
-    """Calls of `steps` steps of a case, as loaders read a few batches ahead while something else is timed.
+    """`steps` pretraining steps a call, so that batches read ahead between calls count little.
 
     Attributes:
-        epoch: batches in the shards, PNG; they are read again and again, and never kept decoded.
+        epoch: batches in the shards (PNG), read again each epoch and not cached.
     """
 
     of: Case
@@ -68,12 +71,12 @@ def rows(case: Reading, device: torch.device, options: Options) -> Iterator[Row]
 
         bound = _steps.products("encoder, two views", case.batch * case.steps, theirs, precision, device)
         backend = "dali" if "dali" in type(batches).__module__ else "plain"
-        mine = Ours(Subject("pretrain", backend, precision, "step"), str(case), ours, bound)
-        yield from compare_all([mine], {"same steps, batch at hand": theirs}, options, device, _steps.LEAST)
+        mine = Candidate("pretrain", str(case), backend, precision, "step", ours, bound)
+        yield from compare([mine], {"same steps, batch at hand": theirs}, options, device, _steps.LEAST)
 
 
 def profiles(case: Reading, device: torch.device, folder: Path) -> Iterator[str]:
-    """Where the time of one step goes whose pairs are read."""
+    """Lines of the time by phase of one step with pairs read from shards."""
     with tempfile.TemporaryDirectory() as shards:
         step, batches, precision = _prepare(case, Path(shards), device)
         position = itertools.count()
@@ -82,14 +85,14 @@ def profiles(case: Reading, device: torch.device, folder: Path) -> Iterator[str]
             step(next(position), batches)
 
         name = f"pretrain {case.of}, pairs read {precision}"
-        yield from profile.lines(name, profile.profile(name, call, device, folder))
+        yield from _profile.lines(name, _profile.profile(name, call, device, folder))
 
 
 def _prepare(case: Reading, folder: Path, device: torch.device) -> tuple[Callable[[int, Fetch], None], Batches, str]:
     """A step by its number on what it fetches, the stage's loader on shards just written, and the precision."""
     precision = devices.resolve_precision("auto", device)
     config = case.of.config(precision)
-    workers = len(os.sched_getaffinity(0)) if case.of.workers is None else case.of.workers
+    workers = machine.cores() if case.of.workers is None else case.of.workers
     config = replace(config, pretrain=replace(config.pretrain, cache_gib=0.0, workers=workers))
     pairs: PairDataset = loader.write(
         loader.Case("png", side=case.of.side, count=case.epoch * case.batch, batch=case.batch), folder

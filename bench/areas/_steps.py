@@ -1,4 +1,4 @@
-"""What the areas of whole training steps share."""
+"""Rows and profiles of whole training steps, shared by the areas navigator and pretrain."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any, Protocol
 
 import torch
 
-from bench import profile
-from bench.harness import Call, Row
+from bench.areas import _profile
+from bench.harness import Call
 from bench.limits import Limit, count_products, matrix_products
-from bench.options import Options
-from bench.rows import Ours, Subject, compare_all
+from bench.rows import DTYPES, Candidate, Options, Row, chosen, compare
 from copgen_fast.config import RunConfig
-from copgen_fast.runtime import devices
 from copgen_fast.stages import Run
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Samples of a step that takes seconds: in two minutes there is no time for more.
+# Samples of a step that takes seconds.
 LEAST = 3
 
 
@@ -32,7 +29,7 @@ class Case(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """The stage's step in a precision. `backend` is pytorch, or the way it is replayed, when no product is counted."""
+    """The stage's step in a precision; `backend` is pytorch or CUDA graph."""
 
     precision: str
     call: Call
@@ -67,40 +64,32 @@ def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]
                 print(f"left out: {case}, {step.precision} ({str(error).partition('. ')[0]})", flush=True)
                 torch.cuda.empty_cache()
                 continue
-            subject = Subject(area.name, step.backend, step.precision, "step")
+            columns = (area.name, str(case), step.backend, step.precision, "step")
             kept = step.backend != "pytorch"
-            ours.append(Ours(subject, str(case), step.call, bounds[step.precision], kept))
-        yield from compare_all(ours, area.theirs(case, device), options, device, LEAST)
+            ours.append(Candidate(*columns, step.call, bounds[step.precision], kept))
+        yield from compare(ours, area.theirs(case, device), options, device, LEAST)
 
 
 def profiles(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[str]:
-    """Lines that say where each case's time goes, in each precision; a trace of each in `options.profile`."""
+    """Lines of each case's time by phase, in each precision; a trace of each in the folder `options.profile`."""
     for case, device in chosen(cases, options):
         for step in area.ours(case, device):
-            if step.backend == "pytorch":  # what is replayed has no marks
+            if step.backend == "pytorch":  # a replayed graph has no marks
                 name = f"{area.name} {case} {step.precision}"
-                yield from profile.lines(name, profile.profile(name, step.call, device, options.profile))
-
-
-def chosen(cases: tuple[Case, ...], options: Options) -> Iterator[tuple[Case, torch.device]]:
-    """The cases for this device that `--only` leaves."""
-    device = devices.resolve(options.device, "fp32")
-    for case in cases:
-        if device.type in case.devices and options.only in str(case):
-            yield case, device
+                yield from _profile.lines(name, _profile.profile(name, step.call, device, options.profile))
 
 
 def precisions(device: torch.device, of_gpus: tuple[str, ...]) -> tuple[str, ...]:
-    """Those to measure here. A CPU has float32; bf16 is left out where there are no instructions for it."""
+    """Precisions to measure: float32 and bf16 on a CPU, `of_gpus` on a GPU; bf16 only with instructions for it."""
     wanted = ("fp32", "bf16") if device.type == "cpu" else of_gpus
     if "bf16" in wanted and not _multiplies_bf16(device):
-        print("left out: bf16 (no instructions for it here)", flush=True)
+        print("left out: bf16 (this device has no instructions for it)", flush=True)
         return tuple(precision for precision in wanted if precision != "bf16")
     return wanted
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device computes with bf16, which PyTorch emulates elsewhere."""
+    """Whether the device has bf16 instructions; elsewhere PyTorch emulates them."""
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
         return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,4 +1,4 @@
-"""Area augment: the fused augmentation beside kornia, torchvision and its own reference."""
+"""Area augment: the fused augmentation beside kornia, torchvision and its PyTorch reference."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from bench.baselines import augment as baselines
-from bench.harness import Call, Row
+from bench.harness import Call
 from bench.limits import Limit, copies, device_copy
-from bench.options import Options
-from bench.rows import Subject, compare
+from bench.rows import DIRECTIONS, DTYPES, Candidate, Options, Row, chosen, compare, in_direction
 from copgen_fast.augmentations import POLICIES
 from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, backends
 from copgen_fast.runtime import devices
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Case:
     Attributes:
         uint8: channels_last bytes come in, which take no gradient.
         drawing: each call draws its parameters too; elsewhere they are drawn beforehand.
-        devices: where it is measured unasked.
+        devices: device types it is measured on.
     """
 
     policy: str
@@ -43,7 +40,7 @@ class Case:
         return f"{self.policy} B={self.batch} {self.side}px{kind}{', drawing included' if self.drawing else ''}"
 
 
-# A GPU alone takes the paper's batch: on a CPU the loops over samples would take minutes to say the same again.
+# The paper's batch on a GPU alone: on a CPU the per-sample loops would take minutes for the same ratios.
 CASES = (
     Case("simclr", 64, 128),
     Case("simclr", 64, 128, drawing=True),
@@ -55,7 +52,7 @@ CASES = (
     Case("simclr", 352, 128, precision="fp16", devices=("cuda",)),
 )
 
-# What the policy loses: parts of the op, to see what each of them takes.
+# Parts of the op, and the policy's fields that leave each out.
 ABLATIONS = {
     "without hue": {"hue": 0.0},
     "without contrast": {"contrast": 0.0},
@@ -65,28 +62,26 @@ ABLATIONS = {
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case for this device whose policy exists; of the ablation too where it is asked for."""
-    device = devices.resolve(options.device, "fp32")
-    for case in CASES:
-        if device.type not in case.devices or case.policy not in POLICIES or options.only not in str(case):
-            continue
-        for direction in ("forward",) if case.uint8 else ("forward", "forward+backward"):
+    """Rows of every case for this device, and with `options.ablate` of the ablation."""
+    for case, device in chosen(CASES, options):
+        for direction in DIRECTIONS[:1] if case.uint8 else DIRECTIONS:
             yield from _Measurement(case, direction, device, options).against_peers()
     if options.ablate and options.only in f"{CASES[0]}, without":
+        device = devices.resolve(options.device, "fp32")
         yield from _Measurement(CASES[0], "forward", device, options).without_parts()
 
 
 class _Measurement:
-    """One case in one direction: its inputs, drawn once, and what is made of them.
+    """One case in one direction: inputs, drawn once, and the calls on them.
 
-    The images are uniform noise, the worst content there is for code that branches on colours.
+    The images are uniform noise, the worst case for code that branches on colours.
     """
 
     def __init__(self, case: Case, direction: str, device: torch.device, options: Options) -> None:
         self.case, self.direction, self.device, self.options = case, direction, device, options
         self.policy = POLICIES[case.policy]
         self.backend = backends()["augment"][device.type]
-        self.dtype = _DTYPES[case.precision]
+        self.dtype = DTYPES[case.precision]
         shape = (case.batch, 3, case.side, case.side)
         seeded = torch.Generator().manual_seed(0)
         images = torch.rand(shape, generator=seeded)
@@ -112,21 +107,19 @@ class _Measurement:
             peers = {name: peer for name, peer in peers.items() if "reference backend" not in name}
         if self.direction != "forward" and policy.jitter:  # v2's hue overwrites what its backward needs, and raises
             peers = {name: peer for name, peer in peers.items() if " v2 " not in name}
-        calls = {name: self.in_direction(peer) for name, peer in peers.items()}
-        ours = self.in_direction(self.drawn_each_time if self.case.drawing else self.ours(policy, self.params))
-        yield from self.compare({str(self.case): ours}, calls)
+        ours = self.drawn_each_time if self.case.drawing else self.ours(policy, self.params)
+        yield from self.compare({str(self.case): ours}, peers)
 
     def without_parts(self) -> Iterator[Row]:
         """A row for each part left out, with the whole op as its peer."""
-        # From one seed: the parameters agree in all that is left.
-        policies = {name: replace(self.policy, **lost) for name, lost in ABLATIONS.items()}
-        drawn = {name: self.draw(p, torch.Generator().manual_seed(0)) for name, p in policies.items()}
-        calls = {f"{self.case}, {name}": self.in_direction(self.ours(policies[name], drawn[name])) for name in policies}
-        whole = self.draw(self.policy, torch.Generator().manual_seed(0))
-        full = {"the whole op, same backend": self.in_direction(self.ours(self.policy, whole))}
-        yield from self.compare(calls, full)
 
-    def ours(self, policy: AugmentPolicy, params: AugmentParams) -> Callable[[Tensor], Tensor]:
+        def seeded(policy: AugmentPolicy) -> baselines.Peer:  # from one seed: all other parameters agree
+            return self.ours(policy, self.draw(policy, torch.Generator().manual_seed(0)))
+
+        ours = {f"{self.case}, {name}": seeded(replace(self.policy, **lost)) for name, lost in ABLATIONS.items()}
+        yield from self.compare(ours, {"the whole op, same backend": seeded(self.policy)})
+
+    def ours(self, policy: AugmentPolicy, params: AugmentParams) -> baselines.Peer:
         side, dtype = self.case.side, self.dtype
         return lambda images: augment(
             images, params, side, mean=policy.mean, std=policy.std, out_dtype=dtype, backend=self.backend
@@ -135,26 +128,23 @@ class _Measurement:
     def drawn_each_time(self, images: Tensor) -> Tensor:
         return self.ours(self.policy, self.draw(self.policy))(images)
 
-    def in_direction(self, run: Callable[[Tensor], Tensor]) -> Call:
-        """The call to time: views alone, or also the gradient with respect to the images."""
-        if self.direction == "forward":
-            return lambda: run(self.images)
-        leaf = self.images.clone().requires_grad_()
-        return lambda: torch.autograd.grad(run(leaf), leaf, self.gradient)
-
-    def compare(self, ours: dict[str, Call], peers: dict[str, Call]) -> Iterator[Row]:
+    def compare(self, ours: dict[str, baselines.Peer], peers: dict[str, baselines.Peer]) -> Iterator[Row]:
         """Rows of each of ours (named by its case) with each peer (by its name)."""
-        subject = Subject("augment", self.backend, self.case.precision, self.direction)
-        return compare(subject, ours, peers, self.limit(), self.options, self.device)
+
+        def call(run: Callable[[Tensor], Tensor]) -> Call:
+            return in_direction(self.direction, run, [self.images], self.gradient)
+
+        columns, bound = (self.backend, self.case.precision, self.direction), self.limit()
+        candidates = [Candidate("augment", case, *columns, call(run), bound) for case, run in ours.items()]
+        calls = {name: call(run) for name, run in peers.items()}
+        return compare(candidates, calls, self.options, self.device)
 
     def limit(self) -> Limit:
         """Images to views and, backward, the views' gradient to the images'; on a GPU the fewest bytes for it."""
         forward = self.direction == "forward"
         if self.device.type == "cuda":
-            what = "crops read, views written" + (
-                "" if forward else "; gradient and crops read, images' gradient written"
-            )
-            return device_copy(what, self.bytes_to_move(), self.device)
+            backward = "" if forward else "; gradient and crops read, images' gradient written"
+            return device_copy(f"crops read, views written{backward}", self.bytes_to_move(), self.device)
         views, grad_images = torch.empty_like(self.gradient), torch.empty_like(self.gradient)
         if forward:
             return copies("the images once", [(views, self.images)])

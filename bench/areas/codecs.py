@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.harness import Call, Row
+from bench.harness import Call
 from bench.limits import copies
-from bench.options import Options
-from bench.rows import Subject, compare
+from bench.rows import Candidate, Options, Row, compare
 from copgen_fast.config import Codec
 from copgen_fast.pairs.codecs import CODECS
 
@@ -67,13 +66,13 @@ def photographs(count: int, size: int) -> np.ndarray:
 
 
 def stored_bytes(file_bytes: float, pairs: int = _PAIRS) -> float:
-    """What pairs of such files take on disk: blocks of tar, headers, records and latents with them."""
+    """Size on disk of pairs of such files: tar blocks and headers, records and latents included."""
     blocks = 2 * (1 + file_bytes / _BLOCK + 0.5) + 2  # of a file, half of the last block is empty on average
     return pairs * (blocks * _BLOCK + 2 * 4 * _LATENT_DIM)
 
 
 def core_hours(ms_an_image: float, pairs: int = _PAIRS) -> float:
-    """How long one core works on all images of that many pairs."""
+    """Hours of one core for all images of that many pairs."""
     return 2 * pairs * ms_an_image / 3.6e6
 
 
@@ -90,15 +89,13 @@ def _rows(case: Case, direction: str, images: np.ndarray, options: Options) -> I
     }
     ours, peer = calls[direction]
     pixels = torch.from_numpy(images)
-    subject = Subject("codecs", _BACKENDS[case.codec][direction], "uint8", direction)
     bound = copies("the pixels", [(torch.empty_like(pixels), pixels)])
+    mine = Candidate("codecs", str(case), _BACKENDS[case.codec][direction], "uint8", direction, ours, bound)
     mean = sum(map(len, files)) / len(files)
-    for row in compare(subject, {str(case): ours}, {"Pillow, its default PNG": peer}, bound, options, pixels.device):
-        hours = core_hours(row.ours_ms / case.batch)
-        words = (
-            f"{mean:.0f} bytes an image; {_PAIRS / 1e6:.1f}M pairs: {stored_bytes(mean) / 1e9:.0f} GB, {hours:.2g} h"
-        )
-        yield replace(row, limit=f"{row.limit} ({words} of a core)")
+    for row in compare([mine], {"Pillow, its default PNG": peer}, options, pixels.device):
+        gigabytes, hours = stored_bytes(mean) / 1e9, core_hours(row.ours_ms / case.batch)
+        words = f"{mean:.0f} bytes an image; {_PAIRS / 1e6:.1f}M pairs: {gigabytes:.0f} GB, {hours:.2g} h of a core"
+        yield replace(row, limit=f"{row.limit} ({words})")
 
 
 def _default_png(image: np.ndarray) -> bytes:

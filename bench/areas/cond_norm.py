@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bench.baselines import cond_norm as baselines
-from bench.baselines.cond_norm import Peer
-from bench.harness import Call, Row
 from bench.limits import Limit, copies, device_copy
-from bench.options import Options
-from bench.rows import Subject, compare, in_both_directions
+from bench.rows import DTYPES, Candidate, Options, Row, compare, in_both_directions, in_direction
 from copgen_fast.ops import cond_norm
 from copgen_fast.ops.backend import resolve
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of activations of `channels` x `side` x `side`, and the devices where it is measured."""
+    """A batch of activations of `channels` x `side` x `side`, and the device types it is measured on."""
 
     batch: int
     channels: int
@@ -49,28 +45,22 @@ CASES = (
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case for this device: without gradients, in place where it can be, and with all three."""
+    """Rows of every case for this device: forward, also in place where possible, and with all three gradients."""
     yield from in_both_directions(CASES, _rows, options)
 
 
 def _rows(case: Case, direction: str, device: torch.device, options: Options) -> Iterator[Row]:
     inputs, grad = drawn(case, device)
-
-    def in_direction(run: Peer) -> Call:
-        if direction == "forward":
-            return torch.no_grad()(lambda: run(*inputs))
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        return lambda: torch.autograd.grad(run(*leaves), leaves, grad)
-
-    backend = resolve("cond_norm", device)
-    ours = {str(case): in_direction(lambda *a: cond_norm(*a, upsample=case.upsample))}
+    ours = {str(case): in_direction(direction, partial(cond_norm, upsample=case.upsample), inputs, grad)}
     if direction == "forward" and not case.upsample:
         # Scales and shifts under which values stay finite, however often they are overwritten.
         mild = [inputs[0].clone(), torch.full_like(inputs[1], 0.5), torch.full_like(inputs[2], 0.1)]
         ours[f"{case} in place"] = lambda: cond_norm(*mild, inplace=True)
-    calls = {name: in_direction(peer) for name, peer in baselines.peers(case.upsample).items()}
-    subject = Subject("cond_norm", backend, case.precision, direction)
-    yield from compare(subject, ours, calls, limit(inputs[0], grad, direction), options, device)
+    columns, bound = (resolve("cond_norm", device), case.precision, direction), limit(inputs[0], grad, direction)
+    candidates = [Candidate("cond_norm", name, *columns, call, bound) for name, call in ours.items()]
+    peers = baselines.peers(case.upsample).items()
+    calls = {name: in_direction(direction, peer, inputs, grad) for name, peer in peers}
+    yield from compare(candidates, calls, options, device)
 
 
 def drawn(case: Case, device: torch.device) -> tuple[list[Tensor], Tensor]:
@@ -80,7 +70,7 @@ def drawn(case: Case, device: torch.device) -> tuple[list[Tensor], Tensor]:
     large = 2 * case.side if case.upsample else case.side
     x, grad = (
         torch.randn(case.batch, case.channels, side, side, generator=seeded).to(
-            device, _DTYPES[case.precision], memory_format=layout
+            device, DTYPES[case.precision], memory_format=layout
         )
         for side in (case.side, large)
     )

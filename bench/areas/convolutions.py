@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.baselines import convolutions as baselines
-from bench.harness import Call, Row
-from bench.limits import matrix_products
-from bench.options import Options
-from bench.rows import Subject, compare, in_both_directions
+from bench.harness import Call
+from bench.limits import count_products, matrix_products
+from bench.rows import DTYPES, Candidate, Options, Row, compare, in_both_directions, in_direction
 from copgen_fast.generators import Rewrites
 from copgen_fast.generators import _convolutions as convolutions
 from copgen_fast.generators._convolutions import Method
@@ -52,30 +50,24 @@ CASES = (
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case for this device; ours is the method that the product takes, each other one a peer."""
+    """Rows of every case for this device; ours is the method that the generators take, the others are its peers."""
     yield from in_both_directions(CASES, _rows, options)
 
 
 def _rows(case: Case, direction: str, device: torch.device, options: Options) -> Iterator[Row]:
-    dtype = torch.float32 if case.precision == "fp32" else torch.float16
-    x, weight, grad = (y.to(device, dtype) for y in drawn(case))
+    x, weight, grad = (y.to(device, DTYPES[case.precision]) for y in drawn(case))
 
     def call(method: Method) -> Call:
         prepared = method.prepare(weight)
-        if direction == "forward":
-            return torch.no_grad()(lambda: method.run(x, prepared, None))
-        leaf = x.detach().requires_grad_()
-        return lambda: torch.autograd.grad(method.run(leaf, prepared, None), leaf, grad)
+        return in_direction(direction, lambda x: method.run(x, prepared, None), [x], grad)
 
-    chosen = three_by_three(case.channels, case.out, True, Rewrites())
     calls = {name: call(method) for name, method in METHODS.items()}
+    chosen = three_by_three(case.channels, case.out, True, Rewrites())
     name = next(name for name, method in METHODS.items() if method is chosen)
     ours = calls.pop(name)
-    with FlopCounterMode(display=False) as counter:
-        ours()
-    bound = matrix_products(name, counter.get_total_flops(), dtype, device)
-    subject = Subject("convolutions", "pytorch", case.precision, direction)
-    yield from compare(subject, {f"{case}": ours}, calls, bound, options, device)
+    bound = matrix_products(name, count_products(ours), x.dtype, device)
+    mine = Candidate("convolutions", str(case), "pytorch", case.precision, direction, ours, bound)
+    yield from compare([mine], calls, options, device)
 
 
 def drawn(case: Case) -> tuple[Tensor, Tensor, Tensor]:

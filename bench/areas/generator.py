@@ -9,23 +9,22 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bench.harness import Call, Row
+from bench.harness import Call
 from bench.limits import Limit, count_products, matrix_products
-from bench.machine import version
-from bench.options import Options
-from bench.rows import Subject, compare
+from bench.rows import DIRECTIONS, DTYPES, Candidate, Options, Row, chosen, compare, in_direction
 from copgen_fast.generators import Level, Rewrites, optimize
 from copgen_fast.generators.bigbigan import BigBiGAN
 from copgen_fast.generators.biggan_deep import BigGANDeep
 from copgen_fast.runtime import devices
+from copgen_fast.runtime.machine import version
 
 
 @dataclass(frozen=True)
 class Case:
-    """Batches of `batch` latents at a level, and the devices where it is measured.
+    """Batches of `batch` latents at a level of `optimize`, and the device types it is measured on.
 
-    `width` 96 is BigBiGAN's published one; BigGAN-deep has its own, 128, and 128 pixels.
-    `checkpointed` computes blocks again in the backward, which is what it measures: time for memory.
+    `width` is 96 in the published BigBiGAN and 128 in BigGAN-deep. `checkpointed` recomputes blocks in the backward
+    pass, which trades time for memory.
     """
 
     batch: int
@@ -41,10 +40,10 @@ class Case:
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """A graph is of sampling alone, checkpoints are for the backward."""
+        """A graph replays sampling only; checkpoints matter in the backward pass only."""
         if self.checkpointed:
-            return ("forward+backward",)
-        return ("forward",) if self.level == "graph" else ("forward", "forward+backward")
+            return DIRECTIONS[1:]
+        return DIRECTIONS[:1] if self.level == "graph" else DIRECTIONS
 
 
 CASES = (
@@ -57,20 +56,17 @@ CASES = (
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case for this device, in both directions; of each trick left out where it is asked for."""
-    device = devices.resolve(options.device, "fp32")
-    for case in CASES:
-        if device.type in case.devices and options.only in str(case):
+    """Rows of every case for this device and direction, and with `options.ablate` of each rewrite left out."""
+    with devices.full_float32():  # as the stages run it, and as the rows and their limit are labelled
+        for case, device in chosen(CASES, options):
             if case.network == "biggan-deep" and version("pytorch-pretrained-biggan") is None:
                 print(f"left out: {case} (pip install 'copgen_fast[biggan]')", flush=True)
                 continue
             published = random_generator(case).to(device)
-            with devices.full_float32():  # as the stages run it, and as the rows and their limit are labelled
-                for direction in case.directions:
-                    yield from _rows(case, direction, published, options)
-    if options.ablate and options.only in f"{CASES[0]}, without":
-        with devices.full_float32():
-            yield from _ablation(CASES[0], random_bigbigan(CASES[0]).to(device), options)
+            for direction in case.directions:
+                yield from _rows(case, direction, published, device, options)
+        if options.ablate and options.only in f"{CASES[0]}, without":
+            yield from _ablation(CASES[0], devices.resolve(options.device, "fp32"), options)
 
 
 def random_bigbigan(case: Case) -> BigBiGAN:
@@ -97,52 +93,44 @@ def random_biggan(case: Case) -> BigGANDeep:
     return BigGANDeep(network).eval()
 
 
-def _rows(case: Case, direction: str, published: nn.Module, options: Options) -> Iterator[Row]:
-    device = next(published.parameters()).device
+def _rows(case: Case, direction: str, published: nn.Module, device: torch.device, options: Options) -> Iterator[Row]:
     fast = optimize(published, case.level, batch=case.batch, checkpoint=case.checkpointed)
-    ours = _in_direction(fast, direction, case)
-    counted = fast.generator if case.level == "graph" else fast  # of what is replayed no product is counted
-    bound = limit(case, direction, _in_direction(counted, "forward", case), device)
-    others = {"published form, same weights": published}
+    counted = fast.generator if case.level == "graph" else fast  # a replayed graph shows no products
+    bound = limit(case, direction, _call(counted, "forward", case, device), device)
+    peers = {"published form, same weights": _call(published, direction, case, device)}
     if case.checkpointed:
-        others["activations kept, same level"] = optimize(published, case.level)
-    peers = {name: _in_direction(other, direction, case) for name, other in others.items()}
-    yield from compare(_subject(case, direction), {str(case): ours}, peers, bound, options, device)
+        peers["activations kept, same level"] = _call(optimize(published, case.level), direction, case, device)
+    precision = "fp32" if case.level == "exact" else "fp16"
+    ours = _call(fast, direction, case, device)
+    mine = Candidate("generator", str(case), "pytorch", precision, direction, ours, bound)
+    yield from compare([mine], peers, options, device)
 
 
-def _ablation(case: Case, published: BigBiGAN, options: Options) -> Iterator[Row]:
-    device = published.linear.weight.device
-    left_out = {
-        f"{case}, without {field.name}": replace(Rewrites(), **{field.name: False}) for field in fields(Rewrites)
-    }
-    calls = {
-        name: _in_direction(optimize(published, rewrites=rewrites), "forward", case)
-        for name, rewrites in left_out.items()
-    }
-    whole = _in_direction(optimize(published), "forward", case)
-    subject, bound = _subject(case, "forward"), limit(case, "forward", whole, device)
-    yield from compare(subject, calls, {"all rewrites": whole}, bound, options, device)
+def _ablation(case: Case, device: torch.device, options: Options) -> Iterator[Row]:
+    published = random_bigbigan(case).to(device)
+
+    def call(rewrites: Rewrites) -> Call:
+        return _call(optimize(published, rewrites=rewrites), "forward", case, device)
+
+    whole = call(Rewrites())
+    bound = limit(case, "forward", whole, device)
+    ours = []
+    for name in (field.name for field in fields(Rewrites)):
+        columns = (f"{case}, without {name}", "pytorch", "fp32", "forward")
+        ours.append(Candidate("generator", *columns, call(replace(Rewrites(), **{name: False})), bound))
+    yield from compare(ours, {"all rewrites": whole}, options, device)
 
 
-def _subject(case: Case, direction: str) -> Subject:
-    return Subject("generator", "pytorch", "fp32" if case.level == "exact" else "fp16", direction)
-
-
-def _in_direction(generator: nn.Module, direction: str, case: Case) -> Call:
+def _call(generator: nn.Module, direction: str, case: Case, device: torch.device) -> Call:
     """Sampling without gradients, or images and the gradient with respect to z."""
-    parameters = (*generator.parameters(), *generator.buffers())
-    device = parameters[0].device
     z = torch.randn(case.batch, generator.latent_dim, generator=torch.Generator().manual_seed(0)).to(device)
     labels = torch.arange(case.batch, device=device) % generator.classes if generator.classes else None
-    if direction == "forward":
-        return torch.no_grad()(lambda: generator(z, labels))
-    leaf = z.requires_grad_()
     gradient = torch.ones(case.batch, *generator.image_shape, device=device)
-    return lambda: torch.autograd.grad(generator(leaf, labels), leaf, gradient)
+    return in_direction(direction, lambda z: generator(z, labels), [z], gradient)
 
 
 def limit(case: Case, direction: str, sampling: Call, device: torch.device) -> Limit:
     """The products of a call of `sampling`, backward as many again, at the rate of a large matrix product."""
     operations = count_products(sampling) * (1 if direction == "forward" else 2)
-    dtype = torch.float32 if case.level == "exact" else torch.float16
+    dtype = DTYPES["fp32" if case.level == "exact" else "fp16"]
     return matrix_products(f"{operations / case.batch / 1e9:.1f} an image", operations, dtype, device)

@@ -1,30 +1,27 @@
-"""Area info_nce: the fused NT-Xent beside PyTorch, lightly, the published SupConLoss and our own chunks."""
+"""Area info_nce: the fused NT-Xent beside PyTorch, lightly, the published SupConLoss and the chunked backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from bench.baselines import info_nce as baselines
-from bench.baselines.info_nce import Peer
-from bench.harness import Call, Row
 from bench.limits import Limit, matrix_products
-from bench.options import Options
-from bench.rows import Subject, compare, in_both_directions
+from bench.rows import DTYPES, Candidate, Options, Row, compare, in_both_directions, in_direction
 from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import resolve
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TEMPERATURE = 0.1
-# Largest N at which the 2N x 2N matrices of the peers are asked for: a GPU holds more than 100 GB of them.
+# Largest N at which the peers run, which hold 2N x 2N matrices: more than 100 GB of a GPU at the next one.
 _PEERS_UP_TO = {"cpu": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
 class Case:
-    """N pairs of embeddings of D dimensions, and the devices where it is measured."""
+    """N pairs of embeddings of D dimensions, and the device types it is measured on."""
 
     n: int
     d: int = 128
@@ -49,30 +46,23 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def _rows(case: Case, direction: str, device: torch.device, options: Options) -> Iterator[Row]:
-    dtype = _DTYPES[case.precision]
-    generator = torch.Generator().manual_seed(0)
-    anchors, positives = torch.randn(2, case.n, case.d, generator=generator).to(device, dtype)
-    leaves = [x.requires_grad_(direction != "forward") for x in (anchors, positives)]
-
-    def in_direction(loss: Peer) -> Call:
-        if direction == "forward":
-            return lambda: loss(*leaves)
-        return lambda: torch.autograd.grad(loss(*leaves), leaves)
-
+    dtype, generator = DTYPES[case.precision], torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, case.n, case.d, generator=generator).to(device, dtype).unbind()
     backend = resolve("info_nce", device, dtype=dtype, dimension=case.d)
-    found = {} if backend == "chunked" else baselines.tiled(_TEMPERATURE)
+    peers = {} if backend == "chunked" else baselines.tiled(_TEMPERATURE)
     if case.n <= _PEERS_UP_TO[device.type]:
-        found |= baselines.peers(_TEMPERATURE)
-    ours = in_direction(lambda a, p: info_nce(a, p, temperature=_TEMPERATURE))
-    calls = {name: in_direction(peer) for name, peer in found.items()}
-    subject = Subject("info_nce", backend, case.precision, direction)
-    yield from compare(subject, {str(case): ours}, calls, limit(case, direction, device), options, device)
+        peers |= baselines.peers(_TEMPERATURE)
+    ours = in_direction(direction, partial(info_nce, temperature=_TEMPERATURE), inputs)
+    calls = {name: in_direction(direction, peer, inputs) for name, peer in peers.items()}
+    bound = limit(case, direction, device)
+    mine = Candidate("info_nce", str(case), backend, case.precision, direction, ours, bound)
+    yield from compare([mine], calls, options, device)
 
 
 def limit(case: Case, direction: str, device: torch.device) -> Limit:
-    """The products there are to compute: half the symmetric matrix; backward, that again and the matrix times views."""
+    """The fewest products: half the symmetric matrix; backward, that half again and the matrix times the views."""
     views = 2 * case.n
     half = views**2 * case.d
     what = "half the matrix" if direction == "forward" else "half the matrix twice, the matrix times the views"
     operations = half if direction == "forward" else 4 * half
-    return matrix_products(what, operations, _DTYPES[case.precision], device)
+    return matrix_products(what, operations, DTYPES[case.precision], device)

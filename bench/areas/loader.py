@@ -5,7 +5,6 @@ A call is an epoch from a cold start: the loader begins with nothing read ahead,
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.baselines import loader as baselines
-from bench.harness import Call, Row, Timing
+from bench.harness import Call, Timing
 from bench.limits import Limit
-from bench.options import Options
-from bench.rows import Ours, Subject, compare_all
+from bench.rows import Candidate, Options, Row, chosen, compare
 from copgen_fast import augmentations
 from copgen_fast.augmentations import random_views
 from copgen_fast.config import Codec, PairsConfig
@@ -28,7 +26,7 @@ from copgen_fast.pairs.codecs import CODECS
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.read.loader import Batches, PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.write.writer import PairSource, write_pairs
-from copgen_fast.runtime import devices, seeds
+from copgen_fast.runtime import machine, seeds
 
 _LATENT_DIM = 8
 _POLICY = augmentations.get("simclr")
@@ -49,13 +47,14 @@ class Case:
     count: int = 512
     batch: int = 64
     workers: int | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     def __str__(self) -> str:
         return f"{self.codec} {self.side}px{', decoded only' if self.alone else ''}"
 
     @property
     def threads(self) -> int:
-        return len(os.sched_getaffinity(0)) if self.workers is None else self.workers
+        return machine.cores() if self.workers is None else self.workers
 
 
 CASES = tuple(Case(codec, alone) for codec in ("png", "jpeg", "raw") for alone in (False, True))
@@ -63,11 +62,9 @@ CASES = tuple(Case(codec, alone) for codec in ("png", "jpeg", "raw") for alone i
 
 def rows(options: Options) -> Iterator[Row]:
     """Rows of every case: the plain loader and DALI's, where it is installed."""
-    device = devices.resolve(options.device, "fp32")
-    for case in CASES:
-        if options.only in str(case):
-            with tempfile.TemporaryDirectory() as folder:
-                yield from _rows(case, Path(folder), options, device)
+    for case, device in chosen(CASES, options):
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _rows(case, Path(folder), options, device)
 
 
 def _rows(case: Case, folder: Path, options: Options, device: torch.device) -> Iterator[Row]:
@@ -79,11 +76,12 @@ def _rows(case: Case, folder: Path, options: Options, device: torch.device) -> I
         folder / "files", extension, case.batch, None if case.alone else _POLICY, case.side, case.threads
     )
     bound = limit(case, pairs)
+    precision = "uint8" if case.alone else "fp32"
     ours = [
-        Ours(Subject("loader", backend, "uint8" if case.alone else "fp32", "step"), str(case), call, bound)
+        Candidate("loader", str(case), backend, precision, "step", call, bound)
         for backend, call in our_epochs(case, pairs, device)
     ]
-    yield from compare_all(ours, {peer: theirs}, options, device)
+    yield from compare(ours, {peer: theirs}, options, device)
 
 
 def write(case: Case, folder: Path) -> PairDataset:

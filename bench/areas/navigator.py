@@ -1,4 +1,4 @@
-"""Area navigator: the stage's whole step beside the reference implementation's form of it, from the same weights."""
+"""Area navigator: the stage's whole step beside the reference code's form of it, from the same weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bench.areas import _steps
 from bench.areas.generator import Case as GeneratorCase
 from bench.areas.generator import random_bigbigan
 from bench.baselines import navigator as baselines
-from bench.harness import Call, Row
-from bench.options import Options
+from bench.harness import Call
+from bench.rows import Options, Row
 from copgen_fast import augmentations, generators
 from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, RunConfig
 from copgen_fast.errors import CopgenError
@@ -72,7 +72,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def profiles(options: Options) -> Iterator[str]:
-    """Where the time of every case goes."""
+    """Lines of every case's time by phase."""
     return _steps.profiles(_AREA, CASES, options)
 
 

@@ -1,8 +1,7 @@
-"""Area pretrain: the stage's whole step beside the reference implementation's form of it, from the same weights."""
+"""Area pretrain: the stage's whole step beside the reference code's form of it, from the same weights."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -11,11 +10,12 @@ from torch.profiler import record_function
 
 from bench.areas import _reading, _steps
 from bench.baselines import pretrain as baselines
-from bench.harness import Call, Row
-from bench.options import Options
+from bench.harness import Call
+from bench.rows import Options, Row, chosen
 from copgen_fast import augmentations
 from copgen_fast.config import PRESETS, EncoderConfig, PretrainConfig, RunConfig
 from copgen_fast.pairs.read.loader import NO_LABEL, PairBatch
+from copgen_fast.runtime import machine
 from copgen_fast.stages.pretrain import make_batch, make_learner, pretrain_step
 
 _SMALL = PRESETS["quickstart"].pretrain
@@ -63,14 +63,14 @@ READING = (_reading.Reading(CASES[0], steps=5), _reading.Reading(CASES[2]))
 def rows(options: Options) -> Iterator[Row]:
     """Rows of every case for this device, one for each precision; then what reading the pairs adds."""
     yield from _steps.rows(_AREA, CASES, options)
-    for case, device in _steps.chosen(READING, options):
+    for case, device in chosen(READING, options):
         yield from _reading.rows(case, device, options)
 
 
 def profiles(options: Options) -> Iterator[str]:
-    """Where the time of every case goes."""
+    """Lines of every case's time by phase."""
     yield from _steps.profiles(_AREA, CASES, options)
-    for case, device in _steps.chosen(READING, options):
+    for case, device in chosen(READING, options):
         yield from _reading.profiles(case, device, options.profile)
 
 
@@ -97,7 +97,7 @@ def their_steps(case: Case, device: torch.device) -> dict[str, Call]:
     """The reference form by its name: with its augmentation, and with views that were made beforehand."""
     config = case.config("fp32")
     options, pairs = config.pretrain, case.pairs()
-    workers = len(os.sched_getaffinity(0)) if case.workers is None else case.workers
+    workers = machine.cores() if case.workers is None else case.workers
     policy = augmentations.get(options.augmentation)
     augmented = baselines.pictures_loader(pairs.anchors, pairs.positives, policy, workers)
     views = augmented()

@@ -12,9 +12,9 @@ from torchvision import transforms
 from torchvision.transforms import functional, v2
 
 from bench.baselines import optional
-from bench.machine import version
 from copgen_fast import __version__
 from copgen_fast.ops import AugmentParams, AugmentPolicy, augment
+from copgen_fast.runtime.machine import version
 
 Peer = Callable[[Tensor], Tensor]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.machine import version
+from copgen_fast.runtime.machine import version
 
 Peer = Callable[[Tensor, Tensor, Tensor], Tensor]
 

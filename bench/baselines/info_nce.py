@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.baselines import optional
-from bench.machine import version
 from copgen_fast import __version__
 from copgen_fast.ops import info_nce
+from copgen_fast.runtime.machine import version
 
 Peer = Callable[[Tensor, Tensor], Tensor]
 

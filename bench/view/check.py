@@ -1,4 +1,4 @@
-"""Compares files of results, and of tests (JUnit's XML), with the numbers that the issues ask for."""
+"""Comparison of files of results, and of tests (JUnit's XML), with the targets."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bench.view import files
 from bench.view.targets import SHOWN_BY_TESTS, TARGETS, Target
 from copgen_fast.errors import UsageError
 
-Verdict = Literal["pass", "FAIL", "not measured", "not judged"]
+Verdict = Literal["pass", "FAIL", "not measured", "other card"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one target: what was asked and measured, both as text, and whether that is enough."""
+    """A target beside its measurement, both as text, and whether it is met."""
 
-    issue: int
-    what: str
+    area: str
+    claim: str
     device: str
-    wanted: str
+    target: str
     measured: str
     verdict: Verdict
     optional: bool = False
@@ -35,49 +35,46 @@ def findings(paths: tuple[Path, ...]) -> list[Finding]:
     """
     rows = files.read_all(paths)
     outcomes: dict[str, str] = {}
-    found = [_judge(target, rows) for target in TARGETS]
+    found = [_finding(target, rows) for target in TARGETS]
     for path in (path for path in paths if path.suffix == ".xml"):
         tests = _outcomes(path)
         outcomes |= tests
         failed = sum(outcome == "failed" for outcome in tests.values())
         passed = sum(outcome == "passed" for outcome in tests.values())
         verdict = "FAIL" if failed or not passed else "pass"
-        found.append(Finding(6, f"tests of {path.stem}", "any", "all pass", f"{passed} pass, {failed} fail", verdict))
-    for issue, what, device, name in SHOWN_BY_TESTS:
+        found.append(Finding("tests", path.stem, "any", "all pass", f"{passed} pass, {failed} fail", verdict))
+    for area, claim, device, name in SHOWN_BY_TESTS:
         outcome = next((value for test, value in outcomes.items() if test.partition("[")[0] == name), "")
         verdict = {"passed": "pass", "failed": "FAIL"}.get(outcome, "not measured")
-        found.append(Finding(issue, what, device, "its test passes", outcome, verdict))
+        found.append(Finding(area, claim, device, "its test passes", outcome, verdict))
     return found
 
 
 def lines(found: list[Finding]) -> list[str]:
-    """The table."""
-    widths = {name: max(len(getattr(x, name)) for x in found) for name in ("what", "wanted", "measured")}
-    text = [f"issue  device  {'':{widths['what']}}  {'wanted':{widths['wanted']}}  {'measured':{widths['measured']}}"]
-    for x in sorted(found, key=lambda x: (x.device, x.issue)):
-        cells = (f"{getattr(x, name):{width}}" for name, width in widths.items())
-        text.append(f"{x.issue:5}  {x.device:6}  {'  '.join(cells)}  {x.verdict}")
-    return text
+    """The table, its rows sorted by device."""
+    columns = ("device", "area", "claim", "target", "measured", "verdict")
+    cells = [columns, *([getattr(x, name) for name in columns] for x in sorted(found, key=lambda x: x.device))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 
 
 def met(found: list[Finding], required: str) -> bool:
-    """No target is missed, and all those of the device `required` were measured."""
+    """Whether no target is missed, and all those of the device `required` were measured."""
     return not any(
         x.verdict == "FAIL" or (x.verdict == "not measured" and x.device == required and not x.optional) for x in found
     )
 
 
-def _judge(target: Target, rows: list[dict]) -> Finding:
+def _finding(target: Target, rows: list[dict]) -> Finding:
     about = [row for row in rows if target.about(row)]
     measured, verdict = "", "not measured"
     if about:
         value = target.best(about)
         measured, verdict = target.text(value), "pass" if target.met(value) else "FAIL"
         if target.card is not None and not any(target.card in row["device"] for row in about):
-            verdict = "not judged"
+            verdict = "other card"
     wanted = target.wanted if target.card is None else f"{target.wanted} on {target.card}"
-    what = f"{target.area}: {target.what}"
-    return Finding(target.issue, what, target.device, wanted, measured, verdict, target.optional)
+    return Finding(target.area, target.claim, target.device, wanted, measured, verdict, target.optional)
 
 
 def _outcomes(path: Path) -> dict[str, str]:

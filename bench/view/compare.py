@@ -1,4 +1,4 @@
-"""What changed between two files of results."""
+"""Changes of our times between two files of results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from copgen_fast.errors import UsageError
 
 
 def lines(before: Path, after: Path) -> Iterator[str]:
-    """One line for each measurement of ours, however many peers it has: both medians and their ratio.
+    """One line for each of our measurements, whatever its peers: both medians and their ratio.
 
-    A `*` marks a change that is beyond the spread of both.
+    A `*` marks a change beyond the spread of both.
 
     Raises:
         UsageError: a file is missing or holds no results, or they share no row.

@@ -12,7 +12,7 @@ _MEASUREMENT = ("area", "case", "device", "precision", "direction")
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of one file that hold times, the fields of `harness.Row` each; tables of kernels have none.
+    """The rows of one file that hold times, the fields of `rows.Row` each; tables of kernels have none.
 
     Raises:
         UsageError: it is missing or holds no results.
@@ -21,12 +21,12 @@ def read(path: Path) -> list[dict]:
 
 
 def of_results(paths: Iterable[Path]) -> list[Path]:
-    """All but files of tests."""
+    """All paths but those of tests (.xml)."""
     return [path for path in paths if path.suffix != ".xml"]
 
 
 def content(path: Path) -> dict:
-    """All of one file: `rows`, and where they were measured."""
+    """The whole file: `rows`, and where they were measured."""
     if not path.is_file():
         raise UsageError(f"{path} is missing: `python -m bench AREA --json {path}` writes it")
     found = read_json(path)
@@ -37,7 +37,7 @@ def content(path: Path) -> dict:
 
 
 def read_all(paths: Iterable[Path]) -> list[dict]:
-    """The rows of all files but tests' (.xml); where two compare the same with the same peer, the later one's."""
+    """The rows of all files but tests' (.xml); the later one's where two compare the same with the same peer."""
     found = {}
     for path in of_results(paths):
         for row in read(path):
@@ -46,9 +46,9 @@ def read_all(paths: Iterable[Path]) -> list[dict]:
 
 
 def measurements(rows: list[dict]) -> dict[tuple[str, ...], list[dict]]:
-    """Rows by what of ours was measured: area, case, device, precision, direction. They differ in the peer only.
+    """Rows by our measurement: area, case, device, precision, direction; rows of one differ in the peer only.
 
-    Where a file holds several backends of ours for the same, the backend stands behind the case.
+    Where there are several backends, the case ends in the backend.
     """
     backends: dict[tuple[str, ...], set[str]] = {}
     for row in rows:

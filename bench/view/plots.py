@@ -6,13 +6,14 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot, which has global state
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench.view import files
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 OURS = "copgen_fast"
 WITHOUT = ", without "
@@ -23,7 +24,7 @@ _BAR = 0.8
 
 @dataclass(frozen=True)
 class Group:
-    """One measurement of ours with all that it was compared with, in milliseconds; the text names it."""
+    """One of our measurements with its limit and its peers', in milliseconds."""
 
     name: str
     ours: float
@@ -40,7 +41,7 @@ def groups(rows: list[dict]) -> list[Group]:
 
 
 def bars(measured: list[Group], title: str) -> bytes:
-    """Times of ours and the peers as horizontal bars, a black line across each group at its limit."""
+    """Our times and the peers' as horizontal bars, with a black line across each group at its limit."""
     peers = list(dict.fromkeys(peer for group in measured for peer in group.peers))
     colours = dict(zip(peers, _cycle(len(peers)), strict=True))
     rows = sum(1 + len(group.peers) for group in measured)
@@ -63,13 +64,14 @@ def bars(measured: list[Group], title: str) -> bytes:
     _plain_logarithm(axes)
     axes.set_xlabel("milliseconds, logarithmic; in brackets: times ours", fontsize=9)
     axes.grid(axis="y", visible=False)
-    handles = [_patch(_OURS_COLOUR, OURS), *(_patch(colours[peer], peer) for peer in peers), _line("limit of ours")]
+    handles = [Patch(color=colour, label=name) for name, colour in ({OURS: _OURS_COLOUR} | colours).items()]
+    handles.append(Line2D([], [], color=_LIMIT_COLOUR, linewidth=1.6, label="limit of ours"))
     figure.legend(handles=handles, loc="outside upper left", frameon=False, fontsize=8, title=title, alignment="left")
     return _png(figure)
 
 
 def over_n(rows: list[dict], title: str) -> bytes:
-    """Time and peak memory over N, both logarithmic, of rows whose cases say N; a gap where a peer does not go."""
+    """Time and peak memory over N, on logarithmic axes, of rows whose cases give N."""
     figure, (times, memory) = _figure(9.2, 4.4, columns=2)
     peers = list(dict.fromkeys(row["peer"] for row in rows))
     names = {"ours": OURS, "limit": "limit of ours"} | {peer: peer for peer in peers}
@@ -98,7 +100,7 @@ def over_n(rows: list[dict], title: str) -> bytes:
 
 
 def ablation(rows: list[dict], title: str) -> bytes:
-    """How many times as long the whole takes once a part is left out; rows whose cases say `, without PART`."""
+    """Slowdown when one part is left out; rows whose cases end in `, without PART`."""
     ordered = sorted(rows, key=lambda row: row["ratio"], reverse=True)
     figure, axes = _figure(7.2, 0.32 * len(rows) + 1.2)
     for y, row in enumerate(ordered):
@@ -108,7 +110,7 @@ def ablation(rows: list[dict], title: str) -> bytes:
     axes.axvline(1, color=_LIMIT_COLOUR, linewidth=1.6)
     axes.set_yticks(range(len(rows)), [f"without {row['case'].partition(WITHOUT)[2]}" for row in ordered], fontsize=8.5)
     axes.set_xlim(0, max(1, *(row["ours_ms"] / row["peer_ms"] for row in rows)) * 1.3)
-    axes.set_xlabel(f"time beside the whole, {_time(rows[0]['peer_ms'])}", fontsize=9)
+    axes.set_xlabel(f"time over the whole's, {_time(rows[0]['peer_ms'])}", fontsize=9)
     axes.grid(axis="y", visible=False)
     axes.set_title(title, fontsize=9.5, loc="left")
     return _png(figure)
@@ -129,9 +131,7 @@ def _bar(axes: Axes, y: float, ms: float, colour: str, text: str, bold: bool = F
 
 
 def _plain_logarithm(axes: Axes) -> None:
-    """Powers of ten as numbers along x; where they are few, twos and fives too."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
+    """Plain numbers at powers of ten along x; also at twos and fives where those are few."""
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -139,7 +139,7 @@ def _plain_logarithm(axes: Axes) -> None:
 
 
 def _time(ms: float) -> str:
-    """In the unit that leaves few digits."""
+    """Milliseconds as text, in s, ms or us."""
     scale, unit = (1e-3, "s") if ms >= 1000 else (1, "ms") if ms >= 0.1 else (1e3, "us")
     return f"{ms * scale:.3g} {unit}"
 
@@ -149,9 +149,6 @@ def _cycle(count: int) -> Iterator[str]:
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes]:
-    # The object interface, not pyplot: no global state and no display are needed.
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, columns)
     for one in axes if columns > 1 else [axes]:
@@ -160,18 +157,6 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes
         one.set_axisbelow(True)
         one.tick_params(labelsize=8.5)
     return figure, axes
-
-
-def _patch(colour: str, label: str) -> object:
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, label=label)
-
-
-def _line(label: str) -> object:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=_LIMIT_COLOUR, linewidth=1.6, label=label)
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,4 +1,4 @@
-"""One page of results: the numbers asked for, plots, and every row; the plots as PNG files too."""
+"""One page of results: targets, plots and every row; the plots as PNG files too."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write(paths: tuple[Path, ...], folder: Path) -> list[Path]:
-    """Write FOLDER/report.html, which needs no other file, and a PNG for each of its plots.
+    """Write FOLDER/report.html, self-contained, and a PNG of each of its plots.
 
     Raises:
         UsageError: a file is missing or holds no results, or none holds a time.
     """
     rows = files.read_all(paths)
     if not rows:
-        raise UsageError(f"no time was measured in {', '.join(map(str, paths))}: there is nothing to draw")
+        raise UsageError(f"no times in {', '.join(map(str, paths))}: nothing to draw")
     drawn = dict(pictures(rows))
     written = []
     for name, png in drawn.items():
@@ -44,7 +44,7 @@ def write(paths: tuple[Path, ...], folder: Path) -> list[Path]:
 
 
 def pictures(rows: list[dict]) -> Iterator[tuple[str, bytes]]:
-    """Names and plots of what the rows hold: bars for each area and direction, curves over N, ablations."""
+    """Names and plots of the rows: bars for each area and direction, curves over N, ablations."""
     for (device, area), some in _grouped(rows, ("device", "area")).items():
         for (direction,), those in _grouped(some, ("direction",)).items():
             parts = [row for row in those if plots.WITHOUT in row["case"]]

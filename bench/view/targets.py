@@ -1,10 +1,11 @@
-"""The numbers that the issues ask of measurements, as data; `python -m bench check` compares files with them."""
+"""Targets that measurements are to reach, as data; `python -m bench check` compares files of results with them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 Measure = Literal["ratio", "of_limit", "peak_mb", "samples_per_s", "views_per_s", "waiting"]
@@ -12,20 +13,20 @@ Measure = Literal["ratio", "of_limit", "peak_mb", "samples_per_s", "views_per_s"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One number of one issue. Of the rows that it is about, the best counts.
+    """A claim about an area's rows, held against the best of those that match.
 
     Attributes:
+        claim: what is claimed, in words.
         device: where it is measured, cpu or cuda.
-        area, direction: of the rows; `case`, `precision` and `peer` are patterns that match theirs whole.
-        measure: what of a row; `at_least` or `at_most` is what is asked.
-        card: the card that an absolute number is stated for: on others it is shown and not judged.
-        optional: need not have been measured, as not every machine can.
+        area, direction: of the rows; `case`, `precision` and `peer` are patterns for the whole text of theirs.
+        measure: the number compared with `at_least` or `at_most`.
+        card: the card that an absolute number is stated for; on others it is shown only.
+        optional: may be missing, as not every machine can measure it.
     """
 
-    issue: int
-    what: str
-    device: Literal["cpu", "cuda"]
     area: str
+    claim: str
+    device: Literal["cpu", "cuda"]
     case: str
     precision: str = ".*"
     direction: str
@@ -37,7 +38,7 @@ class Target:
     optional: bool = False
 
     def about(self, row: dict) -> bool:
-        """Whether a row of results is one of those that this is about."""
+        """Whether a row of results matches."""
         return (
             (row["device"] == "cpu") == (self.device == "cpu")
             and (row["area"], row["direction"]) == (self.area, self.direction)
@@ -71,7 +72,7 @@ MEASURES: dict[Measure, Callable[[dict], float | None]] = {
     "peak_mb": lambda row: row["peak_mb"],
     "samples_per_s": lambda row: _batch(row) / row["ours_ms"] * 1e3,
     "views_per_s": lambda row: 2 * _batch(row) / row["ours_ms"] * 1e3,
-    # The peer has its batch at hand.
+    # The peer takes the same steps without reading data.
     "waiting": lambda row: max(0.0, 1 - row["ratio"]),
 }
 _TEXTS: dict[Measure, str] = {
@@ -88,131 +89,77 @@ _KORNIA, _LOOP = "kornia .*, same parameters.*", "torchvision .* per-sample loop
 _PLAIN, _LIGHTLY, _TILING = "PyTorch .*", "lightly .*", ".*chunked backend.*"
 
 
-def _augment_cpu(direction: str, peer: str, name: str, at_least: float) -> Target:
-    return Target(
-        issue=3,
-        what=f"{direction}, beside {name}",
-        device="cpu",
-        area="augment",
-        case="simclr B=64 128px",
-        precision="fp32",
-        direction=direction,
-        peer=peer,
-        at_least=at_least,
-    )
-
-
-def _augment_gpu(what: str, direction: str, at_least: float, measure: Measure = "ratio", peer: str = ".*") -> Target:
-    return Target(
-        issue=3,
-        what=f"{direction}, {what}",
-        device="cuda",
-        area="augment",
-        case="simclr B=352 128px",
-        precision="fp16",
-        direction=direction,
-        peer=peer,
-        measure=measure,
-        at_least=at_least,
-    )
-
-
-def _info_nce_cpu(n: int, what: str, peer: str = ".*", **asked: float | Measure) -> Target:
-    return Target(
-        issue=4,
-        what=f"N={n}, {what}",
-        device="cpu",
-        area="info_nce",
-        case=f"N={n} D=128",
-        precision="fp32",
-        direction=_BOTH,
-        peer=peer,
-        **asked,
-    )
-
-
-def _info_nce_gpu(what: str, direction: str, at_least: float, measure: Measure = "ratio", peer: str = ".*") -> Target:
-    return Target(
-        issue=4,
-        what=f"N=16384 {direction}, {what}",
-        device="cuda",
-        area="info_nce",
-        case="N=16384 D=128",
-        precision="fp16",
-        direction=direction,
-        peer=peer,
-        measure=measure,
-        at_least=at_least,
-    )
-
-
-def _generator(what: str, device: str, case: str, direction: str, at_least: float, measure: Measure) -> Target:
-    return Target(
-        issue=5,
-        what=what,
-        device=device,
-        area="generator",
-        case=case,
-        direction=direction,
-        measure=measure,
-        at_least=at_least,
-    )
-
-
-def _step(what: str, device: str, area: str, case: str, **asked: str | float | bool | None) -> Target:
-    return Target(issue=6, what=what, device=device, area=area, case=case, direction="step", **asked)
-
+_AUGMENT_CPU = partial(Target, area="augment", device="cpu", case="simclr B=64 128px", precision="fp32")
+_AUGMENT_GPU = partial(Target, area="augment", device="cuda", case="simclr B=352 128px", precision="fp16")
+_INFO_NCE_CPU = partial(Target, area="info_nce", device="cpu", precision="fp32", direction=_BOTH)
+_INFO_NCE_GPU = partial(Target, area="info_nce", device="cuda", case="N=16384 D=128", precision="fp16")
+_GENERATOR = partial(Target, area="generator")
+_STEP = partial(Target, direction="step")
+_N4096, _N16384, _N224 = (f"N={n} D=128" for n in (4096, 16384, 224))
+_BIGBIGAN, _NAVIGATOR, _RESNET50 = "bigbigan B={} 128px {}", "bigbigan B=8 128px", "resnet50 B=224 128px"
 
 TARGETS = (
-    _augment_cpu(_FORWARD, _KORNIA, "kornia", 10),
-    _augment_cpu(_FORWARD, _LOOP, "the per-sample loop", 40),
-    _augment_cpu(_BOTH, _KORNIA, "kornia", 12),
-    _augment_cpu(_BOTH, _LOOP, "the per-sample loop", 30),
-    _augment_gpu("of the copy bandwidth", _FORWARD, 0.8, "of_limit"),
-    _augment_gpu("of the copy bandwidth", _BOTH, 0.6, "of_limit"),
-    *(_augment_gpu("beside kornia", direction, 20, peer=_KORNIA) for direction in (_FORWARD, _BOTH)),
-    *(_augment_gpu("beside the per-sample loop", direction, 100, peer=_LOOP) for direction in (_FORWARD, _BOTH)),
-    _info_nce_cpu(4096, "beside PyTorch", _PLAIN, at_least=3),
-    _info_nce_cpu(4096, "beside lightly", _LIGHTLY, at_least=6),
-    _info_nce_cpu(4096, "peak memory", measure="peak_mb", at_most=40),
-    _info_nce_cpu(224, "beside PyTorch", _PLAIN, at_least=1),
-    _info_nce_cpu(16384, "peak memory", measure="peak_mb", at_most=100),
-    *(_info_nce_gpu("of the product rate", direction, 0.5, "of_limit") for direction in (_FORWARD, _BOTH)),
-    _info_nce_gpu("beside lightly", _BOTH, 5, peer=_LIGHTLY),
-    _info_nce_gpu("beside tiling", _BOTH, 2, peer=_TILING),
-    _generator("exact, sampling", "cpu", "bigbigan B=8 128px exact", _FORWARD, 2, "ratio"),
-    _generator("exact, gradient of z", "cpu", "bigbigan B=8 128px exact", _BOTH, 2, "ratio"),
-    _generator("B=256, of the product rate", "cuda", "bigbigan B=256 128px (half|graph)", _FORWARD, 0.45, "of_limit"),
-    _step("the step, fp32", "cpu", "navigator", "bigbigan B=8 128px", precision="fp32", at_least=2),
-    _step("the step, bf16", "cpu", "navigator", "bigbigan B=8 128px", precision="bf16", at_least=3, optional=True),
-    _step("beside PIL and files", "cpu", "loader", "png 128px", at_least=3),
-    _step(
-        "the step",
-        "cuda",
-        "navigator",
-        "bigbigan B=.* 128px",
+    _AUGMENT_CPU(claim="forward, beside kornia", direction=_FORWARD, peer=_KORNIA, at_least=10),
+    _AUGMENT_CPU(claim="forward, beside the per-sample loop", direction=_FORWARD, peer=_LOOP, at_least=40),
+    _AUGMENT_CPU(claim="forward+backward, beside kornia", direction=_BOTH, peer=_KORNIA, at_least=12),
+    _AUGMENT_CPU(claim="forward+backward, beside the per-sample loop", direction=_BOTH, peer=_LOOP, at_least=30),
+    _AUGMENT_GPU(claim="forward, of the copy bandwidth", direction=_FORWARD, measure="of_limit", at_least=0.8),
+    _AUGMENT_GPU(claim="forward+backward, of the copy bandwidth", direction=_BOTH, measure="of_limit", at_least=0.6),
+    _AUGMENT_GPU(claim="forward, beside kornia", direction=_FORWARD, peer=_KORNIA, at_least=20),
+    _AUGMENT_GPU(claim="forward+backward, beside kornia", direction=_BOTH, peer=_KORNIA, at_least=20),
+    _AUGMENT_GPU(claim="forward, beside the per-sample loop", direction=_FORWARD, peer=_LOOP, at_least=100),
+    _AUGMENT_GPU(claim="forward+backward, beside the per-sample loop", direction=_BOTH, peer=_LOOP, at_least=100),
+    _INFO_NCE_CPU(claim="N=4096, beside PyTorch", case=_N4096, peer=_PLAIN, at_least=3),
+    _INFO_NCE_CPU(claim="N=4096, beside lightly", case=_N4096, peer=_LIGHTLY, at_least=6),
+    _INFO_NCE_CPU(claim="N=4096, peak memory", case=_N4096, measure="peak_mb", at_most=40),
+    _INFO_NCE_CPU(claim="N=224, beside PyTorch", case=_N224, peer=_PLAIN, at_least=1),
+    _INFO_NCE_CPU(claim="N=16384, peak memory", case=_N16384, measure="peak_mb", at_most=100),
+    _INFO_NCE_GPU(claim="forward, of the product rate", direction=_FORWARD, measure="of_limit", at_least=0.5),
+    _INFO_NCE_GPU(claim="forward+backward, of the product rate", direction=_BOTH, measure="of_limit", at_least=0.5),
+    _INFO_NCE_GPU(claim="forward+backward, beside lightly", direction=_BOTH, peer=_LIGHTLY, at_least=5),
+    _INFO_NCE_GPU(claim="forward+backward, beside tiling", direction=_BOTH, peer=_TILING, at_least=2),
+    _GENERATOR(claim="sampling", device="cpu", case=_BIGBIGAN.format("8", "exact"), direction=_FORWARD, at_least=2),
+    _GENERATOR(claim="gradient of z", device="cpu", case=_BIGBIGAN.format("8", "exact"), direction=_BOTH, at_least=2),
+    _GENERATOR(
+        claim="B=256, of the product rate",
+        device="cuda",
+        case=_BIGBIGAN.format("256", "(half|graph)"),
+        direction=_FORWARD,
+        measure="of_limit",
+        at_least=0.45,
+    ),
+    _STEP(area="navigator", claim="fp32", device="cpu", case=_NAVIGATOR, precision="fp32", at_least=2),
+    _STEP(area="navigator", claim="bf16", device="cpu", case=_NAVIGATOR, precision="bf16", at_least=3, optional=True),
+    _STEP(area="loader", claim="beside PIL and files", device="cpu", case="png 128px", at_least=3),
+    _STEP(
+        area="navigator",
+        claim="throughput",
+        device="cuda",
+        case="bigbigan B=.* 128px",
         measure="samples_per_s",
         at_least=2200,
         card="H200",
     ),
-    _step(
-        "the step, ResNet-50",
-        "cuda",
-        "pretrain",
-        "resnet50 B=224 128px",
+    _STEP(
+        area="pretrain",
+        claim="ResNet-50, throughput",
+        device="cuda",
+        case=_RESNET50,
         measure="views_per_s",
         at_least=10_000,
         card="H200",
     ),
-    _step(
-        "waiting for data",
-        "cuda",
-        "pretrain",
-        "resnet50 B=224 128px, .*pairs read",
+    _STEP(
+        area="pretrain",
+        claim="ResNet-50, waiting for data",
+        device="cuda",
+        case=f"{_RESNET50}, .*pairs read",
         measure="waiting",
         at_most=0.03,
     ),
 )
 
-# Tests that show a number: issue, what is asked, where, the test's name.
-SHOWN_BY_TESTS = ((4, "N=224, launches each way: <= 4", "cuda", "test_four_launches_each_way_at_the_papers_batch"),)
+SHOWN_BY_TESTS = (
+    ("info_nce", "N=224, <= 4 launches each way", "cuda", "test_four_launches_each_way_at_the_papers_batch"),
+)
+"""Claims that a test shows: area, claim, device, the test's name."""

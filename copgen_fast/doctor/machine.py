@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
 from copgen_fast import __version__
+from copgen_fast.runtime import machine
 from copgen_fast.runtime.memory import available_memory
-
-_CPUINFO, _DRIVER = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def facts(device: torch.device) -> Iterator[Fact]:
     yield Fact("memory", _memory(device))
     yield from _gpus()
     yield Fact("PyTorch", f"{torch.__version__}, {_built_for()}")
-    yield Fact("Triton", _version("triton"), "pip install triton (fused ops on GPUs)")
+    yield Fact("Triton", machine.version("triton"), "pip install triton (fused ops on GPUs)")
     yield Fact("C++ compiler", _tool(os.environ.get("CXX", "c++")), "set CXX (builds the CPU's fused ops)")
     nvcc = os.environ.get("CUDA_HOME", "")
     yield Fact("nvcc", _tool(f"{nvcc}/bin/nvcc" if nvcc else "nvcc"), "set CUDA_HOME (builds InfoNCE for Turing)")
@@ -53,11 +51,8 @@ def facts(device: torch.device) -> Iterator[Fact]:
 
 
 def _processor() -> str:
-    match = re.search(r"model name\s*: (.+)", _CPUINFO.read_text()) if _CPUINFO.exists() else None
-    model = match[1].strip() if match else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-    return f"{model}, {cores} cores, {threads} threads, {instructions}"
+    return f"{machine.processor()}, {machine.cores()} cores, {threads} threads, {instructions}"
 
 
 def _memory(device: torch.device) -> str:
@@ -76,8 +71,7 @@ def _gpus() -> Iterator[Fact]:
         gpu = torch.cuda.get_device_properties(index)
         name = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 1e9:.1f} GB"
         yield Fact(f"GPU {index}", f"{name}, {gpu.multi_processor_count} multiprocessors")
-    driver = re.search(r"Kernel Module\D*([\d.]+)", _DRIVER.read_text()) if _DRIVER.exists() else None
-    yield Fact("driver", driver[1] if driver else "unknown")
+    yield Fact("driver", machine.driver() or "unknown")
 
 
 def _built_for() -> str:
@@ -105,13 +99,6 @@ def _codecs() -> Iterator[Fact]:
     for codec, (feature, library) in libraries.items():
         found = f"Pillow {Image.__version__}, {library}" if features.check(feature) else None
         yield Fact(codec, found, "a Pillow that is built with it")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _tool(command: str) -> str | None:

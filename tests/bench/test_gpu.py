@@ -1,99 +1,107 @@
-"""bench/gpu.sh: its order, its limits of time and its end, with a Python that only pretends to measure."""
+"""`python -m bench gpu`: its order, its time budgets and its end, with parts that only write files."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
-from bench.__main__ import AREAS
+from bench import gpu
+from bench.__main__ import AREAS, main
+from bench.gpu import Part
 from bench.view.targets import SHOWN_BY_TESTS, TARGETS
 from tests.bench.view.test_check import row_for
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "bench" / "gpu.sh"
-
-# Writes what was prepared to the file that it is asked for; reads results truly.
-PRETENDER = """#!{python}
-import os, shutil, sys, time
-arguments = sys.argv[1:]
-if arguments[:3] == ["-m", "bench", "report"] and {fails!r}:
-    sys.exit()
-if arguments[:3] in (["-m", "bench", "check"], ["-m", "bench", "report"]):
-    os.execv({python!r}, [{python!r}, *arguments])
-name = arguments[2 if arguments[1] == "bench" else 1]
-with open({folder!r} + "/order", "a") as file:
-    file.write(name + "\\n")
-print("measured", name)
-for option in ("--json", "--junitxml"):
-    if option in arguments:
-        shutil.copy({folder!r} + "/prepared" + (".json" if option == "--json" else ".xml"),
-                    arguments[arguments.index(option) + 1])
-if name == {hangs!r}:
-    time.sleep(60)
-sys.exit(name == {fails!r})
-"""
-
 
 @pytest.fixture
-def start(tmp_path):
-    """Run the script where every part leaves rows that meet all targets, or none where `better` is false."""
+def measured(tmp_path):
+    """Write results and a file of tests as parts do, such that they meet all targets of a GPU, or none."""
 
-    def run(*, better=True, fails="", hangs="", seconds=100):
+    def write(better=True):
         targets = [target for target in TARGETS if target.device == "cuda"]
         rows = [row_for(target, better) for target in targets]
         for row, target in zip(rows, targets, strict=True):
             if better and target.measure != "of_limit":  # it replaces the row of that measurement which has it
                 row["of_limit"] = 0.9
-        (tmp_path / "prepared.json").write_text(json.dumps({"rows": rows}))
+        (tmp_path / "augment-gpu.json").write_text(json.dumps({"rows": rows}))
         cases = "".join(f'<testcase name="{name}"/>' for _, _, _, name in SHOWN_BY_TESTS)
-        (tmp_path / "prepared.xml").write_text(f"<testsuite>{cases}</testsuite>")
-        python = tmp_path / "python"
-        python.write_text(PRETENDER.format(python=sys.executable, folder=str(tmp_path), fails=fails, hangs=hangs))
-        python.chmod(0o755)
-        environment = os.environ | {"PYTHON": str(python), "SECONDS_IN_ALL": str(seconds)}
-        command = ["sh", str(SCRIPT), str(tmp_path / "out")]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+        (tmp_path / "tests-kernels.xml").write_text(f"<testsuite>{cases}</testsuite>")
 
-    return run
+    return write
 
 
-def test_all_parts_run_and_all_numbers_are_judged(start, tmp_path):
-    result = start()
-    assert result.returncode == 0, result.stdout + result.stderr
-    order = (tmp_path / "order").read_text().split()
-    assert order[:3] == ["pytest", "navigator", "pretrain"]
-    assert {"augment", "info_nce", "generator", "loader"} <= set(order)
-    assert len(re.findall(r"^ +\d  cuda .*  pass$", result.stdout, re.MULTILINE)) >= 15
-    assert "FAIL" not in result.stdout and "not measured" not in result.stdout.partition("cuda")[2]
-    assert {"report.html", "navigator-gpu.json", "tests-kernels.xml"} <= {x.name for x in (tmp_path / "out").iterdir()}
+def part(name, code, seconds=60, **options):
+    return Part(name, seconds, ("-c", code), **options)
 
 
-def test_a_failing_part_and_a_missed_number_stop_nothing_and_are_named(start, tmp_path):
-    result = start(better=False, fails="navigator")
-    assert result.returncode == 1
-    assert "navigator ended with code 1" in result.stdout and "failed or cut off: navigator\n" in result.stdout
-    assert "FAIL" in result.stdout
-    assert "loader" in (tmp_path / "order").read_text()
+def test_parts_run_in_order_and_a_failing_one_stops_nothing(tmp_path, capsys):
+    order = tmp_path / "order"
+    parts = [
+        part(name, f"open({str(order)!r}, 'a').write('{name} '); print('ran'); exit({name == 'b'})") for name in "abc"
+    ]
+    assert gpu.run(parts, tmp_path, 100) == [parts[1]]
+    assert order.read_text().split() == ["a", "b", "c"]
+    assert capsys.readouterr().out.count("ran") == 3 and (tmp_path / "c.log").read_text() == "ran\n"
 
 
-def test_what_takes_too_long_is_cut_off_and_keeps_its_rows(start, tmp_path):
-    result = start(hangs="pytest", fails="none", seconds=20)
-    assert result.returncode == 1
-    assert "tests-kernels ended with code 124" in result.stdout and "no time is left" in result.stdout
-    assert (tmp_path / "out" / "tests-kernels.xml").exists()
+HANGS = """
+import threading
+print("started", flush=True)
+try:
+    threading.Event().wait()
+except KeyboardInterrupt:
+    print("kept")
+"""
 
 
-def test_it_asks_for_what_there_is():
-    text = SCRIPT.read_text()
-    files = re.findall(r"tests/\S+\.py", text)
-    assert files and all(list(ROOT.glob(name)) for name in files)
-    assert set(re.findall(r"^measure (\w+) ", text, re.MULTILINE)) <= {*AREAS, "loader"}
+def test_a_part_that_overruns_is_interrupted_and_keeps_what_it_wrote(tmp_path, capsys):
+    parts = [part("slow", HANGS, seconds=3), part("next", "")]
+    assert gpu.run(parts, tmp_path, 100) == parts[:1]
+    assert (tmp_path / "slow.log").read_text() == "started\nkept\n"
+    assert "slow: out of time after 3 s" in capsys.readouterr().out
+
+
+def test_a_part_that_ignores_the_interrupt_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "_INTERRUPT_SECONDS", 0.1)
+    deaf = part("deaf", f"import signal; signal.signal({int(signal.SIGINT)}, signal.SIG_IGN)\n{HANGS}", seconds=2)
+    assert gpu.run([deaf], tmp_path, 100) == [deaf]
+
+
+def test_parts_for_which_no_time_is_left_are_named(tmp_path, capsys):
+    parts = [part("late", "")]
+    assert gpu.run(parts, tmp_path, 1) == parts
+    assert "late: no time is left" in capsys.readouterr().out
+
+
+def test_the_exit_code_is_of_required_parts_and_all_targets(measured, tmp_path, capsys):
+    late, optional = part("late", ""), part("optional", "", required=False)
+    measured()
+    assert gpu.summary(tmp_path, []) == gpu.summary(tmp_path, [optional]) == 0
+    assert "failed or cut off: optional\n" in capsys.readouterr().out and (tmp_path / "report.html").exists()
+    assert gpu.summary(tmp_path, [late]) == 1
+    assert len(re.findall(r"^cuda .*  pass$", capsys.readouterr().out, re.MULTILINE)) >= 15
+    measured(better=False)
+    assert gpu.summary(tmp_path, []) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_the_command_forgets_earlier_results(measured, tmp_path, monkeypatch, capsys):
+    measured()
+    monkeypatch.setattr(gpu, "parts", lambda folder: [part("nothing", "")])
+    assert main(["gpu", str(tmp_path), "--seconds", "100"]) == 1
+    assert "nothing was measured" in capsys.readouterr().out
+
+
+def test_tests_come_first_and_every_test_that_needs_a_gpu_is_among_them():
+    parts = gpu.parts(Path("out"))
+    assert parts[0].name == "tests-kernels" and len({part.name for part in parts}) == len(parts)
+    assert {part.arguments[2] for part in parts if part.arguments[1] == "bench"} <= set(AREAS)
+    named = {argument for part in parts for argument in part.arguments if argument.startswith("tests/")}
+    assert all((gpu.ROOT / name).exists() for name in named)
     needing = {
-        x.name for x in ROOT.glob("tests/test_*.py") if re.search(r"(reason=|skip\()\"(needs a|no) GPU", x.read_text())
+        str(path.relative_to(gpu.ROOT))
+        for path in gpu.ROOT.glob("tests/**/test_*.py")
+        if re.search(r"(reason=|skip\()\"(needs a|no) GPU", path.read_text())
     }
-    named = {x.name for name in files for x in ROOT.glob(name)}
     assert len(needing) > 5 and needing <= named, "tests that need a GPU run nowhere else"

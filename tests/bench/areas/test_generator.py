@@ -10,7 +10,7 @@ from bench import limits
 from bench.__main__ import main
 from bench.areas import generator as area
 from bench.harness import Timing
-from bench.options import Options
+from bench.rows import Options
 from copgen_fast.generators import Rewrites
 
 

@@ -1,4 +1,4 @@
-"""`python -m bench check`: what of recorded results meets the numbers asked for."""
+"""`python -m bench check`: recorded results beside the targets."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def verdict(path, target):
     return findings((path,))[TARGETS.index(target)].verdict
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.device}-{target.area}-{target.what}")
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.device}-{target.area}-{target.claim}")
 def test_each_target_tells_better_from_worse(target, tmp_path):
     assert verdict(write(tmp_path / "a.json", [row_for(target, True)]), target) == "pass"
     assert verdict(write(tmp_path / "b.json", [row_for(target, False)]), target) == "FAIL"
@@ -62,13 +62,13 @@ def test_targets_are_of_one_kind_each():
         assert target.area in ("augment", "info_nce", "generator", "loader", "navigator", "pretrain")
 
 
-def test_absolute_numbers_are_judged_on_their_card_only(tmp_path):
+def test_absolute_numbers_count_on_their_card_only(tmp_path):
     target = next(target for target in TARGETS if target.card)
     path = write(tmp_path / "a.json", [row_for(target, False) | {"device": "NVIDIA GeForce RTX 2080 Ti"}])
-    assert verdict(path, target) == "not judged"
+    assert verdict(path, target) == "other card"
 
 
-def test_the_committed_results_meet_what_was_asked_of_the_cpu(capsys):
+def test_the_committed_results_meet_the_targets_of_the_cpu(capsys):
     assert main(["check", *map(str, COMMITTED)]) == 0
     text = capsys.readouterr().out
     assert "FAIL" not in text and text.count("  pass") >= 11

@@ -61,7 +61,7 @@ def test_the_command_writes_a_page_and_its_plots(file, tmp_path, capsys):
     assert "plain &amp; &lt;simple&gt;" in page and "<simple>" not in page
     assert "cpu quick" in page and "commit abc" in page and "reference form" in page
     assert page.count("<tr title") == len(ROWS)
-    assert "2.75x" in page and 'class="pass"' in page, "what was asked for is judged"
+    assert "2.75x" in page and 'class="pass"' in page, "targets are on the page"
     embedded = re.findall(r"data:image/png;base64,([^\"]+)", page)
     assert len(embedded) == 4
     for picture in embedded:

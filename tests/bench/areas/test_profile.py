@@ -8,8 +8,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import record_function
 
-from bench import profile
 from bench.__main__ import main
+from bench.areas import _profile as profile
 from bench.areas import _reading, navigator, pretrain
 from copgen_fast.config import EncoderConfig, NavigatorConfig, PretrainConfig
 
