@@ -39,8 +39,11 @@ torchrun_options=(
     --rdzv-endpoint="$HEAD:$PORT"
     --rdzv-id="$SLURM_JOB_ID"
     --max-restarts=3                     # a process that dies is started again with all others, from the last checkpoint
-    --shutdown-timeout=120               # what a stop may take: all finish their --log-every steps, rank 0 saves
 )
+# Seconds that a stop may take: all finish their --log-every steps, rank 0 saves. torch 2.11's torchrun lacks the option.
+if [[ $(torchrun --help) == *--shutdown-timeout* ]]; then
+    torchrun_options+=(--shutdown-timeout=120)
+fi
 train_options=(
     --out "$OUT"
     --bn sync                            # the same results on any number of GPUs; per-rank: the reference's DataParallel
