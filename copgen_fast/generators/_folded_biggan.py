@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,6 @@ from copgen_fast.generators._folding import (
     three_by_three,
 )
 from copgen_fast.generators._rewrites import Rewrites
-
-if TYPE_CHECKING:
-    from copgen_fast.generators.biggan_deep import BigGANDeep
 
 
 class FoldedBottleneck(nn.Module):
@@ -62,7 +58,7 @@ class FoldedBottleneck(nn.Module):
 class FoldedBigGANDeep(Folded):
     """Latents [N, L] and labels [N] to the images of a `BigGANDeep`, differentiable with respect to z alone."""
 
-    def __init__(self, published: BigGANDeep, rewrites: Rewrites) -> None:
+    def __init__(self, published: nn.Module, rewrites: Rewrites) -> None:
         network = published.network.generator
         layers, norms = {}, []
         for i, layer in enumerate(network.layers):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast.generators._folded import FoldedBigBiGAN
+from copgen_fast.generators._folded_bigbigan import FoldedBigBiGAN
 from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.generators._spectral import SpectralConv2d, SpectralLinear

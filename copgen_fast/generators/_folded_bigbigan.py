@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,16 +19,13 @@ from copgen_fast.generators._folding import (
 )
 from copgen_fast.generators._rewrites import Rewrites
 
-if TYPE_CHECKING:
-    from copgen_fast.generators.bigbigan import Attention, BigBiGAN, Block
-
 
 class FoldedBlock(nn.Module):
     """`bigbigan.Block` between normalisations that are given."""
 
     normalisations = 2
 
-    def __init__(self, block: Block, rewrites: Rewrites) -> None:
+    def __init__(self, block: nn.Module, rewrites: Rewrites) -> None:
         super().__init__()
         channels, out = block.conv1.in_channels, block.conv1.out_channels
         once = rewrites.spectral
@@ -52,7 +48,7 @@ class FoldedBlock(nn.Module):
 class FoldedBigBiGAN(Folded):
     """Latents [N, L] to the images of a `BigBiGAN`, differentiable with respect to z alone."""
 
-    def __init__(self, published: BigBiGAN, rewrites: Rewrites) -> None:
+    def __init__(self, published: nn.Module, rewrites: Rewrites) -> None:
         layers, norms = {}, []
         for i, (block, *attentions) in enumerate(published.blocks):
             layers[f"blocks.{i}.0"] = FoldedBlock(block, rewrites)
@@ -74,11 +70,11 @@ class FoldedBigBiGAN(Folded):
         return F.linear(condition[:, : self.chunk], self.seed(), self.seed_bias).unflatten(1, (-1, 4, 4))
 
 
-def _attention(attention: Attention, rewrites: Rewrites) -> FoldedAttention:
+def _attention(attention: nn.Module, rewrites: Rewrites) -> FoldedAttention:
     return FoldedAttention((attention.theta, attention.phi, attention.g), attention.o, attention.gamma, rewrites)
 
 
-def _place(weight: Tensor, published: BigBiGAN, chunk: int) -> Tensor:
+def _place(weight: Tensor, published: nn.Module, chunk: int) -> Tensor:
     """A condition's weight [C, class + chunk] for [z, 1], [L + 1, C]: its class half is one row, a constant."""
     shared = published.shared.weight[0].to(weight)
     placed = weight.new_zeros(published.latent_dim + 1, len(weight))
