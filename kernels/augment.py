@@ -178,7 +178,7 @@ def resized_grad_kernel(
     r, g, b, hue_r, hue_g, hue_b, kept = apply_jitter(r, g, b, jitter, tl.load(pivots + view), jitter.end)
     gr, gg, gb = _finish_vjp(grads, grad_strides, view, row, column, exists, r, g, b, drawn, scale, OFFSET, COMPUTE)
     gr, gg, gb = jitter_vjp(gr, gg, gb, hue_r, hue_g, hue_b, kept, jitter, share, 0, STRAIGHT)
-    out = resized_grads + tl.cast(view, tl.int64) * (3 * count) + row * sizes.out_width + column
+    out = resized_grads + tl.cast(view, tl.int64) * (3 * count) + chunk * BLOCK + tl.arange(0, BLOCK)
     tl.store(out, gr * norm, exists)
     tl.store(out + count, gg * norm, exists)
     tl.store(out + 2 * count, gb * norm, exists)

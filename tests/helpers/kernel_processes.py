@@ -5,7 +5,11 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from importlib.metadata import version
 from pathlib import Path
+
+import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +29,8 @@ def names_in(numerics):
 def run_numerics(numerics, device, folder):
     """What every test of a file said on a device: {test function: {case: its failure or None}}, and the output."""
     report = folder / "report.xml"
+    if device == "cpu" and Version(version("triton")) < Version("3.7") and Version(version("numpy")) >= Version("2.4"):
+        pytest.skip("Triton's interpreter before 3.7 fails under NumPy 2.4 (docs/versions.md)")
     interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
     result = run(["pytest", str(numerics), f"--junitxml={report}", "-p", "no:cacheprovider"], **interpreted)
     assert report.exists(), result.stdout + result.stderr
