@@ -21,7 +21,7 @@ from copgen_fast.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 _SUMMARY_SECONDS = 15
-_INTERRUPT_SECONDS = 8
+INTERRUPT_SECONDS = 8
 _TAIL = 25
 
 
@@ -142,7 +142,7 @@ def _run(part: Part, seconds: float, log: Path) -> str | None:
             failure = f"out of time after {seconds:.0f} s"
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: pytest then still writes its report
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_INTERRUPT_SECONDS)
+                process.wait(INTERRUPT_SECONDS)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

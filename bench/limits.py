@@ -1,4 +1,4 @@
-"""What bounds an operation: how long its bytes take to move or its products to compute, measured beside it."""
+"""Lower bounds of an operation's time: its bytes at a measured bandwidth, its products at a measured rate."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from bench.harness import Call, Timing
 
-# Enough for a copy on a GPU to leave its caches, which hold tens of megabytes.
-_COPIED = 512 * 2**20
+# Bytes: more than a GPU's caches hold.
+COPIED_BYTES = 512 * 2**20
 # An RTX 2080 Ti's data sheet: bytes a second, and operations a second with sums in float32.
 _TURING = 616e9
 _TURING_RATE = {torch.float16: 53.8e12, torch.float32: 13.4e12}
-# Rows of the square matrices whose product shows how fast a device multiplies.
-_SQUARE = {"cpu": 2048}
-_LARGE_SQUARE = 8192
+# Rows of the square matrices that are multiplied to measure the rate.
+SQUARE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A call to time among the candidates, and what its time says: the limit in words and in milliseconds."""
+    """A call to time among the candidates, and the limit in words and milliseconds from its time."""
 
     call: Call
     read: Callable[[Timing], tuple[str, float]]
 
 
 def count_products(call: Call) -> int:
-    """Operations of the products that a call computes: a multiplication and an addition count as two."""
-    # PyTorch's counter does not know its own attention for CPUs.
+    """Floating-point operations of a call's matrix products and convolutions; a multiply-add counts as two."""
+    # PyTorch's counter misses attention on CPUs.
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     own = {
@@ -44,7 +43,7 @@ def count_products(call: Call) -> int:
 
 
 def copies(what: str, pairs: list[tuple[Tensor, Tensor]]) -> Limit:
-    """The time of copying each pair's second tensor into the first, into memory that is mapped already."""
+    """The time of copying each pair's second tensor into the first."""
     read, written = (sum(pair[i].nbytes for pair in pairs) / 1e6 for i in (1, 0))
     words = f"copying {what}: {read:.1f} MB read, {written:.1f} MB written"
 
@@ -56,12 +55,12 @@ def copies(what: str, pairs: list[tuple[Tensor, Tensor]]) -> Limit:
 
 
 def device_copy(what: str, moved: int, device: torch.device) -> Limit:
-    """The time of moving that many bytes, read and written together, at the rate of a large copy on the device."""
-    source = torch.zeros(_COPIED, dtype=torch.uint8, device=device)
+    """The time of moving `moved` bytes, reads and writes, at the rate of a large copy on the device."""
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
     def read(timing: Timing) -> tuple[str, float]:
-        rate = 2 * _COPIED / (timing.ms / 1e3)
+        rate = 2 * COPIED_BYTES / (timing.ms / 1e3)
         words = (
             f"moving {moved / 1e6:.1f} MB ({what}) at the {rate / 1e12:.2f} TB/s of a device copy "
             f"(RTX 2080 Ti, estimate at 616 GB/s: {moved / _TURING * 1e3:.3f} ms)"
@@ -72,8 +71,8 @@ def device_copy(what: str, moved: int, device: torch.device) -> Limit:
 
 
 def matrix_products(what: str, operations: float, dtype: torch.dtype, device: torch.device) -> Limit:
-    """The time of that many floating-point operations at the rate of a large matrix product on the device."""
-    n = _SQUARE.get(device.type, _LARGE_SQUARE)
+    """The time of `operations` floating-point operations at the rate of a large matrix product on the device."""
+    n = SQUARE[device.type]
     # Random numbers: zeros cost a GPU less power, and so run faster than anything real.
     left, right = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
     product = torch.empty_like(left)

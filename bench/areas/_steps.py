@@ -82,13 +82,13 @@ def profiles(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[
 def precisions(device: torch.device, of_gpus: tuple[str, ...]) -> tuple[str, ...]:
     """Precisions to measure: float32 and bf16 on a CPU, `of_gpus` on a GPU; bf16 only with instructions for it."""
     wanted = ("fp32", "bf16") if device.type == "cpu" else of_gpus
-    if "bf16" in wanted and not _multiplies_bf16(device):
+    if "bf16" in wanted and not multiplies_bf16(device):
         print("left out: bf16 (this device has no instructions for it)", flush=True)
         return tuple(precision for precision in wanted if precision != "bf16")
     return wanted
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 instructions; elsewhere PyTorch emulates them."""
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()

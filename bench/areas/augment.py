@@ -65,13 +65,13 @@ def rows(options: Options) -> Iterator[Row]:
     """Rows of every case for this device, and with `options.ablate` of the ablation."""
     for case, device in chosen(CASES, options):
         for direction in DIRECTIONS[:1] if case.uint8 else DIRECTIONS:
-            yield from _Measurement(case, direction, device, options).against_peers()
+            yield from Measurement(case, direction, device, options).against_peers()
     if options.ablate and options.only in f"{CASES[0]}, without":
         device = devices.resolve(options.device, "fp32")
-        yield from _Measurement(CASES[0], "forward", device, options).without_parts()
+        yield from Measurement(CASES[0], "forward", device, options).without_parts()
 
 
-class _Measurement:
+class Measurement:
     """One case in one direction: inputs, drawn once, and the calls on them.
 
     The images are uniform noise, the worst case for code that branches on colours.
@@ -140,7 +140,7 @@ class _Measurement:
         return compare(candidates, calls, self.options, self.device)
 
     def limit(self) -> Limit:
-        """Images to views and, backward, the views' gradient to the images'; on a GPU the fewest bytes for it."""
+        """Copying images to views and, backward, the views' gradient to the images'; on a GPU the fewest bytes."""
         forward = self.direction == "forward"
         if self.device.type == "cuda":
             backward = "" if forward else "; gradient and crops read, images' gradient written"

@@ -1,4 +1,4 @@
-"""Area codecs: image files of pairs on one core, beside a PNG as Pillow writes and reads it by default."""
+"""Area codecs: encoding and decoding of image files on one core, beside Pillow's default PNG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.rows import Candidate, Options, Row, compare
 from copgen_fast.config import Codec
 from copgen_fast.pairs.codecs import CODECS
 
-# The paper's data set.
+# The size of the paper's data set (COP-Gen, Li et al. 2022).
 _PAIRS = 1_300_000
 _LATENT_DIM = 120
 _BLOCK = 512
@@ -43,7 +43,7 @@ CASES = (Case("png"), Case("jpeg"), Case("raw"))
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case, encoding and decoding; the work is the CPU's whatever the device."""
+    """Rows of every case, encoding and decoding, on the CPU whatever the device."""
     for case in CASES:
         if options.only in str(case):
             images = photographs(case.batch, case.size)

@@ -33,7 +33,7 @@ class Case:
         return f"B={self.batch} C={self.channels} {self.side}px {self.layout}{upsampled}"
 
 
-# What BigBiGAN normalises: before its convolutions, and between them.
+# Channels and sides of the tensors that BigBiGAN normalises.
 _BLOCKS = ((1536, 4), (1536, 8), (768, 16), (384, 32), (192, 64), (96, 128))
 CASES = (
     *(Case(8, channels, side) for channels, side in _BLOCKS),
@@ -78,7 +78,7 @@ def drawn(case: Case, device: torch.device) -> tuple[list[Tensor], Tensor]:
 
 
 def limit(x: Tensor, grad: Tensor, direction: str) -> Limit:
-    """x read and the result written; backward its gradient and x read, and x's gradient written."""
+    """Bytes to move: x read, the result written; backward, its gradient and x read, and x's gradient written."""
     forward = direction == "forward"
     what = "x read, the result written" + ("" if forward else "; its gradient and x read, that of x written")
     if x.device.type == "cuda":

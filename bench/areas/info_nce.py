@@ -16,7 +16,7 @@ from copgen_fast.ops.backend import resolve
 
 _TEMPERATURE = 0.1
 # Largest N at which the peers run, which hold 2N x 2N matrices: more than 100 GB of a GPU at the next one.
-_PEERS_UP_TO = {"cpu": 4096, "cuda": 16384}
+PEERS_UP_TO = {"cpu": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _rows(case: Case, direction: str, device: torch.device, options: Options) ->
     inputs = torch.randn(2, case.n, case.d, generator=generator).to(device, dtype).unbind()
     backend = resolve("info_nce", device, dtype=dtype, dimension=case.d)
     peers = {} if backend == "chunked" else baselines.tiled(_TEMPERATURE)
-    if case.n <= _PEERS_UP_TO[device.type]:
+    if case.n <= PEERS_UP_TO[device.type]:
         peers |= baselines.peers(_TEMPERATURE)
     ours = in_direction(direction, partial(info_nce, temperature=_TEMPERATURE), inputs)
     calls = {name: in_direction(direction, peer, inputs) for name, peer in peers.items()}

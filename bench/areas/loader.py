@@ -1,6 +1,6 @@
-"""Area loader: from shards to views on the device, beside the reference implementation's files and PIL.
+"""Area loader: from shards to views on the device, beside the reference code's image files and PIL.
 
-A call is an epoch from a cold start: the loader begins with nothing read ahead, and ends with nothing in the making.
+A call is an epoch from a cold start: nothing is prefetched before it or left unfinished after it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Case:
     """`count` pairs of images with `side` pixels a side, in batches of `batch`.
 
     Attributes:
-        alone: decoded images are the end; else both views are, augmented and normalised.
+        alone: only decode; else also make both views, augmented and normalised.
         workers: threads of ours, processes of the peer; None is one for each CPU core.
     """
 
@@ -69,7 +69,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 def _rows(case: Case, folder: Path, options: Options, device: torch.device) -> Iterator[Row]:
     pairs = write(case, folder / "shards")
-    extension = "jpg" if case.codec == "jpeg" else "png"  # it knows no raw files
+    extension = "jpg" if case.codec == "jpeg" else "png"  # the reference code has no raw files
     baselines.write_files(folder / "files", pairs, extension)
     peer = f"reference form, {extension} files, PIL, {case.threads} processes"
     theirs = baselines.epoch(
@@ -85,7 +85,7 @@ def _rows(case: Case, folder: Path, options: Options, device: torch.device) -> I
 
 
 def write(case: Case, folder: Path) -> PairDataset:
-    """Pairs as the stage writes them: crops of photographs, as what codecs take depends on what is in the images."""
+    """Pairs as the stage writes them, of photographs, as a codec's time depends on the content."""
     source = PairSource(
         lambda z: crops(z, case.side), lambda z, seeds: z + 0.2, _LATENT_DIM, "normal", torch.device("cpu")
     )
@@ -94,7 +94,7 @@ def write(case: Case, folder: Path) -> PairDataset:
 
 
 def crops(z: Tensor, side: int) -> Tensor:
-    """A square of scikit-learn's photographs for each row of z, half to all of their height; [N, 3, side, side]."""
+    """A square crop of scikit-learn's photographs for each row of z: [N, 3, side, side]."""
     from sklearn.datasets import load_sample_images
 
     photographs = [torch.tensor(image).movedim(2, 0).float() / 127.5 - 1 for image in load_sample_images().images]
@@ -112,7 +112,7 @@ def crops(z: Tensor, side: int) -> Tensor:
 
 
 def our_epochs(case: Case, pairs: PairDataset, device: torch.device) -> Iterator[tuple[str, Call]]:
-    """Loaders by their names, and an epoch of each: shuffled batches on the device, augmented there."""
+    """Names of our loaders and one epoch of each: shuffled batches on the device, augmented there."""
     order = Sampler(case.count, case.batch, 0)
     order = replace(order, steps=order.steps_per_epoch)
     makers: dict[str, Callable[[], Batches]] = {
@@ -137,7 +137,7 @@ def _epoch(case: Case, batches: Batches) -> Call:
 
 
 def limit(case: Case, pairs: PairDataset) -> Limit:
-    """Decoding the same images by Pillow on as many cores, from memory, and nothing else."""
+    """Decoding the same images from memory by Pillow on as many cores."""
     files = [(bytes(pair.anchor), bytes(pair.positive)) for pair in map(pairs.read, range(case.count))]
     pool, shape = ThreadPoolExecutor(case.threads), (3, case.side, case.side)
     parts = [files[i :: case.threads] for i in range(case.threads)]

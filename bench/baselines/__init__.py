@@ -1,4 +1,4 @@
-"""What the areas are measured against: other packages, and the reference implementation's own way."""
+"""Peers of the areas: other packages, and the forms of the reference code (of COP-Gen, Li et al. 2022)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def optional(package: str) -> Iterator[None]:
-    """Leave the peers of a package out where it is not installed, with a line that says so."""
+    """Leave out the peers of a package that is not installed, with a printed line."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Other ways to augment a batch: kornia, torchvision image by image and whole batches, our own reference."""
+"""Peers of the augmentation: kornia, torchvision by image and by batch, our PyTorch reference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _JITTER = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_
 
 
 def fixed_peers(policy: AugmentPolicy, side: int, params: AugmentParams) -> dict[str, Peer]:
-    """What to compare with when `params` are given: each applies them, as far as it can tell samples apart."""
+    """Peers that apply given `params`, as far as each can treat samples apart."""
     kornia, torchvision = _names()
     found: dict[str, Peer] = {}
     with optional("kornia"):
@@ -38,7 +38,7 @@ def fixed_peers(policy: AugmentPolicy, side: int, params: AugmentParams) -> dict
 
 
 def drawing_peers(policy: AugmentPolicy, side: int) -> dict[str, Peer]:
-    """What to compare with when each call draws its own parameters, from the same distributions."""
+    """Peers that draw parameters at each call, from the same distributions."""
     kornia, torchvision = _names()
     found: dict[str, Peer] = {}
     with optional("kornia"):
@@ -65,7 +65,7 @@ def reference(policy: AugmentPolicy, side: int, params: AugmentParams) -> Peer:
 
 
 def torchvision_fixed(policy: AugmentPolicy, side: int, params: AugmentParams) -> Peer:
-    """torchvision's functions on one image tensor after the other, with each one's row of `params`."""
+    """torchvision's functions on one image tensor after the other, with its row of `params`."""
     rows = _rows(params)
 
     def run(images: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def torchvision_batch_fixed(policy: AugmentPolicy, side: int, params: AugmentPar
 
 
 def torchvision_drawing(policy: AugmentPolicy, side: int) -> Peer:
-    """As the reference implementation does it: a Compose, called for each image tensor."""
+    """A Compose called for each image tensor, as in the reference code."""
     pipeline = compose(transforms, policy, side)
     return lambda images: torch.stack([pipeline(_to_float(x)) for x in images])
 
@@ -98,7 +98,7 @@ def kornia_drawing(policy: AugmentPolicy, side: int, cropping: str = "slice") ->
 
 
 def kornia_fixed(policy: AugmentPolicy, side: int, params: AugmentParams, cropping: str = "slice") -> Peer:
-    """kornia replaying `params`: it has one order of the jitter for the batch, and takes the first row's."""
+    """kornia with `params`; the first row's order of the jitter is that of the batch."""
     pipeline = _kornia(policy, side, cropping)
     replay = pipeline.forward_parameters(torch.Size((len(params), 3, side, side)))
     top, left, height, width = params.crop.float().cpu().unbind(1)
@@ -145,7 +145,7 @@ def _kornia(policy: AugmentPolicy, side: int, cropping: str) -> torch.nn.Module:
 
 
 def compose(module: ModuleType, policy: AugmentPolicy, side: int, pictures: bool = False) -> Peer:
-    """The policy from the classes of torchvision.transforms or of its v2, for tensors or for PIL's pictures."""
+    """The policy as a Compose of torchvision.transforms or its v2, for tensors or for PIL pictures."""
     steps = []
     if policy.crop_scale is not None:
         steps.append(module.RandomResizedCrop(side, policy.crop_scale, policy.crop_ratio))
@@ -166,7 +166,7 @@ def compose(module: ModuleType, policy: AugmentPolicy, side: int, pictures: bool
 
 
 def _apply(f: ModuleType, x: Tensor, row: dict, policy: AugmentPolicy, side: int) -> Tensor:
-    """One row of parameters on [3, H, W] or [N, 3, H, W], by torchvision's functions or v2's."""
+    """Apply one row of parameters to [3, H, W] or [N, 3, H, W] by torchvision's functions or v2's."""
     x = _to_float(x)
     if policy.crop_scale is not None:
         x = f.resized_crop(x, *row["crop"], [side, side], antialias=True)
@@ -185,7 +185,7 @@ def _apply(f: ModuleType, x: Tensor, row: dict, policy: AugmentPolicy, side: int
 
 
 def _rows(params: AugmentParams) -> list[dict]:
-    """The parameters as Python numbers, a dictionary for each sample."""
+    """The parameters as Python numbers, one dictionary a sample."""
     columns = {name: getattr(params, name).tolist() for name in ("crop", "flip", "order", "factors", "jitter", "gray")}
     columns |= {"blurred": _blurred(params).tolist(), "sigma": _sigma(params).tolist()}
     columns |= {"solarize": params.solarize.tolist(), "taps": [params.blur.shape[1]] * len(params)}
@@ -197,7 +197,7 @@ def _blurred(params: AugmentParams) -> Tensor:
 
 
 def _sigma(params: AugmentParams) -> Tensor:
-    """Standard deviations, out of the weights beside and at the centre; 1 where there is no blur."""
+    """Standard deviations of the blur, from its weights at and beside the centre; 1 where there is no blur."""
     radius = params.blur.shape[1] // 2
     if radius == 0:
         return torch.ones(len(params))

@@ -1,4 +1,4 @@
-"""Other ways to scale, shift, clamp and upsample activations: PyTorch's operators, as they are and compiled."""
+"""Peers of conditional normalisation: PyTorch's operators, eager and compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Peer = Callable[[Tensor, Tensor, Tensor], Tensor]
 def peers(upsample: bool) -> dict[str, Peer]:
     """Each takes x [N, C, H, W], scale and shift [N, C] to relu(scale x + shift), in x's dtype throughout."""
     run, name = (_upsampled, "addcmul, relu_, interpolate") if upsample else (_plain, "addcmul, relu_")
-    torch.compiler.reset()  # beyond eight shapes it would stop compiling
+    torch.compiler.reset()  # it stops compiling after eight shapes
     found = {name: run, f"torch.compile of {name}": torch.compile(run, dynamic=False)}
     return {f"PyTorch {version('torch')}, {name}": peer for name, peer in found.items()}
 

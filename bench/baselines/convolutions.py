@@ -1,4 +1,4 @@
-"""Other ways to convolve what nearest upsampling by 2 gives with 3 x 3 taps: as phases of the large image.
+"""Peers of a 3 x 3 convolution after nearest upsampling by 2: convolutions by phase of the large image.
 
 Each of its four phases (rows 2i + p, columns 2j + q) is a 2 x 2 convolution of the small image, as the taps that fall
 on one of its pixels add up: 4 products an output pixel and pair of channels, as in one transposed convolution.
@@ -19,7 +19,7 @@ _OF_TAPS = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
 
 
 def _for_phases(weight: Tensor) -> Tensor:
-    """[4 out, in, 2, 2], by phase."""
+    """The weights of all phases, [4 out, in, 2, 2]."""
     taps = weight.new_tensor(_OF_TAPS)
     return torch.einsum("pak,qbl,oikl->pqoiab", taps, taps, weight).flatten(0, 2).contiguous()
 
@@ -36,7 +36,7 @@ def _into_phases(x: Tensor, out: int, phases: Iterable[Tensor]) -> Tensor:
 
 
 def _phases(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Four convolutions, each written to its places."""
+    """Four convolutions, each written to its phase."""
     padded, (height, width) = F.pad(x, (1, 1, 1, 1)), x.shape[2:]
     parts = (
         F.conv2d(padded[:, :, k // 2 : k // 2 + height + 1, k % 2 : k % 2 + width + 1], taps, bias)
@@ -46,7 +46,7 @@ def _phases(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _shuffled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One convolution of four times the channels, on one row and one column more than any phase needs."""
+    """One convolution of four times the channels, over one row and column more than a phase needs."""
     together = F.conv2d(x, weight, None if bias is None else bias.repeat(4), padding=1)
     height, width = x.shape[2:]
     parts = (part[:, :, k // 2 : k // 2 + height, k % 2 : k % 2 + width] for k, part in enumerate(together.chunk(4, 1)))

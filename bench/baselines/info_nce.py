@@ -1,4 +1,4 @@
-"""Other ways to compute NT-Xent of N pairs: PyTorch as one writes it, lightly, the published SupConLoss, our chunks."""
+"""Peers of the fused NT-Xent: plain PyTorch, lightly, the published SupConLoss, our chunked backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Peer = Callable[[Tensor, Tensor], Tensor]
 
 
 def peers(temperature: float) -> dict[str, Peer]:
-    """Each takes anchors and positives, [N, D], to the mean loss; all keep the 2N x 2N matrix."""
+    """Losses of anchors and positives [N, D] by name, all of which keep the 2N x 2N matrix."""
     found: dict[str, Peer] = {f"PyTorch {version('torch')}, written plainly": plain(temperature)}
     with optional("lightly"):
         from lightly.loss import NTXentLoss
@@ -27,7 +27,7 @@ def peers(temperature: float) -> dict[str, Peer]:
 
 
 def tiled(temperature: float) -> dict[str, Peer]:
-    """What keeps no matrix either: every row's tiles, without the symmetry (as Inf-CL tiles), in PyTorch."""
+    """Tiles of rows in PyTorch, without the symmetry, as in Inf-CL; they keep no matrix."""
 
     def chunked(anchors: Tensor, positives: Tensor) -> Tensor:
         return info_nce(anchors, positives, temperature=temperature, backend="chunked")
@@ -48,7 +48,7 @@ def plain(temperature: float) -> Peer:
 
 
 def published(temperature: float) -> Peer:
-    """The arithmetic of the SupConLoss that COP-Gen's code trains with, without labels, base temperature t."""
+    """The arithmetic of the reference code's SupConLoss, without labels, base temperature t."""
 
     def run(anchors: Tensor, positives: Tensor) -> Tensor:
         views = torch.cat([F.normalize(anchors, dim=1), F.normalize(positives, dim=1)])

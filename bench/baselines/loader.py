@@ -1,8 +1,8 @@
-"""The reference implementation's way to load pairs, by its description (reference facts, 3.2 and 3.3).
+"""Loading of pairs in the form of the reference code.
 
-Two files for each pair in folders of classes, found by glob; a PIL picture of each, augmented for itself on the CPU by
-torchvision; worker processes of a DataLoader. Different from it: the workers stay from epoch to epoch, in the peer's
-favour, as epochs are short here.
+Two files for each pair in a folder of each class, found by glob; each a PIL picture, augmented on the CPU by
+torchvision; worker processes of a DataLoader. Unlike there, workers persist from epoch to epoch, in the peer's favour,
+as epochs are short here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from copgen_fast.pairs.read.dataset import PairDataset
 
 
 def write_files(folder: Path, pairs: PairDataset, extension: str, per_class: int = 1300) -> None:
-    """Anchors and positives, laid out and named as the reference's generator does: PIL's default PNG, or our JPEG."""
+    """Anchors and positives, laid out and named as the reference code does: PIL's default PNG, or our JPEG."""
     for index in range(len(pairs)):
         number = index // per_class
         home = folder / "train" / f"n{number:08d}"
@@ -36,7 +36,7 @@ def write_files(folder: Path, pairs: PairDataset, extension: str, per_class: int
 
 
 class PairFiles(Dataset):
-    """Views of both images of a pair, and its class."""
+    """Views of both images of each pair, and its class."""
 
     def __init__(self, folder: Path, extension: str, transform: Callable[[Image.Image], Tensor]) -> None:
         self.transform = transform
@@ -56,7 +56,7 @@ class PairFiles(Dataset):
 def epoch(
     folder: Path, extension: str, batch: int, policy: AugmentPolicy | None, side: int, workers: int
 ) -> Callable[[], None]:
-    """Loads all pairs once: both views, float32 and normalised; without a policy the pictures alone, as uint8."""
+    """A call loads all pairs once: both views, float32, normalised; without a policy the images, uint8."""
     transform = transforms.PILToTensor() if policy is None else compose(transforms, policy, side, pictures=True)
     files = PairFiles(folder, extension, transform)
     loader = DataLoader(files, batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)

@@ -28,7 +28,7 @@ class Finding:
 
 
 def findings(paths: tuple[Path, ...]) -> list[Finding]:
-    """One for every target, and for every file of tests.
+    """A finding for every target and every file of tests.
 
     Raises:
         UsageError: a file is missing or holds neither results nor tests.
@@ -78,7 +78,7 @@ def _finding(target: Target, rows: list[dict]) -> Finding:
 
 
 def _outcomes(path: Path) -> dict[str, str]:
-    """passed, failed or skipped by test name."""
+    """Outcome (passed, failed or skipped) by test name."""
     if not path.is_file():
         raise UsageError(f"{path} is missing: `python -m pytest --junitxml {path}` writes it")
     try:

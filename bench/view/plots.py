@@ -1,4 +1,4 @@
-"""Plots of results as PNG bytes, one function a kind."""
+"""Plots of results, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Group:
 
 
 def groups(rows: list[dict]) -> list[Group]:
-    """The measurements among rows of one area, device and direction, in their order."""
+    """Our measurements among rows of one area, device and direction."""
     return [
         Group(f"{case}, {precision}", some[0]["ours_ms"], some[0]["limit_ms"], {x["peer"]: x["peer_ms"] for x in some})
         for (_, case, _, precision, _), some in files.measurements(rows).items()
@@ -67,7 +67,7 @@ def bars(measured: list[Group], title: str) -> bytes:
     handles = [Patch(color=colour, label=name) for name, colour in ({OURS: _OURS_COLOUR} | colours).items()]
     handles.append(Line2D([], [], color=_LIMIT_COLOUR, linewidth=1.6, label="limit of ours"))
     figure.legend(handles=handles, loc="outside upper left", frameon=False, fontsize=8, title=title, alignment="left")
-    return _png(figure)
+    return png(figure)
 
 
 def over_n(rows: list[dict], title: str) -> bytes:
@@ -96,7 +96,7 @@ def over_n(rows: list[dict], title: str) -> bytes:
     figure.legend(
         handles, labels, loc="outside upper left", frameon=False, fontsize=8, title=title, alignment="left", ncols=2
     )
-    return _png(figure)
+    return png(figure)
 
 
 def ablation(rows: list[dict], title: str) -> bytes:
@@ -113,7 +113,7 @@ def ablation(rows: list[dict], title: str) -> bytes:
     axes.set_xlabel(f"time over the whole's, {_time(rows[0]['peer_ms'])}", fontsize=9)
     axes.grid(axis="y", visible=False)
     axes.set_title(title, fontsize=9.5, loc="left")
-    return _png(figure)
+    return png(figure)
 
 
 def _points(rows: list[dict], column: str) -> tuple[list[int], list[float]]:
@@ -159,7 +159,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

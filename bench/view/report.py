@@ -70,7 +70,7 @@ def _grouped(rows: list[dict], columns: tuple[str, ...]) -> dict[tuple[str, ...]
 
 
 def _source(path: Path) -> dict[str, str]:
-    """Where one file was measured, as text."""
+    """The machine, versions and commit of one file, as text."""
     content = files.content(path)
 
     def text(part: str) -> str:

@@ -49,7 +49,7 @@ def test_quick_calls_fill_a_sample_and_slow_ones_sit_out(monkeypatch):
     assert last - first > 100, "the slow samples are spread over the rounds"
 
 
-def test_one_slow_warm_up_is_enough_and_few_samples_can_be_asked_for(monkeypatch):
+def test_one_slow_warm_up_is_enough_and_fewer_samples_can_be_set(monkeypatch):
     clock = FakeClock(monkeypatch)
     step = clock.spend("step", [11, 2, 3, 4])
     assert interleaved({"step": step}, 30, 0.01, least=3)["step"] == Timing(3000, pytest.approx(3.6 / 2.4), 3)

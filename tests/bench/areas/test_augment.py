@@ -14,7 +14,7 @@ def test_the_limit_is_the_bytes_to_move():
     images = 200 * 3 * 8 * 8 * 4
     for direction, moved, copied in (("forward", 2, 1), ("forward+backward", 5, 2)):
         case = area.Case("none", 200, 8)
-        measurement = area._Measurement(case, direction, torch.device("cpu"), area.Options())
+        measurement = area.Measurement(case, direction, torch.device("cpu"), area.Options())
         assert measurement.bytes_to_move() == moved * images
         words, _ = measurement.limit().read(Timing(1, 1, 5))
         assert f"{copied * images / 1e6:.1f} MB read" in words

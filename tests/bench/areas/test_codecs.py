@@ -1,23 +1,19 @@
 """The area codecs of `python -m bench`: its rows and its arithmetic; no time is asserted."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
 import pytest
 
-from bench.__main__ import main
 from bench.areas import codecs as area
 from copgen_fast.pairs.codecs import CODECS
 from tests.helpers.pairs_fixtures import CONFIG, write
 
 
-def test_the_command_writes_its_rows(monkeypatch, tmp_path):
+def test_the_command_writes_its_rows(monkeypatch, measured):
     monkeypatch.setattr(area, "CASES", tuple(area.Case(codec, 2, 16) for codec in CODECS))
-    file = tmp_path / "results.json"
-    assert main(["codecs", "--repeats", "5", "--min-seconds", "0", "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    rows = measured("codecs")
     assert [(row["case"], row["direction"]) for row in rows] == [
         (f"{codec} B=2 16px", direction) for codec in CODECS for direction in ("encode", "decode")
     ]

@@ -1,11 +1,8 @@
 """The area cond_norm of `python -m bench`: its rows, its limit and its peers; no time is asserted."""
 
-import json
-
 import pytest
 import torch
 
-from bench.__main__ import main
 from bench.areas import cond_norm as area
 from bench.baselines import cond_norm as baselines
 from bench.harness import Timing
@@ -17,11 +14,9 @@ def compiles_at_once(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda run, dynamic: run)
 
 
-def test_the_command_writes_its_rows(monkeypatch, tmp_path):
+def test_the_command_writes_its_rows(monkeypatch, measured):
     monkeypatch.setattr(area, "CASES", (area.Case(2, 5, 4), area.Case(1, 3, 6, layout="NCHW", upsample=True)))
-    file = tmp_path / "results.json"
-    assert main(["cond_norm", "--device", "cpu", "--repeats", "5", "--min-seconds", "0", "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    rows = measured("cond_norm")
     cases = {"B=2 C=5 4px NHWC", "B=2 C=5 4px NHWC in place", "B=1 C=3 6px NCHW upsampled"}
     assert {row["case"] for row in rows} == cases
     for case in cases:

@@ -1,13 +1,9 @@
 """The area convolutions of `python -m bench`: every method is the same function; no time is asserted."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import limits
-from bench.__main__ import main
 from bench.areas import convolutions as area
 
 
@@ -26,11 +22,8 @@ def test_every_method_is_the_same_function(name, size, layout):
         torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x) for y in (ours, theirs)))
 
 
-def test_the_command_writes_its_rows(monkeypatch, tmp_path):
+def test_the_command_writes_its_rows(monkeypatch, measured):
     monkeypatch.setattr(area, "CASES", (area.Case(2, 4, 3, 2),))
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
-    file = tmp_path / "results.json"
-    assert main(["convolutions", "--device", "cpu", "--repeats", "5", "--min-seconds", "0", "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    rows = measured("convolutions")
     assert {row["peer"] for row in rows} == set(area.METHODS) - {"one transposed 4 x 4 convolution"}
     assert {row["direction"] for row in rows} == {"forward", "forward+backward"}

@@ -1,27 +1,21 @@
 """The area generator of `python -m bench`: its rows, its ablation and its limit; no time is asserted."""
 
-import json
 from dataclasses import fields
 
 import pytest
 import torch
 
 from bench import limits
-from bench.__main__ import main
 from bench.areas import generator as area
 from bench.harness import Timing
 from bench.rows import Options
 from copgen_fast.generators import Rewrites
 
 
-def test_the_command_writes_its_rows(monkeypatch, tmp_path):
+def test_the_command_writes_its_rows(monkeypatch, measured):
     cases = (area.Case(2, width=2, resolution=16), area.Case(2, width=2, resolution=16, checkpointed=True))
     monkeypatch.setattr(area, "CASES", cases)
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
-    file = tmp_path / "results.json"
-    quick = ["--device", "cpu", "--repeats", "5", "--min-seconds", "0", "--json", str(file)]
-    assert main(["generator", *quick, "--ablate"]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    rows = measured("generator", "--ablate")
     assert {row["direction"] for row in rows} == {"forward", "forward+backward"}
     left_out = {row["case"].partition("without ")[2] for row in rows if "without" in row["case"]}
     assert left_out == {field.name for field in fields(Rewrites)}
@@ -34,7 +28,7 @@ def test_the_command_writes_its_rows(monkeypatch, tmp_path):
 def test_biggan_deep_has_its_case(monkeypatch, capsys):
     pytest.importorskip("pytorch_pretrained_biggan")
     monkeypatch.setattr(area, "CASES", (area.Case(1, width=4, network="biggan-deep"),))
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
+    monkeypatch.setattr(limits, "SQUARE", {"cpu": 16})
     options = Options(device="cpu", repeats=5, min_seconds=0.0)
     found = list(area.rows(options))
     assert {(row.case, row.direction, row.peer) for row in found} == {
@@ -89,7 +83,7 @@ def test_attentions_products_are_counted_both_ways():
 
 
 def test_the_limit_counts_what_is_computed(monkeypatch):
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 10})
+    monkeypatch.setattr(limits, "SQUARE", {"cpu": 10})
     a = torch.ones(4, 5)
     for direction, times in (("forward", 1), ("forward+backward", 2)):
         bound = area.limit(area.Case(2), direction, lambda: a @ a.T, torch.device("cpu"))

@@ -1,25 +1,19 @@
 """The area info_nce of `python -m bench`: its rows, its limit and its peers; no time is asserted."""
 
-import json
-
 import pytest
 import torch
 
 from bench import limits
-from bench.__main__ import main
 from bench.areas import info_nce as area
 from bench.baselines import info_nce as baselines
 from bench.harness import Timing
 from copgen_fast.ops import info_nce
 
 
-def test_the_command_writes_its_rows(monkeypatch, tmp_path, capsys):
+def test_the_command_writes_its_rows(monkeypatch, measured, capsys):
     monkeypatch.setattr(area, "CASES", (area.Case(6, 4), area.Case(9, 4)))
-    monkeypatch.setattr(area, "_PEERS_UP_TO", {"cpu": 6})
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
-    file = tmp_path / "results.json"
-    assert main(["info_nce", "--device", "cpu", "--repeats", "5", "--min-seconds", "0", "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    monkeypatch.setattr(area, "PEERS_UP_TO", {"cpu": 6})
+    rows = measured("info_nce")
     assert {row["area"] for row in rows} == {"info_nce"}
     assert {row["direction"] for row in rows} == {"forward", "forward+backward"}
     small, large = ({row["peer"] for row in rows if row["case"] == case} for case in ("N=6 D=4", "N=9 D=4"))
@@ -38,7 +32,7 @@ def test_the_peers_compute_our_loss(dtype):
 
 
 def test_the_limit_is_the_arithmetic_with_the_symmetry_used(monkeypatch):
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 10})
+    monkeypatch.setattr(limits, "SQUARE", {"cpu": 10})
     for direction, gigaflop in (("forward", 8.59), ("forward+backward", 34.4)):
         words, milliseconds = area.limit(area.Case(4096), direction, torch.device("cpu")).read(Timing(1.0, 1, 5))
         assert words.startswith(f"{gigaflop} GFLOP")

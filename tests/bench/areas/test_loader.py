@@ -1,12 +1,9 @@
 """The area loader of `python -m bench`: its rows, and that both sides do the same work; no time is asserted."""
 
-import json
-
 import pytest
 import torch
 from PIL import Image
 
-from bench.__main__ import main
 from bench.areas import loader as area
 from bench.baselines import loader as baselines
 from copgen_fast import augmentations
@@ -15,14 +12,12 @@ from copgen_fast.pairs.read import dali
 TINY = [area.Case(codec, alone, side=16, count=8, batch=4, workers=1) for codec in ("png", "raw") for alone in (0, 1)]
 
 
-def test_the_command_writes_its_rows(monkeypatch, tmp_path):
+def test_the_command_writes_its_rows(monkeypatch, measured):
     monkeypatch.setattr(area, "CASES", TINY)
     # In this process: where others hold threads, as they do in tests, processes may not be forked.
     epoch = baselines.epoch
     monkeypatch.setattr(baselines, "epoch", lambda *arguments: epoch(*arguments[:-1], 0))
-    file = tmp_path / "results.json"
-    assert main(["loader", "--device", "cpu", "--repeats", "5", "--min-seconds", "0", "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    rows = measured("loader")
     backends = {"plain", "dali"} if dali.available() else {"plain"}
     cases = {str(case) for case in TINY}
     assert cases == {"png 16px", "png 16px, decoded only", "raw 16px", "raw 16px, decoded only"}

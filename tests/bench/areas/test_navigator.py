@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def test_the_command_writes_its_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(area, "CASES", (TINY, area.Case("digits", 2, 32, OPTIONS, stacked=True)))
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
+    monkeypatch.setattr(limits, "SQUARE", {"cpu": 16})
     monkeypatch.setattr(_steps, "precisions", lambda device, of_gpus: ("fp32", "bf16"))
     file = tmp_path / "results.json"
     assert main(["navigator", "--device", "cpu", "--repeats", "3", "--min-seconds", "0", "--json", str(file)]) == 0
@@ -58,7 +58,7 @@ def test_on_a_gpu_one_precision_is_replayed_as_a_graph_too(monkeypatch, can, cap
     monkeypatch.setattr(published, "to", lambda device: published)
     monkeypatch.setattr(area, "_our_step", our_step)
     monkeypatch.setattr(area.devices, "resolve_precision", lambda wanted, device: "bf16")
-    monkeypatch.setattr(_steps, "_multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(_steps, "multiplies_bf16", lambda device: True)
     found = [(step.precision, step.backend) for step in area.our_steps(TINY, Pretended())]
     assert found == [("fp16", "pytorch"), ("bf16", "pytorch"), ("bf16", "CUDA graph")][: 3 if can else 2]
     assert ("left out" in capsys.readouterr().out) != can
@@ -67,7 +67,7 @@ def test_on_a_gpu_one_precision_is_replayed_as_a_graph_too(monkeypatch, can, cap
 def test_precisions_are_those_the_device_computes_in(monkeypatch, capsys):
     gpu = torch.device("cuda")
     for able in (True, False):
-        monkeypatch.setattr(_steps, "_multiplies_bf16", lambda device, able=able: able)
+        monkeypatch.setattr(_steps, "multiplies_bf16", lambda device, able=able: able)
         assert _steps.precisions(CPU, ("fp16", "bf16")) == ("fp32", "bf16")[: 1 + able]
         assert _steps.precisions(gpu, ("fp16", "bf16")) == ("fp16", "bf16")[: 1 + able]
         assert ("left out: bf16" in capsys.readouterr().out) != able
@@ -77,7 +77,7 @@ def test_a_step_that_does_not_fit_is_left_out_with_a_line(monkeypatch, capsys):
     def fails():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried ...")
 
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
+    monkeypatch.setattr(limits, "SQUARE", {"cpu": 16})
     ours = [_steps.Step("fp32", fails), _steps.Step("bf16", lambda: torch.ones(3, 3) @ torch.ones(3, 3))]
     tried = _steps.Area(
         "navigator", "work", lambda case, device: iter(ours), lambda case, device: {"peer": ours[1].call}

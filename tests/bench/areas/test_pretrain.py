@@ -24,7 +24,7 @@ def test_the_command_writes_its_rows(monkeypatch, tmp_path):
     case = replace(TINY, options=replace(OPTIONS, augmentation="simclr"))
     monkeypatch.setattr(area, "CASES", (case,))
     monkeypatch.setattr(area, "READING", (_reading.Reading(case, steps=3, epoch=2),))
-    monkeypatch.setattr(limits, "_SQUARE", {"cpu": 16})
+    monkeypatch.setattr(limits, "SQUARE", {"cpu": 16})
     monkeypatch.setattr(_steps, "precisions", lambda device, of_gpus: ("fp32", "bf16"))
     file = tmp_path / "results.json"
     assert main(["pretrain", "--device", "cpu", "--repeats", "3", "--min-seconds", "0", "--json", str(file)]) == 0

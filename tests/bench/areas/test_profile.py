@@ -1,4 +1,4 @@
-"""`python -m bench AREA --profile`: traces, and to which phase the time of a step belongs."""
+"""`python -m bench AREA --profile`: traces, and the phase that each operation's time belongs to."""
 
 import json
 from types import SimpleNamespace
@@ -75,10 +75,10 @@ def test_nodes_that_an_operation_makes_beside_its_own_are_its(traced):
         with record_function("backward"):
             loss.backward()
 
-    with torch.profiler.profile() as profiler, record_function(profile._STEP):
+    with torch.profiler.profile() as profiler, record_function(profile.STEP):
         step()
     assert any("CopySlices" in e.name for e in profiler.events())
-    phases = profile._Phases(list(profiler.events()))
+    phases = profile.Phases(list(profiler.events()))
     for e in profiler.events():
         if "CopySlices" in e.name or "AsStridedBackward" in e.name:
             assert phases.of(e) == ("generator", True), e.name
@@ -119,12 +119,12 @@ def event(name, start, us, *, parent=None, thread=1, sequence=-1, fwd_thread=0, 
 
 
 def test_a_gpus_time_is_that_of_the_kernels_each_operation_launches(monkeypatch):
-    monkeypatch.setattr(profile, "_STEPS", 1)
-    step = event(profile._STEP, 0, 10_000)
+    monkeypatch.setattr(profile, "STEPS", 1)
+    step = event(profile.STEP, 0, 10_000)
     mark = event("generator", 1, 100, parent=step)
     convolution = event("aten::convolution", 2, 50, parent=mark, sequence=7, device_us=3000)
     lookup = event("aten::detach", 1.5, 5, parent=step, sequence=7)
-    # On a GPU the backward pass has a thread, and so numbers, of its own.
+    # On a GPU the backward pass has another thread, and so other numbers.
     backward = event("ConvolutionBackward0", 60, 80, thread=2, sequence=7, fwd_thread=1)
     kernel_of_it = event("aten::convolution_backward", 61, 70, parent=backward, thread=2, sequence=0, device_us=4000)
     kernels = [event("k", 5, us, kernel=True) for us in (3000, 4000, 500)]

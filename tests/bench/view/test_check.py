@@ -26,7 +26,7 @@ def row_for(target, better):
     row |= {"device": "cpu" if target.device == "cpu" else "NVIDIA H200", "ours_ms": 1.0, "ratio": 1e-9}
     row |= {"of_limit": 1e-9, "peak_mb": 1e9, "peer": "none", "backend": "pytorch", "ours_spread": 1.0, "n": 5}
     row |= {"peer_ms": 1.0, "limit": "all", "limit_ms": 0.1, "peer_peak_mb": None}
-    row["peer"] = next((peer for peer in PEERS if target.about(row | {"peer": peer})), "nobody")
+    row["peer"] = next((peer for peer in PEERS if target.about(row | {"peer": peer})), "none")
     batch = int(case.partition("B=")[2].split()[0]) if "B=" in case else 1
     per_s = batch * (2 if target.measure == "views_per_s" else 1)
     changed = {

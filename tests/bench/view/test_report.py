@@ -81,7 +81,7 @@ def test_the_committed_results_are_drawn(tmp_path):
 def test_every_bar_and_word_of_a_plot_is_inside_it(monkeypatch):
     """Bars, labels and the legend overlap nothing of another kind."""
     drawn = []
-    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
     long = {f"a peer with a name of many words, number {i}": 10.0**i for i in range(6)}
     measured = [plots.Group(f"case {i} with a long name, fp32", 1.0, 0.01, long) for i in range(3)]
     plots.bars(measured, "title")
