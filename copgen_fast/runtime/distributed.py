@@ -1,7 +1,7 @@
-"""The processes of one run: who this one is, its share of the work, and what they say to each other.
+"""The ranks of a run: which one this process is, its rows of a batch, collectives and barriers.
 
-torchrun starts them and tells each by the environment who it is; a process without that is alone, and all of this
-does nothing. Tensors go through a process group, NCCL on GPUs and gloo on CPUs.
+torchrun starts the processes and sets RANK, WORLD_SIZE and the like; without them a process is alone, and all of this
+does nothing. Collectives use NCCL on GPUs and gloo on CPUs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from copgen_fast.runtime.heartbeat import Heartbeat, LostRankError, session
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """This process among those of its run; by default it is alone.
+    """The rank of this process and the number of ranks; by default it is alone.
 
-    Rank 0 alone writes files, logs and progress bars. What all compute of one batch, they compute of equal parts.
+    Only rank 0 writes files, logs and progress bars. Ranks have equally many rows of a batch.
     """
 
     rank: int = 0
@@ -37,7 +37,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is rank 0."""
         return self.rank == 0
 
     @property
@@ -67,25 +67,14 @@ class Ranks:
                 for tensor in module.state_dict().values():
                     dist.broadcast(tensor, 0, group=self.group)
 
-    def mark(self, place: str, guarded: bool = False) -> None:
-        """Say where in the run this process is, for the others' messages should it go missing there.
-
-        Args:
-            guarded: see `Heartbeat.mark`.
-        """
+    def mark(self, location: str, watchdog: bool = False) -> None:
+        """`Heartbeat.mark`: where in the run this process is, for the messages of others should it go missing."""
         if self.heartbeat is not None:
-            self.heartbeat.mark(place, guarded)
+            self.heartbeat.mark(location, watchdog)
 
-    def barrier(self, place: str, word: str = "", patient: bool = False) -> list[str]:
-        """Wait for all ranks, each of which brings a word; returns the words in their order.
-
-        Args:
-            patient: for as long as those that are missing are alive, instead of the run's timeout.
-
-        Raises:
-            LostRankError: one of them failed or does not come; the message names it.
-        """
-        return [word] if self.heartbeat is None else self.heartbeat.barrier(place, word, patient)
+    def barrier(self, location: str, message: str = "") -> list[str]:
+        """`Heartbeat.barrier`: wait for all ranks; returns the message of each, in their order."""
+        return [message] if self.heartbeat is None else self.heartbeat.barrier(location, message)
 
 
 ALONE = Ranks()
@@ -117,7 +106,7 @@ def expect_divisible(argument: str, count: int) -> None:
 
 
 def local_device(device: str) -> str:
-    """`--device` for this process: of several on one host, each takes the GPU of its number.
+    """`--device` for this process: of several on one host, each takes the GPU of its local rank.
 
     Raises:
         UsageError: fewer GPUs than processes, or one GPU named for several of them.
@@ -137,14 +126,14 @@ def local_device(device: str) -> str:
 
 @contextlib.contextmanager
 def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
-    """Join the other processes of the run, for as long as the block lasts.
+    """Join the process group of the run for as long as the block lasts.
 
     Args:
-        timeout: seconds that a collective, and a meeting, wait for a rank.
+        timeout: seconds that a collective or a barrier waits for a rank.
 
     Raises:
-        UsageError: the environment does not say which of several processes this is, or where they meet.
-        LostRankError: another rank failed, died or hangs, so that this one can't go on.
+        UsageError: WORLD_SIZE is set and RANK, MASTER_ADDR or MASTER_PORT is not.
+        LostRankError: another rank failed, died or hangs.
     """
     if world_size() == 1:
         yield Ranks()
@@ -153,19 +142,26 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
         raise UsageError(
             f"WORLD_SIZE is {world_size()} and {missing[0]} is not set: start the processes by torchrun, or unset it"
         )
-    patience = datetime.timedelta(seconds=timeout)
+    limit = datetime.timedelta(seconds=timeout)
     try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+        store, rank, world = next(dist.rendezvous("env://", timeout=limit))
     except dist.DistError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise LostRankError(f"no store of the run's processes at {where} in {timeout:g} s: is its host up?") from error
     store = dist.PrefixStore(session(store, rank, world, timeout), store)
-    heartbeat = Heartbeat(dist.PrefixStore("roll call", store), rank, world, timeout)
+    heartbeat = Heartbeat(dist.PrefixStore("heartbeat", store), rank, world, timeout)
+    options = {"store": dist.PrefixStore("group", store), "rank": rank, "world_size": world}
     try:
-        with _told_to(heartbeat):
+        with _failures_reported(heartbeat):
             heartbeat.barrier("the start")
-            yield Ranks(rank, world, _open_group(store, rank, world, device, patience), heartbeat)
-            heartbeat.part()
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+                # NCCL's own watchdog aborts without a rank's name: the heartbeat's, at 1.5 x, should come first.
+                dist.init_process_group("nccl", timeout=2 * limit, **options)
+            else:
+                dist.init_process_group("gloo", timeout=limit, **options)
+            yield Ranks(rank, world, dist.group.WORLD, heartbeat)
+            heartbeat.end()
     except BaseException:
         if device.type == "cpu":  # a GPU's may wait for the rank that is missing: see `leave`
             _close_group()
@@ -177,7 +173,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit; without a clean-up that would wait, where a collective may still be pending on a GPU."""
+    """Exit; without Python's clean-up, which would wait, where a collective may be pending on a GPU."""
     if dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -190,37 +186,20 @@ def _close_group() -> None:
         dist.destroy_process_group()
 
 
-def _open_group(
-    store: dist.Store, rank: int, world: int, device: torch.device, patience: datetime.timedelta
-) -> dist.ProcessGroup:
-    store = dist.PrefixStore("group", store)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        # NCCL's own watchdog aborts without naming anyone: the roll call's, at 1.5 x, should come first.
-        dist.init_process_group("nccl", store=store, rank=rank, world_size=world, timeout=2 * patience)
-    else:
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
-    return dist.group.WORLD
-
-
 @contextlib.contextmanager
-def _told_to(heartbeat: Heartbeat) -> Iterator[None]:
-    """Say why this process stops; where it is a collective that failed, find out which rank is to blame."""
+def _failures_reported(heartbeat: Heartbeat) -> Iterator[None]:
+    """Tell the other ranks why this one stops; where a collective failed, find out which rank is the cause."""
     try:
         yield
     except LostRankError as error:
         heartbeat.failed(str(error), cause=False)
         raise
     except BaseException as error:
-        if _of_a_collective(error):
+        # gloo's errors are plain RuntimeErrors, known by the file that they name.
+        named = isinstance(error, RuntimeError) and ("/gloo/" in str(error) or "NCCL" in str(error))
+        if isinstance(error, dist.DistError) or named:
             missing = heartbeat.missing() or f"all ranks are alive, look at the network between them: {error}"
             heartbeat.failed(missing, cause=False)
             raise LostRankError(missing) from error
         heartbeat.failed(str(error) if isinstance(error, CopgenError) else f"{type(error).__name__}: {error}")
         raise
-
-
-def _of_a_collective(error: BaseException) -> bool:
-    """gloo's are plain RuntimeErrors, known by the file that they name."""
-    named = isinstance(error, RuntimeError) and ("/gloo/" in str(error) or "NCCL" in str(error))
-    return isinstance(error, dist.DistError) or named

@@ -1,25 +1,29 @@
-"""Words between the processes of a run, through a key-value store: arrivals, signs of life, faults.
+"""Heartbeats of a run's ranks in their key-value store, by which a rank that is missing is named on every backend.
 
-A collective that waits for a process that is gone knows that somebody is missing, not who. So each process also
-signs here, from a thread: what is left of the run can say which rank is missing and where it was, on every backend.
+A collective that waits for a process that is gone does not say which. torchrun sees a process that dies, but not one
+that hangs; gloo's `monitored_barrier` names a rank to rank 0 alone, without where it was, and NCCL has none.
 """
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
 import sys
 import threading
 import time
 import uuid
+from typing import NamedTuple
 
 import torch.distributed as dist
 
 from copgen_fast.errors import CopgenError
 
-SIGN_EVERY = 0.5
-"""Seconds between signs of life."""
+BEAT_EVERY = 0.5
+"""Seconds between heartbeats."""
 SILENCE = 3.0
-"""A rank whose sign does not change for so many seconds is gone."""
+"""Seconds without a heartbeat after which a rank is gone."""
+_UNREACHABLE = "the store that the processes share does not answer: its host (that of rank 0, or torchrun's) is gone"
 
 
 class LostRankError(CopgenError):
@@ -27,89 +31,111 @@ class LostRankError(CopgenError):
 
 
 def session(store: dist.Store, rank: int, world: int, timeout: float) -> str:
-    """A name for these very processes, agreed on by them.
+    """A name agreed on by the processes that run now, for their keys in the store.
 
-    torchrun's store outlives them and serves those that it starts again, who must not take old words for new ones.
+    torchrun's store outlives them and serves those that it starts again, who must not read keys of the ones before.
+    (TORCHELASTIC_RESTART_COUNT is no such name: after a failure it differs between hosts.)
 
     Raises:
         LostRankError: not all came within `timeout` seconds; the message names those.
     """
     own, deadline = uuid.uuid4().hex, time.monotonic() + timeout
-    if rank == 0:
-        welcomed: set[bytes] = set()
-        others = {other: f"arrived/{own}/{other}" for other in range(1, world)}
-        while absent := [other for other, key in others.items() if not store.check([key])]:
-            for other in absent:
-                # It may be the word of a process that is no more; whoever is there has another, and is still absent.
-                if store.check([f"hello/{other}"]) and (word := store.get(f"hello/{other}")) not in welcomed:
-                    welcomed.add(word)
-                    store.set(f"welcome/{word.decode()}", own)
-            _expect_time(deadline, f"at the start, after {timeout:g} s: missing ranks {absent}")
-        return own
-    store.set(f"hello/{rank}", own)
-    while not store.check([f"welcome/{own}"]):
-        _expect_time(deadline, f"at the start, after {timeout:g} s: rank 0 is missing")
-    name = store.get(f"welcome/{own}").decode()
-    store.set(f"arrived/{name}/{rank}", "")
-    return name
+    if rank:
+        store.set(f"hello/{rank}", own)
+        try:
+            store.wait([f"welcome/{own}"], datetime.timedelta(seconds=timeout))
+        except dist.DistError as error:
+            raise LostRankError(f"at the start, after {timeout:g} s: rank 0 is missing") from error
+        name = store.get(f"welcome/{own}").decode()
+        store.set(f"arrived/{name}/{rank}", "")
+        return name
+    while absent := [other for other in range(1, world) if not store.check([f"arrived/{own}/{other}"])]:
+        for other in absent:  # a key of a process that is no more is answered, too: the one that runs replaces it
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
+        if time.monotonic() > deadline:
+            raise LostRankError(f"at the start, after {timeout:g} s: missing ranks {absent}")
+        time.sleep(0.02)
+    return own
 
 
-def _expect_time(deadline: float, otherwise: str) -> None:
-    if time.monotonic() > deadline:
-        raise LostRankError(otherwise)
-    time.sleep(0.02)
+class Beat(NamedTuple):
+    """A heartbeat: its number, the rank's barriers so far, its marks since the last of them, and where it is."""
+
+    number: int
+    barriers: int
+    marks: int
+    location: str
+
+    def is_behind(self, other: Beat) -> bool:
+        return (self.barriers, self.marks) < (other.barriers, other.marks)
+
+    def last_seen(self) -> str:
+        return f"last heard of at {self.location}" if self.location else "it never came"
 
 
 class Heartbeat:
-    """This process's part in the roll call.
+    """This process's heartbeat, sent by a thread, and what those of the other ranks say.
 
     Args:
         store: shared by the processes, and outliving any one of them, as torchrun's does.
-        timeout: seconds after which one that is waited for is missing.
+        timeout: seconds after which a rank that is waited for is missing.
     """
 
     def __init__(self, store: dist.Store, rank: int, world: int, timeout: float) -> None:
         self.rank, self.world, self.timeout = rank, world, timeout
-        self._store = store
-        self._meeting, self._moves = 0, 0
-        self._place, self._moved, self._guarded = "the start", time.monotonic(), False
-        self._sign()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="roll call", daemon=True)
+        self._store, self._closed = store, threading.Event()
+        self._others = [other for other in range(world) if other != rank]
+        self._own, self._since, self._watchdog = Beat(0, 0, 0, "the start"), time.monotonic(), False
+        self._beats = 0
+        self._beat()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def mark(self, place: str, guarded: bool = False) -> None:
-        """Say where this process is.
+    def mark(self, location: str, watchdog: bool = False) -> None:
+        """Record where this process is.
 
         Args:
-            guarded: end the process, with a line, should it stay there for 1.5 x timeout: on a GPU the host may wait
-                without end for a collective that no exception comes from.
+            watchdog: end the process, with a line, should it stay there for 1.5 x timeout: on a GPU the host may wait
+                without end for a collective that raises nothing.
         """
-        self._place, self._moved, self._guarded = place, time.monotonic(), guarded
-        self._moves += 1
+        self._own = self._own._replace(marks=self._own.marks + 1, location=location)
+        self._since, self._watchdog = time.monotonic(), watchdog
 
-    def barrier(self, place: str, word: str = "", patient: bool = False) -> list[str]:
-        """Wait for all ranks; returns the word that each brought, in their order.
+    def barrier(self, location: str, message: str = "", while_alive: bool = False) -> list[str]:
+        """Wait for all ranks; returns the message of each, in their order.
 
         Args:
-            patient: wait for as long as those that are missing give signs of life.
+            while_alive: wait for a rank as long as it has a heartbeat, not `timeout` seconds after its last `mark`.
 
         Raises:
-            LostRankError: a rank failed, or was not here `timeout` seconds after it last moved.
+            LostRankError: a rank failed or did not come; the message names it.
         """
-        self.mark(place)
-        meeting = self._meeting
-        self._meeting, self._moves = meeting + 1, 0  # all have moved equally far who are here
-        keys = [f"meeting {meeting}/{rank}" for rank in range(self.world)]
+        number = self._own.barriers
+        self.mark(location)
+        self._own = self._own._replace(barriers=number + 1, marks=0)
+        keys = [f"barrier {number}/{rank}" for rank in range(self.world)]
+        pause, seen, changed = 0.001, None, time.monotonic()
         try:
-            self._store.set(keys[self.rank], word)
-            self._await(keys, place, patient)
-            words = [value.decode() for value in self._store.multi_get(keys)]
-            if meeting >= 2:  # everyone who is at this meeting has left the one before
-                self._store.delete_key(f"meeting {meeting - 2}/{self.rank}")
+            self._store.set(keys[self.rank], message)
+            while not self._store.check(keys):
+                if faults := self._faults():
+                    raise LostRankError(faults)
+                absent = {rank: self._read(rank) for rank, key in enumerate(keys) if not self._store.check([key])}
+                signs = [beat if while_alive else beat[1:] for beat in absent.values()]
+                if signs != seen:
+                    seen, changed = signs, time.monotonic()
+                if time.monotonic() - changed > self.timeout:
+                    named = "; ".join(f"rank {rank} is missing: {beat.last_seen()}" for rank, beat in absent.items())
+                    raise LostRankError(f"at {location}, after {self.timeout:g} s: {named}")
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+            messages = [value.decode() for value in self._store.multi_get(keys)]
+            if number >= 2:  # all who are at this barrier have left the one before
+                self._store.delete_key(f"barrier {number - 2}/{self.rank}")
         except dist.DistError as error:
-            raise LostRankError(f"at {place}: {_UNREACHABLE} ({str(error).splitlines()[0]})") from error
-        return words
+            raise LostRankError(f"at {location}: {_UNREACHABLE} ({str(error).splitlines()[0]})") from error
+        return messages
 
     def failed(self, reason: str, cause: bool = True) -> None:
         """Tell the others that this process stops, and why; where even that fails, they will see it silent.
@@ -117,79 +143,57 @@ class Heartbeat:
         Args:
             cause: False where it stops because of another rank, which `reason` names.
         """
-        try:
+        with contextlib.suppress(dist.DistError):
             self._store.set(f"{'fault' if cause else 'lost'}/{self.rank}", reason)
-            self._store.add("faults", 1)
-        except dist.DistError:
-            pass
+            self._store.set("faults", "")
 
     def missing(self) -> str:
-        """Which ranks stopped, give no sign of life or are behind this one; empty when none. Takes seconds."""
-        self._guarded = False
+        """Which ranks stopped, have no heartbeat or are behind this one; empty when none. Takes `SILENCE` seconds."""
+        self._watchdog = False
         try:
-            before, until = self._beats(), time.monotonic() + SILENCE
+            before, until = [self._read(rank) for rank in self._others], time.monotonic() + SILENCE
             while time.monotonic() < until:
                 if faults := self._faults():
                     return faults
-                self._sign()  # should this be the thread that does
+                self._beat()  # should this be the thread that does
                 time.sleep(0.1)
-            silent = [rank for rank, beat in enumerate(self._beats()) if beat == before[rank] and rank != self.rank]
-            if silent:
-                return "; ".join(f"rank {rank} gives no sign of life: {self._last_seen(rank)}" for rank in silent)
-            behind = [rank for rank in range(self.world) if self._position(rank) < (self._meeting, self._moves)]
-            return "; ".join(f"rank {rank} is still at {self._place_of(rank)}" for rank in behind)
+            now = {rank: self._read(rank) for rank in self._others}
         except dist.DistError:
             return _UNREACHABLE
+        silent = [rank for old, (rank, beat) in zip(before, now.items(), strict=True) if beat == old]
+        behind = [rank for rank, beat in now.items() if beat.is_behind(self._own)]
+        named = [f"rank {rank} gives no sign of life: {now[rank].last_seen()}" for rank in silent]
+        return "; ".join(named or [f"rank {rank} is still at {now[rank].location}" for rank in behind])
 
-    def part(self) -> None:
-        """The last meeting, which waits for all who live. Rank 0 leaves last: the store may be its process's.
+    def end(self) -> None:
+        """The last barrier, which waits for all that are alive. Rank 0 leaves last: the store may be its process's.
 
         Raises:
             LostRankError: a rank failed or died.
         """
-        self.barrier("the end", patient=True)
+        self.barrier("the end", while_alive=True)
         self.close()
-        try:
+        with contextlib.suppress(dist.DistError):
             self._store.set(f"left/{self.rank}", "")
-            others, until = [f"left/{rank}" for rank in range(1, self.world)], time.monotonic() + SILENCE
-            while self.rank == 0 and not self._store.check(others) and time.monotonic() < until:
-                time.sleep(0.01)
-        except dist.DistError:
-            pass  # they left without a word: it is the end
+            if self.rank == 0:
+                self._store.wait([f"left/{rank}" for rank in range(self.world)], datetime.timedelta(seconds=SILENCE))
 
     def close(self) -> None:
         self._closed.set()
         self._thread.join()
 
-    def _await(self, keys: list[str], place: str, patient: bool) -> None:
-        pause, seen, changed = 0.001, None, time.monotonic()
-        while not self._store.check(keys):
-            if faults := self._faults():
-                raise LostRankError(faults)
-            absent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            beats = self._beats() if patient else []
-            signs = [beats[rank] if patient else self._position(rank) for rank in absent]
-            if signs != seen:  # whoever comes nearer is waited for
-                seen, changed = signs, time.monotonic()
-            if time.monotonic() - changed > self.timeout:
-                named = "; ".join(f"rank {rank} is missing: {self._last_seen(rank)}" for rank in absent)
-                raise LostRankError(f"at {place}, after {self.timeout:g} s: {named}")
-            time.sleep(pause)
-            pause = min(2 * pause, 0.1)
-
-    def _watch(self) -> None:
-        while not self._closed.wait(SIGN_EVERY):
+    def _run(self) -> None:
+        while not self._closed.wait(BEAT_EVERY):
             try:
-                self._sign()
-                stuck = time.monotonic() - self._moved
+                self._beat()
                 # A rank that failed never comes: the others need not wait out the time.
                 limit = min(10.0, self.timeout) if self._faults() else 1.5 * self.timeout
             except dist.DistError:
                 return
-            if self._guarded and stuck > limit:
-                self._end(f"stuck at {self._place}")
+            if self._watchdog and time.monotonic() - self._since > limit:
+                self._abort(f"stuck at {self._own.location}")
 
-    def _end(self, how: str) -> None:
+    def _abort(self, how: str) -> None:
         missing = self.missing()
         self.failed(missing or how, cause=not missing)
         why = missing or "the others wait for it"
@@ -197,35 +201,20 @@ class Heartbeat:
         print(f"\ncopgen_fast: rank {self.rank}: {how}: {why}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def _sign(self) -> None:
-        self._store.set(f"place/{self.rank}", f"{self._meeting} {self._moves} {self._place}")
-        self._store.add(f"beat/{self.rank}", 1)
+    def _beat(self) -> None:
+        self._beats += 1
+        self._store.set(f"beat/{self.rank}", " ".join(map(str, self._own._replace(number=self._beats))))
 
-    def _beats(self) -> list[int]:
-        return [self._store.add(f"beat/{rank}", 0) for rank in range(self.world)]
+    def _read(self, rank: int) -> Beat:
+        number, barriers, marks, location = (self._get(f"beat/{rank}") or "0 -1 0 ").split(" ", 3)
+        return Beat(int(number), int(barriers), int(marks), location)
 
-    def _place_of(self, rank: int) -> str:
-        return self._read(f"place/{rank}").partition(" ")[2].partition(" ")[2]
-
-    def _position(self, rank: int) -> tuple[int, ...]:
-        """How far a rank is in the run: meetings, and moves since the last."""
-        meeting, moves, _ = (self._read(f"place/{rank}") or "-1 0 ").split(" ", 2)
-        return int(meeting), int(moves)
-
-    def _last_seen(self, rank: int) -> str:
-        place = self._place_of(rank)
-        return f"last heard of at {place}" if place else "it never came"
-
-    def _faults(self) -> str:
-        """Why others stopped; empty when none did. What was lost by others counts only where nobody gave a cause."""
-        if self._store.add("faults", 0) == 0:
-            return ""
-        others = [rank for rank in range(self.world) if rank != self.rank]
-        causes = [f"rank {rank} stopped: {reason}" for rank in others if (reason := self._read(f"fault/{rank}"))]
-        return "; ".join(causes) or next(filter(None, (self._read(f"lost/{rank}") for rank in others)), "")
-
-    def _read(self, key: str) -> str:
+    def _get(self, key: str) -> str:
         return self._store.get(key).decode() if self._store.check([key]) else ""
 
-
-_UNREACHABLE = "the store that the processes share does not answer: its host (that of rank 0, or torchrun's) is gone"
+    def _faults(self) -> str:
+        """Why others stopped; empty when none did. What others lost counts only where none gave a cause."""
+        if not self._store.check(["faults"]):
+            return ""
+        causes = [f"rank {rank} stopped: {reason}" for rank in self._others if (reason := self._get(f"fault/{rank}"))]
+        return "; ".join(causes) or next(filter(None, (self._get(f"lost/{rank}") for rank in self._others)), "")

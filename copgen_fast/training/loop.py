@@ -97,11 +97,11 @@ def run(
     with _log(plan, saved, ranks) as log, bar:
         while not position.finished:
             started = time.perf_counter()
-            ranks.mark(f"the data of step {position.step} of {plan.label}", guarded=True)
+            ranks.mark(f"the data of step {position.step} of {plan.label}", watchdog=True)
             with record_function("data"):
                 batch = data(position.step)
             position.waited += time.perf_counter() - started
-            ranks.mark(f"step {position.step} of {plan.label}", guarded=True)
+            ranks.mark(f"step {position.step} of {plan.label}", watchdog=True)
             result = step(position.step, batch)
             pending.append((position.step, StepResult(result.metrics, _finiteness(result.watched))))
             position.step += 1

@@ -224,14 +224,14 @@ def everything(ranks, folder):
     }
 
 
-def when_at(place, act):
-    """Do something when the run comes to a place for the first time."""
-    at, places = Heartbeat.mark, {place}
+def when_at(location, act):
+    """Do something when the run comes to a location for the first time."""
+    mark, locations = Heartbeat.mark, {location}
 
-    def seen(self, here, guarded=False):
-        at(self, here, guarded)
-        if here in places:
-            places.remove(here)
+    def seen(self, here, watchdog=False):
+        mark(self, here, watchdog)
+        if here in locations:
+            locations.remove(here)
             act()
 
     Heartbeat.mark = seen

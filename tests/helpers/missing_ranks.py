@@ -37,7 +37,7 @@ WAYS = {
     "hanging": forever,
     "failing": fail,
     "stuck": forever,  # and rank 0 with it, where no exception comes from, as in a kernel of NCCL
-    "absent": forever,  # from a meeting
+    "absent": forever,  # from a barrier
 }
 
 
@@ -54,7 +54,7 @@ def train(ranks, way, folder):
         if index == MISSING_AT and way == "stuck":
             forever()
         if index == MISSING_AT and way == "absent":
-            ranks.barrier("the meeting")
+            ranks.barrier("the barrier")
         loss = model(x).sum()
         loss.backward()
         return StepResult({"loss": loss}, {})

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from copgen_fast.runtime import heartbeat
 from copgen_fast.runtime.heartbeat import Heartbeat, LostRankError, session
 from tests.helpers.missing_ranks import MISSING_AT, WAYS
 from tests.runtime.test_distributed import free_ports
@@ -23,7 +24,7 @@ SAID = {
     "hanging": f"rank 1 is still at {AT_STEP} hanging",
     "failing": "rank 1 stopped: ValueError: no such pair",
     "stuck": f"stuck at step {MISSING_AT} of stuck: rank 1 is still at {AT_STEP} stuck",
-    "absent": f"at the meeting, after 8 s: rank 1 is missing: last heard of at {AT_STEP} absent",
+    "absent": f"at the barrier, after 8 s: rank 1 is missing: last heard of at {AT_STEP} absent",
 }
 
 
@@ -53,14 +54,32 @@ def test_nobody_waits_long(ends):
     assert ends[1] < 120, "seconds, on a busy machine; timeouts were 8"
 
 
+class Store(dist.HashStore):
+    """A store that says when a key is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.on_get = lambda key: None
+
+    def get(self, key):
+        self.on_get(key)
+        return super().get(key)
+
+
 @pytest.fixture
-def calls():
-    """Two processes' parts of a roll call, in one process."""
-    store = dist.HashStore()
+def store():
+    return Store()
+
+
+@pytest.fixture
+def pair(store, monkeypatch):
+    """The heartbeats of two ranks in one process."""
+    monkeypatch.setattr(heartbeat, "BEAT_EVERY", 0.01)
+    monkeypatch.setattr(heartbeat, "SILENCE", 0.3)
     both = [Heartbeat(store, rank, 2, timeout=0.3) for rank in range(2)]
     yield both
-    for call in both:
-        call.close()
+    for one in both:
+        one.close()
 
 
 def test_processes_that_are_started_again_have_another_name():
@@ -76,37 +95,56 @@ def test_processes_that_are_started_again_have_another_name():
         session(store, 0, 3, timeout=0.1)
 
 
-def test_words_are_exchanged_in_the_order_of_ranks(calls):
-    first, second = calls
-    for number in range(4):
-        first._store.set(f"meeting {number}/1", f"second's {number}")
-        assert first.barrier("here", f"first's {number}") == [f"first's {number}", f"second's {number}"]
-    assert not first._store.check(["meeting 0/0"]), "old words are swept up"
+def test_a_barrier_returns_messages_in_the_order_of_ranks(store, pair):
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(4):
+            for messages in pool.map(lambda one: one.barrier("here", f"{one.rank}'s {number}"), pair):  # noqa: B023
+                assert messages == [f"0's {number}", f"1's {number}"]
+    assert store.check(["barrier 3/0"]) and not store.check(["barrier 0/0"]), "old messages are deleted"
 
 
-def test_whoever_moves_is_waited_for(calls):
-    first, second = calls
-    position = first._position
+def test_a_rank_that_moves_is_waited_for(store, pair):
+    first, second = pair
     shards = iter(range(1, 11))
 
-    def moving(rank):
-        if shard := next(shards, 0):
+    def move(key):
+        if key == "beat/1" and (shard := next(shards, 0)):
             second.mark(f"shard {shard}")
-            second._sign()
-        return position(rank)
 
-    first._position = moving
+    store.on_get = move
     started = time.monotonic()
     with pytest.raises(LostRankError, match=re.escape("rank 1 is missing: last heard of at shard 10")):
         first.barrier("the end of the pairs")
     assert time.monotonic() - started > 2 * first.timeout
 
 
-def test_causes_come_before_what_others_lost(calls):
-    first, second = calls
+def test_missing_ranks_are_behind_or_silent(pair):
+    first, second = pair
+    assert first.missing() == ""
+    first.mark("step 1")
+    assert first.missing() == "rank 1 is still at the start"
+    second.close()
+    assert first.missing() == "rank 1 gives no sign of life: last heard of at the start"
+
+
+def test_the_last_barrier_waits_for_all_that_are_alive(store, pair):
+    first, second = pair
+    reads = iter(range(20))
+
+    def end_late(key):
+        if key == "beat/1" and next(reads, 0) == 19:
+            second.barrier("the end")
+
+    store.on_get = end_late
+    first.end()
+    assert next(reads, None) is None
+
+
+def test_causes_come_before_what_others_lost(pair):
+    first, second = pair
     second.failed("rank 0 gives no sign of life", cause=False)
-    assert first._faults() == "rank 0 gives no sign of life"
+    assert first.missing() == "rank 0 gives no sign of life"
     second.failed("the disk is full")
-    assert first._faults() == "rank 1 stopped: the disk is full"
+    assert first.missing() == "rank 1 stopped: the disk is full"
     with pytest.raises(LostRankError, match="rank 1 stopped: the disk is full"):
         first.barrier("the run folder")
