@@ -20,6 +20,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.runtime.memory import available_memory
 
 _UINT8 = (torch.uint8,)
 
@@ -331,19 +332,9 @@ def _shown(labels: list[int]) -> str:
 
 def _expect_memory(count: int, size: int, beside: int = 0) -> None:
     """Refuse before decoding what would not fit; `beside`: bytes held at the same time."""
-    needed, free = count * 3 * size**2 + beside, _free_memory()
-    if free is not None and needed > free:
+    needed, free = count * 3 * size**2 + beside, available_memory(torch.device("cpu"))
+    if free is not None and needed > 1e6 * free:
         raise UsageError(
-            f"{count} images of {size} px take {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB of memory are "
-            "free: lower --data.image-size or take fewer images"
+            f"{count} images of {size} px take {needed / 1e9:.3g} GB and {free / 1e3:.3g} GB of memory are free: "
+            "lower --data.image-size or take fewer images"
         )
-
-
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system doesn't tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kib = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(kib[0]) * 1024 if kib else None

@@ -244,15 +244,10 @@ def test_both_validation_and_training_part_are_trained_on(tmp_path, monkeypatch)
 
 
 def test_more_than_memory_is_refused_before_decoding(arrays, save, image_folder, monkeypatch):
-    monkeypatch.setattr(sets, "_free_memory", lambda: 3000)
+    monkeypatch.setattr(sets, "available_memory", lambda device: 0.003)
     monkeypatch.setattr(sets, "_decode", lambda *_: pytest.fail("decoded"))
     assert "memory" in refusal(save(arrays))
     assert "12 images of 32 px" in refusal(DataConfig("folder", str(image_folder)))
-
-
-def test_free_memory_is_plausible():
-    free = sets._free_memory()
-    assert free is None or 2**20 < free < 2**50
 
 
 def test_labelled_images_check_their_form():
