@@ -1,4 +1,4 @@
-"""Files of a run folder. Each appears whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+"""Atomic reading and writing of a run folder's files: temporary name, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 
 @contextlib.contextmanager
 def atomic(path: Path, by: str = "") -> Iterator[Path]:
-    """Yield a temporary path in the same folder; when the block ends well, it becomes `path`.
+    """Yield a temporary path in the same folder, which replaces `path` when the block ends without an error.
 
     Args:
-        by: tells apart processes that may write the same path at the same time.
+        by: suffix of the temporary name, one for each process that may write the same path at the same time.
 
     Raises:
-        CopgenError: the disk is full, or may not be written to. Nothing half-written is left, and an older `path`
-            stays as it was.
+        CopgenError: the disk is full or not writable. The temporary file is deleted, and an older `path` is kept.
     """
     temporary = path.with_name(f".{path.name}{by}.incomplete")
     with explain_full_disk(path):
@@ -50,7 +49,7 @@ def atomic(path: Path, by: str = "") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk, met while writing `path`, into a CopgenError that says what to do."""
+    """Turn the error of a full or read-only disk into a CopgenError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -70,13 +69,13 @@ def explain_full_disk(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_use(folder: Path, part: str = "") -> Iterator[None]:
-    """Keep other commands out of `folder` for as long as the block lasts, which a kill ends too.
+    """Lock `folder` against other commands for the block; the system unlocks it when the process dies.
 
     Args:
-        part: of the folder, where it is shared: only commands with the same part, and those without, are kept out.
+        part: lock only this part of the folder: commands on other parts may run, those on the whole folder may not.
 
     Raises:
-        UsageError: another command is at work there, or the folder may not be written to.
+        UsageError: another command has locked it, or the folder is not writable.
     """
     wanted = [("", fcntl.LOCK_SH), (part, fcntl.LOCK_EX)] if part else [("", fcntl.LOCK_EX)]
     with contextlib.ExitStack() as held:
@@ -107,15 +106,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes, by: str = "") -> None:
+    """Write a file by `atomic`."""
     with atomic(path, by) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any, by: str = "") -> None:
+    """Write indented JSON by `atomic`."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode(), by)
 
 
 def read_json(path: Path) -> Any:
+    """Read JSON; raises CorruptArtifactError where it is not valid."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -141,14 +143,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_checkpoint(path: Path, state: dict) -> None:
-    """Write nested state dictionaries (modules, optimisers, numbers)."""
+    """Write nested state dicts of modules and optimisers, with torch.save."""
     buffer = io.BytesIO()  # torch.save, too, has its own exception for a full disk
     torch.save(state, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Read what `write_checkpoint` wrote, by the loader that runs no pickled code.
+    """Read what `write_checkpoint` wrote, by torch.load(weights_only=True), which runs no pickled code.
 
     Raises:
         CorruptArtifactError: it is truncated or altered.
@@ -185,7 +187,7 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], path: Pat
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -194,10 +196,10 @@ def sha256(path: Path) -> str:
 
 
 def require(path: Path, stage: str) -> Path:
-    """Return `path`, an artefact of `stage`.
+    """Return `path`, a file of `stage`.
 
     Raises:
-        UsageError: it is not there; the message says which stage makes it.
+        UsageError: it is missing; the message says which stage writes it.
     """
     if not path.exists():
         raise UsageError(f"{path} is missing: run `--stages {stage}` on this --out first")

@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes."""
+"""Devices and precisions: parsing, autocast, loss scaling, transfers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Movable(Protocol):
-    """A tensor, or a set of them: AugmentParams."""
+    """A tensor, or a dataclass of tensors like AugmentParams."""
 
     @property
     def device(self) -> torch.device: ...
@@ -31,17 +31,17 @@ _Values = TypeVar("_Values", bound=Movable)
 
 
 def send(values: _Values, device: torch.device) -> _Values:
-    """`values` on `device`; from the host to a GPU by way of page-locked memory, without waiting for the GPU."""
+    """Copy to `device`; from the host to a GPU through pinned memory, without waiting for the GPU."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
 
 def resolve(device: str, precision: str) -> torch.device:
-    """The device named by `--device`; `auto` is the first GPU where there is one.
+    """The torch.device of `--device`; `auto` is the current GPU, or the CPU without one.
 
     Raises:
-        UsageError: there is no such device here, or it can't compute in that precision.
+        UsageError: there is no such device, or it does not support that precision.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,16 +62,13 @@ def resolve(device: str, precision: str) -> torch.device:
 
 
 def make_current(device: torch.device) -> None:
-    """Let a GPU be the one that streams, graphs and kernels without an argument for it mean.
-
-    `cuda` without a number is the current one already, and torch refuses to set it.
-    """
+    """torch.cuda.set_device for a GPU with a number; `cuda` without one is the current GPU already."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """fp32, fp16 or bf16; `auto` is what the device's matrix units take: bf16, on Volta and Turing fp16."""
+    """fp32, fp16 or bf16; `auto` is what the device's tensor cores take: bf16 from sm_80 on, fp16 from sm_70 on."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
@@ -81,7 +78,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Context in which an encoder's matrix work runs in `precision`."""
+    """torch.autocast to `precision`; nothing for fp32."""
     precision = resolve_precision(precision, device)
     if precision == "fp32":
         return contextlib.nullcontext()
@@ -89,22 +86,19 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def grad_scaler(device: torch.device, precision: str, *dtypes: torch.dtype) -> torch.amp.GradScaler:
-    """Loss scaling where anything on the gradient's way is fp16; else it passes everything through unchanged.
-
-    Args:
-        dtypes: what is computed in besides the run's precision: a generator's float16, say.
-    """
+    """A GradScaler, enabled where the run's precision is fp16 or any of `dtypes` (a generator's, say) is float16."""
     enabled = resolve_precision(precision, device) == "fp16" or torch.float16 in dtypes
     return torch.amp.GradScaler(device.type, enabled=enabled)
 
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolve in float32 where float32 is asked for: unasked, a GPU of sm_80 or newer rounds the factors to TF32, by
-    5e-4, which `--precision fp32` and `--generator.level exact` do not promise. (Matrix products are not, unasked.)
+    """Disable TF32 in cuDNN's convolutions, which PyTorch enables on GPUs from sm_80 on (it rounds factors by 5e-4).
+
+    PyTorch leaves TF32 off for matrix products.
     """
     cudnn = torch.backends.cudnn
-    # PyTorch 2.9 has a setting for each kind, and refuses to read them as one where they differ.
+    # PyTorch >= 2.9 has one setting per kind, and refuses to read the common one where they differ.
     each = hasattr(cudnn, "conv")
     kinds, name, full = ((cudnn.conv, cudnn.rnn), "fp32_precision", "ieee") if each else ((cudnn,), "allow_tf32", False)
     before = [(kind, getattr(kind, name)) for kind in kinds]

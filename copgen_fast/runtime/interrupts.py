@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask for a stop; stages look at safe points, save and raise `Interrupted`."""
+"""Graceful stops: SIGINT and SIGTERM set a flag; stages check it at safe points, save and raise `Interrupted`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _requested = threading.Event()
 
 
 class Interrupted(CopgenError):
-    """The run was asked to stop and has saved its state."""
+    """A signal stopped the run, whose state is saved."""
 
     exit_code = 130
 
 
 def stop_requested() -> bool:
+    """Whether SIGINT or SIGTERM came within `handle_signals`."""
     return _requested.is_set()
 
 
 def _request(signum: int, frame: FrameType | None) -> None:
-    # Impatience: don't wait for the next safe point. SIGTERM comes twice by itself where SLURM sends it and torchrun
-    # passes it on.
+    # A second Ctrl-C does not wait for the next safe point. A second SIGTERM does: SLURM sends one, torchrun another.
     if _requested.is_set() and signum == signal.SIGINT:
         raise KeyboardInterrupt
     _requested.set()

@@ -1,4 +1,4 @@
-"""Seeded latents z, exactly as the reference draws them (shared facts: truncated normal on [-2, 2])."""
+"""Seeded latents z, drawn as by BigGAN's and the reference code's `truncated_noise_sample`: truncated to [-2, 2]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a call needs, and how much there is."""
+"""Peak memory of a call, and available memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _STATUS, _MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
 
 
 def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
-    """Most memory that one warm call holds at a time beside what was there before, in 10^6 bytes.
+    """Peak memory of one warm call above what was allocated before, in 10^6 bytes.
 
-    On a GPU by PyTorch's allocator. On the CPU by the kernel: free heap pages go back to it (else the call would
-    reuse them unseen), the process's high-water mark is reset, and its rise over the resident size is read after
-    the call. So scratch memory of C++ code counts like tensors; what was allocated but never touched does not.
-    Exact to about 0.3 MB; None where the kernel is not Linux.
+    On a GPU by PyTorch's allocator. On the CPU by the kernel: free heap pages are returned to it (else the call would
+    reuse them unseen), the process's peak resident size is reset, and its rise is read after the call. So scratch
+    memory of C++ code counts like tensors; what was allocated but never touched does not. Exact to about 0.3 MB; None
+    where the kernel is not Linux.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -32,9 +32,7 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
 
 
 def available_memory(device: torch.device) -> float | None:
-    """What a program may still allocate there, in 10^6 bytes: what the GPU or the system has left, and what PyTorch
-    holds of a GPU without using it. None where the CPU's system is not Linux.
-    """
+    """Memory that can still be allocated, in 10^6 bytes; on a GPU with what PyTorch has cached. None where unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + unused) / 1e6

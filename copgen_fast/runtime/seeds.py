@@ -1,4 +1,4 @@
-"""Randomness keyed by what it is for: (seed, name, index) -> an independent stream.
+"""Seeds derived from keys: (seed, name, index) gives an independent random stream.
 
 No generator state lives across steps, so a resumed run draws what an uninterrupted one would have drawn.
 """
@@ -26,13 +26,13 @@ def derive32(*key: Key) -> int:
 
 
 def generator(*key: Key) -> torch.Generator:
-    """A CPU torch.Generator at the start of the stream named by `key`."""
+    """A CPU torch.Generator seeded by `key`."""
     return torch.Generator().manual_seed(derive(*key))
 
 
 @contextlib.contextmanager
 def seeded(*key: Key) -> Iterator[None]:
-    """Run a block (building a module, say) under torch's global CPU generator seeded by `key`, then restore it."""
+    """Seed torch's global CPU generator by `key` for a block (building a module, say), then restore it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(*key))
         yield

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: captured once, then replayed on each batch from static buffers."""
+"""A training step as one CUDA graph, replayed on each batch from static buffers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from copgen_fast.errors import CopgenError
 from copgen_fast.training.loop import StepResult
 
 WARM_UP = 3
-"""Steps before the capture, in which libraries choose their algorithms (PyTorch's notes on CUDA graphs)."""
+"""Steps before the capture, in which libraries choose their algorithms (see PyTorch's notes on CUDA graphs)."""
 
 
 @dataclass
 class GraphedStep:
-    """`step(batch)` as one CUDA graph; metrics are copied out, watched tensors hold until the next call.
+    """`step(batch)` as one CUDA graph; metrics are copied out, watched tensors are valid until the next call.
 
-    The first call captures it: a checkpoint must be loaded before, as loading replaces the optimisers' tensors, whose
-    addresses the graph holds. The warm-up's effect is undone. A batch of another shape is stepped without the graph,
-    which is said once.
+    The first call captures the graph. A checkpoint must be loaded before, as loading replaces the optimisers' tensors,
+    whose addresses the graph holds. The effect of the warm-up is undone. A batch of another shape is stepped without
+    the graph, with a message the first time.
 
     Attributes:
-        step: pure: it draws nothing, never waits for the device, and changes only what is listed below.
-        models, adams, scaler: all that a step changes. The optimisers are torch's fused ones.
+        step: draws nothing at random, never waits for the device, and changes only what follows.
+        models, adams, scaler: all that a step changes; torch's fused optimisers.
     """
 
     step: Callable[[Any], StepResult]
@@ -44,7 +44,7 @@ class GraphedStep:
     said: bool = field(default=False, init=False)
 
     def __call__(self, batch: Any) -> StepResult:
-        """As the step's."""
+        """Replay the graph on `batch`; captures it first if needed."""
         if self.replay is None:
             self.capture(batch)
         if signature(batch) != signature(self.inputs):
@@ -59,10 +59,10 @@ class GraphedStep:
         return StepResult(dict(zip(self.result.metrics, metrics, strict=True)), self.result.watched)
 
     def capture(self, batch: Any) -> None:
-        """Make the graph for batches like this one, with nothing changed by it.
+        """Capture the graph for batches of this one's shapes, without changing models, optimisers or scaler.
 
         Raises:
-            CopgenError: the step does what no graph can hold, such as waiting for the device.
+            CopgenError: the step does something that can't be captured, such as waiting for the device.
         """
         self.inputs = copied(batch)
         snapshot = Snapshot.take(self.models, self.adams, self.scaler)
@@ -75,7 +75,7 @@ class GraphedStep:
                 self.replay = _record(self._run)
         except RuntimeError as error:
             cause = error
-            while isinstance(cause.__context__, RuntimeError):  # the capture's end only says that something failed
+            while isinstance(cause.__context__, RuntimeError):  # the error of the capture's end has no reason
                 cause = cause.__context__
             reason = str(cause).splitlines()[0]
             raise CopgenError(f"the step can't be captured as a CUDA graph ({reason}): run without it") from error
@@ -90,7 +90,7 @@ class GraphedStep:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a step changes as it was, to be put back in place: every tensor keeps its address."""
+    """State of models, optimisers and scaler, restored in place: every tensor keeps its address."""
 
     now: Callable[[], dict[Any, Tensor]]
     before: dict[Any, Tensor]
@@ -112,7 +112,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put it back. Adam's averages that were not there yet start from zero, as it starts them itself."""
+        """Copy the state back. Averages that Adam did not have yet become zero, as Adam starts them."""
         for key, value in self.now().items():
             if key in self.before:
                 value.copy_(self.before[key])
@@ -122,7 +122,7 @@ class Snapshot:
 
 
 def obstacle(device: torch.device, adams: Sequence[Optimizer]) -> str | None:
-    """Why a step can't be a CUDA graph here, in words; None where it can."""
+    """Reason why a step can't be a CUDA graph here; None where it can."""
     if device.type != "cuda":
         return f"the run is on the {device.type.upper()}"
     if dist.is_available() and dist.is_initialized():
@@ -133,7 +133,7 @@ def obstacle(device: torch.device, adams: Sequence[Optimizer]) -> str | None:
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:
-    """The tensors of a dataclass of tensors, dataclasses of them, and None; in order of the fields."""
+    """Tensors of a (nested) dataclass of tensors and None, in order of the fields."""
     for part in dataclasses.fields(batch):
         value = getattr(batch, part.name)
         if isinstance(value, Tensor):
@@ -143,7 +143,7 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def copied(batch: Any) -> Any:
-    """The same with tensors of its own."""
+    """A copy of a dataclass of tensors."""
     values = {part.name: getattr(batch, part.name) for part in dataclasses.fields(batch)}
     made = {
         name: value.clone() if isinstance(value, Tensor) else value if value is None else copied(value)
@@ -153,7 +153,7 @@ def copied(batch: Any) -> Any:
 
 
 def signature(batch: Any) -> list[tuple]:
-    """What a graph is captured for: shapes, dtypes and devices."""
+    """Shapes, dtypes and devices of a dataclass of tensors."""
     return [(tuple(value.shape), value.dtype, value.device) for value in tensors(batch)]
 
 
@@ -163,7 +163,7 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 @contextlib.contextmanager
 def _capturable(adams: Sequence[Optimizer]) -> Iterator[None]:
-    """Permit the capture. The fused kernels are the same either way, but a step without a graph would then warn."""
+    """Set `capturable` for the capture alone: the fused kernels are the same, but steps without a graph would warn."""
     groups = [group for adam in adams for group in adam.param_groups]
     for group in groups:
         group["capturable"] = True
@@ -175,10 +175,7 @@ def _capturable(adams: Sequence[Optimizer]) -> Iterator[None]:
 
 
 def _on_a_side_stream(call: Callable[[], Any], times: int) -> None:
-    """Run it there, as a capture's warm-up must be, and leave the random generators as they were.
-
-    The device is the current one, here and in the capture.
-    """
+    """Warm up on a side stream of the current device, and restore the random generators."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), torch.random.fork_rng([torch.cuda.current_device()]):
@@ -188,7 +185,7 @@ def _on_a_side_stream(call: Callable[[], Any], times: int) -> None:
 
 
 def _record(call: Callable[[], None]) -> Callable[[], None]:
-    """The replay of what it launches."""
+    """Capture a call; returns the graph's replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()

@@ -1,4 +1,4 @@
-"""The training loop: schedule, timing, logging, checkpoint cadence, resume. It knows no model."""
+"""The training loop of any model: timing, logging, checkpoints, resume, stops, NaN checks."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How far to run and how often to look up."""
+    """Length of a run, and intervals of logging and checkpoints in steps."""
 
     label: str
     folder: Path
     steps: int
     batch: int
-    """Samples a step, of all ranks together, for counting."""
+    """Samples a step, of all ranks together."""
     log_every: int
     save_every: int
 
 
 @dataclass
 class Position:
-    """Where a run stands; saved in its checkpoint."""
+    """Position of a run, saved in its checkpoint."""
 
     step: int = 0
     seconds: float = 0.0
-    """Time spent in steps, over all invocations."""
+    """Time of all steps, also of those before a resume."""
     waited: float = 0.0
     """Part of it spent waiting for data."""
     finished: bool = False
@@ -54,7 +54,7 @@ class Position:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step hands back, all of it still on the device.
+    """Outputs of a training step, on the device.
 
     Attributes:
         metrics: scalars to log.
@@ -73,20 +73,20 @@ def run(
     stop: Callable[[Row], bool] = lambda row: False,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Call `step(i, data(i))` for i up to plan.steps, or until `stop` holds for a looked-at row.
+    """Call `step(i, data(i))` for i up to plan.steps, or until `stop` holds for the last row logged.
 
-    Everything random in `step` and `data` must depend on i alone: then a run that is killed and started again
-    ends in the same state as one that was not. The device is waited for every `plan.log_every` steps only.
+    Everything random in `step` and `data` must depend on i alone: then a run that is killed and resumed ends in the
+    same state as one that was not. The host waits for the device every `plan.log_every` steps only.
 
-    Several ranks run it alike, each with its part of the batch. At each look they exchange their numbers: a metric
-    is logged as its mean over ranks, and a NaN or a request to stop on one of them stops all after the same step.
+    Every rank runs it with its rows of the batch. Every `plan.log_every` steps they exchange their metrics: the mean
+    over ranks is logged, and a NaN or a signal on one rank stops all of them after the same step.
 
     Returns:
-        steps, samples, seconds, samples_per_s, data_wait (fraction of the time) and the last row's metrics.
+        steps, samples, seconds, samples_per_s, data_wait (fraction of the time).
 
     Raises:
         NonFiniteError: a watched tensor or a metric is NaN or infinite; the last checkpoint precedes it.
-        Interrupted: a stop was asked for; the state is saved.
+        Interrupted: a signal came; the state is saved.
         LostRankError: a rank is missing.
     """
     checkpoint = plan.folder / "checkpoint.pt"
@@ -94,7 +94,8 @@ def run(
     pending: list[tuple[int, StepResult]] = []
     saved, shown = position.step, {}
     bar = progress(plan.steps * plan.batch, plan.label, initial=saved * plan.batch, disable=not ranks.first)
-    with _log(plan, saved, ranks) as log, bar:
+    log = MetricLog(plan.folder, saved) if ranks.first else None
+    with contextlib.closing(log) if log else contextlib.nullcontext(), bar:
         while not position.finished:
             started = time.perf_counter()
             ranks.mark(f"the data of step {position.step} of {plan.label}", watchdog=True)
@@ -103,33 +104,32 @@ def run(
             position.waited += time.perf_counter() - started
             ranks.mark(f"step {position.step} of {plan.label}", watchdog=True)
             result = step(position.step, batch)
-            pending.append((position.step, StepResult(result.metrics, _finiteness(result.watched))))
+            finite = {name: torch.isfinite(tensor.detach()).all() for name, tensor in result.watched.items()}
+            pending.append((position.step, StepResult(result.metrics, finite)))
             position.step += 1
-            looking = position.step % plan.log_every == 0 or position.step == plan.steps
-            asked = ranks.alone and stop_requested()
-            if looking or asked:
-                rows, asked = _look(pending, plan, ranks)
+            logging = position.step % plan.log_every == 0 or position.step == plan.steps
+            stopping = ranks.alone and stop_requested()
+            if logging or stopping:
+                rows, stopping = _collect(pending, plan, ranks)
                 pending = []
                 if log is not None:
                     log.write(rows)
-                position.finished = position.step == plan.steps or (looking and stop(rows[-1]))
+                position.finished = position.step == plan.steps or (logging and stop(rows[-1]))
                 shown = {name: value for name, value in rows[-1].items() if name.startswith("loss")}
             position.seconds += time.perf_counter() - started
             bar.update(plan.batch, **shown, data_wait=f"{position.waited / position.seconds:.0%}")
-            if position.finished or asked or (looking and position.step - saved >= plan.save_every):
+            if position.finished or stopping or (logging and position.step - saved >= plan.save_every):
                 _save(checkpoint, state, position, ranks)
                 saved = position.step
-            if asked and not position.finished:
+            if stopping and not position.finished:
                 ranks.barrier(f"the stop of {plan.label}")  # not before rank 0 has saved
                 raise Interrupted(
                     f"{plan.label}: stopped at step {position.step}, state saved; run the same command to go on"
                 )
     ranks.barrier(f"the end of {plan.label}")
-    return _summary(plan, position)
-
-
-def _log(plan: Plan, step: int, ranks: Ranks) -> contextlib.AbstractContextManager:
-    return contextlib.closing(MetricLog(plan.folder, step)) if ranks.first else contextlib.nullcontext()
+    samples, seconds = position.step * plan.batch, max(position.seconds, 1e-9)
+    counts = {"steps": position.step, "samples": samples, "seconds": position.seconds}
+    return counts | {"samples_per_s": samples / seconds, "data_wait": position.waited / seconds}
 
 
 def _restore(checkpoint: Path, state: dict[str, Stateful], plan: Plan, ranks: Ranks) -> Position:
@@ -155,15 +155,11 @@ def _save(checkpoint: Path, state: dict[str, Stateful], position: Position, rank
     artifacts.write_checkpoint(checkpoint, {"progress": asdict(position), "state": states})
 
 
-def _finiteness(watched: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.isfinite(tensor.detach()).all() for name, tensor in watched.items()}
-
-
-def _look(pending: list[tuple[int, StepResult]], plan: Plan, ranks: Ranks) -> tuple[list[Row], bool]:
-    """Bring the numbers of all steps since the last look to the host in one transfer, and check them.
+def _collect(pending: list[tuple[int, StepResult]], plan: Plan, ranks: Ranks) -> tuple[list[Row], bool]:
+    """Copy the numbers of all pending steps to the host in one transfer, and check them.
 
     Returns:
-        The rows to log, the same on all ranks, and whether any of them was asked to stop.
+        The rows to log, the same on all ranks, and whether any rank received a signal to stop.
     """
     numbers = [
         value.detach().double()
@@ -194,14 +190,3 @@ def _expect_finite(finite: dict[str, list[float]], metrics: dict[str, list[float
             f"{plan.label}: NaN or infinity in {name} at step {index}{where}; "
             f"the last good checkpoint is kept in {plan.folder}"
         )
-
-
-def _summary(plan: Plan, position: Position) -> dict[str, float]:
-    samples = position.step * plan.batch
-    return {
-        "steps": position.step,
-        "samples": samples,
-        "seconds": position.seconds,
-        "samples_per_s": samples / max(position.seconds, 1e-9),
-        "data_wait": position.waited / max(position.seconds, 1e-9),
-    }

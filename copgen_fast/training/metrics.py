@@ -1,4 +1,4 @@
-"""The log of a training run: one JSON line per step, and the same numbers for TensorBoard."""
+"""Metrics of a training run: a JSON line a step, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, float]
 
 
 def read_rows(path: Path, before_step: int | None = None) -> list[Row]:
-    """Rows of a log, up to `before_step`; a last line cut short by a kill is left out."""
+    """Rows of metrics.jsonl, before `before_step`; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
     rows = []
@@ -27,10 +27,10 @@ def read_rows(path: Path, before_step: int | None = None) -> list[Row]:
 
 
 class MetricLog:
-    """Appends to `folder`/metrics.jsonl and to TensorBoard files beside it.
+    """Writer of `folder`/metrics.jsonl and of TensorBoard files beside it.
 
     Args:
-        start: the step a resumed run goes on from; later rows, which it will write again, are dropped.
+        start: step from which a run resumes; rows from it on are dropped, as they will be written again.
     """
 
     def __init__(self, folder: Path, start: int) -> None:

@@ -1,4 +1,4 @@
-"""Optimisers by implementation, and the one step of theirs that every trainer takes."""
+"""Adam and SGD by implementation (foreach, fused, apex), and a step under loss scaling."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.profiler import record_function
 
 from copgen_fast.errors import UsageError
 
-# How a step is computed, not what: these are the optimiser's own, whatever a checkpoint says.
+# Options of how a step is computed: kept from the optimiser, not loaded from a checkpoint.
 _IMPLEMENTATION = ("foreach", "fused", "capturable")
 _OPTION = "--optimizer.impl apex"
 
 
 def resolve(impl: str, device: torch.device) -> str:
-    """foreach, fused or apex; auto is torch's fused kernels, which are also the fastest on the CPU.
+    """foreach, fused or apex; auto is fused, which is the fastest on CPUs, too.
 
     Raises:
         UsageError: apex without a GPU, or not installed, or another project of that name.
@@ -58,15 +58,15 @@ def sgd(
     options = {"momentum": momentum, "weight_decay": weight_decay, impl: True}
     optimizer = torch.optim.SGD(parameters, lr, **options)
     if impl == "fused" and momentum:
-        # It would make them itself, of memory as it is, and fill them with the first gradients: if these overflow, the
-        # step that it skips leaves the memory as it was, for the next one to add to.
+        # torch allocates them without a value and fills them in the first step: where that overflows and is skipped,
+        # the next step would add to whatever the memory held.
         for parameter in optimizer.param_groups[0]["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
     return _portable(optimizer)
 
 
 def descend(loss: Tensor, scaler: torch.amp.GradScaler, *optimizers: Optimizer) -> None:
-    """Minimise a scalar by one step of each optimiser; each owns the gradients of its parameters."""
+    """Backward of the scaled loss, then one step of each optimiser by the gradients of its parameters."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     with record_function("backward"):
@@ -76,9 +76,9 @@ def descend(loss: Tensor, scaler: torch.amp.GradScaler, *optimizers: Optimizer) 
 
 @record_function("optimizer")
 def step(scaler: torch.amp.GradScaler, *optimizers: Optimizer) -> None:
-    """One step of each optimiser by the scaled gradients that are there; of none if any of them overflowed.
+    """One step of each optimiser by its scaled gradients; of none if any of these overflowed.
 
-    The host does not wait: torch's fused optimisers skip an overflowed step on the device. (Others do wait in fp16.)
+    torch's fused optimisers skip an overflowed step without a wait of the host; others wait in fp16.
     """
     if scaler.is_enabled():
         for optimizer in optimizers:
@@ -93,7 +93,7 @@ def step(scaler: torch.amp.GradScaler, *optimizers: Optimizer) -> None:
 
 
 def _portable(optimizer: Optimizer) -> Optimizer:
-    """Let a checkpoint of another implementation, or another device's, be loaded without becoming that one."""
+    """Keep the optimiser's implementation when a checkpoint of another one, or of another device, is loaded."""
 
     def keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         own = {name: optimizer.defaults[name] for name in _IMPLEMENTATION if name in optimizer.defaults}

@@ -19,7 +19,7 @@ def test_truncnorm_is_bit_identical_to_the_reference_sampler(seed, scale):
 def test_the_two_priors_have_their_known_norms():
     truncated = latents.sample("truncnorm", 0, (20_000, 120))
     assert truncated.abs().max() <= 2
-    assert truncated.norm(dim=1).mean().item() == pytest.approx(9.621, abs=0.01)  # reference facts, section 1.6
+    assert truncated.norm(dim=1).mean().item() == pytest.approx(9.621, abs=0.01)
     normal = latents.sample("normal", 0, (20_000, 120))
     assert normal.norm(dim=1).mean().item() == pytest.approx(10.93, abs=0.01)
 
