@@ -112,7 +112,7 @@ class PairsConfig:
     codec: Codec = "png"
     """How images are stored. png: lossless. jpeg: quality 95, colour at full resolution. raw: uint8, uncompressed."""
     workers: int = 2
-    """Processes that encode images; 0: this one does."""
+    """Threads that encode images; 0: the main one does."""
     part: int = 0
     """Of `parts`: only shards whose number modulo `parts` is `part` are written, each part by a process or host of its
     own, into one --out on a shared disk or several; see `python -m copgen_fast.pairs.merge --help`."""

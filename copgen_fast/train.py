@@ -27,8 +27,8 @@ from copgen_fast.config import INVOCATION, PRESETS, STAGES, RunConfig, differenc
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.images import sets
 from copgen_fast.ops import backends
-from copgen_fast.pairs.parts import Part
 from copgen_fast.pairs.read import dali
+from copgen_fast.pairs.shares import Share
 from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.interrupts import handle_signals
@@ -127,7 +127,7 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
     with contextlib.ExitStack() as held:
         if ranks.first:
             expect_own(config, folder, ranks)  # before a file of ours is in it
-            held.enter_context(artifacts.sole_use(folder, Part(config.pairs.part, config.pairs.parts).mark))
+            held.enter_context(artifacts.sole_use(folder, Share(config.pairs.part, config.pairs.parts).suffix))
             record_run(config, folder, device, ranks)
         ranks.barrier("the run folder")
         if not (folder / "config.json").exists():
@@ -140,7 +140,7 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
 def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) -> None:
     """Check that `folder` is this run's, then write config.json and versions.json."""
     expect_own(config, folder, ranks)
-    by = Part(config.pairs.part, config.pairs.parts).mark  # writers of parts may open one folder at the same time
+    by = Share(config.pairs.part, config.pairs.parts).suffix  # writers of parts may open one folder at the same time
     artifacts.write_json(folder / "config.json", identity(config, ranks.world), by)
     artifacts.write_json(folder / "versions.json", versions(device) | {"processes": str(ranks.world)}, by)
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from copgen_fast import generators, positives
 from copgen_fast.config import PairsConfig
-from copgen_fast.pairs.parts import Part, complete
+from copgen_fast.pairs.shares import Share, complete_index
 from copgen_fast.pairs.write.source import PairSource
 from copgen_fast.pairs.write.writer import write_pairs
 from copgen_fast.runtime import artifacts
@@ -22,12 +22,12 @@ def run(run: Run) -> None:
     Several processes share them out, each a part of the part; rank 0 puts together what they wrote.
     """
     ranks, config = run.ranks, run.config.pairs
-    part = Part(config.part + config.parts * ranks.rank, config.parts * ranks.world)
+    part = Share(config.part + config.parts * ranks.rank, config.parts * ranks.world)
     config = dataclasses.replace(config, part=part.number, parts=part.count)
     sources = {name: open_source(run, name) for name in config.positives}
     for source, _ in sources.values():
         run.expect_classes(source.generator.classes)
-        artifacts.write_json(run.generator_record, source.generator.record, by=part.mark)
+        artifacts.write_json(run.generator_record, source.generator.record, by=part.suffix)
     for name, (source, identity) in sources.items():
         own = write(run, name, source, config, identity)
         written = [json.loads(word) for word in ranks.barrier(f"the end of pairs {name}", json.dumps(own))]
@@ -38,7 +38,7 @@ def run(run: Run) -> None:
 
 def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity: dict) -> dict:
     """This process's part of one way; what `write_pairs` returns."""
-    images = 2 * sum(span.count for span in Part(config.part, config.parts).spans(config.count, config.shard_size))
+    images = 2 * sum(span.count for span in Share(config.part, config.parts).spans(config.count, config.shard_size))
     with tqdm(total=images, desc=f"pairs {name}", unit=" images", disable=not run.ranks.first) as bar:
 
         def progress(pairs: int) -> None:
@@ -51,8 +51,8 @@ def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity
 def summarize(run: Run, name: str, written: list[dict]) -> None:
     """Leave summary.json once all parts are there: of all ranks' work, and of the whole set."""
     folder, config = run.pairs_folder(name), run.config.pairs
-    part = Part(config.part, config.parts)  # of all ranks
-    whole = complete(folder, part)
+    part = Share(config.part, config.parts)  # of all ranks
+    whole = complete_index(folder, part)
     if whole is None:
         print(f"pairs {name}: part {part.number} of {part.count} is written, others are not yet", flush=True)
         return
@@ -61,7 +61,7 @@ def summarize(run: Run, name: str, written: list[dict]) -> None:
     if pairs or not (folder / "summary.json").exists():
         total = {"written": pairs, "seconds": seconds, "images_per_s": 2 * pairs / seconds}
         mean = {"displacement_mean": whole.displacement_mean}
-        artifacts.write_json(folder / "summary.json", written[0] | total | mean, by=part.mark)
+        artifacts.write_json(folder / "summary.json", written[0] | total | mean, by=part.suffix)
 
 
 def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:

@@ -41,8 +41,8 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def bless(folder, name, field):
-    """Write the present digest of a file into the index, as a careful forger would."""
+def update_digest(folder, name, field):
+    """Write a file's size and digest into the index, as a careful forger would."""
     index = json.loads((folder / "index.json").read_text())
     shard = next(shard for shard in index["shards"] if name.startswith(shard["name"].removesuffix(".tar")))
     shard[f"{field}sha256"] = artifacts.sha256(folder / name)

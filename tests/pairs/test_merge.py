@@ -8,29 +8,29 @@ import pytest
 
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.merge import main, merge
-from copgen_fast.pairs.read.loader import PairDataset
+from copgen_fast.pairs.read.dataset import PairDataset
 from tests.helpers.pairs_fixtures import CONFIG, IDENTITY, contents, write
 
 SMALL = dataclasses.replace(CONFIG, shard_size=2)  # 5 shards
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
+def single(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("single")
     write(folder, SMALL)
     return contents(folder)
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two folders with a part each."""
+    """Two folders with a share each."""
     for part in (0, 1):
         write(tmp_path / str(part), dataclasses.replace(SMALL, part=part, parts=2))
     return tmp_path / "0", tmp_path / "1"
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_parts_become_what_one_writer_makes(folders, whole, links, monkeypatch):
+def test_shares_become_what_one_writer_makes(folders, single, links, monkeypatch):
     linked = []
 
     def refuse(*paths):
@@ -41,19 +41,19 @@ def test_parts_become_what_one_writer_makes(folders, whole, links, monkeypatch):
         monkeypatch.setattr(os, "link", refuse)
     before = contents(folders[1])
     index = merge(*folders[:1], folders[1:])
-    assert contents(folders[0]) == whole
+    assert contents(folders[0]) == single
     assert contents(folders[1]) == before
     assert len(linked) == (0 if links else 4)
     assert ((folders[0] / "shard-000001.tar").stat().st_nlink == 2) == links
-    assert index.complete and index.displacement_mean == json.loads(whole["index.json"])["displacement_mean"]
+    assert index.complete and index.displacement_mean == json.loads(single["index.json"])["displacement_mean"]
     assert len(PairDataset(folders[0])) == 10
     assert merge(folders[0]) == index  # again changes nothing
-    assert contents(folders[0]) == whole
+    assert contents(folders[0]) == single
 
 
-def test_into_a_new_folder(folders, whole, tmp_path, capsys):
+def test_into_a_new_folder(folders, single, tmp_path, capsys):
     assert main([str(tmp_path / "new"), *map(str, folders)]) == 0
-    assert contents(tmp_path / "new") == whole
+    assert contents(tmp_path / "new") == single
     assert "5 shards, 10 pairs, as recorded" in capsys.readouterr().out
 
 
@@ -74,7 +74,7 @@ def test_a_lost_sidecar_is_named(folders):
 
 
 @pytest.mark.parametrize("name", ["shard-000003.tar", "shard-000003.safetensors"])
-def test_altered_files_are_named_and_not_brought(folders, name):
+def test_altered_files_are_named_and_not_copied(folders, name):
     data = bytearray((folders[1] / name).read_bytes())
     data[-3] ^= 1
     (folders[1] / name).write_bytes(data)
@@ -83,11 +83,11 @@ def test_altered_files_are_named_and_not_brought(folders, name):
     assert not (folders[0] / name).exists() and not (folders[0] / "index.json").exists()
 
 
-def test_the_same_shard_twice_is_taken_once(folders, whole):
+def test_the_same_shard_twice_is_taken_once(folders, single):
     for name in ("shard-000001.tar", "shard-000001.safetensors", "index.part-1-of-2.json"):
         shutil.copy(folders[1] / name, folders[0] / name)
     merge(folders[0], folders[1:])
-    assert contents(folders[0]) == whole
+    assert contents(folders[0]) == single
 
 
 def test_different_shards_of_one_name_are_named(folders, tmp_path):
@@ -104,7 +104,7 @@ def test_different_shards_of_one_name_are_named(folders, tmp_path):
 @pytest.mark.parametrize("name", ["shard-000009.tar", "shard-000001.safetensors"])
 def test_shards_of_no_index_are_named(folders, name):
     (folders[0] / name).write_bytes(b"from elsewhere")
-    (folders[0] / "notes.txt").write_text("other files are nobody's business")
+    (folders[0] / "notes.txt").write_text("other files may lie there")
     with pytest.raises(CorruptArtifactError, match=rf"0 holds shards that no index lists: {name}: delete"):
         merge(folders[0], folders[1:])
 
@@ -117,7 +117,7 @@ def test_shards_of_no_index_are_named(folders, name):
         (IDENTITY, dataclasses.replace(SMALL, codec="raw"), "codec"),
     ],
 )
-def test_parts_of_other_pairs_are_refused(folders, tmp_path, identity, config, named):
+def test_shares_of_other_pairs_are_refused(folders, tmp_path, identity, config, named):
     write(tmp_path / "other", dataclasses.replace(config, part=1, parts=2), identity=identity)
     with pytest.raises(UsageError, match=f"other holds other pairs: .*{named}"):
         merge(folders[0], [tmp_path / "other"])

@@ -1,119 +1,90 @@
-"""Pixels on their way from where they are made to where they are encoded: quantised there, copied once a batch."""
+"""Buffers between generator and encoder: images are quantised on their device and copied to pinned memory."""
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
-import warnings
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from copgen_fast.pairs.format import finite, levels, refuse_non_finite
+from copgen_fast.pairs.format import finite_rows, levels, require_all
 
 
 @dataclass(frozen=True)
-class Staged:
-    """A batch of which everything is in its slot, or on the way there.
+class PinnedBatch:
+    """A batch of pairs in a buffer, or on its way there.
 
     Attributes:
         first, count: its pairs.
-        copied: happens on the device when it is there; None: it is.
+        copied: recorded on the GPU behind the copy; None on the CPU.
     """
 
-    slot: int
+    buffer: int
     first: int
     count: int
     copied: torch.cuda.Event | None
 
 
-class Staging:
-    """Slots of host memory for a batch of pairs each, and one of the device's for each where that is a GPU.
+class PinnedBuffers:
+    """Host buffers for a batch of pairs each, page-locked for a GPU, which has as many of its own.
 
-    A slot holds the pixels, uint8 [2, n, H, W, 3], anchors first, and behind them a byte for each image: whether all of
-    it was finite. So one copy, which nobody waits for, brings both.
+    A buffer holds the pixels, uint8 [2, n, H, W, 3], anchors first, then whether each image was finite, uint8 [2, n]:
+    a single asynchronous copy brings both. They are allocated for the first batch, which is the largest.
 
-    Args:
-        pairs: most in a batch.
-        image_shape: (3, H, W).
-        memory: file descriptor of memory for others to look into; it gets the size it needs. None: memory of our own.
+    Attributes:
+        image_shape: (3, H, W) of the first batch.
     """
 
-    def __init__(
-        self, slots: int, pairs: int, image_shape: tuple[int, ...], device: torch.device, memory: int | None
-    ) -> None:
-        self._image_shape = image_shape
-        self._stride = 2 * pairs * (int(np.prod(image_shape)) + 1)
-        self._free = list(range(slots))
-        self._on_gpu = device.type == "cuda"
-        self._registered = False
-        size = slots * self._stride
-        if memory is None:
-            self._host = torch.empty(size, dtype=torch.uint8, pin_memory=self._on_gpu)
-        else:
-            os.ftruncate(memory, size)
-            self._host = torch.frombuffer(mmap.mmap(memory, size), dtype=torch.uint8)
-            self._registered = self._on_gpu and _page_lock(self._host)
-        self._device = torch.empty(size, dtype=torch.uint8, device=device) if self._on_gpu else self._host
+    image_shape: tuple[int, int, int]
 
-    def put(self, anchors: Tensor, positives: Tensor, first: int) -> Staged:
-        """Quantise images [n, 3, H, W] in [-1, 1] into a free slot; on a GPU, without waiting for them."""
-        slot, count = self._free.pop(0), len(anchors)
-        pixels, sound = self._parts(self._device, slot, count)
+    def __init__(self, buffers: int, device: torch.device) -> None:
+        self._device, self._free = device, list(range(buffers))
+        self._made: Tensor | None = None
+        self._host: Tensor | None = None
+
+    def put(self, anchors: Tensor, positives: Tensor, first: int) -> PinnedBatch:
+        """Quantise images [n, 3, H, W] in [-1, 1] into a free buffer; on a GPU, without waiting for it."""
+        on_gpu = self._device.type == "cuda"
+        if self._host is None:
+            self.image_shape = tuple(anchors.shape[1:])
+            shape = len(self._free), 2 * len(anchors) * (math.prod(self.image_shape) + 1)
+            self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
+            self._made = torch.empty(shape, dtype=torch.uint8, device=self._device) if on_gpu else self._host
+        buffer, count = self._free.pop(0), len(anchors)
+        pixels, finite = self._views(self._made, buffer, count)
         for row, images in enumerate((anchors, positives)):
             pixels[row].copy_(levels(images).permute(0, 2, 3, 1))
-            sound[row].copy_(finite(images))
+            finite[row].copy_(finite_rows(images))
         copied = None
-        if self._on_gpu:
-            begin, size = self.offset(slot), pixels.numel() + sound.numel()
-            self._host[begin : begin + size].copy_(self._device[begin : begin + size], non_blocking=True)
+        if on_gpu:
+            size = pixels.numel() + finite.numel()
+            self._host[buffer, :size].copy_(self._made[buffer, :size], non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
-        return Staged(slot, first, count, copied)
+        return PinnedBatch(buffer, first, count, copied)
 
-    def pixels(self, staged: Staged) -> np.ndarray:
-        """Wait for a batch's copy alone, then hand out its slot, uint8 [2, n, H, W, 3], until it is freed.
+    def pixels(self, batch: PinnedBatch) -> np.ndarray:
+        """Wait for a batch's copy alone, and return its pixels, uint8 [2, n, H, W, 3], valid until `free`.
 
         Raises:
             NonFiniteError: an image held a NaN or an infinity; the message names the pair.
         """
-        if staged.copied is not None:
-            staged.copied.synchronize()
-        pixels, sound = self._parts(self._host, staged.slot, staged.count)
+        if batch.copied is not None:
+            batch.copied.synchronize()
+        pixels, finite = self._views(self._host, batch.buffer, batch.count)
         for row, name in enumerate(("images of anchors", "images of positives")):
-            refuse_non_finite(name, sound[row].bool(), staged.first)
+            require_all(name, finite[row].bool(), batch.first)
         return pixels.numpy()
 
-    def offset(self, slot: int) -> int:
-        """Where a slot begins in the memory, in bytes."""
-        return slot * self._stride
+    def free(self, batch: PinnedBatch) -> None:
+        """Let the batch's buffer be filled again."""
+        self._free.append(batch.buffer)
 
-    def free(self, staged: Staged) -> None:
-        self._free.append(staged.slot)
-
-    def close(self) -> None:
-        """Unlock the memory; no copy may be under way."""
-        if self._registered:
-            torch.cuda.synchronize(self._device.device)
-            torch.cuda.cudart().cudaHostUnregister(self._host.data_ptr())
-            self._registered = False
-
-    def _parts(self, memory: Tensor, slot: int, count: int) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 [2, count, H, W, 3] and whether they are finite, uint8 [2, count], of a slot."""
-        channels, height, width = self._image_shape
-        begin, size = self.offset(slot), 2 * count * channels * height * width
-        pixels = memory[begin : begin + size].view(2, count, height, width, channels)
-        return pixels, memory[begin + size : begin + size + 2 * count].view(2, count)
-
-
-def _page_lock(host: Tensor) -> bool:
-    """Keep shared memory in place, so that a GPU copies into it while the host goes on; False where that fails."""
-    failure = int(torch.cuda.cudart().cudaHostRegister(host.data_ptr(), host.nbytes, 0))
-    if failure:
-        with contextlib.suppress(RuntimeError):  # CUDA keeps the error for whoever launches next to raise
-            torch.ones(1, device="cuda")
-        warnings.warn(f"shared memory can't be page-locked (CUDA error {failure}): copies wait", stacklevel=2)
-    return not failure
+    def _views(self, memory: Tensor, buffer: int, count: int) -> tuple[Tensor, Tensor]:
+        """Pixels, uint8 [2, count, H, W, 3], and finite flags, uint8 [2, count], of a buffer."""
+        channels, height, width = self.image_shape
+        size = 2 * count * channels * height * width
+        pixels = memory[buffer, :size].view(2, count, height, width, channels)
+        return pixels, memory[buffer, size : size + 2 * count].view(2, count)

@@ -1,4 +1,4 @@
-"""What makes pairs: latents from seeds on the CPU, images on the device. Pair i depends on its seed alone."""
+"""Source of pairs: latents from seeds on the CPU, images on the device. Pair i depends on its seed alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.pairs.format import require_finite, to_uint8
+from copgen_fast.pairs.format import require_finite
 from copgen_fast.runtime import latents
 
 
 @dataclass(frozen=True)
 class PairSource:
-    """What makes pairs."""
+    """A generator, a way of making positives, and the distribution of latents."""
 
     generator: Callable[..., Tensor]
     """z float32 [n, L] on `device` (and labels int64 [n]) -> images [n, 3, H, W] in [-1, 1]."""
@@ -25,18 +25,21 @@ class PairSource:
     prior: latents.Prior
     device: torch.device
     label_of: Callable[[int], int] | None = None
-    """Class of pair i's images, of a conditional generator."""
+    """Class of pair i's images, for a conditional generator."""
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
-        """Classes int64 [n] of some pairs, on the CPU; None of a generator without classes."""
+        """Classes int64 [n] of pairs, on the CPU; None for a generator without classes."""
         return None if self.label_of is None else torch.tensor([self.label_of(index) for index in indices])
 
     def draw(self, seeds: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor]:
         """z and z_positive of some seeds, both float32 [n, L] on the CPU.
 
+        Args:
+            first: number of the first sample, for the message.
+
         Raises:
-            NonFiniteError: a NaN or an infinity; row 0 is called sample `first`.
-            TypeError, ValueError: `positive` returned no such tensor.
+            NonFiniteError: a NaN or an infinity.
+            TypeError, ValueError: `positive` returned another dtype or shape.
         """
         z = latents.sample_each(self.prior, seeds, self.latent_dim)
         z_positive = expect_tensor("positive(z, seeds)", self.positive(z, seeds), tuple(z.shape), [torch.float32])
@@ -46,19 +49,11 @@ class PairSource:
         return z, z_positive
 
     def images(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Images of latents [n, L] and their `labels`, floating [n, 3, H, W] on `device`.
+        """Images of latents [n, L] and their `labels`, floating point [n, 3, H, W] on `device`.
 
         Raises:
-            TypeError, ValueError: `generator` returned no such tensor.
+            TypeError, ValueError: `generator` returned another dtype or shape.
         """
         inputs = (z,) if labels is None else (z, labels)
         images = self.generator(*(tensor.to(self.device) for tensor in inputs))
         return expect_tensor("generator(z)", images, (len(z), 3, "H", "W"))
-
-    def render(self, z: Tensor, labels: Tensor | None, name: str, first: int = 0) -> Tensor:
-        """`images`, quantised: uint8 [n, 3, H, W] on the CPU.
-
-        Raises:
-            NonFiniteError: a NaN or an infinity in the images called `name`; row 0 is called sample `first`.
-        """
-        return to_uint8(self.images(z, labels), name, first).cpu()

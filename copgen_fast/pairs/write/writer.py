@@ -1,7 +1,8 @@
-"""Writes shards of pairs. Pair i depends on seed start_seed + i alone; a shard appears only when whole."""
+"""Writer of shards of pairs. Pair i depends on seed start_seed + i alone; a shard appears only when complete."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tarfile
@@ -13,10 +14,10 @@ import torch
 
 from copgen_fast.config import PairsConfig, RunConfig, faults
 from copgen_fast.errors import UsageError
-from copgen_fast.pairs import parts
+from copgen_fast.pairs import shares
 from copgen_fast.pairs.format import Index, Shard, Span, add_member, key, members, sidecar, write_index
-from copgen_fast.pairs.parts import Part
-from copgen_fast.pairs.write.pipeline import Batch, Pipeline
+from copgen_fast.pairs.shares import Share
+from copgen_fast.pairs.write.pipeline import EncodedBatch, encoded_batches
 from copgen_fast.pairs.write.source import PairSource
 from copgen_fast.runtime import artifacts, interrupts
 
@@ -26,85 +27,87 @@ Progress = Callable[[int], None]
 def write_pairs(
     folder: Path, source: PairSource, config: PairsConfig, identity: dict, progress: Progress | None = None
 ) -> dict:
-    """Write the shards of part `config.part` of `config.parts` that `folder` still lacks, and its index after each.
+    """Write the missing shards of writer `config.part` of `config.parts` into `folder`, and its index after each.
 
     Args:
-        identity: what makes the pairs (digests, names, seeds), as JSON values.
-        progress: called with the number of the part's pairs that are there, then with that of each batch written.
+        identity: digests, names and seeds that determine the pairs, as JSON values.
+        progress: called with the number of the writer's pairs that are there, then with that of each batch written.
 
     Returns:
-        count (pairs of all parts), written, seconds, images_per_s (both of this call; two images a pair)
-        and displacement_mean (L2, over all pairs; None while other parts' are missing).
+        count (pairs of all writers), written, seconds, images_per_s (both of this call; two images a pair)
+        and displacement_mean (L2, over all pairs; None while other writers' are missing).
 
     Raises:
         UsageError: a value of `config` is out of range, or the folder holds pairs of another identity, or is read-only.
         NonFiniteError: a NaN or an infinity; the message names the tensor and the pair.
-        Interrupted: a stop was requested; whole shards are kept.
-        CopgenError: the disk is full, or an encoding worker died; whole shards are kept.
+        Interrupted: a stop was requested; complete shards are kept.
+        CopgenError: the disk is full; complete shards are kept.
     """
     for fault in faults(RunConfig(stages=("pairs",), pairs=config)):
         raise UsageError(fault)
-    part = Part(config.part, config.parts)
-    index, done = _open(folder, source, config, json.loads(json.dumps(identity)), part)
-    mine = part.spans(config.count, config.shard_size)
-    missing = [span for span in mine if span.name not in done]
+    share = Share(config.part, config.parts)
+    index, shards = _open(folder, source, config, json.loads(json.dumps(identity)), share)
+    spans = share.spans(config.count, config.shard_size)
+    missing = [span for span in spans if span.name not in shards]
     progress = progress or (lambda count: None)
-    if there := sum(span.count for span in mine if span.name in done):
-        progress(there)
+    if present := sum(span.count for span in spans if span.name in shards):
+        progress(present)
     start = time.perf_counter()
-    with torch.no_grad(), Pipeline(source, config) as pipeline:
-        batches = pipeline.encoded(missing)
+    with torch.no_grad(), contextlib.closing(encoded_batches(source, config, missing)) as batches:
         for span in missing:
-            done[span.name] = _write_shard(folder, span, batches, config, progress)
-            index = dataclasses.replace(index, image_shape=pipeline.image_shape)
-            own = parts.listing(index, (shard for shard in done.values() if part.owns(shard.name)))
-            write_index(folder, own, part.index_name)
+            shards[span.name], image_shape = _write_shard(folder, span, batches, config, progress)
+            index = dataclasses.replace(index, image_shape=image_shape)
+            own = index.with_shards(shard for shard in shards.values() if share.owns(shard.name))
+            write_index(folder, own, share.index_name)
     seconds = time.perf_counter() - start
     written = sum(span.count for span in missing)
-    whole = parts.complete(folder, part)
+    complete = shares.complete_index(folder, share)
     return {
         "count": config.count,
         "written": written,
         "seconds": seconds,
         "images_per_s": 2 * written / seconds,
-        "displacement_mean": None if whole is None else whole.displacement_mean,
+        "displacement_mean": None if complete is None else complete.displacement_mean,
     }
 
 
 def _open(
-    folder: Path, source: PairSource, config: PairsConfig, identity: dict, part: Part
+    folder: Path, source: PairSource, config: PairsConfig, identity: dict, share: Share
 ) -> tuple[Index, dict[str, Shard]]:
-    """An index of no shards, and the shards that are there, whoever wrote them; other pairs are a UsageError."""
+    """An index without shards, and the finished shards of all writers; other pairs are a UsageError."""
     index = Index(identity, config.count, config.shard_size, (3, 0, 0), source.latent_dim, config.codec, ())
-    found = parts.indexes(folder)
-    for there in found.values():
+    indexes = shares.read_indexes(folder)
+    for found in indexes.values():
         sizes = {"count": config.count, "shard_size": config.shard_size, "latent_dim": source.latent_dim}
-        parts.require_same(folder, there, identity, **sizes, codec=config.codec)
-        index = dataclasses.replace(index, image_shape=there.image_shape)
-    parts.remove_leftovers(folder, part)
-    return index, parts.whole_shards(folder, found, part.index_name)
+        shares.require_same(folder, found, identity, **sizes, codec=config.codec)
+        index = dataclasses.replace(index, image_shape=found.image_shape)
+    shares.remove_leftovers(folder, share)
+    return index, shares.finished_shards(folder, indexes, share.index_name)
 
 
-def _write_shard(folder: Path, span: Span, batches: Iterator[Batch], config: PairsConfig, progress: Progress) -> Shard:
-    """Write one shard from the next batches, which are its."""
+def _write_shard(
+    folder: Path, span: Span, batches: Iterator[EncodedBatch], config: PairsConfig, progress: Progress
+) -> tuple[Shard, tuple[int, int, int]]:
+    """Write a shard from the next batches, which are its own; returns its entry and its images' shape."""
     path, latents_path = folder / span.name, folder / sidecar(span.name)
     with artifacts.atomic(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for _ in range(0, span.count, config.batch):
                 if interrupts.stop_requested():
                     raise interrupts.Interrupted(
-                        f"stopped before {span.name} in {folder} was whole: the shards before it are kept; "
+                        f"stopped before {span.name} in {folder} was complete: the shards before it are kept; "
                         "run the same command to go on"
                     )
                 batch = next(batches)
-                drawn = batch.drawn
+                latents = batch.latents
                 for index, files in enumerate(batch.files, batch.first):
-                    record = json.dumps(drawn.records[index - span.first]).encode()
+                    record = json.dumps(latents.records[index - span.first]).encode()
                     for member, data in zip(members(config.codec), (*files, record), strict=True):
                         add_member(tar, f"{key(index)}.{member}", data)
                 progress(len(batch.files))
         # Before the tar takes its name, so that no tar is ever without its latents.
-        artifacts.write_tensors(latents_path, {"z": drawn.z, "z_positive": drawn.z_positive})
+        artifacts.write_tensors(latents_path, {"z": latents.z, "z_positive": latents.z_positive})
         tar_facts = temporary.stat().st_size, artifacts.sha256(temporary)
-    latent_facts = latents_path.stat().st_size, artifacts.sha256(latents_path)
-    return Shard(*span, *tar_facts, *latent_facts, sum(record["displacement"] for record in drawn.records) / span.count)
+    latents_facts = latents_path.stat().st_size, artifacts.sha256(latents_path)
+    mean = sum(record["displacement"] for record in latents.records) / span.count
+    return Shard(*span, *tar_facts, *latents_facts, mean), batch.image_shape

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.read.loader import PairBatch, PairBatches, PairDataset, Sampler, order
-from tests.helpers.pairs_fixtures import CONFIG, bless, contents, write
+from tests.helpers.pairs_fixtures import CONFIG, contents, update_digest, write
 
 NO_CACHE = 0.0
 
@@ -126,7 +126,7 @@ def test_undecodable_image_is_named(folder):
     data = bytearray(path.read_bytes())
     data[512:560] = b"x" * 48  # the first member's PNG signature and header
     path.write_bytes(data)
-    bless(folder, path.name, "")
+    update_digest(folder, path.name, "")
     with pytest.raises(CorruptArtifactError, match=r"shard-000001\.tar: 00000004\.anchor\.png"):
         PairDataset(folder)[4]
 

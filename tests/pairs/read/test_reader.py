@@ -11,7 +11,7 @@ from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.read.loader import PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.read.reader import Reader
-from tests.helpers.pairs_fixtures import CONFIG, bless, write
+from tests.helpers.pairs_fixtures import CONFIG, update_digest, write
 
 needs_dali = pytest.mark.skipif(not dali.available(), reason="DALI is not installed")
 LOADERS = {
@@ -49,7 +49,7 @@ def spoil(folder, index, member, data=b"no image, nor JSON, nor anything else"):
     with open(path, "r+b") as file:
         file.seek(offset)
         file.write(data)
-    bless(folder, path.name, "")
+    update_digest(folder, path.name, "")
 
 
 def all_batches(batches, start=0, steps=7):

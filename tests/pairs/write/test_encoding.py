@@ -1,83 +1,91 @@
-import os
-import signal
-import subprocess
-import sys
+import dataclasses
+import threading
 
 import numpy as np
 import pytest
 
-from copgen_fast.errors import CopgenError
 from copgen_fast.pairs.codecs import CODECS
-from copgen_fast.pairs.write.encoding import Encoders
+from copgen_fast.pairs.write.encoding import Encoder
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (2, 37, 5, 7, 3)).astype(np.uint8)
 
 
+def encoder_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("encoder")]
+
+
 @pytest.fixture
 def opened():
-    """Makes Encoders whose memory holds PIXELS after 11 other bytes."""
     made = []
 
     def make(codec, workers):
-        encoders = Encoders(codec, workers)
-        made.append(encoders)
-        if encoders.memory is not None:
-            os.pwrite(encoders.memory, PIXELS.tobytes(), 11)
-        return encoders
+        made.append(Encoder(codec, workers))
+        return made[-1]
 
     yield make
-    for encoders in made:
-        encoders.close()
+    for encoder in made:
+        encoder.close()
+    assert not encoder_threads()
 
 
 @pytest.mark.parametrize("codec", list(CODECS))
-def test_files_come_in_order_whoever_encodes(opened, codec):
+def test_files_come_in_order_whatever_the_number_of_threads(opened, codec):
     expected = [tuple(CODECS[codec].encode(PIXELS[side, row]) for side in (0, 1)) for row in range(37)]
-    for workers in (0, 2):
-        encoders = opened(codec, workers)
-        batches = [encoders.submit(PIXELS, 11) for _ in range(3)]
-        assert [files() for files in batches] == [expected] * 3
-        assert len(encoders.processes) == (0 if codec == "raw" else workers)
+    for workers in (0, 1, 3):
+        encoder = opened(codec, workers)
+        batches = [encoder.submit(PIXELS), encoder.submit(PIXELS[:, :5]), encoder.submit(PIXELS)]
+        assert [files() for files in batches] == [expected, expected[:5], expected]
 
 
-def test_a_dead_worker_is_named(opened):
-    encoders = opened("png", 2)
-    assert len(encoders.submit(PIXELS, 11)()) == 37
-    os.kill(encoders.processes[0], signal.SIGKILL)
-    with pytest.raises(CopgenError, match=rf"worker 1 of 2 \(process {encoders.processes[0]}\) was ended by SIGKILL"):
-        [encoders.submit(PIXELS, 11)() for _ in range(2)]
+@pytest.mark.parametrize(("workers", "where"), [(0, threading.main_thread().name), (2, "encoder")])
+def test_threads_encode_where_there_are_any(opened, monkeypatch, workers, where):
+    names = set()
+    monkeypatch.setitem(CODECS, "png", dataclasses.replace(CODECS["png"], encode=lambda image: note(names)))
+    opened("png", workers).submit(PIXELS)()
+    assert names and all(name.startswith(where) for name in names)
 
 
-def test_a_worker_that_fails_is_named(opened, capfd):
-    encoders = opened("png", 1)
-    with pytest.raises(CopgenError, match=r"worker 1 of 1 .* ended with exit code 1"):
-        encoders.submit(PIXELS, 10**6)()  # beyond the memory
-    assert "ValueError" in capfd.readouterr().err
+def note(names):
+    names.add(threading.current_thread().name)
+    return b""
 
 
-def test_close_ends_the_workers(opened):
-    encoders = opened("png", 2)
-    processes = encoders.processes
-    # A Ctrl-C in the terminal reaches this process's group; the workers must outlive it while the shard is finished.
-    assert all(os.getpgid(process) != os.getpgid(0) for process in processes)
-    encoders.submit(PIXELS, 11)
-    encoders.close()
-    for process in processes:
-        with pytest.raises(ProcessLookupError):
-            os.kill(process, 0)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_is_raised_with_the_batch_that_has_it(opened, monkeypatch, workers):
+    encode = CODECS["png"].encode
+
+    def fail_at_white(image):
+        if image.all():
+            raise MemoryError("no room")
+        return encode(image)
+
+    monkeypatch.setitem(CODECS, "png", dataclasses.replace(CODECS["png"], encode=fail_at_white))
+    bad = PIXELS.copy()
+    bad[1, 30] = 255
+    encoder = opened("png", workers)
+    black = np.zeros_like(PIXELS)
+    before, failing, after = encoder.submit(black), encoder.submit(bad), encoder.submit(black)
+    assert len(before()) == 37
+    with pytest.raises(MemoryError, match="no room"):
+        failing()
+    assert len(after()) == 37
 
 
-def test_no_worker_outlives_a_killed_parent():
-    script = (
-        "import os, signal, numpy as np\n"
-        "from copgen_fast.pairs.write.encoding import Encoders\n"
-        "encoders = Encoders('png', 2)\n"
-        "os.ftruncate(encoders.memory, 2 * 64 * 64 * 64 * 3)\n"
-        "pixels = np.zeros((2, 64, 64, 64, 3), np.uint8)\n"
-        "encoders.submit(pixels, 0)()\n"
-        "encoders.submit(pixels, 0)\n"  # one has work, and one is idle or has
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    parent.communicate(timeout=180)  # ends when nobody holds the pipe any more: workers inherit it
-    assert parent.returncode == -signal.SIGKILL
+def test_close_ends_the_threads_whatever_is_still_to_do(monkeypatch):
+    begun, encoded = threading.Event(), []
+
+    def count(image):
+        encoded.append(image)
+        begun.set()
+        return b""
+
+    monkeypatch.setitem(CODECS, "png", dataclasses.replace(CODECS["png"], encode=count))
+    encoder = Encoder("png", 2)
+    for _ in range(50):
+        encoder.submit(PIXELS)
+    assert begun.wait(60)
+    encoder.close()
+    assert not encoder_threads()
+    done = len(encoded)
+    encoder.close()  # again does nothing
+    assert len(encoded) == done <= 50 * 2 * 37

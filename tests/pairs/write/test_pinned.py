@@ -1,5 +1,4 @@
 import dataclasses
-import os
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 
 from copgen_fast.errors import NonFiniteError
 from copgen_fast.pairs.format import to_uint8
-from copgen_fast.pairs.write.pinned import Staging
+from copgen_fast.pairs.write.pinned import PinnedBuffers
 from tests.helpers.pairs_fixtures import CONFIG, contents, generate, source, write
 
 CPU = torch.device("cpu")
@@ -25,51 +24,45 @@ def expected(*batch):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.booleans())
-def test_slots_hold_what_quantisation_gives(pairs, height, width, shared):
-    memory = os.memfd_create("test") if shared else None
-    staging = Staging(2, pairs, (3, height, width), CPU, memory)
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))
+def test_buffers_hold_what_quantisation_gives(pairs, height, width):
+    buffers = PinnedBuffers(2, CPU)
     batches = [[images(n, 3, height, width, seed=seed) for seed in (n, n + 9)] for n in (pairs, -(-pairs // 2))]
-    staged = [staging.put(*batch, first=0) for batch in batches]
-    for batch, one in zip(batches, staged, strict=True):
-        np.testing.assert_array_equal(staging.pixels(one), expected(*batch))
-        if shared:
-            size = 2 * one.count * height * width * 3
-            assert os.pread(memory, size, staging.offset(one.slot)) == expected(*batch).tobytes()
-    staging.free(staged[0])
-    assert staging.put(*batches[0], first=0).slot == staged[0].slot
-    staging.close()
-    if shared:
-        os.close(memory)
+    filled = [buffers.put(*batch, first=0) for batch in batches]
+    for batch, one in zip(batches, filled, strict=True):
+        np.testing.assert_array_equal(buffers.pixels(one), expected(*batch))
+    buffers.free(filled[0])
+    again = buffers.put(*batches[1], first=7)
+    assert again.buffer == filled[0].buffer
+    for one in (again, filled[1]):
+        np.testing.assert_array_equal(buffers.pixels(one), expected(*batches[1]))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(("side", "name"), [(0, "anchors"), (1, "positives")])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_bad_images_are_named(bad, side, name, device):
-    staging = Staging(1, 4, (3, 9, 9), torch.device(device), None)
+    buffers = PinnedBuffers(1, torch.device(device))
     batch = [images(4, 3, 9, 9).to(device), images(4, 3, 9, 9).to(device)]
     batch[side][2:, 1, 0, 1] = bad
     with pytest.raises(NonFiniteError, match=f"^images of {name}: .*sample 102$"):
-        staging.pixels(staging.put(*batch, first=100))
+        buffers.pixels(buffers.put(*batch, first=100))
 
 
 @NEEDS_GPU
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_gpu_is_not_waited_for(shared):
-    device, memory = torch.device("cuda"), os.memfd_create("test") if shared else None
-    staging = Staging(2, 3, (3, 16, 16), device, memory)
+def test_a_gpu_is_not_waited_for():
+    """Copies to memory that is not page-locked would wait as well."""
+    device = torch.device("cuda")
+    buffers = PinnedBuffers(2, device)
     batches = [[images(3, 3, 16, 16, seed=seed).to(device) for seed in (i, i + 9)] for i in range(2)]
-    staging.free(staging.put(*batches[0], first=0))
+    buffers.free(buffers.put(*batches[0], first=0))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        staged = [staging.put(*batch, first=0) for batch in batches]
+        filled = [buffers.put(*batch, first=0) for batch in batches]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert staging._host.is_pinned()
-    for batch, one in zip(batches, staged, strict=True):
-        np.testing.assert_array_equal(staging.pixels(one), expected(*(images.cpu() for images in batch)))
-    staging.close()
+    for batch, one in zip(batches, filled, strict=True):
+        np.testing.assert_array_equal(buffers.pixels(one), expected(*(images.cpu() for images in batch)))
 
 
 @NEEDS_GPU

@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 
 import pytest
 import torch
 
 from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
+from copgen_fast.pairs.codecs import CODECS
 from copgen_fast.pairs.format import to_uint8
-from copgen_fast.pairs.read.loader import PairDataset
+from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.write import pipeline
-from copgen_fast.pairs.write.encoding import Encoders
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.interrupts import Interrupted, handle_signals
 from copgen_fast.runtime.latents import sample_each
@@ -22,9 +23,9 @@ from tests.helpers.pairs_fixtures import CONFIG, IDENTITY, LATENT_DIM, contents,
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """What an uninterrupted run writes."""
-    folder = tmp_path_factory.mktemp("whole") / "pairs"
+def uninterrupted(tmp_path_factory):
+    """The files that an uninterrupted run writes."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "pairs"
     write(folder)
     return contents(folder)
 
@@ -72,32 +73,32 @@ def test_index_lists_the_shards(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_bytes_do_not_depend_on_workers(tmp_path, whole, workers):
+def test_bytes_do_not_depend_on_workers(tmp_path, uninterrupted, workers):
     write(tmp_path, dataclasses.replace(CONFIG, workers=workers))
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize("batch", [1, 4, 256])
-def test_batch_size_changes_rounding_at_most(tmp_path, whole, batch):
+def test_batch_size_changes_rounding_at_most(tmp_path, uninterrupted, batch):
     write(tmp_path / "this", dataclasses.replace(CONFIG, batch=batch))
     write(tmp_path / "that")
     for one, other in zip(images(tmp_path / "this"), images(tmp_path / "that"), strict=True):
         assert (one.int() - other.int()).abs().max() <= 1
     files = contents(tmp_path / "this")
-    assert all(files[name] == data for name, data in whole.items() if name.endswith(".safetensors"))
+    assert all(files[name] == data for name, data in uninterrupted.items() if name.endswith(".safetensors"))
 
 
-def test_second_run_writes_nothing(tmp_path, whole):
+def test_second_run_writes_nothing(tmp_path, uninterrupted):
     write(tmp_path)
     result = write(tmp_path, pair_source=source(generator=None))
     assert (result["written"], result["images_per_s"]) == (0, 0)
     assert result["displacement_mean"] > 0
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.safetensors", "shard-000002.tar", "index.json"])
 @pytest.mark.parametrize("harm", ["delete", "truncate"])
-def test_missing_and_short_files_are_written_again(tmp_path, whole, name, harm):
+def test_missing_and_short_files_are_written_again(tmp_path, uninterrupted, name, harm):
     write(tmp_path)
     if harm == "delete" or name == "index.json":
         (tmp_path / name).unlink()
@@ -105,7 +106,7 @@ def test_missing_and_short_files_are_written_again(tmp_path, whole, name, harm):
         os.truncate(tmp_path / name, 100)
     written = write(tmp_path)["written"]
     assert written == {"shard-000002.tar": 2, "index.json": 10}.get(name, 4)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize(
@@ -118,11 +119,11 @@ def test_missing_and_short_files_are_written_again(tmp_path, whole, name, harm):
         (IDENTITY, dataclasses.replace(CONFIG, codec="jpeg"), r"codec \(png there, jpeg here\)"),
     ],
 )
-def test_pairs_of_something_else_are_left_alone(tmp_path, whole, identity, config, named):
+def test_pairs_of_something_else_are_left_alone(tmp_path, uninterrupted, identity, config, named):
     write(tmp_path)
     with pytest.raises(UsageError, match=named):
         write(tmp_path, config, identity=identity)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
 def test_identity_may_hold_tuples(tmp_path):
@@ -133,7 +134,7 @@ def test_identity_may_hold_tuples(tmp_path):
 
 @pytest.mark.parametrize("batches", [0, 1, 4])
 @pytest.mark.parametrize("how", ["exception", "sigterm"])
-def test_stopped_run_goes_on_to_the_same_bytes(tmp_path, whole, batches, how):
+def test_stopped_run_goes_on_to_the_same_bytes(tmp_path, uninterrupted, batches, how):
     seen = []
 
     def stop(count):
@@ -150,7 +151,7 @@ def test_stopped_run_goes_on_to_the_same_bytes(tmp_path, whole, batches, how):
         except (ZeroDivisionError, Interrupted) as error:
             outcome = error
     files = contents(tmp_path)
-    assert all(whole[name] == data for name, data in files.items() if name != "index.json")
+    assert all(uninterrupted[name] == data for name, data in files.items() if name != "index.json")
     assert isinstance(outcome, Interrupted) == (how == "sigterm" and batches < 4)  # asked in the last batch, it is done
     if isinstance(outcome, Interrupted):
         assert f"{tmp_path}" in str(outcome) and "shard-" in str(outcome)
@@ -158,17 +159,17 @@ def test_stopped_run_goes_on_to_the_same_bytes(tmp_path, whole, batches, how):
     assert len([name for name in files if name.endswith(".safetensors")]) == len(shards)
     assert ("index.json" in files) == bool(shards)
     write(tmp_path)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize("names", [("shard-000002.tar", "index.json"), ("shard-000001.safetensors",)])
-def test_leftovers_of_a_kill_are_replaced(tmp_path, whole, names):
+def test_leftovers_of_a_kill_are_replaced(tmp_path, uninterrupted, names):
     write(tmp_path)
     for name in names:
         (tmp_path / name).rename(tmp_path / f".{name}.incomplete")
     (tmp_path / ".shard-000000.tar.incomplete").write_bytes(b"half")
     write(tmp_path)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
 KILLED = """
@@ -188,46 +189,47 @@ write(Path(sys.argv[1]), dataclasses.replace(CONFIG, workers=2), progress=die)
 """
 
 
-def test_killed_within_a_shard_it_loses_that_shard_alone(tmp_path, whole):
-    """The real process, with workers, in the second shard; then what is there of the first, in the third."""
+def test_killed_within_a_shard_it_loses_that_shard_alone(tmp_path, uninterrupted):
+    """In the second shard, then, resumed, in the third."""
     for batches, shards in ((3, 1), (4, 2)):  # resumed, it reports the pairs that are there first
         command = [sys.executable, "-c", KILLED, str(tmp_path), str(batches)]
         child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        child.communicate(timeout=180)  # until nobody, no worker either, holds the pipe any more
+        child.communicate(timeout=180)
         assert child.returncode == -signal.SIGKILL
         files = contents(tmp_path)
         assert f".shard-{shards:06d}.tar.incomplete" in files
         assert len([name for name in files if name.startswith("shard") and name.endswith("tar")]) == shards
-        assert all(whole[name] == data for name, data in files.items() if name.startswith("shard"))
+        assert all(uninterrupted[name] == data for name, data in files.items() if name.startswith("shard"))
     assert write(tmp_path)["written"] == 2
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
-def test_a_dead_worker_leaves_nothing_half_written(tmp_path, whole, monkeypatch):
-    processes = []
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_error_of_an_encoder_leaves_nothing_half_written(tmp_path, uninterrupted, monkeypatch, workers, error):
+    encoded, encode = [], CODECS["png"].encode
 
-    class Watched(Encoders):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            processes.extend(self.processes)
+    def fail(image):
+        encoded.append(image)
+        if len(encoded) > 10:  # in the second shard
+            raise error("no room")
+        return encode(image)
 
-    def kill(count):
-        while processes:
-            os.kill(processes.pop(), signal.SIGKILL)
-
-    monkeypatch.setattr(pipeline, "Encoders", Watched)
-    with pytest.raises(CopgenError, match=r"encoding worker . of 2 \(process \d+\) was ended by SIGKILL: the shards"):
-        write(tmp_path, dataclasses.replace(CONFIG, workers=2, shard_size=10), progress=kill)
-    assert contents(tmp_path) == {}
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setitem(CODECS, "png", dataclasses.replace(CODECS["png"], encode=fail))
+        with pytest.raises(error, match="no room"):
+            write(tmp_path, dataclasses.replace(CONFIG, workers=workers))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("encoder")]
+    assert all(uninterrupted[name] == data for name, data in contents(tmp_path).items() if name != "index.json")
+    assert len(list(tmp_path.glob("*.tar"))) == 1
     write(tmp_path)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
-def test_generation_stays_a_stated_number_of_batches_ahead(tmp_path, whole, monkeypatch, ahead):
-    """Also as on a GPU, which has a batch before it while the host waits for another: the slots suffice."""
-    monkeypatch.setattr(pipeline, "_batches_on", lambda device: ahead)
+@pytest.mark.parametrize("queued", [0, 1])
+def test_generation_is_a_stated_number_of_batches_ahead(tmp_path, uninterrupted, monkeypatch, queued):
+    """Also as on a GPU, where a batch is launched beyond the one that is waited for: there are buffers enough."""
+    monkeypatch.setattr(pipeline, "batches_queued", lambda device: queued)
     made, lead = [], []
 
     def counted(z):
@@ -235,8 +237,8 @@ def test_generation_stays_a_stated_number_of_batches_ahead(tmp_path, whole, monk
         return generate(z)
 
     write(tmp_path, pair_source=source(counted), progress=lambda count: lead.append(len(made) // 2 - len(lead) - 1))
-    assert contents(tmp_path) == whole
-    assert lead == [1 + ahead] * (4 - ahead) + [1, 0][1 - ahead :]
+    assert contents(tmp_path) == uninterrupted
+    assert lead == [1 + queued] * (4 - queued) + [1, 0][1 - queued :]
 
 
 def test_an_exception_comes_after_the_items_before_it():
@@ -246,10 +248,10 @@ def test_an_exception_comes_after_the_items_before_it():
 
     found = []
     with pytest.raises(ZeroDivisionError):
-        for item in pipeline._ahead(items(), 5):
+        for item in pipeline.prefetch(items(), 5):
             found.append(item)
     assert found == [1, 2, 3]
-    assert list(pipeline._ahead(iter(range(5)), 2)) == [0, 1, 2, 3, 4]
+    assert list(pipeline.prefetch(iter(range(5)), 2)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -264,7 +266,7 @@ def test_a_read_only_folder_is_a_fault_of_usage(tmp_path, monkeypatch, workers):
 
 
 @pytest.mark.parametrize("call", (1, 3, 5, 8, 17))
-def test_full_disk_at_any_file_leaves_only_whole_shards(tmp_path, whole, monkeypatch, call):
+def test_full_disk_at_any_file_leaves_only_whole_shards(tmp_path, uninterrupted, monkeypatch, call):
     calls, fsync = [], os.fsync
 
     def full(handle):
@@ -278,9 +280,9 @@ def test_full_disk_at_any_file_leaves_only_whole_shards(tmp_path, whole, monkeyp
         with pytest.raises(CopgenError, match="disk full while writing"):
             write(tmp_path)
     files = contents(tmp_path)
-    assert all(whole[name] == data for name, data in files.items() if name != "index.json")
+    assert all(uninterrupted[name] == data for name, data in files.items() if name != "index.json")
     write(tmp_path)
-    assert contents(tmp_path) == whole
+    assert contents(tmp_path) == uninterrupted
 
 
 def test_full_disk_within_a_shard(tmp_path, monkeypatch):
