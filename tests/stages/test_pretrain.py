@@ -18,7 +18,7 @@ from copgen_fast.training import loop
 from copgen_fast.training.metrics import read_rows
 from tests.conftest import TINY
 from tests.helpers.host_reads import HostReads
-from tests.helpers.pairs_fixtures import bless
+from tests.helpers.pairs_fixtures import update_digest
 
 
 def test_the_learning_rate_follows_its_curve():
@@ -206,7 +206,7 @@ def test_a_run_that_stopped_at_a_corrupt_pair_goes_on_without_it(name, finished_
     data = shard.read_bytes()
     start = data.index(b"00000020.positive.png") + 512
     shard.write_bytes(data[:start] + b"no image" + data[start + 8 :])
-    bless(pairs, shard.name, "")
+    update_digest(pairs, shard.name, "")
     assert main(arguments) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "shard-000001.tar: 00000020.positive.png does not decode" in line and "--pretrain.on-corrupt skip" in line
