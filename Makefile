@@ -1,5 +1,6 @@
 # make quickstart   the whole pipeline on embedded data, then open runs/quickstart/report.html
 # make test         all tests
+# make test-cpu     tests that compare two computations once more, with an older CPU's instructions and two threads
 # make bench        every benchmark on this machine, into runs/bench.json
 # make lint         what the code is held to
 # Each makes .venv first where it is missing.
@@ -11,7 +12,7 @@ READY := .venv/.ready
 # On a busy machine, threads that spin while they wait for their siblings slow training several times over.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: install quickstart test bench lint
+.PHONY: install quickstart test test-cpu bench lint
 
 install: $(READY)
 
@@ -28,6 +29,10 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-cpu: $(READY)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/test_encoders.py tests/training \
+		tests/stages/test_navigator.py tests/bench/areas/test_navigator.py tests/bench/areas/test_pretrain.py
 
 bench: $(READY)
 	$(BIN)/python -m bench all --json runs/bench.json
