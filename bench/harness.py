@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from copgen_fast.errors import CopgenError
+from copgen_fast.runtime.memory import no_garbage_collection
 
 Call = Callable[[], object]
 
@@ -62,7 +62,7 @@ def interleaved(
     wanted = {name: min(rounds, max(least, many)) for name, many in affordable.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for turn in range(rounds):
             for name in list(candidates)[:: 1 if turn % 2 == 0 else -1]:
                 if (turn + 1) * wanted[name] // rounds > turn * wanted[name] // rounds:
@@ -90,14 +90,3 @@ def _sample(call: Call, times: int, device: torch.device | str) -> float:
 def _timing(seconds: list[float]) -> Timing:
     fifths = statistics.quantiles(seconds, n=5, method="inclusive")
     return Timing(statistics.median(seconds) * 1e3, fifths[3] / max(fifths[0], 1e-12), len(seconds))
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

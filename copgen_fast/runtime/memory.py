@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,10 +22,17 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
     memory of C++ code counts like tensors; what was allocated but never touched does not. Exact to about 0.3 MB; None
     where the kernel is not Linux.
     """
+    with no_garbage_collection():
+        return _gpu_peak(call, device) if torch.device(device).type == "cuda" else _cpu_peak(call)
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Garbage collection is off in this context."""
     was_on = gc.isenabled()
     gc.disable()
     try:
-        return _gpu_peak(call, device) if torch.device(device).type == "cuda" else _cpu_peak(call)
+        yield
     finally:
         if was_on:
             gc.enable()
