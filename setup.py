@@ -36,6 +36,7 @@ def compiled() -> dict:
         # Nothing reads errno or floating-point traps; loops vectorise only without them.
         extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wno-psabi"],
         extra_link_args=["-fopenmp"],
+        depends=sorted(glob("csrc/**/*.h", recursive=True)),
         optional=True,
     )
 
@@ -75,7 +76,7 @@ def cuda_extension() -> list:
         include_dirs=["csrc", str(toolkit / "include")],
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
         extra_compile_args={"cxx": ["-O2", "-g0"], "nvcc": ["-O3", "--threads=2", *([] if chosen else CUDA_TARGETS)]},
-        depends=glob("csrc/*/*.cuh") + glob("csrc/*/*_cuda.h"),
+        depends=sorted(glob("csrc/*/*.cuh") + glob("csrc/*/*_cuda.h")),
         optional=True,
     )
     folders = [*extension.library_dirs, *(os.environ.get("LIBRARY_PATH", "").split(":"))]

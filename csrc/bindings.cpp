@@ -1,5 +1,5 @@
-// The compiled operators, as torch.ops.copgen_fast_cpp.*; importing copgen_fast._cpp registers them.
-// They fill the tensors they are given and check nothing: copgen_fast/ops does.
+// Registers the C++ operators, torch.ops.copgen_fast_cpp.*, when copgen_fast._cpp is imported.
+// They fill the tensors they are given; copgen_fast/ops checks arguments.
 #include <ATen/core/Tensor.h>
 #include <Python.h>
 #include <torch/library.h>
@@ -22,7 +22,7 @@ void separable_filter(const at::Tensor& images, const at::Tensor& weights, bool 
 
 void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
                 int64_t offset, int64_t shift, bool exclude_self, at::Tensor losses, at::Tensor lse,
-                std::optional<at::Tensor> nearest, std::optional<at::Tensor> closeness);
+                std::optional<at::Tensor> nearest, std::optional<at::Tensor> nearest_logit);
 
 void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
                    const std::optional<at::Tensor>& row_lse, const std::optional<at::Tensor>& row_grad,
@@ -48,7 +48,7 @@ TORCH_LIBRARY(copgen_fast_cpp, m) {
   m.def("separable_filter(Tensor images, Tensor weights, bool transposed, Tensor(a!) filtered) -> ()");
   m.def(
       "row_losses(Tensor rows, Tensor? columns, float temperature, float bound, int offset, int shift, "
-      "bool exclude_self, Tensor(a!) losses, Tensor(b!) lse, Tensor(c!)? nearest, Tensor(d!)? closeness) -> ()");
+      "bool exclude_self, Tensor(a!) losses, Tensor(b!) lse, Tensor(c!)? nearest, Tensor(d!)? nearest_logit) -> ()");
   m.def(
       "row_gradients(Tensor rows, Tensor? columns, float temperature, float bound, Tensor? row_lse, Tensor? row_grad, "
       "Tensor? column_lse, Tensor? column_grad, int offset, int shift, bool exclude_self, Tensor(a!) grad_rows) -> ()");

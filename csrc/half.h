@@ -1,4 +1,4 @@
-// float16 and bfloat16 as they lie in memory, converted by arithmetic that the compiler vectorises on any x86-64.
+// float16 and bfloat16 storage types, with conversions that the compiler vectorises on any x86-64.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ COPGEN_INLINE float widen(float value) { return value; }
 COPGEN_INLINE double widen(double value) { return value; }
 COPGEN_INLINE float widen(BFloat16 value) { return as_float(static_cast<uint32_t>(value.bits) << 16); }
 
-// A float's exponent is 112 larger than the same bits stand for; subnormal numbers are multiplied right, too.
+// The exponent's bias is 112 larger in float; the product is right for subnormal numbers too.
 COPGEN_INLINE float widen(Float16 value) {
   const uint32_t bits = value.bits, magnitude = (bits & 0x7fffu) << 13;
   const uint32_t finite = as_bits(as_float(magnitude) * 0x1p112f);
@@ -40,7 +40,7 @@ COPGEN_INLINE float widen(Float16 value) {
   return as_float((magnitude >= 0x0f800000u ? infinite : finite) | (bits & 0x8000u) << 16);
 }
 
-// To the nearest, ties to even; every NaN becomes the same one.
+// Rounds to nearest, ties to even; every NaN becomes the same one.
 template <typename S>
 S narrow(float value);
 template <typename S>

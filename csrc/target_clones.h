@@ -1,8 +1,8 @@
-// Functions that the compiler vectorises once per instruction set, and among which the loader picks: AVX-512, AVX2
-// with FMA, or any x86-64. Only float is worth it.
+// Function multiversioning: a version for AVX-512, AVX2 with FMA and any x86-64 each, chosen by the loader. Only float
+// gains from it.
 #pragma once
 
-// The bodies must melt into the cloned functions that call them: on their own they would be compiled for any x86-64.
+// Bodies must be inlined into the cloned functions that call them, or they would be compiled for any x86-64.
 #define COPGEN_INLINE inline __attribute__((always_inline))
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)

@@ -1,14 +1,13 @@
-"""The fused augmentation in Triton: crop, resize, flip, colour jitter, gray, solarise and normalise.
+"""Triton kernels of the fused augmentation: crop, resize, flip, colour jitter, gray, solarise and normalise.
 
-A program makes BLOCK neighbouring pixels of one view, so that every branch on what was drawn is the same for the
-whole program, and an op that a view does not have costs it nothing.
+A program makes BLOCK neighbouring pixels of one view, so that branches on its parameters are uniform, and an op that
+a view does not have costs nothing.
 
-Forward is two launches. A contrast blends with the mean luminance of its whole view, so the mean has to be there
-before any pixel can be finished, and programs can only wait for each other within a launch if all of them are
-resident at once. The first launch computes the means' parts, and leaves views without a contrast at once.
+Forward is two launches: a contrast blends with the mean luminance of its whole view, and programs of one launch cannot
+wait for each other. The first computes partial sums of the means, and returns at once for views without a contrast.
 
-Backward is three: the gradient of the contrast's mean, which again takes the whole view; the gradient of the resized
-pixels, through the colours, which are computed again; and its gather into the images. Nothing is added atomically.
+Backward is three: the gradient of the contrast's mean, again over the whole view; the gradient of the resized pixels,
+through the colours, which are computed again; and its gather into the images. There are no atomic additions.
 """
 
 import struct
@@ -20,7 +19,8 @@ import torch
 import triton
 import triton.language as tl
 from copgen_fast.kernels.color import Drawn, apply_jitter, jitter_vjp, load_jitter, luminance, masked_grad
-from copgen_fast.kernels.filter import on_device, separable_filter
+from copgen_fast.kernels.filter import separable_filter
+from copgen_fast.kernels.launch import on_device
 from copgen_fast.kernels.resize import (
     Sizes,
     Strides,
@@ -35,17 +35,16 @@ from torch import Tensor
 
 __all__ = ["augment_backward", "augment_forward", "separable_filter"]
 
-# Two pixels a thread: reading what was drawn and dividing cost a thread as much for one. Forward takes 64 registers of
-# sm_75, whose multiprocessors it fills; backward takes 80 and fills three quarters. Left to itself the assembler tries
-# backward with 72 and spills.
+# Two pixels a thread share the reads of parameters and the divisions. On sm_75 forward takes 64 registers, which fill
+# a multiprocessor; backward takes 80, three quarters. Without the limit the assembler tries 72 for it, and spills.
 BLOCK = 256
 WARPS = 4
 REGISTERS = 80
-# Parts of a view's sums at most. Whoever needs a sum adds them up, in one order.
+# Most partial sums of a view; kernels that need the sum add them up, in one order.
 PARTS = tl.constexpr(64)
 
-# No compilation for each size, stride and alignment: pixels are read one by one.
-# In a tuple numbers would be specialised all the same, so they arrive one by one.
+# Pixels are read one by one, so no size, stride or alignment is worth a compilation. Numbers are arguments of their
+# own, as those of a tuple would be specialised all the same.
 _ANY = ("images", "drawn", "views", "pivots", "grads", "grad_images")
 _ANY += ("n", "m", "height", "width", "out_height", "out_width", "part_count", "chunk_count")
 _ANY += ("s0", "s1", "s2", "s3", "t0", "t1", "t2", "t3")
@@ -58,7 +57,7 @@ def pivot_parts_kernel(
     parts,
     TWO_TAPS: tl.constexpr, OFFSET: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Parts of the sum of the luminance that the contrast of each view blends with."""
+    """Partial sums of the luminance that the contrast of each view blends with."""
     strides = Strides(s0, s1, s2, s3)
     sizes = Sizes(n, m, height, width, out_height, out_width, part_count, chunk_count)
     view = tl.program_id(0) // sizes.parts
@@ -129,7 +128,7 @@ def contrast_parts_kernel(
     parts, scale, grads, t0, t1, t2, t3, pivots,
     STRAIGHT: tl.constexpr, TWO_TAPS: tl.constexpr, OFFSET: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Parts of the sum of the gradient that reaches the contrast of each view."""
+    """Partial sums of the gradient of the contrast of each view."""
     strides = Strides(s0, s1, s2, s3)
     grad_strides = Strides(t0, t1, t2, t3)
     sizes = Sizes(n, m, height, width, out_height, out_width, part_count, chunk_count)
@@ -190,7 +189,7 @@ def gather_kernel(
     resized_grads,
     OFFSET: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the images: each pixel adds up what reaches it from all views of its image, in one order."""
+    """Gradient of the images: each pixel sums the contributions of all views of its image, in one order."""
     strides = Strides(s0, s1, s2, s3)
     sizes = Sizes(n, m, height, width, out_height, out_width, part_count, chunk_count)
     image = tl.program_id(0) // sizes.chunks
@@ -243,7 +242,7 @@ def _total(parts, view, part_count):
 
 @triton.jit
 def _precise(numbers, channel: tl.constexpr, COMPUTE: tl.constexpr):
-    """One of three numbers, given as three of float32 and what is left of them."""
+    """One of three numbers, each given as a float32 and its rounding error."""
     number = tl.cast(numbers[channel], COMPUTE)
     if COMPUTE == tl.float64:
         number += tl.cast(numbers[channel + 3], COMPUTE)
@@ -254,7 +253,7 @@ def _precise(numbers, channel: tl.constexpr, COMPUTE: tl.constexpr):
 def _finish_vjp(
     grads, strides, view, row, column, exists, r, g, b, drawn, scale, OFFSET: tl.constexpr, COMPUTE: tl.constexpr
 ):  # fmt: skip
-    """Gradient behind the jitter, whose pixels are r, g, b: through the scale, the solarise and the gray."""
+    """Gradient of the jitter's result r, g, b: through the scale, the solarise and the gray."""
     red, green, blue, down, right = plane_pointers(grads, strides, view, OFFSET)
     offset = row * down + column * right
     gr = tl.load(red + offset, exists, 0.0).to(COMPUTE) * _precise(scale, 0, COMPUTE)
@@ -317,7 +316,7 @@ def augment_backward(
     straight_through: bool,
     grad_images: Tensor,
 ) -> None:
-    """Fill `grad_images`, the gradient of `images`, from that of the views; see copgen_fast.ops.augment.operator."""
+    """Fill `grad_images`, the gradient of `images`, from that of the views; see ops/augment/operator.py."""
     drawn = Drawn(*(x.contiguous() for x in (crop, flip, order, factors, jitter, gray, solarize)))
     sizes = _sizes(images, grad)
     parts = pivot.new_empty(len(grad), PARTS.value)
@@ -347,7 +346,7 @@ def _sizes(images: Tensor, views: Tensor) -> Sizes:
 
 
 def _meta(images: Tensor, views: Tensor) -> dict[str, Any]:
-    """What the kernels are compiled for."""
+    """Compile-time arguments of the kernels."""
     two_taps = images.shape[2] <= views.shape[2] and images.shape[3] <= views.shape[3]
     extents = ((x.shape[2] - 1) * x.stride(2) + (x.shape[3] - 1) * x.stride(3) for x in (images, views))
     return {
@@ -360,13 +359,13 @@ def _meta(images: Tensor, views: Tensor) -> dict[str, Any]:
 
 
 def _split(numbers: Sequence[float]) -> tuple[float, ...]:
-    """The numbers in float32, as a kernel's arguments arrive, and then what is left of each, for float64."""
+    """The numbers rounded to float32, as a kernel takes them, and then their rounding errors, for float64."""
     rounded = [struct.unpack("f", struct.pack("f", x))[0] for x in numbers]
     return (*rounded, *(x - y for x, y in zip(numbers, rounded, strict=True)))
 
 
 def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches without data that compile all kernels here: in all ways that occur on sm_75, or in a few."""
+    """Named launches on meta tensors that compile all kernels of this file: every variant, or a few."""
     few = ((torch.bfloat16, 96),)
     every = ((dtype, size) for dtype in (torch.float32, torch.float16, torch.uint8) for size in (128, 96))
     for dtype, size in every if thorough else few:

@@ -1,6 +1,6 @@
-"""Colour arithmetic of one view's pixels in Triton, forward and backward: what the augmentation's kernels share.
+"""Triton functions of the colour jitter and its gradient, shared by the augmentation's kernels.
 
-A pixel is three tensors r, g, b in [0, 1]. Every branch here depends on the view alone, never on the pixel.
+A pixel is three tensors r, g, b in [0, 1]. Branches depend on the view alone.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = (tl.constexpr(op) for op in range(4))
 
 
 class Drawn(NamedTuple):
-    """The parameters that were drawn: pointers to tensors of one row a view."""
+    """AugmentParams: pointers to tensors of one row a view."""
 
     crop: object
     flip: object
@@ -24,7 +24,7 @@ class Drawn(NamedTuple):
 
 
 class Jitter(NamedTuple):
-    """The colour jitter of one view: pointers to its order and factors, the places of two ops in the order."""
+    """The colour jitter of one view: pointers to its order and factors, and what is derived from them."""
 
     order: object
     factors: object
@@ -63,9 +63,9 @@ def luminance(r, g, b):
 
 @triton.jit
 def apply_jitter(r, g, b, jitter, pivot, end):
-    """The ops at the places before `end`: the blends before the hue, the hue, the blends after it.
+    """Apply the ops at the places before `end`: the blends before the hue, the hue, the blends after it.
 
-    Returns the pixel, the pixel before the hue, and as bits 3 place + channel whether no clamp reached it.
+    Returns the pixel, the pixel before the hue, and bits 3 place + channel, set where no clamp was active.
     """
     kept = tl.zeros(r.shape, tl.int32)
     for place in range(0, tl.minimum(jitter.hue_at, end)):
@@ -82,7 +82,7 @@ def apply_jitter(r, g, b, jitter, pivot, end):
 
 @triton.jit
 def jitter_vjp(gr, gg, gb, hue_r, hue_g, hue_b, kept, jitter, share, start, STRAIGHT: tl.constexpr):
-    """Gradient before the op at place `start` of the gradient behind the last; the ops in reverse.
+    """Gradient of the input of the op at place `start` from the gradient of the last op's result.
 
     `share` is the gradient of the contrast's mean luminance with respect to one pixel's luminance.
     """
@@ -144,7 +144,7 @@ def _blend_vjp(gr, gg, gb, kept, jitter, share, place, STRAIGHT: tl.constexpr):
 
 @triton.jit
 def _hue(r, g, b):
-    """HSV's largest channel, spread, hue in sixths of a turn from the largest channel's, and who is what.
+    """HSV's largest channel, spread, hue in sixths of a turn from that channel's, and masks of the extreme channels.
 
     Where channels tie the first counts. A gray pixel has spread 0 and hue 0.
     """
@@ -154,7 +154,7 @@ def _hue(r, g, b):
     low_r = (r <= g) & (r <= b)
     low_g = (g <= b) & ~low_r
     spread = high - tl.where(low_r, r, tl.where(low_g, g, b))
-    # Written as a quotient whatever the spread, so that NaN stays NaN.
+    # A quotient for every spread, so that NaN stays NaN.
     sixths = tl.where(is_r, g - b, tl.where(is_g, b - r, r - g)) / tl.where(spread == 0, 1.0, spread)
     return high, spread, sixths, is_r, is_g, low_r, low_g
 

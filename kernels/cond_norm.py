@@ -1,8 +1,7 @@
-"""relu(scale x + shift) with a scale and a shift for each sample and channel, and its gradient, in Triton.
+"""Triton kernels of relu(scale x + shift), with a scale and a shift per sample and channel, and of its gradient.
 
 Forward each program writes a run of the result, NCHW or NHWC, upsampled or not. Backward a program takes some channels
-of some pixels of a sample, and leaves its sums for the gradients of scales and shifts in a row of their own: what adds
-up the rows has one order.
+of some pixels of a sample, and stores partial sums of the gradients of scale and shift, which are added in one order.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,14 +10,14 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.filter import on_device
+from copgen_fast.kernels.launch import on_device
 from torch import Tensor
 
 __all__ = ["cond_norm", "cond_norm_backward"]
 
 BLOCK = 1024
 WARPS = 4
-# Backward: values a step, and steps a program at least, so that few sums are left over.
+# Backward: values a step, and steps of a program, so that there are few partial sums.
 TILE = 1024
 STEPS = 8
 # Channels of a tile in NHWC, pixels of one in NCHW.
@@ -46,13 +45,13 @@ def cond_norm_kernel(
         source = small * C + c if LAST else c * (H * W) + small
     value = tl.load(x + n * (C * H * W) + source, exists, 0.0).to(COMPUTE)
     value = value * tl.load(scale + n * apart + c, exists, 0.0) + tl.load(shift + n * shift_apart + c, exists, 0.0)
-    # A comparison rather than a maximum, which may drop NaN.
+    # A comparison, as a maximum may drop NaN.
     tl.store(y + n * (FOUR * C * H * W) + i, tl.where(value <= 0, 0.0, value), exists)
 
 
 @triton.jit
 def _given(grad, pixel, c, exists, C, H, W, UPSAMPLE: tl.constexpr, LAST: tl.constexpr, COMPUTE: tl.constexpr):
-    """What pixels [P] of channels [C'] receive from their results, a tile."""
+    """Sum over the upsampled copies of the gradient of pixels [P] of channels [C'], a tile."""
     if not UPSAMPLE:
         return tl.load(grad + (pixel * C + c if LAST else c * (H * W) + pixel), exists, 0.0).to(COMPUTE)
     first = pixel // W * (4 * W) + pixel % W * 2
@@ -69,7 +68,7 @@ def cond_norm_backward_kernel(
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, UPSAMPLE: tl.constexpr, LAST: tl.constexpr,
     COMPUTE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of `steps` x PIXELS pixels of CHANNELS channels, and their sums in [2, N, parts, C]."""
+    """Gradient of `steps` x PIXELS pixels of CHANNELS channels, and partial sums [2, N, parts, C]."""
     groups: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     group = tl.program_id(0) % groups
     part = tl.program_id(0) // groups % parts
@@ -143,13 +142,13 @@ def cond_norm_backward(
 def _meta(x: Tensor, y: Tensor, scale: Tensor, upsample: bool) -> dict[str, object]:
     _, channels, height, width = x.shape
     compute = tl.float64 if scale.dtype == torch.float64 else tl.float32
-    # Of two layouts that agree for one of the two tensors, the larger tensor's is meant.
+    # y decides: x may be so small that both layouts fit it.
     layout = {"UPSAMPLE": upsample, "LAST": not y.is_contiguous(), "COMPUTE": compute}
     return {"C": channels, "H": height, "W": width, **layout}
 
 
 def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches without data: half NHWC, and on sm_75 float32, NCHW, float64 and upsampled ones too."""
+    """Named launches on meta tensors: half NHWC, or all of float32, NCHW, float64 and upsampled."""
     chosen = [(torch.float16 if thorough else torch.bfloat16, torch.channels_last, False)]
     if thorough:
         chosen += [(torch.float32, torch.channels_last, True), (torch.float32, torch.contiguous_format, False)]

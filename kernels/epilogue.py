@@ -1,6 +1,6 @@
-"""What is made of a chunk of InfoNCE's products that a library multiplied, in Triton: each chunk is read once.
+"""Triton kernels of the chunked InfoNCE: losses and weights from a chunk of products that cuBLAS computed.
 
-For GPUs, sizes and precisions without a fused kernel of their own. See copgen_fast/ops/info_nce/operator.py.
+Each chunk is read once. For GPUs, sizes and precisions without a fused kernel; see ops/info_nce/operator.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.filter import on_device
+from copgen_fast.kernels.launch import on_device
 from torch import Tensor
 
 __all__ = ["losses_of", "weigh"]
@@ -24,10 +24,10 @@ _kernel = triton.jit(do_not_specialize=("k", "first", "m", "offset", "shift"))
 
 @_kernel
 def losses_of_kernel(
-    products, scale, k, first, m, offset, shift, losses, lse, nearest, closeness,
+    products, scale, k, first, m, offset, shift, losses, lse, nearest, nearest_logit,
     EXCLUDE_SELF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row of products: each lane keeps its own maximum and sum, merged at the end."""
+    """Loss of a row of products; each lane keeps a maximum and a sum, merged at the end."""
     row = tl.program_id(0)
     start = products + row.to(tl.int64) * k
     maximum = tl.full((BLOCK,), LOWEST, tl.float32)
@@ -54,7 +54,7 @@ def losses_of_kernel(
     if nearest is not None:
         # Where all is NaN nothing is nearest: any column will do.
         tl.store(nearest + row, tl.minimum(tl.min(tl.where(maximum == peak, at, 2147483647), 0), k - 1).to(tl.int64))
-        tl.store(closeness + row, peak)
+        tl.store(nearest_logit + row, peak)
 
 
 @_kernel
@@ -62,7 +62,7 @@ def weigh_kernel(
     products, scale, k, first, m, offset, shift, row_lse, row_grad, column_lse, column_grad,
     EXCLUDE_SELF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK products of a row become weights of the columns, in place."""
+    """Replace BLOCK products of a row by weights of the columns."""
     row = tl.program_id(0)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     exists = j < k
@@ -96,13 +96,13 @@ def losses_of(
     losses: Tensor,
     lse: Tensor,
     nearest: Tensor | None,
-    closeness: Tensor | None,
+    nearest_logit: Tensor | None,
 ) -> None:
-    """Fill what row_losses fills, for rows `first` and on, of `m`, whose products [C, K] with the columns are given."""
+    """row_losses of rows `first` and on, of `m`, whose products [C, K] with the columns are given."""
     count, k = products.shape
     with on_device(products):
         losses_of_kernel[(count,)](
-            products, 1 / temperature, k, first, m, offset, shift, losses, lse, nearest, closeness,
+            products, 1 / temperature, k, first, m, offset, shift, losses, lse, nearest, nearest_logit,
             EXCLUDE_SELF=exclude_self, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
 
@@ -120,7 +120,7 @@ def weigh(
     column_lse: Tensor | None,
     column_grad: Tensor | None,
 ) -> None:
-    """Replace products [C, K] by what the columns are weighted with in row_gradients, but for 1 / temperature."""
+    """Replace products [C, K] by the weights of the columns in row_gradients, times the temperature."""
     count, k = products.shape
     with on_device(products):
         weigh_kernel[(count, triton.cdiv(k, BLOCK))](
@@ -130,7 +130,7 @@ def weigh(
 
 
 def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches without data that compile each kernel once, with all it may have; whatever `thorough`."""
+    """Named launches on meta tensors that compile each kernel once, with all optional arguments."""
     products, of_rows, of_columns = (torch.empty(shape, device="meta") for shape in ((64, 4096), 64, 4096))
     nearest = torch.empty(64, dtype=torch.int64, device="meta")
     placed = (products, 0.1, 0, 4096, 0, 2048, True)

@@ -1,12 +1,12 @@
-"""A separable filter in Triton, each sample with its own weights: the blur of the augmentation, and its adjoint."""
+"""Triton kernel of a separable filter with weights per sample, and of its adjoint: the augmentation's blur."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 import triton
 import triton.language as tl
+from copgen_fast.kernels.launch import on_device
 from torch import Tensor
 
 # Two pixels a thread share a division.
@@ -21,7 +21,7 @@ def filter_kernel(
 ):  # fmt: skip
     """One axis of contiguous [M, 3, h, w]; the border is reflected without repeating its last pixel.
 
-    The adjoint gathers, too: pixel j gave its value to the outputs j - k, and beyond a border to those mirrored there.
+    The adjoint is a gather too: pixel j contributed to the outputs j - k, and beyond a border to the mirrored ones.
     """
     plane = (tl.program_id(0) // chunk_count).to(tl.int64)
     count = height * width
@@ -53,7 +53,7 @@ def filter_kernel(
 def separable_filter(images: Tensor, weights: Tensor, transposed: bool, filtered: Tensor) -> None:
     """Fill `filtered` with contiguous [M, 3, h, w] filtered along both axes by weights [M, 2R + 1]; R < min(h, w).
 
-    `transposed` applies the adjoint. The axes commute, so their order is the same.
+    `transposed` applies the adjoint; the axes commute, so it takes them in the same order.
     """
     m, channels, height, width = images.shape
     chunks = triton.cdiv(height * width, BLOCK)
@@ -65,11 +65,6 @@ def separable_filter(images: Tensor, weights: Tensor, transposed: bool, filtered
             filter_kernel[(m * channels * chunks,)](
                 source, weights, target, *sizes, VERTICAL=vertical, TRANSPOSED=transposed, BLOCK=BLOCK, num_warps=WARPS
             )
-
-
-def on_device(tensor: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -1,12 +1,12 @@
-"""The fused InfoNCE in Triton: losses, and their gradients, of a similarity matrix that is never stored.
+"""Launchers of the fused InfoNCE in Triton: row losses, and their gradients, without storing the similarity matrix.
 
     s_ij = (rows_i . columns_j) / temperature,  loss_i = log sum_j exp(s_ij) - s_{i, target(i)}
 
-Forward and backward are one launch each where rows and columns are few. More columns than keep the GPU busy through
-their rows alone are split, and a second launch adds up the parts, in one order. A large symmetric matrix is computed
-by half: the exponentials of a tile are summed along both axes, and a second launch adds those sums up.
+Forward and backward are one launch each for few rows and columns. Where the rows alone don't fill the GPU, many columns
+are split, and a second launch adds up the parts, in one order. Of a large symmetric matrix half is computed: the
+exponentials of a tile are summed along both axes, and a second launch adds up those sums.
 
-For sm_80 and newer. Older ones have no matrix instructions that Triton uses: there it works, slowly.
+For sm_80 and newer: on older GPUs Triton uses no matrix instructions, which is slow.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 import triton
-from copgen_fast.kernels.filter import on_device
+from copgen_fast.kernels.launch import on_device
 from copgen_fast.kernels.similarity import (
     LOG2_E,
     finish_kernel,
@@ -45,7 +45,7 @@ class Blocks(NamedTuple):
 
     def meta(self, d: int) -> dict[str, int | str]:
         shared = {"D": d, "BLOCK_D": self.d, "PRECISION": self.precision}
-        # The assembler would rather spill a little of bf16x6 than take all registers.
+        # Without the limit the assembler spills in bf16x6 rather than take all registers.
         limit = {"maxnreg": 255} if self.precision == "bf16x6" else {}
         return {**shared, "num_warps": self.warps, "num_stages": self.stages, **limit}
 
@@ -60,27 +60,24 @@ def row_losses(
     exclude_self: bool,
     losses: Tensor,
     lse: Tensor,
-    top: Tensor | None,
-    top_logit: Tensor | None,
+    nearest: Tensor | None,
+    nearest_logit: Tensor | None,
     *,
     triangle_from: int = 2048,
     split_from: int = 2048,
     scratch_bytes: int = 2**25,
 ) -> None:
-    """Fill `losses` and `lse` [M] of `rows` [M, D] against `columns` [K, D], themselves where None.
+    """Fill `losses` and `lse` [M], and `nearest` and `nearest_logit` [M] unless None; see ops/info_nce/operator.py.
 
-    Column `offset` + i is row i's own, left out with `exclude_self`; its target is that of row (i + `shift`) % M,
-    none at -1. |s| <= `bound`, which may be inf. `top` and `top_logit` [M], or neither: where s is largest, and s.
-
-    With at least `triangle_from` rows a symmetric matrix is computed by half, with up to `scratch_bytes` beside it.
-    At least `split_from` columns may be split.
+    From `triangle_from` rows on half of a symmetric matrix is computed, from `split_from` on columns may be split, with
+    up to `scratch_bytes` of temporary memory.
     """
     m, d = rows.shape
     scale, bounded = LOG2_E.value / temperature, bound <= LARGEST_BOUND
     limit = bound * LOG2_E.value if bounded else 0.0
     shift = shift % m if shift >= 0 else -1
     with on_device(rows):
-        if columns is None and exclude_self and offset == 0 and bounded and top is None and m >= triangle_from:
+        if columns is None and exclude_self and offset == 0 and bounded and nearest is None and m >= triangle_from:
             _triangle(rows, scale, limit, shift, losses, lse, scratch_bytes)
             return
         columns = rows if columns is None else columns
@@ -90,9 +87,9 @@ def row_losses(
         splits, each = _split(k, programs, blocks, split_from, scratch_bytes // (16 * m))
         parts = parts_at = None
         if splits > 1:
-            parts = losses.new_empty(2 if top is None else 3, splits, m)
-            parts_at = None if top is None else top.new_empty(splits, m, dtype=torch.int32)
-        outputs = (losses, lse, top, top_logit, parts, parts_at)
+            parts = losses.new_empty(2 if nearest is None else 3, splits, m)
+            parts_at = None if nearest is None else nearest.new_empty(splits, m, dtype=torch.int32)
+        outputs = (losses, lse, nearest, nearest_logit, parts, parts_at)
         losses_kernel[(programs, splits)](
             rows, columns, scale, limit, m, k, offset, shift, each, *outputs,
             BLOCK_M=blocks.m, BLOCK_N=blocks.n, BOUNDED=bounded, EXCLUDE_SELF=exclude_self, **blocks.meta(d),
@@ -138,11 +135,7 @@ def row_gradients(
     split_from: int = 2048,
     scratch_bytes: int = 2**25,
 ) -> None:
-    """Fill `grad_rows` [M, D], the gradient that reaches `rows` through the losses of the rows and of the columns.
-
-    `row_lse` and `row_grad` [M] (the gradient of the losses), `column_lse` and `column_grad` [K], or one of the pairs.
-    Without `columns` both are the rows'. For the others see row_losses.
-    """
+    """Fill `grad_rows` [M, D]; see ops/info_nce/operator.py, and `row_losses` for the keywords."""
     m, d = rows.shape
     if columns is None:
         columns, column_lse, column_grad = rows, row_lse, row_grad
@@ -165,7 +158,7 @@ def row_gradients(
 
 
 def _split(k: int, programs: int, blocks: Blocks, split_from: int, most: int) -> tuple[int, int]:
-    """How many parts, `most` at most, `k` columns are split into, and the columns of each.
+    """Number of parts, at most `most`, that `k` columns are split into, and the columns of each.
 
     Programs as high as 128 rows fill a multiprocessor, of which large GPUs have some 130.
     """
@@ -177,10 +170,10 @@ def _split(k: int, programs: int, blocks: Blocks, split_from: int, most: int) ->
 
 
 def _blocks(rows: Tensor, k: int, kind: str) -> Blocks:
-    """What `rows` against `k` columns are computed with: "losses", "triangle" (where m = n) or "gradients".
+    """Blocks of `rows` against `k` columns for "losses", "triangle" (where m = n) or "gradients".
 
-    Found by compiling: no registers spill, and what is shared fits the 99 KB of sm_86 and sm_120. Low blocks make
-    few rows many programs; high ones read columns less often, which pays where these are many.
+    Chosen so that no registers spill and shared memory fits the 99 KB of sm_86 and sm_120. Low blocks make many
+    programs of few rows; high ones read columns less often.
     """
     m, d = rows.shape
     gradients, triangle = kind == "gradients", kind == "triangle"
@@ -191,7 +184,7 @@ def _blocks(rows: Tensor, k: int, kind: str) -> Blocks:
         # Without matrix instructions both factors of a product go through registers.
         return Blocks(32, 32, 16, _power(d, 64), 4, 1, "ieee")
     else:
-        # Six products of bfloat16 make one of float32, faster than the units for single numbers would.
+        # Six products of bfloat16 make one of float32, faster than fused multiply-adds.
         precision = "bf16x6" if rows.dtype == torch.float32 else "ieee"
     few = max(m, k) <= 2048
     if rows.dtype == torch.float32:
@@ -213,24 +206,21 @@ def _blocks(rows: Tensor, k: int, kind: str) -> Blocks:
 
 
 def _power(d: int, most: int) -> int:
-    """Power of two that holds `d`, at least a tile's smallest side, at most `most`."""
+    """Next power of two of `d`, within a tile's smallest side and `most`."""
     return min(max(16, triton.next_power_of_2(d)), most)
 
 
 def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches without data: all kernels here in both precisions on sm_75, elsewhere a few that stand for most.
-
-    Elsewhere half rows are many, float32 rows few: what they are mostly used for.
-    """
+    """Named launches on meta tensors: all kernels in both precisions, or many half rows and few float32 rows."""
     for dtype, m in ((torch.float16, 8192), (torch.float32, 8192 if thorough else 224)):
         rows = torch.empty(m, 128, dtype=dtype, device="meta")
-        numbers, top = torch.empty(m, device="meta"), torch.empty(m, dtype=torch.int64, device="meta")
+        numbers, nearest = torch.empty(m, device="meta"), torch.empty(m, dtype=torch.int64, device="meta")
         name = f"{str(dtype).removeprefix('torch.')} M={m}"
         losses, statistics = (0, 0, True, numbers, numbers), (numbers, numbers, None, None)
         gradients = (*statistics, 0, 0, True, rows.float())
         yield name, partial(row_losses, rows, None, 0.1, 10.0, *losses, None, None)
         yield f"{name} gradients", partial(row_gradients, rows, None, 0.1, 10.0, *gradients)
         if thorough or m > 224:
-            yield f"{name} unbounded top", partial(row_losses, rows, None, 0.01, 100.0, *losses, top, numbers)
+            yield f"{name} unbounded nearest", partial(row_losses, rows, None, 0.01, 100.0, *losses, nearest, numbers)
         if thorough:
             yield f"{name} unbounded gradients", partial(row_gradients, rows, None, 0.01, 100.0, *gradients)

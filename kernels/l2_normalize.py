@@ -1,4 +1,4 @@
-"""Rows divided by their norms, and the gradient of that, in Triton: each one launch for anchors and positives."""
+"""Triton kernels of L2 normalisation and its gradient: one launch each for anchors and positives."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.filter import on_device
+from copgen_fast.kernels.launch import on_device
 from torch import Tensor
 
 __all__ = ["l2_normalize", "l2_normalize_backward"]
@@ -22,7 +22,7 @@ _kernel = triton.jit(do_not_specialize=("n", "s0", "s1", "t0", "t1", "u0", "u1",
 
 @triton.jit
 def _rows_of(n, D: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr):
-    """This program's rows among the 2 N as a column, their columns as a row, and who is an anchor or a positive."""
+    """This program's rows of the 2 N as a column, their columns as a row, and masks of anchors and positives."""
     row = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)[:, None]
     d = tl.arange(0, WIDTH)[None, :]
     return row, d, (row < n) & (d < D), (row >= n) & (row < 2 * n) & (d < D)
@@ -30,7 +30,7 @@ def _rows_of(n, D: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _load_rows(anchors, s0, s1, positives, t0, t1, n, row, d, is_anchor, is_positive, COMPUTE: tl.constexpr):
-    # Of two masked loads one reads nothing.
+    # One of the two masked loads reads nothing.
     anchor = tl.load(anchors + row * s0 + d * tl.cast(s1, tl.int64), is_anchor, 0.0).to(COMPUTE)
     positive = tl.load(positives + (row - n) * t0 + d * tl.cast(t1, tl.int64), is_positive, 0.0).to(COMPUTE)
     return tl.where(is_anchor, anchor, positive)
@@ -49,7 +49,7 @@ def l2_normalize_kernel(
         if COMPUTE == tl.float32
         else tl.sqrt(tl.sum(x * x, 1, keep_dims=True))
     )
-    # A comparison rather than a maximum, which may drop NaN.
+    # A comparison, as a maximum may drop NaN.
     tl.store(units + row * D + d, x / tl.where(norm < SMALLEST, SMALLEST, norm), is_anchor | is_positive)
     tl.store(norms + row, norm, row < 2 * n)
 
@@ -90,7 +90,7 @@ def l2_normalize_backward(
 ) -> None:
     """Fill `grad_anchors` and `grad_positives` [N, D] from the gradient of the units, contiguous [2N, D].
 
-    A row whose norm is at most 1e-12 has no direction, and gets no gradient.
+    A row whose norm is at most 1e-12 gets no gradient.
     """
     n, d = anchors.shape
     inputs = (anchors, *anchors.stride(), positives, *positives.stride(), n, norms)
@@ -109,7 +109,7 @@ def _launch(n: int, d: int, norms: Tensor) -> tuple[tuple[int], dict[str, object
 
 
 def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches without data that compile both kernels: half rows of 128, and on sm_75 float ones of 2048 too."""
+    """Named launches on meta tensors that compile both kernels: half rows of 128, or also float32 ones of 2048."""
     for dtype, d in ((torch.float16, 128), (torch.float32, 2048)) if thorough else ((torch.bfloat16, 128),):
         rows, units = (torch.empty(n, d, dtype=dtype, device="meta") for n in (112, 224))
         norms = torch.empty(224, device="meta")

@@ -1,4 +1,4 @@
-"""Crop, antialiased bilinear resize and flip in Triton: reading one view's resized pixels, and the adjoint's weights.
+"""Triton functions of crop, antialiased bilinear resize and flip, and the weights of the adjoint.
 
 An output pixel i of `out` lies |(2 i + 1) length - (2 j + 1) out| / (2 out) pixels from pixel j of a crop of `length`:
 places are compared as integers, exactly. The filter is a triangle as wide as the coarser of the two grids.
@@ -20,7 +20,7 @@ class Strides(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How many images and views there are, their sizes, and how many programs make one view."""
+    """Numbers of images and views, their sizes, and the programs that make one view."""
 
     images: object
     views: object
@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """One view's crop, in pixels, and whether it is mirrored."""
+    """Crop and flip of one view, in pixels."""
 
     top: object
     left: object
@@ -59,7 +59,7 @@ def load_crop(drawn, view, sizes):
 
 @triton.jit
 def pixels_of(start, count, width, BLOCK: tl.constexpr):
-    """Rows and columns of the `count` pixels from `start`, and which of them exist; the others repeat the last."""
+    """Rows and columns of BLOCK pixels from `start`, and which of them exist; the others repeat the last."""
     pixel = start + tl.arange(0, BLOCK)
     exists = pixel < count
     pixel = tl.minimum(pixel, count - 1)
@@ -69,7 +69,7 @@ def pixels_of(start, count, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def plane_pointers(tensor, strides, image, OFFSET: tl.constexpr):
-    """Where the three channels of an image begin, and the strides within a channel."""
+    """Pointers to the three channels of an image, and the strides within a channel."""
     red = tensor + tl.cast(image, tl.int64) * strides.image
     channel = tl.cast(strides.channel, tl.int64)
     return red, red + channel, red + 2 * channel, tl.cast(strides.row, OFFSET), tl.cast(strides.column, OFFSET)

@@ -1,8 +1,8 @@
-"""Kernels of the fused InfoNCE in Triton: a program owns a block of rows and goes over columns, a tile at a time.
+"""Triton kernels of the fused InfoNCE: a program takes a block of rows over the columns, a tile at a time.
 
-Logits are kept in units of log 2, so that an exponential is one multiplication and addition and one exp2. Where they
-are known to be small (BOUNDED), one shift `bound` serves all; elsewhere each row keeps its running maximum. Masks are
-applied only to tiles that need them, where the columns end or meet the rows. Launchers: kernels/info_nce.py.
+Logits are in units of log 2, so that an exponential is one multiply-add and one exp2. Where they are bounded (BOUNDED),
+one shift `bound` serves all; otherwise each row keeps its running maximum. Masks apply only to tiles at the end of the
+columns, on the diagonal or with targets. Launchers: kernels/info_nce.py.
 """
 
 import triton
@@ -10,11 +10,11 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Weights of the gradient are at most 2, as the largest of g and h is scaled to 1; times this they fill float16's range.
+# Gradient weights are at most 2, as the largest of g and h is scaled to 1; times GAIN they fill float16's range.
 GAIN = tl.constexpr(2.0**14)
 GAIN_LOG2 = tl.constexpr(14.0)
 
-# No compilation for each size of a batch.
+# Not compiled again for each batch size.
 _kernel = triton.jit(do_not_specialize=("m", "k", "offset", "shift", "first", "last", "each", "count", "splits"))
 
 
@@ -85,14 +85,14 @@ def _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses
 
 @_kernel
 def losses_kernel(
-    rows, columns, scale, bound, m, k, offset, shift, each, losses, lse, top, top_logit, parts, parts_at,
+    rows, columns, scale, bound, m, k, offset, shift, each, losses, lse, nearest, nearest_logit, parts, parts_at,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     BOUNDED: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
 ):  # fmt: skip
-    """Losses and lse of BLOCK_M rows [M, D] against all columns [K, D], and their largest logits if `top` is there.
+    """Losses and lse of BLOCK_M rows [M, D] against all columns [K, D], and unless None `nearest` and its logit.
 
-    With `parts` [2 or 3, splits, M] a program takes `each` of the columns: these are its maxima, sums and largest
-    products, and `parts_at` [splits, M] where the latter are; merge_kernel makes of them what would be here.
+    With `parts` [2 or 3, splits, M] a program takes `each` of the columns and stores its maxima, sums and largest
+    products there, and the columns of the latter in `parts_at` [splits, M], for merge_kernel.
     """
     begin = tl.program_id(1) * each
     i0 = tl.program_id(0) * BLOCK_M
@@ -101,7 +101,7 @@ def losses_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     # Finite, so that a row without any logit so far has no inf - inf.
     peak = tl.full((BLOCK_M,), bound if BOUNDED else -3e38, tl.float32)
-    if top is not None:
+    if nearest is not None:
         best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         best_at = tl.zeros((BLOCK_M,), tl.int32)
     for j0 in range(begin, tl.minimum(begin + each, k), BLOCK_N):
@@ -115,7 +115,7 @@ def losses_kernel(
             if EXCLUDE_SELF:
                 keep &= j[None, :] != (offset + i)[:, None]
             products = tl.where(keep, products, float("-inf"))
-        if top is not None:
+        if nearest is not None:
             # NaN is never the largest. Later columns are only where they are larger.
             largest, at = tl.max(tl.where(products == products, products, float("-inf")), 1, return_indices=True)
             best_at = tl.where(largest > best, j0 + at, best_at)
@@ -131,22 +131,22 @@ def losses_kernel(
         half = tl.num_programs(1).to(tl.int64) * m
         tl.store(parts + at, peak, i < m)
         tl.store(parts + half + at, total, i < m)
-        if top is not None:
+        if nearest is not None:
             tl.store(parts + 2 * half + at, best, i < m)
             tl.store(parts_at + at, best_at, i < m)
         return
     _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses, lse, D)
-    if top is not None:
-        tl.store(top + i, best_at.to(tl.int64), i < m)
-        tl.store(top_logit + i, scale * best * LN_2, i < m)
+    if nearest is not None:
+        tl.store(nearest + i, best_at.to(tl.int64), i < m)
+        tl.store(nearest_logit + i, scale * best * LN_2, i < m)
 
 
 @_kernel
 def merge_kernel(
-    rows, columns, scale, m, offset, shift, splits, losses, lse, top, top_logit, parts, parts_at,
+    rows, columns, scale, m, offset, shift, splits, losses, lse, nearest, nearest_logit, parts, parts_at,
     D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What losses_kernel stores, from the parts that it left."""
+    """Merge the parts of losses_kernel into its results."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = i < m
     step = tl.cast(m, tl.int64)
@@ -158,22 +158,22 @@ def merge_kernel(
         part = tl.load(parts + (splits + split) * step + i, exists, 0.0)
         total += part * tl.exp2(tl.load(parts + split * step + i, exists, 0.0) - peak)
     _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses, lse, D)
-    if top is not None:
+    if nearest is not None:
         best = tl.full((BLOCK,), float("-inf"), tl.float32)
         best_at = tl.zeros((BLOCK,), tl.int32)
         for split in range(splits):
             largest = tl.load(parts + (2 * splits + split) * step + i, exists, 0.0)
             best_at = tl.where(largest > best, tl.load(parts_at + split * step + i, exists, 0), best_at)
             best = tl.where(largest > best, largest, best)
-        tl.store(top + i, best_at.to(tl.int64), exists)
-        tl.store(top_logit + i, scale * best * LN_2, exists)
+        tl.store(nearest + i, best_at.to(tl.int64), exists)
+        tl.store(nearest_logit + i, scale * best * LN_2, exists)
 
 
 @triton.jit
 def _mirrored(block, count):
-    """How many tiles block `block` of `count` has in each direction around the circle, itself among them.
+    """Number of tiles of block `block` of `count`, which form a circle, up to the opposite block.
 
-    Of an even number of blocks the opposite one is as far in both directions: the first half's takes it.
+    Of an even number of blocks the opposite one is as far in both directions: blocks of the first half take it.
     """
     return (count + 1) // 2 + tl.where((count % 2 == 0) & (block < count // 2), 1, 0)
 
@@ -185,8 +185,8 @@ def triangle_kernel(
 ):  # fmt: skip
     """Sums of exponentials over tiles of a symmetric matrix, along both axes.
 
-    Blocks of rows form a circle of `count`: block b meets b, b + 1, ... up to the opposite one, of which this
-    launch takes those at distances `first` to `last` - 1, a program `each` of them. Its sums along rows go to
+    Blocks of rows form a circle of `count`: the tiles of block b are b, b + 1, ... up to the opposite one. This launch
+    takes those at distances `first` to `last` - 1, a program `each` of them. Its sums along rows go to
     parts[last - first + program_id(1)], those along columns to parts[distance - first]; parts is [parts, M].
     """
     block = tl.program_id(0)
@@ -217,14 +217,14 @@ def finish_kernel(
     rows, scale, bound, m, shift, first, last, each, count, parts, losses, lse,
     D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add up the parts of triangle_kernel, after those of former launches, kept in lse; the last makes the losses."""
+    """Add the parts of triangle_kernel to those of former launches, kept in lse; the last launch makes the losses."""
     block = tl.program_id(0)
     i = block * BLOCK + tl.arange(0, BLOCK)
     exists = i < m
     total = tl.zeros((BLOCK,), tl.float32)
     if first > 0:
         total += tl.load(lse + i, exists, 0.0)
-    # Who is nearer to this block in the other direction.
+    # Blocks nearer to this one in the other direction.
     opposite = count - count // 2
     nearer = tl.where((count % 2 == 0) & (block < opposite), opposite, count // 2 + 1)
     for distance in range(tl.maximum(first, 1), tl.minimum(last, nearer)):
@@ -254,9 +254,9 @@ def gradients_kernel(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, BOUNDED: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
 ):  # fmt: skip
-    """WIDTH columns of the gradient of BLOCK_M rows, from `each` of the columns [K, D]: all of them, or a part.
+    """WIDTH columns of the gradient of BLOCK_M rows, over `each` of the columns [K, D].
 
-    grad_rows is [M, D], or with parts [splits, M, D].
+    grad_rows is [M, D], or [splits, M, D] where the columns are split.
     """
     i0 = tl.program_id(0) * BLOCK_M
     out0 = tl.program_id(1) * WIDTH

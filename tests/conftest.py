@@ -10,6 +10,9 @@ TINY = """quickstart --device cpu --log-every 1 --save-every 2
     --pretrain.epochs 2 --pretrain.batch 16""".split()
 """The quickstart in seconds: every stage and every method, too short to learn anything."""
 
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported: without a GPU its kernels are tested in its interpreter, on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The same examples in every run: what fails here is what changed, not what was drawn; and no test is timed.
 settings.register_profile("steady", derandomize=True, deadline=None)

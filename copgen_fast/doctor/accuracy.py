@@ -11,7 +11,7 @@ from torch import Tensor
 from copgen_fast import augmentations
 from copgen_fast.ops import AugmentParams, augment, cond_norm, info_nce
 from copgen_fast.ops.backend import resolve
-from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, unit
+from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_reference
 from copgen_fast.runtime import seeds
 
 # A fused op may be this many times as wrong as PyTorch's operators.
@@ -108,5 +108,5 @@ def subjects(device: torch.device) -> dict[str, Subject]:
 
 def _l2_normalize(x: Sequence[Tensor], backend: str) -> Tensor:
     if x[0].dtype == torch.float64:
-        return unit(torch.cat(list(x)))
+        return l2_normalize_reference(torch.cat(list(x)))
     return l2_normalize(*x, backend)[0]

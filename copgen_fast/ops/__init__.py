@@ -1,4 +1,4 @@
-"""The importable part: batched augmentation, InfoNCE and a generator's conditional normalisation. Needs torch only."""
+"""Batched augmentation, InfoNCE and conditional normalisation: differentiable ops that need torch only."""
 
 from copgen_fast.ops.augment.functional import Augment, AugmentParams, AugmentPolicy, augment
 from copgen_fast.ops.backend import backends

@@ -1,4 +1,4 @@
-"""python -m copgen_fast.ops: which backends the ops have here."""
+"""python -m copgen_fast.ops: the ops' backends on this machine."""
 
 from copgen_fast.ops.backend import support_table
 

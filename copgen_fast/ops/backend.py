@@ -1,22 +1,26 @@
-"""Which implementation of an op runs where: the one place that knows."""
+"""Backends of the ops: which are installed, and which one runs by default for a device and dtype."""
 
 from __future__ import annotations
 
+import functools
 import os
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
-# What an implementation needs beside torch.
+# The module that a backend needs beside torch.
 _MODULE = {"cpp": "copgen_fast._cpp", "cuda": "copgen_fast._cuda", "triton": "triton"}
-_INSTALLED = {"reference", "chunked", *(name for name, module in _MODULE.items() if find_spec(module) is not None)}
+INSTALLED = {"reference", "chunked", *(name for name, module in _MODULE.items() if find_spec(module) is not None)}
+"""Names of the backends of this installation, whatever the device."""
 _HINT = {
     "cpp": "the C++ extension is not built: install again where a C++ compiler is, with --no-build-isolation",
     "cuda": "the CUDA extension is not built: install again where nvcc is, with --no-build-isolation",
     "triton": "on a GPU it needs the package triton; on the CPU it runs only under TRITON_INTERPRET=1, slowly",
 }
 
-# Per op and device type, fastest first; a device type not listed runs the reference.
+# Per op and device type, fastest first; other device types run the reference.
 _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
     "augment": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
     "info_nce": {"cpu": ("cpp", "chunked", "reference"), "cuda": ("triton", "cuda", "chunked", "reference")},
@@ -24,26 +28,31 @@ _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
     "cond_norm": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
 }
 
-# What a backend is for, where that is not all its device type's inputs; others run it when they are told to.
-_PURPOSE = {
+# The inputs for which a GPU's backend is the default, where these are not all.
+_INPUTS = {
     (
         "info_nce",
         "triton",
     ): "sm_80 and newer, not float64, D up to 512: on sm_75 Triton makes no tensor-core instruction",
     ("info_nce", "cuda"): "sm_75 and newer, float16, D up to 512; rounds other dtypes to float16",
-    ("info_nce", "chunked"): "any device; a GPU without a kernel of its own",
 }
 # Beyond it the fused backward computes similarities again for each part of D: large products are faster.
 _FUSED_DIMENSION = 512
 
 
-def installed() -> set[str]:
-    """Names of the backends that this installation has, whatever the device."""
-    return set(_INSTALLED)
+@functools.cache
+def load(backend: str, op: str) -> Any:
+    """The compiled functions of `op`, as a module or a namespace of operators; each fills its last arguments."""
+    if backend == "triton":
+        return import_module(f"copgen_fast.kernels.{op}")
+    import_module("copgen_fast._cpp")  # declares the operators, also those that _cuda implements
+    if backend == "cuda":
+        import_module("copgen_fast._cuda")
+    return torch.ops.copgen_fast_cpp
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """The backend each op takes by default, for float32: {op: {device type: backend}}.
+    """The default backend of each op for float32 inputs: {op: {device type: backend}}.
 
     "cuda" is the first GPU, or sm_80 where there is none.
     """
@@ -60,17 +69,17 @@ def resolve(
 ) -> str:
     """Name of the backend that runs `op` on `device`: `backend` itself, or the fastest for None.
 
-    dtype and dimension, the input's, decide for info_nce on a GPU.
+    The input's dtype and dimension decide for info_nce on a GPU.
 
     Raises:
         ValueError: `backend` does not exist for this op and device, or is not installed; the message lists
             those that do.
     """
     device = torch.device(device)
-    names = [name for name in _FASTEST[op].get(device.type, ("reference",)) if name in _INSTALLED]
+    names = [name for name in _FASTEST[op].get(device.type, ("reference",)) if name in INSTALLED]
     if backend is None:
-        return next(name for name in names if _suits(op, name, device, dtype, dimension))
-    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and "triton" in _INSTALLED
+        return next(name for name in names if _is_default(op, name, device, dtype, dimension))
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and "triton" in INSTALLED
     if interpreted and "triton" in _FASTEST[op]["cuda"]:
         names.append("triton")
     if backend not in names:
@@ -80,21 +89,21 @@ def resolve(
 
 
 def reason(op: str, device: torch.device | str, *, dtype: torch.dtype = torch.float32, dimension: int = 128) -> str:
-    """Why `resolve` takes the backend that it takes unasked: what is wrong with those that would be faster."""
+    """Why the default backend is not a faster one."""
     device = torch.device(device)
     chosen = resolve(op, device, dtype=dtype, dimension=dimension)
     if device.type not in _FASTEST[op]:
         return f"there is no faster one for {device.type}"
     faster = _FASTEST[op][device.type]
     passed = [
-        f"not {name}: {_PURPOSE[op, name] if name in _INSTALLED else _HINT[name]}"
+        f"not {name}: {_INPUTS[op, name] if name in INSTALLED else _HINT[name]}"
         for name in faster[: faster.index(chosen)]
     ]
     return "; ".join(passed) or "the fastest there is for it"
 
 
-def _suits(op: str, backend: str, device: torch.device, dtype: torch.dtype, dimension: int) -> bool:
-    """Whether a backend that can run it should, unasked."""
+def _is_default(op: str, backend: str, device: torch.device, dtype: torch.dtype, dimension: int) -> bool:
+    """Whether an installed backend is one to take by default for these inputs."""
     if op != "info_nce" or backend not in ("triton", "cuda"):
         return True
     capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (8, 0)
@@ -106,15 +115,15 @@ def _suits(op: str, backend: str, device: torch.device, dtype: torch.dtype, dime
 
 
 def support_table() -> str:
-    """Every op's backends by device type, fastest first: which are here, and which is taken unasked."""
+    """Table of every op's backends by device type, fastest first: the default, and which others are installed."""
     chosen = backends()
-    lines = [("op", "device", "backend", "here", "for")]
+    lines = [("op", "device", "backend", "installed", "default for")]
     for op, table in _FASTEST.items():
         for device, names in table.items():
             for name in names:
-                here = "default" if name == chosen[op][device] else "yes" if name in _INSTALLED else "no"
-                purpose = _PURPOSE.get((op, name), "any input") if device == "cuda" else "any input"
-                lines.append((op, device, name, here, purpose))
+                status = "default" if name == chosen[op][device] else "yes" if name in INSTALLED else "no"
+                inputs = _INPUTS.get((op, name), "any input") if device == "cuda" else "any input"
+                lines.append((op, device, name, status, inputs))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     cells = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join("  ".join(line).rstrip() for line in cells)

@@ -1,4 +1,4 @@
-"""Argument checks for public functions: which argument, what came, what was expected. Needs torch only."""
+"""Argument checks of public functions; their messages name the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def expect_tensor(
     shape: tuple[int | str, ...],
     dtypes: Collection[torch.dtype] | None = None,
 ) -> Tensor:
-    """Return `value` when it is a tensor of the given shape and one of the given dtypes.
+    """Check that `value` is a tensor of the given shape and one of the given dtypes, and return it.
 
     Args:
         argument: the argument's name, for the message.
@@ -23,7 +23,7 @@ def expect_tensor(
 
     Raises:
         TypeError: not a tensor, or of another dtype.
-        ValueError: another number of dimensions, or another size.
+        ValueError: of another number of dimensions, or another size.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
@@ -43,11 +43,7 @@ def expect_tensor(
 
 
 def expect_finite(argument: str, value: Tensor) -> None:
-    """Refuse NaN and infinity on the CPU; a look at another device's values would wait for it.
-
-    Raises:
-        ValueError: there are some.
-    """
-    looks = value.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looks and not torch.isfinite(value).all():
+    """Raise ValueError for NaN or infinity in a tensor on the CPU; other devices would have to be waited for."""
+    readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and not torch.isfinite(value).all():
         raise ValueError(f"{argument}: holds NaN or infinity")

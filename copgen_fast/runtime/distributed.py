@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.ops.info_nce.group import gathered
+from copgen_fast.ops.info_nce.group import all_gather
 from copgen_fast.runtime.heartbeat import Heartbeat, LostRankError, session
 
 
@@ -58,7 +58,7 @@ class Ranks:
 
     def gathered(self, x: Tensor) -> Tensor:
         """x [N, ...] of all ranks in their order, [world N, ...], on each of them; no gradient passes."""
-        return x if self.alone else gathered(x, self.group)
+        return x if self.alone else all_gather(x, self.group)
 
     def broadcast_parameters(self, *modules: nn.Module) -> None:
         """Give every rank rank 0's weights and buffers; seeds make them equal, other hosts' rounding may not."""

@@ -1,5 +1,5 @@
-// The fused augmentation on the CPU: a view at a time and a row at a time, so that everything between the image and
-// the view stays in the cache; views are spread over PyTorch's threads.
+// The fused augmentation on the CPU, a view and a row at a time, so that intermediate values stay in the cache. Views
+// are distributed over PyTorch's threads.
 //
 //   image rows -> resized along x -> [crop height, 3, w] -> along y -> colour -> views            (forward)
 //   grad rows -> colour, reversed -> [h, 3, w] -> along y, transposed -> along x -> grad of image (backward)
@@ -21,7 +21,7 @@ struct Op {
   T factor;  // of the blends; for the hue the shift, in [0, 1) turns
 };
 
-// What happens to one view. Neutral ops are left out; `contrast` is its place among the others, or -1.
+// Parameters of one view without its neutral ops; `contrast` is the index of the contrast in ops, or -1.
 template <typename T>
 struct View {
   int64_t top, left, height, width;
@@ -54,7 +54,7 @@ struct Params {
   }
 };
 
-// Everything a view needs beside its image and result; a thread keeps one.
+// Temporary memory of a thread.
 template <typename T>
 struct Scratch {
   std::vector<T> quads, resized, colored, states, grad, sums;
@@ -84,7 +84,7 @@ void apply(const Op<T>& op, T pivot, T* row, int64_t n) {
   }
 }
 
-// Returns what the pivot receives, for the contrast.
+// Returns the gradient of the contrast's pivot.
 template <typename T>
 T apply_backward(const Op<T>& op, T pivot, const T* row, T* grad, int64_t n, bool straight_through) {
   switch (op.kind) {
@@ -174,7 +174,7 @@ struct Backward {
   bool straight_through;
 };
 
-// A row of the views' gradient, taken back to before the ops from `first` on. Returns what the pivot receives.
+// Gradient of a row before the ops from `first` on, from that of the view. Returns the gradient of the pivot.
 template <typename T>
 T row_backward(const Backward<T>& job, const View<T>& view, int64_t m, int64_t y, const T* row, T* grad, T* states) {
   const int64_t w = job.size.width, first = std::max<int64_t>(view.contrast, 0);

@@ -1,4 +1,4 @@
-// A separable filter on the CPU, each sample with its own weights, borders reflected; and its adjoint.
+// A separable filter on the CPU with weights per sample and reflected borders, and its adjoint.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
@@ -10,7 +10,7 @@
 namespace copgen {
 namespace {
 
-// Where index i in [-radius, n + radius) lands when it is reflected into [0, n).
+// Index i in [-radius, n + radius) reflected into [0, n).
 inline int64_t reflect(int64_t i, int64_t n) {
   i = i < 0 ? -i : i;
   return i < n ? i : 2 * (n - 1) - i;

@@ -42,8 +42,8 @@ Taps<T> resize_taps(int64_t length, int64_t out, bool mirrored) {
   return taps;
 }
 
-// The transpose: for each of `length` inputs, the neighbouring outputs it went to. Outputs rise or fall with inputs,
-// so those of one input are neighbours: every sum is a gather, without atomics.
+// The transpose: for each of `length` inputs the outputs that it contributes to. These are neighbours, so every sum is
+// a gather.
 template <typename T>
 Taps<T> transposed(const Taps<T>& taps, int64_t length) {
   std::vector<int64_t> first(length, taps.count), last(length, -1);

@@ -1,4 +1,4 @@
-// Colours of rows of pixels, and their gradients: the bodies of the functions in rows.h.
+// Bodies of the colour functions of rows.h.
 #pragma once
 
 #include <cmath>
@@ -33,7 +33,7 @@ COPGEN_INLINE void blend_with_constant(T* __restrict x, int64_t n, T f, T offset
   for (int64_t i = 0; i < 3 * n; ++i) x[i] = clamp01(f * x[i] + offset);
 }
 
-// Returns the gradient's sum where the clamp lets it pass: what the pivot receives, less the factor 1 - f.
+// Returns the sum of the gradient that the clamp passes: the pivot's gradient over 1 - f.
 template <typename T>
 COPGEN_INLINE T blend_with_constant_backward(const T* __restrict x, T* __restrict g, int64_t n, T f, T offset,
                                              bool straight_through) {
@@ -90,8 +90,8 @@ COPGEN_INLINE void saturate_backward(const T* __restrict x, T* __restrict g, int
   }
 }
 
-// The hue is written for V, a vector of pixels or one pixel: its conditions are too many for the compiler to see
-// through. Conditions on vectors are masks, and `condition ? a : b` chooses lane by lane.
+// The hue is written for V, a vector of pixels or one pixel, as the compiler does not vectorise its conditions. On
+// vectors these are masks, and `condition ? a : b` selects lane by lane.
 template <typename T>
 struct Lanes {
   static constexpr int64_t count = 32 / sizeof(T);
@@ -146,7 +146,7 @@ COPGEN_INLINE V share(V place) {
   return share > one ? one : share;
 }
 
-// What a channel's gradient g gives to its place: its share rises with it below 1 and falls above 3, up to 4.
+// Gradient of a channel's place from its gradient g: the share rises below 1 and falls from 3 to 4.
 template <typename V>
 COPGEN_INLINE V to_place(V place, V g) {
   const V zero{};
@@ -249,7 +249,7 @@ COPGEN_INLINE void to_gray_backward(T* __restrict g, int64_t n) {
   }
 }
 
-// Sends the pivot's gradient, already divided by the number of pixels, to every pixel's luminance.
+// Adds the pivot's gradient, already divided by the number of pixels, to that of every pixel's luminance.
 template <typename T>
 COPGEN_INLINE void add_to_luminance(T* __restrict g, int64_t n, T value) {
 #pragma omp simd

@@ -1,4 +1,4 @@
-// Rows of pixels to and from images, resized and filtered: the bodies of the functions in rows.h.
+// Bodies of the loading, storing, resizing and filtering functions of rows.h.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -84,7 +84,7 @@ COPGEN_INLINE void store_row(const Images& images, int64_t n, int64_t y, int64_t
   COPGEN_BY_DTYPE(store_as, images, offset, count, row)
 }
 
-// Columns of four vectors become their rows.
+// Transposes a matrix of four vectors.
 template <typename V>
 COPGEN_INLINE void transpose(V& a, V& b, V& c, V& d) {
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)

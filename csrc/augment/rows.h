@@ -1,4 +1,4 @@
-// What the CPU operators do with a row of pixels: the loops that reach the vector units. Defined in rows_cpu.cpp.
+// Vectorised loops over a row of pixels, of the augmentation on the CPU. Defined in rows_cpu.cpp.
 //
 // T is float or double. A row of `n` pixels is red, green and blue one after the other, `3 n` values; quads are
 // pixels of four values (red, green, blue, unused). `x` is changed in place; a backward function takes the x from
@@ -7,8 +7,8 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "target_clones.h"
 #include "resize.h"
+#include "target_clones.h"
 
 namespace copgen {
 

@@ -1,4 +1,4 @@
-// Instantiates every function of rows.h; see there.
+// The functions of rows.h, vectorised once per instruction set.
 #include "row_color.h"
 #include "row_io.h"
 #include "rows.h"

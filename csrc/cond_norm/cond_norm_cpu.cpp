@@ -1,9 +1,9 @@
-// relu(scale x + shift) with a scale and a shift for each sample and channel, and its gradient, on the CPU: one pass
-// over the values, whichever of NCHW and NHWC they come in, written four times where it is upsampled.
+// relu(scale x + shift) with a scale and a shift per sample and channel, and its gradient, on the CPU: one pass over
+// the values, NCHW or NHWC, upsampled or not.
 //
-// NHWC is worked on in groups of pixels, whose channels are adjacent; NCHW plane by plane. T is what is computed in, S
-// what is stored. Sums for the gradients of scales and shifts are of short runs in T, and of these in double; which
-// runs there are depends on the shape alone, so that results do not depend on the number of threads.
+// NHWC is processed in runs of pixels, NCHW in planes. T is the dtype of the arithmetic, S of memory. Gradients of
+// scales and shifts are summed over short runs in T, and over the runs in double; runs depend on the shape alone, so
+// that results do not depend on the number of threads.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
@@ -12,17 +12,17 @@
 #include <optional>
 #include <vector>
 
-#include "target_clones.h"
 #include "half.h"
+#include "target_clones.h"
 
 namespace copgen {
 namespace {
 
-constexpr int64_t kPixels = 64;    // whose sums are one run in NHWC
-constexpr int64_t kValues = 1024;  // the same in NCHW
-constexpr int64_t kGrain = 32768;  // values worth a thread
+constexpr int64_t kPixels = 64;    // pixels of a run in NHWC
+constexpr int64_t kValues = 1024;  // values of a run in NCHW
+constexpr int64_t kGrain = 32768;  // fewest values of a thread
 
-// Of one sample before it is upsampled, if it is.
+// Size of a sample of x.
 struct Size {
   int64_t channels, height, width;
   bool upsample;
@@ -30,11 +30,11 @@ struct Size {
   int64_t pixels() const { return height * width; }
   int64_t values() const { return channels * pixels(); }
   int64_t out_values() const { return upsample ? 4 * values() : values(); }
-  // Where the first of a pixel's four lies, in pixels of the upsampled image.
+  // Index of the first of a pixel's four copies in the upsampled image.
   int64_t first_of_four(int64_t pixel) const { return pixel / width * 4 * width + pixel % width * 2; }
 };
 
-// Of what a group of pixels or a plane needs: scales and shifts of its sample from its first channel on.
+// Scales and shifts of a sample, from some channel on.
 template <typename T>
 struct Affine {
   const T *scale, *shift;
@@ -86,7 +86,7 @@ COPGEN_INLINE void plane(const Size& size, Affine<T> affine, const S* x, S* y) {
   }
 }
 
-// What the four values of a pixel or, with one channel, of a plane's place receive together.
+// Sum of the gradients of a pixel's four copies.
 template <typename T, typename S>
 COPGEN_INLINE void sum_of_four(const Size& size, int64_t channels, const S* grad, int64_t first, int64_t last, T* sum) {
   const int64_t right = channels, below = 2 * size.width * channels;
@@ -98,7 +98,7 @@ COPGEN_INLINE void sum_of_four(const Size& size, int64_t channels, const S* grad
   }
 }
 
-// `K` pixels, whose share is added to sums [2, C], of scales and then of shifts.
+// K pixels; adds to sums [2, C] of the gradients of scales and shifts.
 template <int K, typename T, typename G, typename S>
 COPGEN_INLINE void few_pixels_backward(int64_t channels, Affine<T> affine, const G* grad, const S* x, S* grad_x,
                                        T* sums) {
@@ -118,7 +118,7 @@ COPGEN_INLINE void few_pixels_backward(int64_t channels, Affine<T> affine, const
   }
 }
 
-// Sums are left out where there are none. G is S, or T after sum_of_four.
+// `sums` may be null. G is S, or T after sum_of_four.
 template <typename T, typename G, typename S>
 COPGEN_INLINE void pixels_backward(int64_t channels, Affine<T> affine, const G* grad, const S* x, int64_t count,
                                    S* grad_x, T* sums) {
@@ -139,7 +139,7 @@ COPGEN_INLINE void pixels_backward(int64_t channels, Affine<T> affine, const G* 
   }
 }
 
-// The same of `count` values of a plane; sums are two numbers.
+// `count` values of a plane; sums are two numbers.
 template <typename T, typename G, typename S>
 COPGEN_INLINE void plane_backward(Affine<T> affine, const G* grad, const S* x, int64_t count, S* grad_x, T* sums) {
   const T scale = affine.scale[0], shift = affine.shift[0];
@@ -226,7 +226,7 @@ void forward(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shi
   });
 }
 
-// Scratch of a thread.
+// Temporary memory of a thread.
 template <typename T>
 T* scratch(int64_t size) {
   thread_local std::vector<T> memory;
@@ -234,7 +234,7 @@ T* scratch(int64_t size) {
   return memory.data();
 }
 
-// A run of pixels, whose sums [2, C] are stored.
+// A run of pixels; stores its sums [2, C].
 template <typename T, typename S>
 void run_backward(const Layout& layout, Affine<T> affine, const S* grad, const S* x, int64_t run, S* grad_x, T* sums) {
   const Size& size = layout.size;
@@ -247,7 +247,7 @@ void run_backward(const Layout& layout, Affine<T> affine, const S* grad, const S
   pixels_backward(channels, affine, given, x + start, count, grad_x + start, sums);
 }
 
-// A plane, whose two sums are stored.
+// A plane; stores its two sums.
 template <typename T, typename S>
 void plane_backward(const Layout& layout, Affine<T> affine, const S* grad, const S* x, S* grad_x, T* sums) {
   const Size& size = layout.size;
@@ -317,7 +317,7 @@ void backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& sca
 
 }  // namespace
 
-// Calls function<T, S>(...) for what the tensor stores.
+// Calls function<T, S>(...) for the tensor's dtype S.
 #define COPGEN_BY_DTYPE(function, tensor, ...)       \
   switch (tensor.scalar_type()) {                    \
     case at::kHalf:                                  \

@@ -1,4 +1,4 @@
-// What InfoNCE does with a row of similarities: the loops that reach the vector units. Defined in exp_rows_cpu.cpp.
+// Vectorised loops over a row of InfoNCE's similarities. Defined in exp_rows_cpu.cpp.
 //
 // A row holds n products s_j of one vector with n columns; `scale` is 1 / temperature. T is float or double.
 #pragma once
@@ -12,7 +12,7 @@ namespace copgen {
   T sum_exp(const T* s, int64_t n, T scale, T shift, T* columns);                              \
   /* Adds exp(scale s - scale shift) to each column, which has its own shift. */               \
   void add_exp(const T* s, int64_t n, T scale, const T* shift, T* columns);                    \
-  /* Returns the largest s, and raises each column to its own. */                              \
+  /* Returns the largest s, and raises each column to its s. */                                \
   T raise(const T* s, int64_t n, T* columns);                                                  \
   /* s = (row + column) exp(scale s - shift), in place. */                                     \
   void weigh(T* s, int64_t n, T scale, T shift, T row, const T* columns);                      \

@@ -1,9 +1,9 @@
-// The functions of exp_rows.h, vectorised by the compiler once per instruction set, as in rows_cpu.cpp.
+// The functions of exp_rows.h, vectorised once per instruction set.
 #include <cmath>
 #include <cstring>
 
-#include "target_clones.h"
 #include "exp_rows.h"
+#include "target_clones.h"
 
 namespace copgen {
 namespace body {

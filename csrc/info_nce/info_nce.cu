@@ -1,4 +1,4 @@
-// Launches InfoNCE's kernels. No header of PyTorch's: with them the CUDA compiler takes several times as long.
+// Launches InfoNCE's CUDA kernels; without PyTorch's headers, which make nvcc several times slower.
 #include <type_traits>
 
 #include "info_nce_plan.cuh"
@@ -18,8 +18,8 @@ struct Launch {
 }  // namespace
 
 cudaError_t start_row_losses(cudaStream_t stream, Plan plan, const Similarity& matrix, int band, float* scratch,
-                             float* losses, float* lse, int64_t* nearest, float* closeness) {
-  launch_losses(Launch{stream}, plan, matrix, band, scratch, losses, lse, nearest, closeness);
+                             float* losses, float* lse, int64_t* nearest, float* nearest_logit) {
+  launch_losses(Launch{stream}, plan, matrix, band, scratch, losses, lse, nearest, nearest_logit);
   return cudaGetLastError();
 }
 

@@ -1,8 +1,8 @@
-// The CUDA kernels of InfoNCE over a similarity matrix that is never stored; no header of PyTorch's.
+// CUDA kernels of InfoNCE over a similarity matrix that is never stored; without PyTorch's headers.
 //
 // s_ij = rows_i . columns_j / temperature;   lse_i = log sum over j != self(i) of exp(s_ij);
 // loss_i = lse_i - s_i,target(i), or lse_i where there is no target.
-// Rows and columns are fp16, contiguous, products accumulate in float. All sums are in a fixed order.
+// Rows and columns are contiguous fp16, and products accumulate in float. All sums have a fixed order.
 #pragma once
 
 #include <cmath>
@@ -11,10 +11,10 @@
 
 namespace copgen {
 
-constexpr float kLowest = -1e30f;  // below every logit, and a finite one: differences with it are numbers
+constexpr float kLowest = -1e30f;  // below every logit, and finite, so that differences are no NaN
 constexpr int kNowhere = 0x7fffffff;
 
-// A row's sum over some columns. exp(max) is taken out of the sum where the logits are not bounded.
+// A row's sum of exponentials over some columns, divided by exp(max) where the logits are not bounded.
 struct RowSum {
   float max, sum, target;
   float best;  // largest product, not yet divided by the temperature
@@ -86,10 +86,10 @@ __device__ __forceinline__ void add_tile(const Similarity& matrix, int i, int j0
   row.sum += sum;
 }
 
-// Grid: blocks of Shape::kRows rows. nearest and closeness (kNearest): the largest logit, first column and value.
+// Grid: blocks of Shape::kRows rows. nearest and nearest_logit (kNearest): the largest logit, first column and value.
 template <class Shape, bool kBounded, bool kNearest>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kRowWarps == 1 ? 2 : 3)
-    row_losses_kernel(Similarity matrix, float* losses, float* lse, int64_t* nearest, float* closeness) {
+    row_losses_kernel(Similarity matrix, float* losses, float* lse, int64_t* nearest, float* nearest_logit) {
   __shared__ uint4 tile[Shape::kColumns * kPieces];
   __shared__ RowSum parts[Shape::kColumnWarps][Shape::kRows];
   const Place<Shape> at;
@@ -128,13 +128,13 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kRowWarps == 1 ? 2 : 3
   losses[i] = shift - row.target + log_sum;  // without a target its logit is zero
   if (kNearest) {
     nearest[i] = row.index == kNowhere ? 0 : row.index;
-    closeness[i] = row.best * matrix.scale;
+    nearest_logit[i] = row.best * matrix.scale;
   }
 }
 
-// The square matrix is symmetric: half of its tiles serve their rows and their columns alike.
+// A symmetric matrix: half of its tiles, each of which serves its rows and its columns.
 
-// Tiles of row block `block` of `blocks`: those at 0, 1, ... up to half way round, each pair of blocks once.
+// Number of tiles of row block `block`: at distances 0, 1, ... up to half the circle of `blocks`, each pair once.
 __device__ __forceinline__ int triangle_tiles(int block, int blocks) {
   return blocks / 2 + 1 - (blocks % 2 == 0 && block >= blocks / 2);
 }
@@ -213,9 +213,9 @@ __global__ void __launch_bounds__(Wide::kThreads, 3)
   }
 }
 
-// A thread a row: adds the column sums of a band of `size` row blocks to what the bands before it gave (`carried`
-// [m], touched only where there are several bands); after the last, lse holds row sums and losses the logits of the
-// targets, and they become what their names say.
+// A thread a row: adds the column sums of a band of `size` row blocks to those of the bands before it (`carried` [m],
+// used only with several bands). At the last band it replaces the row sums in lse and the target logits in losses by
+// the results.
 __global__ void triangle_sums_kernel(int m, float bound, bool has_target, int band, int size, const float* column_sums,
                                      float* carried, float* losses, float* lse) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;

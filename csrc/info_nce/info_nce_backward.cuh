@@ -1,4 +1,4 @@
-// The gradient of InfoNCE: the similarities once more, their weights, and the weights times the columns.
+// CUDA kernel of InfoNCE's gradient: the similarities again, their weights, and the weights times the columns.
 //
 // W_ij = g_i (exp(s_ij - lse_i) - [j is target(i)]) + h_j (exp(s_ij - lse_j) - [j is target(i)]), without the
 // exponentials where j is self(i);   grad_i = sum_j W_ij columns_j / temperature
@@ -16,7 +16,7 @@ struct Range {
   __device__ explicit Range(int exponent) : up(ldexpf(1, exponent)), down(ldexpf(1, -exponent)) {}
 };
 
-// The exponent of up. For the whole block: each finds the largest |g| and |h| on its own.
+// The exponent of up, from the largest |g| and |h|; called by all threads of a block.
 template <int kThreads>
 __device__ __forceinline__ int range_exponent(const Similarity& matrix, const Statistics& stats) {
   __shared__ float parts[kThreads / 32];
@@ -35,7 +35,7 @@ __device__ __forceinline__ int range_exponent(const Similarity& matrix, const St
   return up >= 0 ? up / 2 : -((1 - up) / 2);  // rounded down
 }
 
-// What a weight takes from its row or its column.
+// A row's or a column's part of a weight.
 struct Weight {
   float grad;  // g_i or h_j, in range
   float lse;   // or, of bounded logits, grad exp(-lse): they share an exponential then
@@ -48,7 +48,7 @@ __device__ __forceinline__ Weight weight(const float* grads, const float* lses, 
   return {grad, kBounded ? grad * exponential(-lses[i]) : lses[i]};
 }
 
-// Brings the columns' weights along with them.
+// Loads the columns' parts of the weights with the columns.
 template <class Shape, bool kBounded>
 struct ColumnWeights {
   const Similarity& matrix;
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kRowWarps == 1 ? 1 : 2
           to_weights<Shape, kBounded, false>(matrix, stats, i, j + 2 * at.quad, rows, columns, s);
 #pragma unroll
         for (int n = 0; n < Shape::kTiles; ++n) {
-          // What a lane holds of a product is what it holds of the next one's left factor.
+          // The accumulator's layout is that of the next product's left factor.
           const uint32_t upper = pack(s[n][0], s[n][1]), lower = pack(s[n][2], s[n][3]);
 #pragma unroll
           for (int piece = 0; piece < kPieces; piece += 4) {

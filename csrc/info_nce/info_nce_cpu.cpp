@@ -1,8 +1,8 @@
-// The primitive of InfoNCE on the CPU: similarities a tile at a time, by the matrix product of the library that
-// PyTorch has for it, and what is made of them while they are in the cache. See copgen_fast/ops/info_nce/operator.py.
+// InfoNCE's row losses and gradients on the CPU: similarities a tile at a time by PyTorch's matrix product, reduced
+// while they are in the cache. See copgen_fast/ops/info_nce/operator.py.
 //
-// Where the columns are the rows themselves the matrix is symmetric: only tiles on and above its diagonal are
-// computed, and one above serves its rows and, as its transpose, its columns.
+// A symmetric matrix, whose columns are the rows, is computed on and above its diagonal only: a tile above it serves
+// its rows and, transposed, its columns.
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -22,11 +22,11 @@ namespace copgen {
 namespace {
 
 constexpr int64_t kTile = 512;       // most rows and columns of a tile: 1 MB of floats
-constexpr int64_t kSmallTile = 224;  // of a small matrix, of which large tiles would leave no half out
+constexpr int64_t kSmallTile = 224;  // of a small matrix, where larger tiles would leave little of it out
 constexpr int64_t kChunk = 32;  // rows of a tile that a thread takes at a time
 constexpr double kSafe = 40;    // exp(-2 * 40) is a normal float
 
-// Where rows meet columns, and which pairs are special.
+// The similarity matrix, and its special entries.
 struct Matrix {
   const at::Tensor& rows;
   const at::Tensor& columns;
@@ -71,7 +71,7 @@ void for_each_chunk(int64_t height, const Work& work) {
   });
 }
 
-// A row's exponentials so far: their sum times exp(-shift), which only grows.
+// Running log-sum-exp: the sum of exponentials times exp(-shift); shift never decreases.
 struct LogSum {
   double shift = -std::numeric_limits<double>::infinity(), sum = 0;
 
@@ -88,16 +88,17 @@ struct LogSum {
 template <typename T>
 class Forward {
  public:
-  Forward(const Matrix& x, at::Tensor& losses, std::optional<at::Tensor>& nearest, std::optional<at::Tensor>& closeness)
+  Forward(const Matrix& x, at::Tensor& losses, std::optional<at::Tensor>& nearest,
+          std::optional<at::Tensor>& nearest_logit)
       : x_(x), sums_(x.m()), of_target_(losses.data_ptr<T>()) {
     std::fill(of_target_, of_target_ + x.m(), T(0));
     if (nearest) {
       nearest_ = nearest->data_ptr<int64_t>();
-      closeness_ = closeness->data_ptr<T>();
+      nearest_logit_ = nearest_logit->data_ptr<T>();
       std::fill(nearest_, nearest_ + x.m(), x.offset);
-      std::fill(closeness_, closeness_ + x.m(), -std::numeric_limits<T>::infinity());
+      std::fill(nearest_logit_, nearest_logit_ + x.m(), -std::numeric_limits<T>::infinity());
     }
-    // Exponentials of what can overflow are taken from a running maximum, each row's and each column's own.
+    // Where exponentials can overflow, each row and each column has a running maximum.
     const int64_t chunks = (kTile + kChunk - 1) / kChunk;
     column_sums_.resize(chunks * kTile);
     column_tops_.resize(x.bound <= kSafe ? 0 : chunks * kTile);
@@ -124,7 +125,7 @@ class Forward {
     std::fill(sums, sums + tile.width, T(0));
     const bool bounded = x_.bound <= kSafe;
     for (int64_t r = first; r < last; ++r) {
-      look_at(tile, r, transposed_too);
+      visit_row(tile, r, transposed_too);
       if (bounded) sums_[tile.i + r].add(x_.bound, sum_exp(tile.row(r), tile.width, scale(), T(x_.bound), sums));
     }
     if (!bounded) add_unbounded(tile, first, last, chunk, transposed_too);
@@ -135,7 +136,7 @@ class Forward {
     T* tops = column_tops_.data() + chunk * kTile;
     std::fill(tops, tops + tile.width, std::numeric_limits<T>::lowest());
     for (int64_t r = first; r < last; ++r) {
-      // A row that has nothing but itself in this tile has no top of its own.
+      // A row whose only column in this tile is itself has no finite maximum.
       const T top = std::max(raise(tile.row(r), tile.width, tops), std::numeric_limits<T>::lowest());
       sums_[tile.i + r].add(scale() * top, sum_exp(tile.row(r), tile.width, scale(), scale() * top, sums));
     }
@@ -155,8 +156,8 @@ class Forward {
     });
   }
 
-  // Notes the row's target and nearest column, and takes the row itself out of its sum.
-  void look_at(const Tile<T>& tile, int64_t r, bool transposed_too) {
+  // Stores the row's target logit and nearest column, and excludes the row itself from its sum.
+  void visit_row(const Tile<T>& tile, int64_t r, bool transposed_too) {
     const int64_t i = tile.i + r;
     T* row = tile.row(r);
     if (x_.shift >= 0 && tile.has_column(x_.target(i))) {
@@ -166,8 +167,8 @@ class Forward {
     if (x_.exclude_self && tile.has_column(x_.offset + i)) row[x_.offset + i - tile.j] = -INFINITY;
     if (nearest_ == nullptr) return;
     const T* found = std::max_element(row, row + tile.width);
-    if (scale() * *found > closeness_[i]) {
-      closeness_[i] = scale() * *found;
+    if (scale() * *found > nearest_logit_[i]) {
+      nearest_logit_[i] = scale() * *found;
       nearest_[i] = tile.j + (found - row);
     }
   }
@@ -176,19 +177,19 @@ class Forward {
 
   const Matrix& x_;
   std::vector<LogSum> sums_;
-  T *of_target_, *closeness_ = nullptr;
+  T *of_target_, *nearest_logit_ = nullptr;
   int64_t* nearest_ = nullptr;
   std::vector<T> column_sums_, column_tops_;  // of each chunk of a tile's rows
 };
 
-// Gradients of losses, and what an exponential is multiplied with where one shift is safe: grad exp(bound - lse).
+// Log-sum-exps and gradients of losses, and factors of bounded exponentials: grad exp(bound - lse).
 template <typename T>
-struct ByLoss {
+struct Statistics {
   std::vector<T> lse, grad, factor;
 
-  ByLoss(const std::optional<at::Tensor>& lses, const std::optional<at::Tensor>& grads, int64_t n, double bound)
+  Statistics(const std::optional<at::Tensor>& lses, const std::optional<at::Tensor>& grads, int64_t n, double bound)
       : lse(n, std::numeric_limits<T>::infinity()), grad(n, T(0)), factor(n, T(0)) {
-    if (!lses) return;  // no gradient, and exponentials of nothing
+    if (!lses) return;  // zero gradients and exponentials
     const at::Tensor l = lses->contiguous(), g = grads->contiguous();
     std::copy_n(l.data_ptr<T>(), n, lse.begin());
     std::copy_n(g.data_ptr<T>(), n, grad.begin());
@@ -198,7 +199,7 @@ struct ByLoss {
 };
 
 template <typename T>
-void backward(const Matrix& x, const ByLoss<T>& of_rows, const ByLoss<T>& of_columns, at::Tensor& grad_rows) {
+void backward(const Matrix& x, const Statistics<T>& of_rows, const Statistics<T>& of_columns, at::Tensor& grad_rows) {
   grad_rows.zero_();
   const T scale = x.scale;
   for_each_tile<T>(x, x.square, [&](const Tile<T>& tile, const at::Tensor& weights) {
@@ -229,13 +230,13 @@ void backward(const Matrix& x, const ByLoss<T>& of_rows, const ByLoss<T>& of_col
 
 void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
                 int64_t offset, int64_t shift, bool exclude_self, at::Tensor losses, at::Tensor lse,
-                std::optional<at::Tensor> nearest, std::optional<at::Tensor> closeness) {
+                std::optional<at::Tensor> nearest, std::optional<at::Tensor> nearest_logit) {
   at::AutoDispatchBelowADInplaceOrView no_gradients;
   const Matrix x{rows, columns ? *columns : rows, !columns, exclude_self, 1 / temperature, bound, offset, shift};
   if (rows.scalar_type() == at::kDouble)
-    Forward<double>(x, losses, nearest, closeness).run(losses.data_ptr<double>(), lse.data_ptr<double>());
+    Forward<double>(x, losses, nearest, nearest_logit).run(losses.data_ptr<double>(), lse.data_ptr<double>());
   else
-    Forward<float>(x, losses, nearest, closeness).run(losses.data_ptr<float>(), lse.data_ptr<float>());
+    Forward<float>(x, losses, nearest, nearest_logit).run(losses.data_ptr<float>(), lse.data_ptr<float>());
 }
 
 void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,

@@ -1,5 +1,5 @@
-// InfoNCE's two operators on CUDA tensors; importing copgen_fast._cuda registers them. bindings.cpp has the schemas.
-// They fill the tensors they are given; shapes are copgen_fast/ops' to check.
+// Registers InfoNCE's two operators for CUDA tensors when copgen_fast._cuda is imported; schemas are in bindings.cpp.
+// They fill the tensors they are given; copgen_fast/ops checks shapes.
 #include "info_nce_cuda.h"
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ namespace copgen {
 
 // In info_nce.cu.
 cudaError_t start_row_losses(cudaStream_t stream, Plan plan, const Similarity& matrix, int band, float* scratch,
-                             float* losses, float* lse, int64_t* nearest, float* closeness);
+                             float* losses, float* lse, int64_t* nearest, float* nearest_logit);
 cudaError_t start_row_gradients(cudaStream_t stream, Plan plan, const Similarity& matrix, const Statistics& stats,
                                 float* grad_rows, int grad_d);
 
@@ -32,7 +32,7 @@ int multiprocessors(const at::Tensor& rows) {
   return count;
 }
 
-// Vectors [n, d] as the kernels want them: where they are not, a copy with zeros up to a multiple of 8 dimensions.
+// Contiguous, aligned vectors [n, d], d a multiple of 8: a copy, filled up by zeros, where they are not.
 at::Tensor laid_out(const at::Tensor& vectors, const char* name) {
   TORCH_CHECK(vectors.scalar_type() == at::kHalf, name, ": the CUDA operators take float16, got ",
               vectors.scalar_type());
@@ -64,11 +64,11 @@ T* data(const std::optional<at::Tensor>& tensor) {
   return tensor ? tensor->data_ptr<T>() : nullptr;
 }
 
-// PyTorch ends the process where these signatures are not, to the letter, those of the CPU's functions.
+// These signatures must equal those of the CPU's functions, or PyTorch aborts.
 
 void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
                 int64_t offset, int64_t shift, bool exclude_self, at::Tensor losses, at::Tensor lse,
-                std::optional<at::Tensor> nearest, std::optional<at::Tensor> closeness) {
+                std::optional<at::Tensor> nearest, std::optional<at::Tensor> nearest_logit) {
   const c10::cuda::CUDAGuard guard(rows.device());
   const at::Tensor x = laid_out(rows, "rows"), y = columns ? laid_out(*columns, "columns") : x;
   const Similarity matrix = similarity(x, y, temperature, bound, offset, shift, exclude_self);
@@ -78,7 +78,7 @@ void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns
   if (plan == Plan::kTriangle) scratch = at::empty({triangle_scratch(matrix.m, band)}, losses.options());
   C10_CUDA_CHECK(start_row_losses(c10::cuda::getCurrentCUDAStream(), plan, matrix, band,
                                   scratch.defined() ? scratch.data_ptr<float>() : nullptr, losses.data_ptr<float>(),
-                                  lse.data_ptr<float>(), data<int64_t>(nearest), data<float>(closeness)));
+                                  lse.data_ptr<float>(), data<int64_t>(nearest), data<float>(nearest_logit)));
 }
 
 void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,

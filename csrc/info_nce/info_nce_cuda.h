@@ -1,4 +1,4 @@
-// What the CUDA side of InfoNCE computes, and which way: plain C++, for PyTorch's side and for the kernels' alike.
+// Problem description and choice of kernels of the CUDA InfoNCE: plain C++, for the operators and the kernels.
 #pragma once
 
 #include <algorithm>
@@ -6,8 +6,8 @@
 
 namespace copgen {
 
-// s_ij = rows_i . columns_j / temperature, and what is special in it. Vectors are fp16 and one after the other; each
-// starts at a multiple of 16 bytes, and so d is a multiple of 8: zeros may fill up.
+// s_ij = rows_i . columns_j / temperature, and its special entries. Vectors are contiguous fp16 and aligned to 16
+// bytes, so that d is a multiple of 8; zeros may fill up.
 struct Similarity {
   const uint16_t* rows;     // [m, d]
   const uint16_t* columns;  // [k, d]
@@ -35,7 +35,7 @@ constexpr int kChunk = 128;  // dimensions in shared memory at once, and of grad
 
 inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// Such logits neither over- nor underflow as exponentials: one shift serves all rows.
+// Whether one shift serves all rows: exponentials neither over- nor underflow.
 inline bool is_bounded(const Similarity& matrix) { return matrix.bound <= 40; }
 
 // `chunks`: how many blocks share a row.

@@ -1,4 +1,4 @@
-// Which kernels InfoNCE launches, with which grids. `launch(kernel, x, y, threads, arguments...)` starts a grid of
+// Kernels and grids of the CUDA InfoNCE. `launch(kernel, x, y, threads, arguments...)` starts a grid of
 // x times y blocks.
 #pragma once
 
@@ -22,20 +22,20 @@ void launch_triangle(const Launch& launch, const Similarity& matrix, int band, f
 
 template <class Shape, class Launch>
 void launch_rows(const Launch& launch, const Similarity& matrix, float* losses, float* lse, int64_t* nearest,
-                 float* closeness) {
+                 float* nearest_logit) {
   const auto kernel = is_bounded(matrix)
                           ? (nearest ? row_losses_kernel<Shape, true, true> : row_losses_kernel<Shape, true, false>)
                           : (nearest ? row_losses_kernel<Shape, false, true> : row_losses_kernel<Shape, false, false>);
-  launch(kernel, ceil_div(matrix.m, Shape::kRows), 1, Shape::kThreads, matrix, losses, lse, nearest, closeness);
+  launch(kernel, ceil_div(matrix.m, Shape::kRows), 1, Shape::kThreads, matrix, losses, lse, nearest, nearest_logit);
 }
 
-// `band` and `scratch` (of triangle_scratch floats) only matter to a triangle; nearest and closeness may be null.
+// `band` and `scratch` (of triangle_scratch floats) only matter to a triangle; nearest and nearest_logit may be null.
 template <class Launch>
 void launch_losses(const Launch& launch, Plan plan, const Similarity& matrix, int band, float* scratch, float* losses,
-                   float* lse, int64_t* nearest, float* closeness) {
+                   float* lse, int64_t* nearest, float* nearest_logit) {
   if (plan == Plan::kTriangle) return launch_triangle(launch, matrix, band, scratch, losses, lse);
   const auto rows = plan == Plan::kWide ? launch_rows<Wide, Launch> : launch_rows<Thin, Launch>;
-  rows(launch, matrix, losses, lse, nearest, closeness);
+  rows(launch, matrix, losses, lse, nearest, nearest_logit);
 }
 
 // grad_rows is [m, grad_d]: without the zeros that may fill up d.

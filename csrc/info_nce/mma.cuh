@@ -1,6 +1,6 @@
-// What a warp does as one: tensor-core products, transposing loads, and the hardware's exponential. From sm_75 on.
+// Warp-level primitives: tensor-core products, transposing loads, and the hardware's exponential. For sm_75 and newer.
 //
-// A machine without CUDA may define these functions itself: tests/cuda_on_cpu does.
+// tests/helpers/cuda_on_cpu defines these functions for a CPU.
 #pragma once
 
 #include <cuda_fp16.h>

@@ -1,4 +1,4 @@
-// Similarities s_ij = rows_i . columns_j / temperature in tiles that live in registers, never in memory.
+// Tiles of similarities s_ij = rows_i . columns_j / temperature, in registers only.
 //
 // A block owns some rows and walks over tiles of columns; each warp of it computes 16 rows by 8 kTiles columns of a
 // tile. The fp16 columns pass through shared memory, kChunk of their dimensions at a time; the next piece is on its
@@ -15,7 +15,7 @@ __device__ __forceinline__ int self_of(const Similarity& matrix, int i) {
   return matrix.exclude_self ? matrix.offset + i : -1;
 }
 
-// The column that row i is to be similar to, or -1.
+// Row i's target column, or -1.
 __device__ __forceinline__ int target_of(const Similarity& matrix, int i) {
   return matrix.shift < 0 ? -1 : matrix.offset + (i + matrix.shift) % matrix.m;
 }
@@ -37,7 +37,7 @@ struct Shape {
 using Wide = Shape<4, 1, 8>;  // enough rows for every multiprocessor: least traffic
 using Thin = Shape<1, 8, 2>;  // few rows: many blocks, whose warps share the columns out
 
-// Where this thread stands.
+// Position of this thread in the block.
 template <class Shape>
 struct Place {
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -47,8 +47,8 @@ struct Place {
   int first_row = warp / Shape::kColumnWarps * 16;                // the warp's first row in the block
 };
 
-// Where piece `piece` of row `row` of a tile lies. Neither eight rows' same piece (the transposing load) nor two
-// rows' four neighbouring pieces (the plain one) meet in a bank.
+// Index of piece `piece` of row `row` of a tile, without bank conflicts between eight rows' same piece (transposing
+// load) or two rows' four neighbouring pieces (plain load).
 __device__ __forceinline__ int swizzled(int row, int piece) {
   return row * kPieces + (piece ^ ((row & 1) << 2 | (row >> 1 & 3)));
 }
@@ -159,7 +159,7 @@ __device__ __forceinline__ bool is_plain(const Similarity& matrix, int i0, int m
   return !intersect(j, n, target, m) && !intersect(j, n, target - matrix.m, m);
 }
 
-// Nothing beside the columns.
+// Loads the columns alone.
 struct NoExtra {
   __device__ void fetch(int) {}
   __device__ void store() {}

@@ -155,7 +155,7 @@ WIDE, THIN, TRIANGLE = range(3)  # csrc/info_nce/info_nce_cuda.h's Plan
 
 
 class OnCpu:
-    """The kernels themselves, run by tests/cuda_on_cpu. All memory beside the tensors is NaN, and must stay so."""
+    """The kernels on the CPU, by tests/helpers/cuda_on_cpu. Memory beside the tensors is NaN, and must stay so."""
 
     def __init__(self, library, plan):
         self.library, self.plan = ctypes.CDLL(str(library)), plan

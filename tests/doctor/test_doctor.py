@@ -10,7 +10,7 @@ from copgen_fast.config import EncoderConfig
 from copgen_fast.doctor import __main__, accuracy, estimates, machine
 from copgen_fast.doctor.estimates import Estimate, Work
 from copgen_fast.generators.bigbigan import BigBiGAN
-from copgen_fast.ops.backend import backends, installed, reason
+from copgen_fast.ops.backend import INSTALLED, backends, reason
 
 CPU = torch.device("cpu")
 TINY = EncoderConfig("resnet18", "half", width=8)
@@ -70,9 +70,9 @@ def test_what_is_missing_says_what_it_is_for(monkeypatch):
 def test_the_reason_names_what_would_be_faster(monkeypatch):
     assert "the fastest" in reason("l2_normalize", "cpu")
     assert reason("cond_norm", "meta") == "there is no faster one for meta"
-    monkeypatch.setattr("copgen_fast.ops.backend._INSTALLED", {"reference", "chunked"})
+    monkeypatch.setattr("copgen_fast.ops.backend.INSTALLED", {"reference", "chunked"})
     assert reason("cond_norm", "cpu").startswith("not cpp: the C++ extension is not built")
-    monkeypatch.setattr("copgen_fast.ops.backend._INSTALLED", {"triton", "cuda", "chunked", "reference"})
+    monkeypatch.setattr("copgen_fast.ops.backend.INSTALLED", {"triton", "cuda", "chunked", "reference"})
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
     assert "not triton: sm_80 and newer" in reason("info_nce", "cuda")
@@ -143,6 +143,6 @@ def test_durations_are_for_people():
         assert text in str(found)
 
 
-@pytest.mark.skipif("cpp" not in installed(), reason="the C++ extension is not built")
+@pytest.mark.skipif("cpp" not in INSTALLED, reason="the C++ extension is not built")
 def test_every_op_here_is_accurate():
     assert all(check.passed for check in accuracy.checks(CPU))

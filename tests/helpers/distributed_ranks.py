@@ -18,7 +18,7 @@ from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, Pretrain
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import CopgenError
 from copgen_fast.ops import augment
-from copgen_fast.ops.info_nce import group
+from copgen_fast.ops.info_nce import functional
 from copgen_fast.pairs.read.loader import PairBatch
 from copgen_fast.positives.navigator import Navigator
 from copgen_fast.runtime import distributed, interrupts, seeds
@@ -207,7 +207,7 @@ def faults(ranks, folder):
 def everything(ranks, folder):
     from torch.nn.parallel import DistributedDataParallel
 
-    group.expect_equal_batches = None  # trainers must not call it: it waits for the device
+    functional.expect_equal_batches = None  # trainers must not call it: it waits for the device
     alternating, simultaneous = navigator.alternating_step, navigator.simultaneous_step
     return {
         "alternating": play(ranks, alternating),

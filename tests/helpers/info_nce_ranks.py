@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from copgen_fast.ops import info_nce
-from copgen_fast.ops.backend import installed
+from copgen_fast.ops.backend import INSTALLED
 
 PAIRS = 12  # of all ranks together
-BACKENDS = [name for name in ("cpp", "chunked") if name in installed()] + ["reference"]
+BACKENDS = [name for name in ("cpp", "chunked") if name in INSTALLED] + ["reference"]
 CASES = {
     "symmetric": {},
     "sharp": {"temperature": 0.01},

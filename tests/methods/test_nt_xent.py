@@ -34,7 +34,7 @@ def test_float16_embeddings_stay_as_they_are_where_turings_kernel_takes_them(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    monkeypatch.setattr(backend, "_INSTALLED", {"reference", "chunked", "triton", "cuda"})
+    monkeypatch.setattr(backend, "INSTALLED", {"reference", "chunked", "triton", "cuda"})
     assert product_dtype(dtype, torch.device("cuda"), dimension) == expected
     assert product_dtype(torch.float16, torch.device("cpu"), dimension) == torch.float32
 

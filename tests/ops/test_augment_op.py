@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from copgen_fast.augmentations import POLICIES, get
 from copgen_fast.ops import Augment, AugmentParams, AugmentPolicy, augment
 from copgen_fast.ops.augment.operator import FIELDS, fused_augment, fused_augment_backward, fused_filter
-from copgen_fast.ops.backend import installed
+from copgen_fast.ops.backend import INSTALLED
 
-pytestmark = pytest.mark.skipif("cpp" not in installed(), reason="the C++ extension is not built")
+pytestmark = pytest.mark.skipif("cpp" not in INSTALLED, reason="the C++ extension is not built")
 
 EVERYTHING = AugmentPolicy(
     crop_scale=(0.2, 1.0),

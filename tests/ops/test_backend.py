@@ -3,7 +3,7 @@ import torch
 
 from copgen_fast.ops import augment, backends, info_nce
 from copgen_fast.ops.augment.functional import AugmentParams, AugmentPolicy
-from copgen_fast.ops.backend import installed, resolve, support_table
+from copgen_fast.ops.backend import INSTALLED, resolve, support_table
 
 
 def test_every_op_and_device_has_a_default_that_resolves():
@@ -54,14 +54,14 @@ def test_the_ops_pass_their_backend_on():
 def test_a_gpu_gets_what_its_generation_can(monkeypatch, capability, dtype, dimension, backend):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    monkeypatch.setattr("copgen_fast.ops.backend._INSTALLED", {"triton", "cuda", "chunked", "reference"})
+    monkeypatch.setattr("copgen_fast.ops.backend.INSTALLED", {"triton", "cuda", "chunked", "reference"})
     assert resolve("info_nce", "cuda", dtype=dtype, dimension=dimension) == backend
 
 
 def test_the_support_table_names_every_default():
     lines = support_table().splitlines()
-    assert lines[0].split() == ["op", "device", "backend", "here", "for"]
+    assert lines[0].split() == ["op", "device", "backend", "installed", "default", "for"]
     found = {tuple(line.split()[:2]): line.split()[2] for line in lines if line.split()[3] == "default"}
     assert found == {(op, device): name for op, table in backends().items() for device, name in table.items()}
-    here = {line.split()[2] for line in lines[1:] if line.split()[3] != "no"}
-    assert here <= installed()
+    installed = {line.split()[2] for line in lines[1:] if line.split()[3] != "no"}
+    assert installed <= INSTALLED

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copgen_fast.ops import cond_norm
-from copgen_fast.ops.backend import installed
+from copgen_fast.ops.backend import INSTALLED
 from copgen_fast.ops.cond_norm.operator import fused_cond_norm, fused_cond_norm_, fused_cond_norm_backward
 
-BACKENDS = [name for name in ("cpp", "reference") if name in installed()]
+BACKENDS = [name for name in ("cpp", "reference") if name in INSTALLED]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-needs_cpp = pytest.mark.skipif("cpp" not in installed(), reason="the C++ extension is not built")
+needs_cpp = pytest.mark.skipif("cpp" not in INSTALLED, reason="the C++ extension is not built")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=["NCHW", "NHWC"])
 
@@ -331,7 +331,7 @@ def test_a_cuda_graph_captures_both_directions():
         ({"scale": torch.zeros(2, 3, dtype=torch.int32)}, TypeError, "scale: expected a floating-point tensor"),
         ({"scale": 1.0}, TypeError, "scale: expected a torch.Tensor, got float"),
         ({"scale": torch.zeros(2, 3, device="meta")}, ValueError, "scale: on meta, but x is on cpu"),
-        ({"inplace": True, "upsample": True}, ValueError, "inplace: what is upsampled does not fit"),
+        ({"inplace": True, "upsample": True}, ValueError, "inplace: an upsampled result does not fit"),
         ({"backend": "cuda"}, ValueError, "backend: cond_norm on cpu has no 'cuda'"),
     ],
 )

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from copgen_fast.ops import InfoNCELoss, info_nce
-from copgen_fast.ops.backend import installed
+from copgen_fast.ops.backend import INSTALLED
 
-FUSED = [name for name in ("cpp", "chunked") if name in installed()]
+FUSED = [name for name in ("cpp", "chunked") if name in INSTALLED]
 every_backend = pytest.mark.parametrize("backend", [*FUSED, "reference"])
 both_forms = pytest.mark.parametrize("symmetric", [True, False])
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from copgen_fast.ops import info_nce
-from copgen_fast.ops.backend import installed, resolve
+from copgen_fast.ops.backend import INSTALLED, resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-BACKENDS = [name for name in ("triton", "cuda", "chunked") if name in installed()]
+BACKENDS = [name for name in ("triton", "cuda", "chunked") if name in INSTALLED]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 

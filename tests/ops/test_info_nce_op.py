@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from copgen_fast.ops import info_nce
-from copgen_fast.ops.backend import installed
-from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_backward, unit
+from copgen_fast.ops.backend import INSTALLED
+from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_backward, l2_normalize_reference
 from copgen_fast.ops.info_nce.operator import row_gradients, row_losses
 from copgen_fast.ops.info_nce.sum_by_label import sum_by_label
 from copgen_fast.runtime.memory import peak_memory
 
-FUSED = [name for name in ("cpp", "chunked") if name in installed()]
+FUSED = [name for name in ("cpp", "chunked") if name in INSTALLED]
 every_fused = pytest.mark.parametrize("backend", FUSED)
 every_backend = pytest.mark.parametrize("backend", [*FUSED, "reference"])
 both_forms = pytest.mark.parametrize("symmetric", [True, False])
@@ -241,7 +241,7 @@ def test_l2_normalize_are_their_definition():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         inputs = [x.requires_grad_() for x in rows(5, 7, dtype=dtype)]
         ours, _ = l2_normalize(*inputs, "reference")
-        theirs = unit(torch.cat(inputs).to(ours.dtype))
+        theirs = l2_normalize_reference(torch.cat(inputs).to(ours.dtype))
         torch.testing.assert_close(ours, theirs)
         grad = torch.randn(10, 7, generator=torch.Generator().manual_seed(1), dtype=ours.dtype)
         torch.testing.assert_close(*(torch.autograd.grad(x, inputs, grad) for x in (ours, theirs)))

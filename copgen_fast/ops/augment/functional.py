@@ -1,4 +1,4 @@
-"""Batched augmentation: a whole pipeline, differentiable, from parameters drawn beforehand."""
+"""Batched, differentiable augmentation from parameters drawn beforehand: a function and a module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.ops.augment import reference
-from copgen_fast.ops.augment.operator import FIELDS, compute_dtype, expect_valid, fused_augment, fused_filter
+from copgen_fast.ops.augment.operator import FIELDS, expect_valid, fused_augment, fused_filter
 from copgen_fast.ops.augment.params import AugmentParams, AugmentPolicy, as_size, expect_statistics
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_tensor
@@ -48,9 +48,9 @@ def augment(
     6. 1 - x where x >= `params.solarize`, channel by channel;
     7. (x - mean) / std, if given.
 
-    A fused backend takes one launch for all of it forward and one backward, besides a small one for the mean
-    that the contrast needs (see kernels/augment.py); a blur adds its own. It keeps no image-sized tensor for
-    the backward but `images`; the solarise after a blur keeps a mask.
+    A fused backend does all of it in one pass forward and one backward, besides a small one for the mean that the
+    contrast needs; a blur adds its own. For the backward it keeps `images` alone, and a mask of a solarise after
+    a blur.
 
     Args:
         images: [N, 3, H, W], uint8 in 0..255 or floating in [0, 1], any memory format, N >= 0.
@@ -71,7 +71,7 @@ def augment(
         TypeError: images that are not a tensor of an accepted dtype, an `out_dtype` that is not floating.
         ValueError: another shape, a batch or device that does not fit the params, a bad size, mean, std,
             clamp, memory format or backend; and, on the CPU, a crop that leaves the image or an order that is
-            no permutation (on a GPU, where looking would mean waiting, the view of such a row is NaN).
+            no permutation (on a GPU, whose values are not read, the view of such a row is NaN).
     """
     expect_tensor("images", images, ("N", 3, "H", "W"), _DTYPES)
     size = as_size("out_size", out_size)
@@ -98,20 +98,20 @@ def augment(
     if params.blur.shape[1] == 1:
         statistics = neutral if mean is None else (mean, std)
         return fused_augment(images, *drawn, size, *statistics, out_dtype, last, straight_through, backend)[0]
-    # A blur needs its neighbours' colours: a launch of its own, and what comes after it too.
+    # A blur reads neighbouring pixels, so it and what follows are launches of their own.
     drawn[-1] = torch.full_like(params.solarize, torch.inf)
-    arithmetic = compute_dtype(images.dtype)
+    arithmetic = torch.promote_types(images.dtype, torch.float32)
     views, _ = fused_augment(images, *drawn, size, *neutral, arithmetic, False, straight_through, backend)
     views = fused_filter(views, params.blur, False, backend)
     return reference.finish(views, params.solarize, mean, std).to(out_dtype, memory_format=memory_format)
 
 
 class Augment(nn.Module):
-    """A policy as a module, for batches: `Augment(policy, 128)(images)` in place of a torchvision pipeline.
+    """Random augmentation of batches by a policy: `Augment(policy, 128)(images)` replaces a torchvision pipeline.
 
     Args:
-        views: how many views to make of each image, in one launch.
-        out_dtype, memory_format, clamp: as `augment` takes them.
+        views: number of views of each image, made in one launch.
+        out_dtype, memory_format, clamp, backend: as `augment` takes them.
     """
 
     def __init__(
@@ -123,12 +123,13 @@ class Augment(nn.Module):
         out_dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
         clamp: str = "exact",
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         if views < 1:
             raise ValueError(f"views: expected at least 1, got {views}")
         self.policy, self.out_size, self.views = policy, as_size("out_size", out_size), views
-        self.out_dtype, self.memory_format, self.clamp = out_dtype, memory_format, clamp
+        self.out_dtype, self.memory_format, self.clamp, self.backend = out_dtype, memory_format, clamp, backend
 
     def forward(
         self, images: Tensor, params: AugmentParams | None = None, generator: torch.Generator | None = None
@@ -156,6 +157,7 @@ class Augment(nn.Module):
             out_dtype=self.out_dtype,
             memory_format=self.memory_format,
             clamp=self.clamp,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:

@@ -1,8 +1,7 @@
-"""The fused augmentation as PyTorch operators: what `torch.compile`, autograd and CUDA graphs see.
+"""The fused augmentation as PyTorch operators, for `torch.compile`, autograd and CUDA graphs.
 
-Memory is allocated here, so that real and fake results agree; a backend only fills it. For backward nothing
-is kept but the images, the parameters and one number a view, the pivot of its contrast: what the clamps need
-is computed again.
+Memory is allocated here, so that real and fake results agree; a backend only fills it. The backward keeps the images,
+the parameters and one number a view, the pivot of its contrast; it computes again what the clamps need.
 """
 
 from __future__ import annotations
@@ -13,19 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from copgen_fast.ops.backend import load
+
 # The tensors of AugmentParams that the operator takes, in its order.
 FIELDS = ("crop", "flip", "order", "factors", "jitter", "gray", "solarize")
-
-
-def _backend(name: str) -> Any:
-    """A backend's augment_forward, augment_backward and separable_filter, which fill their last arguments."""
-    if name == "cpp":
-        import copgen_fast._cpp  # noqa: F401
-
-        return torch.ops.copgen_fast_cpp
-    from copgen_fast.kernels import augment
-
-    return augment
 
 
 @torch.library.custom_op("copgen_fast::augment", mutates_args=())
@@ -54,29 +44,8 @@ def fused_augment(
     expect_valid(images, crop, order)
     if views.numel():
         params = (crop, flip, order, factors, jitter, gray, solarize)
-        _backend(backend).augment_forward(images, *params, list(mean), list(std), views, pivot)
+        load(backend, "augment").augment_forward(images, *params, list(mean), list(std), views, pivot)
     return views, pivot
-
-
-@fused_augment.register_fake
-def _(
-    images: Tensor,
-    crop: Tensor,
-    flip: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    jitter: Tensor,
-    gray: Tensor,
-    solarize: Tensor,
-    out_size: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    out_dtype: torch.dtype,
-    channels_last: bool,
-    straight_through: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _allocate(images, crop, out_size, out_dtype, channels_last)
 
 
 def _allocate(
@@ -85,12 +54,13 @@ def _allocate(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     n = crop.shape[0]
     views = torch.empty((n, 3, *out_size), dtype=out_dtype, device=images.device, memory_format=layout)
-    return views, torch.empty(n, dtype=compute_dtype(images.dtype), device=images.device)
+    return views, torch.empty(n, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
 
 
-def compute_dtype(images: torch.dtype) -> torch.dtype:
-    """The arithmetic's dtype: float64 for float64 images, float32 for all others."""
-    return torch.float64 if images == torch.float64 else torch.float32
+@fused_augment.register_fake
+def _(images: Tensor, crop: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    out_size, _, _, out_dtype, channels_last, *_ = rest[len(FIELDS) - 1 :]
+    return _allocate(images, crop, out_size, out_dtype, channels_last)
 
 
 @torch.library.custom_op("copgen_fast::augment_backward", mutates_args=())
@@ -113,27 +83,13 @@ def fused_augment_backward(
     grad_images = torch.empty_like(images)
     if grad.numel():
         params = (crop, flip, order, factors, jitter, gray, solarize)
-        _backend(backend).augment_backward(grad, images, *params, pivot, list(std), straight_through, grad_images)
+        load(backend, "augment").augment_backward(
+            grad, images, *params, pivot, list(std), straight_through, grad_images
+        )
     return grad_images
 
 
-@fused_augment_backward.register_fake
-def _(
-    grad: Tensor,
-    images: Tensor,
-    crop: Tensor,
-    flip: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    jitter: Tensor,
-    gray: Tensor,
-    solarize: Tensor,
-    pivot: Tensor,
-    std: Sequence[float],
-    straight_through: bool,
-    backend: str,
-) -> Tensor:
-    return torch.empty_like(images)
+fused_augment_backward.register_fake(lambda grad, images, *_: torch.empty_like(images))
 
 
 def _setup_augment(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -159,13 +115,11 @@ def fused_filter(images: Tensor, weights: Tensor, transposed: bool, backend: str
     images = images.contiguous()
     filtered = torch.empty_like(images)
     if images.numel():
-        _backend(backend).separable_filter(images, weights, transposed, filtered)
+        load(backend, "augment").separable_filter(images, weights, transposed, filtered)
     return filtered
 
 
-@fused_filter.register_fake
-def _(images: Tensor, weights: Tensor, transposed: bool, backend: str) -> Tensor:
-    return torch.empty_like(images, memory_format=torch.contiguous_format)
+fused_filter.register_fake(lambda images, *_: torch.empty_like(images, memory_format=torch.contiguous_format))
 
 
 def _setup_filter(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -183,7 +137,7 @@ fused_filter.register_autograd(_filter_vjp, setup_context=_setup_filter)
 def expect_valid(images: Tensor, crop: Tensor, order: Tensor) -> None:
     """Raise ValueError for a crop that leaves its image or an order that is no permutation.
 
-    On the CPU only: elsewhere a look at the values would wait for the device, and the kernels write NaN instead.
+    On the CPU only: reading the values of another device would wait for it, and its kernels write NaN instead.
     """
     if crop.device.type != "cpu":
         return

@@ -1,4 +1,4 @@
-"""What an augmentation draws: the policy (data) and the parameters of a batch (plain tensors)."""
+"""Augmentation policies, and the random parameters of a batch that are drawn from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CROP_TRIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentPolicy:
-    """What to draw for each image; the default draws nothing and only normalises. Data only.
+    """Probabilities and strengths of an augmentation; the default only normalises.
 
     Attributes:
         crop_scale: area of the crop as a share of the image, uniform in (low, high); None keeps the image.
@@ -70,7 +70,7 @@ class AugmentPolicy:
 
 @dataclass(frozen=True, eq=False)
 class AugmentParams:
-    """What was drawn for each of N views: plain tensors on one device.
+    """Random parameters of N views: plain tensors on one device.
 
     Attributes:
         crop: int64 [N, 4], (top, left, height, width) in pixels of the input.
@@ -177,27 +177,27 @@ class AugmentParams:
 
     @classmethod
     def cat(cls, parts: Sequence[AugmentParams]) -> AugmentParams:
-        """The parameters of several batches, one after the other."""
+        """Concatenate the parameters of several batches."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of the tensors."""
         return self.crop.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> AugmentParams:
-        """The same parameters on `device`; `non_blocking` as for a tensor."""
+        """Move to `device`; `non_blocking` as for a tensor."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> AugmentParams:
-        """The same parameters in page-locked memory, from which a GPU copies while the host goes on."""
+        """Copy to page-locked memory, from which transfers to a GPU are asynchronous."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def __len__(self) -> int:
         return len(self.crop)
 
     def __getitem__(self, rows: slice) -> AugmentParams:
-        """The parameters of some of the images."""
+        """Parameters of some of the views."""
         return self._map(lambda tensor: tensor[rows])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> AugmentParams:

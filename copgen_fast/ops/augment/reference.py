@@ -1,7 +1,7 @@
-"""The augmentation arithmetic in plain PyTorch: no loop over samples, no wait for the device.
+"""Reference implementation of the augmentation in PyTorch operators, without a loop over samples.
 
-It is the definition that faster backends are tested against: values and gradients are torchvision's
-(its float-tensor path), sample by sample.
+Values and gradients are those of torchvision's float-tensor path, sample by sample; faster backends are tested
+against it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def finish(x: Tensor, solarize: Tensor, mean: tuple[float, ...] | None, std: tup
 
 
 def separable_filter(x: Tensor, weights: Tensor) -> Tensor:
-    """[N, 3, h, w] filtered along both axes with each sample's own `weights` [N, 2R + 1], borders reflected."""
+    """Filter [N, 3, h, w] along both axes by each sample's `weights` [N, 2R + 1], with reflected borders."""
     radius = weights.shape[1] // 2
     if radius == 0:
         return x
@@ -91,10 +91,10 @@ def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int, mirrored:
 
 
 def color_jitter(x: Tensor, order: Tensor, factors: Tensor, jitter: Tensor, straight_through: bool) -> Tensor:
-    """Brightness, contrast, saturation and hue of [N, 3, h, w] in [0, 1], in each sample's own order.
+    """Brightness, contrast, saturation and hue of [N, 3, h, w] in [0, 1], in each sample's order.
 
     Three of the four are blends of one form, so every order is: the blends before the hue, the hue, the
-    blends after it. A sample sits out the steps that are not its own; no order needs a branch.
+    blends after it. Samples skip the steps of other orders by masks, without a branch.
     """
     # Reading a tensor would make a GPU wait, and break a compiled graph.
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not jitter.any():
@@ -112,7 +112,7 @@ def color_jitter(x: Tensor, order: Tensor, factors: Tensor, jitter: Tensor, stra
 
 
 def _blend(x: Tensor, op: Tensor, factor: Tensor, turn: Tensor, straight_through: bool) -> Tensor:
-    """clamp(f x + (1 - f) pivot) for the samples whose turn it is; x itself for the others.
+    """clamp(f x + (1 - f) pivot) for the samples in `turn`; x itself for the others.
 
     The pivot is black for brightness, the image's mean luminance for contrast, the pixel's for saturation.
     """
@@ -126,13 +126,13 @@ def _blend(x: Tensor, op: Tensor, factor: Tensor, turn: Tensor, straight_through
     if straight_through:
         bounded = bounded.detach() + (blended - blended.detach())
     else:
-        # Said outright, as PyTorch's versions differ in what a clamp passes at its very bounds.
+        # PyTorch's versions differ in the gradient that a clamp passes at its bounds.
         bounded = torch.where((blended > 0) & (blended < 1), blended, bounded.detach())
     return torch.where(_per_image(turn & (factor != 1)), bounded, x)
 
 
 def _shift_hue(x: Tensor, shift: Tensor, jitter: Tensor) -> Tensor:
-    """Turn the hue of [N, 3, h, w] by `shift` [N] turns where `jitter`: HSV's hue, wrapping round.
+    """Shift HSV's hue of [N, 3, h, w] by `shift` [N] turns where `jitter`, wrapping around.
 
     With M, m the largest and smallest channel and hue H in sixths of a turn, channel c is
     M - (M - m) clamp(2 - |(H + n_c) mod 6 - 2|, 0, 1), n = 5, 3, 1 for R, G, B. It stays between m and M,

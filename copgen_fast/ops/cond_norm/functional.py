@@ -1,4 +1,4 @@
-"""A generator's conditional normalisation with its ReLU: one scale and one shift for each sample and channel."""
+"""Conditional batch normalisation with folded statistics, and ReLU: a scale and a shift per sample and channel."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.ops.cond_norm.operator import compute_dtype, dense, fused_cond_norm, fused_cond_norm_, layout_of
-
-__all__ = ["cond_norm", "cond_norm_reference"]
+from copgen_fast.ops.cond_norm.operator import dense, fused_cond_norm, fused_cond_norm_, layout_of
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -24,25 +22,25 @@ def cond_norm(
     inplace: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """relu(x * scale[n, c] + shift[n, c]), upsampled by nearest 2 x where asked for; differentiable in all three.
+    """relu(x * scale[n, c] + shift[n, c]), with `upsample` by nearest 2 x; differentiable in all three inputs.
 
-    What is left of a batch normalisation with a condition once its statistics are folded into its gain and bias. A
-    fused backend reads x once and writes the result once, whatever its size; backward it reads the gradient and x
-    once and writes that of x, and sums those of scale and shift on the way, in an order that the shapes fix. For the
-    backward it keeps x, scale and shift, and no result: where the ReLU let pass is computed again.
+    A conditional batch normalisation is this once its statistics are folded into its gain and bias. A fused backend
+    reads x and writes the result once forward; backward it reads the gradient and x once, and sums the gradients of
+    scale and shift on the way, in an order that depends on the shapes alone. It keeps x, scale and shift for the
+    backward, which computes the ReLU's mask again.
 
-    A NaN of x stays one, as does its gradient; the ReLU's gradient at 0 is 0.
+    NaN of x stays NaN, as does its gradient; the ReLU's gradient at 0 is 0.
 
     Args:
         x: [N, C, H, W], float16, bfloat16, float32 or float64, N >= 0. Contiguous and channels_last are taken as they
             are, others copied.
         scale, shift: [N, C], or [1, C] for all samples, of any floating dtype; on x's device.
-        upsample: give every pixel four times, [N, C, 2H, 2W].
-        inplace: x may be overwritten: nothing else reads it. It is where no gradient is asked for and x is dense.
-        backend: None for the fastest here; see `copgen_fast.ops.backends`.
+        upsample: repeat each pixel 2 x 2 times.
+        inplace: allow overwriting x, which happens where no input requires a gradient and x is dense.
+        backend: a name from `backends()`; None takes the fastest.
 
     Returns:
-        [N, C, H, W] or [N, C, 2H, 2W] of x's dtype, channels_last where x has its channels side by side. Computed in
+        [N, C, H, W] or [N, C, 2H, 2W] of x's dtype, channels_last where the channels of x are adjacent. Computed in
         float32, or in float64 for float64.
 
     Raises:
@@ -51,7 +49,7 @@ def cond_norm(
     """
     expect_tensor("x", x, ("N", "C", "H", "W"), _DTYPES)
     n, channels = x.shape[:2]
-    compute = compute_dtype(x.dtype)
+    compute = torch.promote_types(x.dtype, torch.float32)
     affine = []
     for name, value in (("scale", scale), ("shift", shift)):
         expect_tensor(name, value, ("N", channels))
@@ -61,19 +59,19 @@ def cond_norm(
             raise ValueError(f"{name}: on {value.device}, but x is on {x.device}")
         affine.append(value.to(compute).expand(n, -1))
     if inplace and upsample:
-        raise ValueError("inplace: what is upsampled does not fit into x; leave one of the two out")
+        raise ValueError("inplace: an upsampled result does not fit into x; leave out inplace or upsample")
     backend = resolve("cond_norm", x.device, backend)
     if backend == "reference":
         return cond_norm_reference(x, *affine, upsample)
-    wanted = torch.is_grad_enabled() and any(y.requires_grad for y in (x, scale, shift))
-    if inplace and not wanted and dense(x):
+    differentiated = torch.is_grad_enabled() and any(y.requires_grad for y in (x, scale, shift))
+    if inplace and not differentiated and dense(x):
         fused_cond_norm_(x, *affine, backend)
         return x
     return fused_cond_norm(x, *affine, upsample, backend)
 
 
 def cond_norm_reference(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool) -> Tensor:
-    """`cond_norm` in PyTorch's operators, its definition; scales and shifts [N, C] in the dtype that is computed in."""
+    """Definition of `cond_norm` in PyTorch operators; scales and shifts [N, C] have the dtype of the arithmetic."""
     y = torch.addcmul(shift[:, :, None, None], x.to(scale.dtype), scale[:, :, None, None]).relu_().to(x.dtype)
     if upsample:  # interpolate takes no empty images
         y = F.interpolate(y, scale_factor=2) if y.numel() else y.repeat(1, 1, 2, 2)

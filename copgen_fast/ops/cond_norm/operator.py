@@ -1,7 +1,7 @@
-"""The conditional normalisation as PyTorch operators: what `torch.compile`, autograd and CUDA graphs see.
+"""The conditional normalisation as PyTorch operators, for `torch.compile`, autograd and CUDA graphs.
 
 Memory is allocated here, so that real and fake results agree; a backend only fills it. Scales and shifts are [N, C] in
-the dtype that is computed in; their rows may be one and the same.
+the dtype of the arithmetic; an expanded row serves all samples.
 """
 
 from __future__ import annotations
@@ -11,47 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def compute_dtype(x: torch.dtype) -> torch.dtype:
-    """The arithmetic's dtype: float64 for float64, float32 for all others."""
-    return torch.float64 if x == torch.float64 else torch.float32
+from copgen_fast.ops.backend import load
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """That of the result: channels_last where x has its channels side by side."""
-    beside = x.stride(1) == 1 and not x.is_contiguous()
-    return torch.channels_last if beside else torch.contiguous_format
+    """Memory format of the result: channels_last where the channels of x are adjacent."""
+    adjacent = x.stride(1) == 1 and not x.is_contiguous()
+    return torch.channels_last if adjacent else torch.contiguous_format
 
 
 def dense(x: Tensor) -> bool:
-    """Whether backends take x as it is."""
+    """Whether x has no gaps in the memory format of the result."""
     return x.is_contiguous(memory_format=layout_of(x))
-
-
-def _backend(name: str) -> Any:
-    """A backend's cond_norm and cond_norm_backward, which fill their last arguments."""
-    if name == "cpp":
-        import copgen_fast._cpp  # noqa: F401
-
-        return torch.ops.copgen_fast_cpp
-    from copgen_fast.kernels import cond_norm
-
-    return cond_norm
 
 
 @torch.library.custom_op("copgen_fast::cond_norm", mutates_args=())
 def fused_cond_norm(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, backend: str) -> Tensor:
-    """relu(x scale + shift) of x [N, C, H, W], of its size or twice that."""
+    """relu(x scale + shift) of x [N, C, H, W], upsampled by nearest 2 x or not."""
     y = _allocate(x, upsample)
     if y.numel():
         x = x.contiguous(memory_format=layout_of(x))
-        _backend(backend).cond_norm(x, _rows(scale), _rows(shift), upsample, y)
+        load(backend, "cond_norm").cond_norm(x, _rows(scale), _rows(shift), upsample, y)
     return y
 
 
-@fused_cond_norm.register_fake
-def _(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, backend: str) -> Tensor:
-    return _allocate(x, upsample)
+fused_cond_norm.register_fake(lambda x, scale, shift, upsample, backend: _allocate(x, upsample))
 
 
 def _allocate(x: Tensor, upsample: bool) -> Tensor:
@@ -61,43 +45,43 @@ def _allocate(x: Tensor, upsample: bool) -> Tensor:
 
 
 def _rows(affine: Tensor) -> Tensor:
-    """Channels side by side; rows may be apart, or one."""
+    """[N, C] with adjacent channels and any stride between rows."""
     return affine if affine.stride(1) == 1 else affine.contiguous()
 
 
 @torch.library.custom_op("copgen_fast::cond_norm_", mutates_args={"x"})
 def fused_cond_norm_(x: Tensor, scale: Tensor, shift: Tensor, backend: str) -> None:
-    """x, which is dense, becomes relu(x scale + shift)."""
+    """Overwrite dense x by relu(x scale + shift)."""
     if x.numel():
-        _backend(backend).cond_norm(x, _rows(scale), _rows(shift), False, x)
+        load(backend, "cond_norm").cond_norm(x, _rows(scale), _rows(shift), False, x)
 
 
 @torch.library.custom_op("copgen_fast::cond_norm_backward", mutates_args=())
 def fused_cond_norm_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, of_affine: bool, backend: str
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, with_affine: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x and, if `of_affine`, of scale and shift, else empty; from that of the result."""
-    grads = _allocate_grads(x, scale, of_affine)
+    """Gradients of x and, with `with_affine`, of scale and shift (else empty) from the gradient of the result."""
+    grads = _allocate_grads(x, scale, with_affine)
     if grad.numel():
         layout = layout_of(x)
         grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-        of_both = grads[1:] if of_affine else (None, None)
-        _backend(backend).cond_norm_backward(grad, x, _rows(scale), _rows(shift), upsample, grads[0], *of_both)
+        affine_grads = grads[1:] if with_affine else (None, None)
+        load(backend, "cond_norm").cond_norm_backward(
+            grad, x, _rows(scale), _rows(shift), upsample, grads[0], *affine_grads
+        )
     else:
-        for empty in grads[1:]:  # a sum of nothing
-            empty.zero_()
+        for empty_sum in grads[1:]:
+            empty_sum.zero_()
     return grads
 
 
-@fused_cond_norm_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, of_affine: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _allocate_grads(x, scale, of_affine)
+fused_cond_norm_backward.register_fake(
+    lambda grad, x, scale, shift, upsample, with_affine, backend: _allocate_grads(x, scale, with_affine)
+)
 
 
-def _allocate_grads(x: Tensor, scale: Tensor, of_affine: bool) -> tuple[Tensor, Tensor, Tensor]:
-    shape = scale.shape if of_affine else (0,)
+def _allocate_grads(x: Tensor, scale: Tensor, with_affine: bool) -> tuple[Tensor, Tensor, Tensor]:
+    shape = scale.shape if with_affine else (0,)
     return _allocate(x, False), scale.new_empty(shape), scale.new_empty(shape)
 
 
@@ -107,9 +91,9 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    of_affine = any(ctx.needs_input_grad[1:3])
-    grads = fused_cond_norm_backward(grad, *ctx.saved_tensors, ctx.upsample, of_affine, ctx.backend)
-    return (*(grads if of_affine else (grads[0], None, None)), None, None)
+    with_affine = any(ctx.needs_input_grad[1:3])
+    grads = fused_cond_norm_backward(grad, *ctx.saved_tensors, ctx.upsample, with_affine, ctx.backend)
+    return (*(grads if with_affine else (grads[0], None, None)), None, None)
 
 
 fused_cond_norm.register_autograd(_vjp, setup_context=_setup)

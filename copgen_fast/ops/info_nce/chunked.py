@@ -1,16 +1,16 @@
-"""The primitive of InfoNCE in PyTorch, some rows at a time: what runs where nothing is compiled."""
+"""InfoNCE's row losses and gradients in PyTorch operators, some rows at a time: the portable backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from copgen_fast.ops.backend import installed
+from copgen_fast.ops.backend import INSTALLED, load
 
-# Entries of a chunk of the similarity matrix; some five such chunks of float32 exist at a time. A CPU's fit its cache.
+# Entries of a chunk of the similarity matrix, of which some five exist at a time; a CPU's fit its cache.
 _CHUNK = {"cpu": 1 << 20}
 _CHUNK_ELSEWHERE = 1 << 23
 
@@ -26,14 +26,14 @@ def row_losses(
     losses: Tensor,
     lse: Tensor,
     nearest: Tensor | None,
-    similarity: Tensor | None,
+    nearest_logit: Tensor | None,
 ) -> None:
-    """Fill losses, lse and, where given, nearest and similarity; see `copgen_fast.ops.info_nce.operator`."""
+    """Fill losses, lse and, where given, nearest and nearest_logit; see `copgen_fast.ops.info_nce.operator`."""
     columns = rows if columns is None else columns
     fused = _epilogue(rows)
     for here, s in _products(rows, columns):
         if fused is not None:
-            filled = [x if x is None else x[here] for x in (losses, lse, nearest, similarity)]
+            filled = [x if x is None else x[here] for x in (losses, lse, nearest, nearest_logit)]
             fused.losses_of(s, temperature, here.start, len(rows), offset, shift, exclude_self, *filled)
             continue
         s.div_(temperature)
@@ -42,7 +42,7 @@ def row_losses(
         if exclude_self:
             s.diagonal(offset + here.start).fill_(-torch.inf)
         if nearest is not None:
-            torch.max(s, dim=1, out=(similarity[here], nearest[here]))
+            torch.max(s, dim=1, out=(nearest_logit[here], nearest[here]))
         torch.logsumexp(s, dim=1, out=lse[here])
         torch.sub(lse[here], of_target, out=losses[here])
 
@@ -89,24 +89,21 @@ def row_gradients(
 
 
 def _products(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows with their products with all columns."""
+    """Slices of the rows, and their products with all columns."""
     chunk = max(1, _CHUNK.get(rows.device.type, _CHUNK_ELSEWHERE) // len(columns))
     for start in range(0, len(rows), chunk):
         here = slice(start, min(start + chunk, len(rows)))
         yield here, torch.mm(rows[here], columns.T)
 
 
-def _epilogue(rows: Tensor) -> ModuleType | None:
-    """The kernels that read a chunk once, where they run: float32 on a GPU with Triton."""
-    if not rows.is_cuda or rows.dtype != torch.float32 or "triton" not in installed():
-        return None
-    from copgen_fast.kernels import epilogue
-
-    return epilogue
+def _epilogue(rows: Tensor) -> Any:
+    """Triton kernels that read each chunk once, for float32 on a GPU, or None."""
+    usable = rows.is_cuda and rows.dtype == torch.float32 and "triton" in INSTALLED
+    return load("triton", "epilogue") if usable else None
 
 
 def _targets(here: slice, offset: int, shift: int, count: int, device: torch.device) -> Tensor:
-    """The target column of each row of a slice; column 0 where rows have none."""
+    """Target column of each row of a slice; column 0 without targets."""
     if shift < 0:
         return torch.zeros(here.stop - here.start, dtype=torch.int64, device=device)
     return offset + (torch.arange(here.start, here.stop, device=device) + shift) % count

@@ -1,4 +1,4 @@
-"""InfoNCE: the loss that tells an anchor's positive from the other samples of the batch."""
+"""The InfoNCE loss: a function and a module."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.ops.info_nce import reference
+from copgen_fast.ops.info_nce.group import Gather, all_gather, expect_equal_batches
 from copgen_fast.ops.info_nce.operator import Similarity
 from copgen_fast.ops.info_nce.rows import Form, info_nce_rows
 
@@ -20,13 +21,13 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 
 class InfoNCEStats(NamedTuple):
-    """What a batch says beside its loss; without gradient, and without `base_temperature`'s factor.
+    """Statistics of a batch, without gradient and without the factor of `base_temperature`.
 
     Attributes:
-        losses: each row's, in nats, [2N] with anchors first when symmetric, [N] otherwise.
-        contrastive_top1: share of the rows whose nearest column is a positive of theirs, [], 0 to 1.
-        mi_lower_bound: log K - mean loss in nats, [], of K candidates a row: for one positive a row a lower bound
-            of what the two views share (van den Oord et al. 2018, Eq. 9). K counts the positive and the negatives.
+        losses: loss of each row in nats, [2N] with anchors first when symmetric, [N] otherwise.
+        contrastive_top1: share of the rows whose nearest column is one of their positives, [], 0 to 1.
+        mi_lower_bound: log K - mean loss in nats, [], of K candidates a row, positive and negatives: with one
+            positive a row a lower bound of the views' mutual information (van den Oord et al. 2018, Eq. 9).
     """
 
     losses: Tensor
@@ -55,48 +56,48 @@ def info_nce(
 
     With unit rows a_i, p_i (the inputs after L2 normalisation, lengths floored at 1e-12) and temperature t:
 
-    - symmetric (NT-Xent, what the reference implementation trains with): over the 2N rows v = [a; p],
+    - symmetric (NT-Xent, the reference code's): over the 2N rows v = [a; p],
       -log( exp(v_i.v_j / t) / sum_{k != i} exp(v_i.v_k / t) ), j the other view of i;
       2N - 2 negatives a row. One pair alone has no negatives: its loss is 0, up to rounding.
     - one-sided (paper, Eq. 1): -log( exp(a_i.p_i / t) / sum_k exp(a_i.p_k / t) ); the N - 1 other positives
       are the negatives.
 
-    No matrix of similarities is kept: the memory is that of the embeddings and of a tile.
+    The fused and chunked backends keep no similarity matrix: memory is linear in N.
 
     Args:
         anchors, positives: floating [N, D], N >= 1, 1 <= D <= 2048. Losses and sums are float32 for half
-            precisions; on a GPU these are also what is multiplied.
-        temperature: t > 0; a tensor of shape [] gets a gradient. (A GPU's is not looked at: t <= 0 gives NaN.)
-        base_temperature: b multiplies the loss by t / b; None leaves it. The reference implementation
-            fixes b = 0.07, so with t = 0.1 its loss is 1/0.7 of the textbook's.
-        symmetric: which of the two forms.
+            precisions; on a GPU products have factors of that half precision.
+        temperature: t > 0; a tensor of shape [] gets a gradient. (On a GPU it is not checked: t <= 0 gives NaN.)
+        base_temperature: b multiplies the loss by t / b; None by 1. The reference code fixes b = 0.07, so with
+            t = 0.1 its loss is 1/0.7 of the textbook's.
+        symmetric: NT-Xent, or the one-sided form.
         labels: integers [N] of the pairs, supervised contrastive (Khosla et al. 2020, Eq. 2, the mean outside the
             log): all rows of i's label but i itself are its positives (one-sided: all p_k of its label). A label
-            below 0 is unknown: only the other view is positive. So every row has a positive.
+            below 0 is unknown: only the other view is positive.
         negatives: floating [Q, D], a queue of more negatives for every row; no gradient.
         normalize: False takes the rows as they are.
         group: negatives (and positives of one label) from all ranks of a torch.distributed group, each with equally
             many rows; gradients are those of the sum of all ranks' losses, which DistributedDataParallel's mean
             makes those of the whole batch's. `negatives` are each rank's own.
         reduction: "mean", "sum" or "none" over this rank's rows.
-        return_stats: return `InfoNCEStats`, too.
-        check_finite: look for NaN and infinity first, which waits for the device; else they spread to the loss.
-        equal_batches: the caller vouches for the group's ranks having equally many rows; else it is looked at, for
-            which the host waits for the device. Where it is not so, ranks hang or compute nonsense.
-        backend: a name from `backends()`; None takes the fastest. "reference" multiplies matrices by PyTorch's own
+        return_stats: also return `InfoNCEStats`.
+        check_finite: raise for NaN and infinity, which waits for the device; else they spread to the loss.
+        equal_batches: the ranks of the group are known to have equally many rows. By default this is checked, for
+            which the host waits for the device; unchecked, unequal ranks hang or compute nonsense.
+        backend: a name from `backends()`; None takes the fastest. "reference" multiplies matrices under PyTorch's
             settings, so on a GPU TF32 applies where it was switched on.
 
     Returns:
         The loss, float32 (float64 for float64 inputs), of shape [], or for "none" [2N] with anchors first when
         symmetric, [N] otherwise. With `return_stats`, (loss, stats).
 
-    A row no longer than 1e-12 is compared as it is, almost zero, and takes no gradient.
+    A row no longer than 1e-12 stays almost zero and takes no gradient.
 
     Raises:
         TypeError: an input of the wrong kind.
         ValueError: shapes that differ or are not [N, D], N = 0, D over the limit, inputs on two devices, labels of
-            another length, a temperature that is not positive and finite, ranks with unequal batches, NaN where
-            asked for, an unknown reduction, an unavailable backend.
+            another length, a temperature that is not positive and finite, ranks with unequal batches, NaN with
+            `check_finite`, an unknown reduction, an unavailable backend.
     """
     _expect_embeddings(anchors, positives, negatives, check_finite)
     _expect_temperature(temperature, base_temperature)
@@ -106,27 +107,27 @@ def info_nce(
     if negatives is not None and len(negatives) == 0:
         negatives = None
     if group is not None and not equal_batches:
-        group.expect_equal_batches("anchors", anchors, group)
+        expect_equal_batches("anchors", anchors, group)
     form = Form(temperature, symmetric, labels, negatives, normalize, group)
     name = resolve("info_nce", anchors.device, backend, dtype=anchors.dtype, dimension=anchors.shape[1])
     if name in ("triton", "cuda") and torch.float64 in (anchors.dtype, positives.dtype):
         raise ValueError(f"backend: {name} has no float64; chunked and reference do")
     if name == "reference":
-        losses, agrees = _by_definition(anchors, positives, form)
+        losses, correct = _by_definition(anchors, positives, form)
     else:
         similarity = _similarity(anchors, positives, form, return_stats, name)
-        unit_backend = resolve("l2_normalize", anchors.device)
-        losses, agrees = info_nce_rows(anchors, positives, form, similarity, unit_backend)
+        l2_backend = resolve("l2_normalize", anchors.device)
+        losses, correct = info_nce_rows(anchors, positives, form, similarity, l2_backend)
     loss = losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
     if base_temperature is not None:
         loss = loss * (temperature / base_temperature)
-    return (loss, _stats(losses.detach(), agrees, form)) if return_stats else loss
+    return (loss, _stats(losses.detach(), correct, form)) if return_stats else loss
 
 
 class InfoNCELoss(nn.Module):
-    """`info_nce` with its settings kept: `loss = InfoNCELoss(temperature=0.1)(anchors, positives)`.
+    """`info_nce` as a module: `loss = InfoNCELoss(temperature=0.1)(anchors, positives)`.
 
-    `learn_temperature` makes the temperature a parameter, kept as its logarithm so that it stays positive.
+    `learn_temperature` makes the logarithm of the temperature a parameter.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class InfoNCELoss(nn.Module):
 
     @property
     def temperature(self) -> float | Tensor:
-        """t; of shape [] where it is learned."""
+        """Temperature; a tensor of shape [] where it is learned."""
         return self._temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def forward(
@@ -183,7 +184,7 @@ class InfoNCELoss(nn.Module):
 def _similarity(anchors: Tensor, positives: Tensor, form: Form, with_nearest: bool, backend: str) -> Similarity:
     learned = isinstance(form.temperature, Tensor)
     temperature = 1.0 if learned else float(form.temperature)
-    # Of rows that are not normalised, or hold a temperature only the device knows, nothing bounds the products.
+    # Products are bounded only of normalised rows, and where the host knows the temperature.
     bound = 1 / temperature if form.normalize and not learned else math.inf
     precision = torch.promote_types(anchors.dtype, positives.dtype)
     if backend in ("cpp", "chunked"):
@@ -194,25 +195,25 @@ def _similarity(anchors: Tensor, positives: Tensor, form: Form, with_nearest: bo
 
 
 def _by_definition(anchors: Tensor, positives: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """The reference; of a group's whole batch, this rank's rows."""
+    """The reference: this rank's rows of the whole batch of a group."""
     group, labels, n = form.group, form.labels, len(anchors)
     if group is not None:
-        anchors, positives = (group.Gather.apply(x, group) for x in (anchors, positives))
-        labels = None if labels is None else group.gathered(labels, group)
+        anchors, positives = (Gather.apply(x, group) for x in (anchors, positives))
+        labels = None if labels is None else all_gather(labels, group)
     rest = (form.temperature, form.symmetric, labels, form.negatives, form.normalize)
     results = reference.info_nce_rows(anchors, positives, *rest)
     if group is None:
         return results
     start = dist.get_rank(group) * n
     starts = (start, len(anchors) + start) if form.symmetric else (start,)
-    losses, agrees = (torch.cat([x[at : at + n] for at in starts]) for x in results)
-    return losses, agrees
+    losses, correct = (torch.cat([x[at : at + n] for at in starts]) for x in results)
+    return losses, correct
 
 
-def _stats(losses: Tensor, agrees: Tensor, form: Form) -> InfoNCEStats:
+def _stats(losses: Tensor, correct: Tensor, form: Form) -> InfoNCEStats:
     ranks = 1 if form.group is None else dist.get_world_size(form.group)
     candidates = len(losses) * ranks - form.symmetric + (0 if form.negatives is None else len(form.negatives))
-    return InfoNCEStats(losses, agrees.to(losses.dtype).mean(), math.log(candidates) - losses.mean())
+    return InfoNCEStats(losses, correct.to(losses.dtype).mean(), math.log(candidates) - losses.mean())
 
 
 def _expect_embeddings(anchors: Tensor, positives: Tensor, negatives: Tensor | None, check_finite: bool) -> None:

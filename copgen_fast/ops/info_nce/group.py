@@ -1,9 +1,8 @@
-"""InfoNCE whose columns are every process's.
+"""InfoNCE whose columns are the embeddings of all ranks of a process group.
 
-Embeddings are gathered whole: N D numbers of all processes are small beside a tile of similarities, and one
-collective costs less waiting than the W steps of a ring. The backward sends two numbers a row, its log-sum-exp and
-its gradient: with them a process computes what its rows are worth to the others' losses, so no gradient of
-embeddings has to be reduced.
+One all-gather of the embeddings has less latency than the W steps of a ring. The backward gathers two numbers a row,
+its log-sum-exp and its gradient, from which a rank computes its rows' gradient of the other ranks' losses: no gradient
+of embeddings is reduced.
 """
 
 from __future__ import annotations
@@ -16,15 +15,12 @@ from torch import Tensor
 
 from copgen_fast.ops.info_nce.operator import Similarity, row_gradients, row_losses
 
-# PyTorch 2.14 has a new name for it and warns of the old one.
+# PyTorch 2.14 renamed it, and warns of the former name.
 _all_gather_flat = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def expect_equal_batches(argument: str, x: Tensor, group: dist.ProcessGroup) -> None:
-    """Raise ValueError in every process unless x [N, ...] has one shape in all of them.
-
-    Waits for the device: shapes that differ would hang or corrupt the gathering.
-    """
+    """Raise ValueError on every rank unless x [N, ...] has one shape on all of them; waits for the device."""
     shape = torch.tensor(x.shape, device=x.device)
     shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size(group))]
     dist.all_gather(shapes, shape, group=group)
@@ -33,26 +29,26 @@ def expect_equal_batches(argument: str, x: Tensor, group: dist.ProcessGroup) -> 
         raise ValueError(f"{argument}: expected one shape on all ranks of the group, got {by_rank}")
 
 
-def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """x [N, ...] of all ranks, [W N, ...] in their order; no gradient passes."""
+def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Concatenate x [N, ...] of all ranks: [W N, ...], without gradient."""
     parts = x.new_empty((dist.get_world_size(group) * len(x), *x.shape[1:]))
     _all_gather_flat(parts, x.detach().contiguous(), group=group)
     return parts
 
 
 class Gather(torch.autograd.Function):
-    """`gathered` with gradients: each rank's rows get the sum of what all ranks' losses say."""
+    """`all_gather` with gradients: those of the sum of all ranks' losses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group, ctx.here = group, here(x, group)
-        return gathered(x, group)
+        ctx.group, ctx.own = group, own_rows(x, group)
+        return all_gather(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad, group=ctx.group)
-        return grad[ctx.here], None
+        return grad[ctx.own], None
 
 
 class GroupRowLosses(torch.autograd.Function):
@@ -65,8 +61,8 @@ class GroupRowLosses(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, columns: Tensor | None, shift: int, similarity: Similarity, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        all_columns = gathered(rows if columns is None else columns, group)
-        s, placed = similarity, (here(rows, group).start, shift, columns is None)
+        all_columns = all_gather(rows if columns is None else columns, group)
+        s, placed = similarity, (own_rows(rows, group).start, shift, columns is None)
         results = row_losses(rows, all_columns, s.temperature, s.bound, *placed, s.with_nearest, s.precision, s.backend)
         ctx.save_for_backward(rows, columns, all_columns, results[1])
         ctx.mark_non_differentiable(*results[1:])
@@ -76,18 +72,18 @@ class GroupRowLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, all_columns, lse = ctx.saved_tensors
-        by_loss = (lse, grad.contiguous())
-        all_by_loss = gathered(torch.stack(by_loss, 1), ctx.group).T.contiguous()
+        statistics = (lse, grad.contiguous())
+        all_statistics = all_gather(torch.stack(statistics, 1), ctx.group).T.contiguous()
         if columns is None:
-            grad_rows = row_gradients(rows, all_columns, *ctx.scale, *by_loss, *all_by_loss, *ctx.options)
+            grad_rows = row_gradients(rows, all_columns, *ctx.scale, *statistics, *all_statistics, *ctx.options)
             return grad_rows, *[None] * 4
-        grad_rows = row_gradients(rows, all_columns, *ctx.scale, *by_loss, None, None, *ctx.options)
-        all_rows = gathered(rows, ctx.group)
-        grad_columns = row_gradients(columns, all_rows, *ctx.scale, None, None, *all_by_loss, *ctx.options)
+        grad_rows = row_gradients(rows, all_columns, *ctx.scale, *statistics, None, None, *ctx.options)
+        all_rows = all_gather(rows, ctx.group)
+        grad_columns = row_gradients(columns, all_rows, *ctx.scale, None, None, *all_statistics, *ctx.options)
         return grad_rows, grad_columns, *[None] * 3
 
 
-def here(x: Tensor, group: dist.ProcessGroup) -> slice:
-    """Where this rank's rows are among the gathered ones."""
+def own_rows(x: Tensor, group: dist.ProcessGroup) -> slice:
+    """Slice of this rank's rows among the gathered ones."""
     start = dist.get_rank(group) * len(x)
     return slice(start, start + len(x))

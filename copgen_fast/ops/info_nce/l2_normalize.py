@@ -1,4 +1,4 @@
-"""Both views' embeddings at unit length, in one matrix: what InfoNCE compares."""
+"""L2 normalisation of both views' embeddings into one matrix, as PyTorch operators."""
 
 from __future__ import annotations
 
@@ -7,30 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows no longer than this stay almost zero and take no gradient, which would be 1e12 times their neighbours'.
+from copgen_fast.ops.backend import load
+
+# Rows no longer than this stay almost zero and take no gradient, which would be 1e12 times that of other rows.
 EPSILON = 1e-12
 
 
 @torch.library.custom_op("copgen_fast::l2_normalize", mutates_args=())
 def l2_normalize(anchors: Tensor, positives: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """Rows x / max(|x|, 1e-12) of floating [N, D] twice, anchors first: [2N, D], and their lengths |x|, [2N].
+    """Rows x / max(|x|, 1e-12) of anchors and positives, floating [N, D]: [2N, D], and their norms |x|, [2N].
 
-    float64 for float64 inputs, else float32. `backend` is "triton", one launch, or "reference".
+    float64 for float64 inputs, else float32. `backend` is "triton" or "reference".
     """
     units, norms = _allocate(anchors, positives)
     if backend == "triton":
-        from copgen_fast.kernels import l2_normalize
-
-        l2_normalize.l2_normalize(anchors, positives, units, norms)
+        load(backend, "l2_normalize").l2_normalize(anchors, positives, units, norms)
         return units, norms
     torch.cat([anchors, positives], out=units)
     torch.linalg.vector_norm(units, dim=1, out=norms)
     return units.div_(norms.clamp_min(EPSILON)[:, None]), norms
-
-
-@l2_normalize.register_fake
-def _(anchors: Tensor, positives: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return _allocate(anchors, positives)
 
 
 def _allocate(anchors: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,31 +34,30 @@ def _allocate(anchors: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
     return anchors.new_empty((2 * n, d), dtype=dtype), anchors.new_empty(2 * n, dtype=dtype)
 
 
+l2_normalize.register_fake(lambda anchors, positives, backend: _allocate(anchors, positives))
+
+
 @torch.library.custom_op("copgen_fast::l2_normalize_backward", mutates_args=())
 def l2_normalize_backward(
     grad: Tensor, anchors: Tensor, positives: Tensor, units: Tensor, norms: Tensor, backend: str
 ) -> Tensor:
-    """Gradients of anchors and positives, [2N, D] in their dtype, from that of their unit rows [2N, D]."""
+    """Gradients of anchors and positives, [2N, D] in their dtype, from the gradient of their unit rows [2N, D]."""
     grads = _allocate_grads(anchors, positives)
     if backend == "triton":
-        from copgen_fast.kernels import l2_normalize
-
-        l2_normalize.l2_normalize_backward(grad, anchors, positives, norms, *grads.chunk(2))
+        load(backend, "l2_normalize").l2_normalize_backward(grad, anchors, positives, norms, *grads.chunk(2))
         return grads
-    # Only what is at a right angle to the row moves its unit row.
+    # Only the part at a right angle to a row changes its unit row.
     along = torch.linalg.vecdot(grad, units)[:, None]
     inverse = norms.reciprocal().masked_fill_(norms <= EPSILON, 0)[:, None]
     return torch.mul(torch.addcmul(grad, units, along, value=-1), inverse, out=grads)
 
 
-@l2_normalize_backward.register_fake
-def _(grad: Tensor, anchors: Tensor, positives: Tensor, units: Tensor, norms: Tensor, backend: str) -> Tensor:
-    return _allocate_grads(anchors, positives)
-
-
 def _allocate_grads(anchors: Tensor, positives: Tensor) -> Tensor:
     dtype = torch.promote_types(anchors.dtype, positives.dtype)
     return anchors.new_empty((2 * len(anchors), anchors.shape[1]), dtype=dtype)
+
+
+l2_normalize_backward.register_fake(lambda grad, anchors, positives, *_: _allocate_grads(anchors, positives))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -73,15 +67,14 @@ def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
-    of_anchors, of_positives = l2_normalize_backward(grad.contiguous(), *ctx.saved_tensors, ctx.backend).chunk(2)
-    return of_anchors, of_positives, None
+    return *l2_normalize_backward(grad.contiguous(), *ctx.saved_tensors, ctx.backend).chunk(2), None
 
 
 l2_normalize.register_autograd(_vjp, setup_context=_setup)
 
 
-def unit(x: Tensor) -> Tensor:
-    """Rows of floating [N, D] at unit length in plain PyTorch: the definition of `l2_normalize`."""
+def l2_normalize_reference(x: Tensor) -> Tensor:
+    """Definition of `l2_normalize` in PyTorch operators: unit rows of floating [N, D]."""
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     scaled = x / norm.clamp_min(EPSILON)
     return torch.where(norm > EPSILON, scaled, scaled.detach())

@@ -1,11 +1,11 @@
-"""InfoNCE in plain PyTorch, with the whole matrix: the definition that faster backends are tested against."""
+"""Reference implementation of InfoNCE in PyTorch operators, with the whole similarity matrix."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from copgen_fast.ops.info_nce.l2_normalize import unit
+from copgen_fast.ops.info_nce.l2_normalize import l2_normalize_reference
 
 
 def info_nce_rows(
@@ -25,11 +25,11 @@ def info_nce_rows(
     # Autocast would run the similarities in half precision, which a temperature of 0.01 magnifies 100 times.
     with torch.autocast(anchors.device.type, enabled=False):
         given = [x.to(dtype) for x in (anchors, positives, *([] if negatives is None else [negatives.detach()]))]
-        a, p, *bank = map(unit, given) if normalize else given
+        a, p, *bank = map(l2_normalize_reference, given) if normalize else given
         rows = torch.cat([a, p]) if symmetric else a
         columns = rows if symmetric else p
         row = torch.arange(len(rows), device=rows.device)
-        # The other view of row i is row i + N, counted round the 2N rows; one-sided, it is the positive i.
+        # The other view of row i is row (i + N) mod 2N; one-sided, it is the positive i.
         is_positive = (row.roll(len(a)) if symmetric else row)[:, None] == row
         if labels is not None:
             row_labels = labels.repeat(2) if symmetric else labels

@@ -1,4 +1,4 @@
-"""Losses row by row of every form of InfoNCE: one primitive, and what is linear in the rows beside it."""
+"""Every form of InfoNCE, row by row: row losses of the operators, and terms that are linear in the rows."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from copgen_fast.ops.info_nce.group import Gather, GroupRowLosses, gathered, here
-from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, unit
+from copgen_fast.ops.info_nce.group import Gather, GroupRowLosses, all_gather, own_rows
+from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_reference
 from copgen_fast.ops.info_nce.operator import Similarity, row_losses
 from copgen_fast.ops.info_nce.sum_by_label import sum_by_label
 
 
 @dataclass(frozen=True)
 class Form:
-    """Which InfoNCE it is: checked arguments of `copgen_fast.ops.info_nce.functional`."""
+    """Form of the loss: checked arguments of `copgen_fast.ops.info_nce`."""
 
     temperature: float | Tensor
     symmetric: bool
@@ -27,32 +27,30 @@ class Form:
 
 
 def info_nce_rows(
-    anchors: Tensor, positives: Tensor, form: Form, similarity: Similarity, unit_backend: str
+    anchors: Tensor, positives: Tensor, form: Form, similarity: Similarity, l2_backend: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses [M], and whether each row's nearest column is a positive (None unless asked for).
+    """Losses [M], and whether each row's nearest column is a positive (None without `similarity.with_nearest`).
 
-    M = 2N rows, anchors first, when symmetric; N otherwise. A temperature that is a tensor divides the rows, each
-    side by its root, so that its gradient comes with theirs; `similarity.temperature` is 1 then.
+    M = 2N rows, anchors first, when symmetric; N otherwise. Rows are divided by the root of a temperature that is a
+    tensor, so that autograd gives its gradient; `similarity.temperature` is 1 then.
     """
     n = len(anchors)
     with torch.autocast(anchors.device.type, enabled=False):
-        views = l2_normalize(anchors, positives, unit_backend)[0] if form.normalize else _joined(anchors, positives)
+        views = l2_normalize(anchors, positives, l2_backend)[0] if form.normalize else _joined(anchors, positives)
         root = form.temperature.to(views.dtype).sqrt() if isinstance(form.temperature, Tensor) else None
         views = views if root is None else views / root
         rows, columns = (views, None) if form.symmetric else (views[:n], views[n:])
         if form.labels is None and form.negatives is None:
             losses, _, nearest, _ = _compare(rows, columns, n if form.symmetric else 0, form, similarity)
             return losses, _is_positive(nearest, n, form) if similarity.with_nearest else None
-        lse, _, nearest, closeness = _compare(rows, columns, -1, form, similarity)
-        agrees = _is_positive(nearest, n, form) if similarity.with_nearest else None
+        lse, _, nearest, nearest_logit = _compare(rows, columns, -1, form, similarity)
+        correct = _is_positive(nearest, n, form) if similarity.with_nearest else None
         if form.negatives is not None:
-            of_bank, _, _, closeness_of_bank = _compare_with_bank(
-                rows if root is None else rows / root, form, similarity
-            )
-            lse = torch.logaddexp(lse, of_bank)
-            agrees = agrees & (closeness >= closeness_of_bank) if similarity.with_nearest else None
+            bank_lse, _, _, bank_logit = _compare_with_bank(rows if root is None else rows / root, form, similarity)
+            lse = torch.logaddexp(lse, bank_lse)
+            correct = correct & (nearest_logit >= bank_logit) if similarity.with_nearest else None
         to_positive = (rows * _mean_positive(rows, columns, n, form)).sum(1) / similarity.temperature
-        return lse - to_positive, agrees
+        return lse - to_positive, correct
 
 
 def _joined(anchors: Tensor, positives: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ def _joined(anchors: Tensor, positives: Tensor) -> Tensor:
 def _compare(
     rows: Tensor, columns: Tensor | None, shift: int, form: Form, s: Similarity
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Results of row_losses against the group's columns; columns None are the rows."""
+    """row_losses against the columns of all ranks; without columns against the rows."""
     if form.group is not None:
         return GroupRowLosses.apply(rows, columns, shift, s, form.group)
     options = (columns is None, s.with_nearest, s.precision, s.backend)
@@ -71,26 +69,26 @@ def _compare(
 
 
 def _compare_with_bank(rows: Tensor, form: Form, s: Similarity) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Results of row_losses against the negatives, which take no gradient."""
+    """row_losses against the queue of negatives, which take no gradient."""
     bank = form.negatives.detach().to(rows.dtype)
-    bank = unit(bank) if form.normalize else bank
+    bank = l2_normalize_reference(bank) if form.normalize else bank
     return row_losses(rows, bank, s.temperature, s.bound, 0, -1, False, s.with_nearest, s.precision, s.backend)
 
 
 def _ids(n: int, form: Form, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Numbers that rows [M] share with the columns [K] that are their positives, or themselves."""
+    """Identifiers of rows [M] and columns [K]; those of a row and of its positives are equal."""
     first = 0 if form.group is None else n * dist.get_rank(form.group)
     ids = torch.arange(first, first + n, device=device)
     if form.labels is not None:
         ids = torch.where(form.labels < 0, -1 - ids, form.labels)
-    of_rows = ids.repeat(2) if form.symmetric else ids
-    return of_rows, of_rows if form.group is None else gathered(of_rows, form.group)
+    row_ids = ids.repeat(2) if form.symmetric else ids
+    return row_ids, row_ids if form.group is None else all_gather(row_ids, form.group)
 
 
 def _is_positive(columns: Tensor, n: int, form: Form) -> Tensor:
-    """Whether row i, of [M], has columns_i for a positive."""
-    of_rows, of_columns = _ids(n, form, columns.device)
-    return of_columns[columns] == of_rows
+    """Whether column columns_i is a positive of row i, [M]."""
+    row_ids, column_ids = _ids(n, form, columns.device)
+    return column_ids[columns] == row_ids
 
 
 def _mean_positive(rows: Tensor, columns: Tensor | None, n: int, form: Form) -> Tensor:
@@ -102,5 +100,5 @@ def _mean_positive(rows: Tensor, columns: Tensor | None, n: int, form: Form) -> 
     _, ids = _ids(n, form, rows.device)
     sums, counts = sum_by_label(everyone, ids), sum_by_label(rows.new_ones(len(ids), 1), ids)
     if form.group is not None:
-        sums, counts = sums[here(rows, form.group)], counts[here(rows, form.group)]
+        sums, counts = sums[own_rows(rows, form.group)], counts[own_rows(rows, form.group)]
     return sums / counts if columns is not None else (sums - rows) / (counts - 1)

@@ -1,4 +1,4 @@
-"""Sums over the rows of a class: all that several positives a row need beside the log-sum-exp."""
+"""Sums over the rows of each label, for supervised InfoNCE, as a PyTorch operator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def sum_by_label(x: Tensor, labels: Tensor) -> Tensor:
     """For each row of floating [M, D] the sum of all rows with its label; labels are int64 [M].
 
-    The same bits in every run, and the device is not waited for. It is its own adjoint, and so its own backward.
+    Deterministic, without synchronising with the device. Self-adjoint, so it is its own backward.
     """
     order = torch.argsort(labels, stable=True)
     ordered = labels[order]
@@ -22,14 +22,12 @@ def sum_by_label(x: Tensor, labels: Tensor) -> Tensor:
     index[order] = starts.cumsum(0) - 1  # which of the distinct labels a row has
     if x.device.type == "cpu":
         return torch.zeros_like(x).index_add_(0, index, x)[index]
-    # index_add_ adds in any order on a GPU. As many lengths as rows, most of them 0: no count comes to the host.
+    # index_add_ is not deterministic on a GPU. As many lengths as rows, most of them 0: the host needs no count.
     lengths = torch.zeros_like(index).scatter_add_(0, index, torch.ones_like(index))
     return torch.segment_reduce(x[order], "sum", lengths=lengths, unsafe=True)[index]
 
 
-@sum_by_label.register_fake
-def _(x: Tensor, labels: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+sum_by_label.register_fake(lambda x, labels: torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
