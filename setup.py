@@ -15,6 +15,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Absolute: ninja compiles in a folder of its own.
+CSRC = str(Path(__file__).parent.resolve() / "csrc")
 # Where no GPU is visible, as in a container build: sm_75 and sm_80, and PTX that newer GPUs compile on loading.
 CUDA_TARGETS = ["-gencode=arch=compute_75,code=sm_75", "-gencode=arch=compute_80,code=[sm_80,compute_80]"]
 
@@ -32,7 +34,7 @@ def compiled() -> dict:
     extension = CppExtension(
         "copgen_fast._cpp",
         sorted(set(glob("csrc/**/*.cpp", recursive=True)) - set(glob("csrc/*/*_cuda.cpp"))),
-        include_dirs=["csrc"],
+        include_dirs=[CSRC],
         # Nothing reads errno or floating-point traps; loops vectorise only without them.
         extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wno-psabi"],
         extra_link_args=["-fopenmp"],
@@ -73,7 +75,7 @@ def cuda_extension() -> list:
     extension = CUDAExtension(
         "copgen_fast._cuda",
         sorted(glob("csrc/*/*.cu") + glob("csrc/*/*_cuda.cpp")),
-        include_dirs=["csrc", str(toolkit / "include")],
+        include_dirs=[CSRC, str(toolkit / "include")],
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
         extra_compile_args={"cxx": ["-O2", "-g0"], "nvcc": ["-O3", "--threads=2", *([] if chosen else CUDA_TARGETS)]},
         depends=sorted(glob("csrc/*/*.cuh") + glob("csrc/*/*_cuda.h")),
