@@ -161,7 +161,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
             else:
                 dist.init_process_group("gloo", timeout=limit, **options)
             yield Ranks(rank, world, dist.group.WORLD, heartbeat)
-            heartbeat.end()
+            heartbeat.barrier("the end", while_alive=True)
     except BaseException:
         if device.type == "cpu":  # a GPU's may wait for the rank that is missing: see `leave`
             _close_group()

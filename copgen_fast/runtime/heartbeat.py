@@ -165,22 +165,14 @@ class Heartbeat:
         named = [f"rank {rank} gives no sign of life: {now[rank].last_seen()}" for rank in silent]
         return "; ".join(named or [f"rank {rank} is still at {now[rank].location}" for rank in behind])
 
-    def end(self) -> None:
-        """The last barrier, which waits for all that are alive. Rank 0 leaves last: the store may be its process's.
-
-        Raises:
-            LostRankError: a rank failed or died.
-        """
-        self.barrier("the end", while_alive=True)
-        self.close()
+    def close(self) -> None:
+        """Stop the heartbeat. Rank 0 waits for the others to do so: the store may be its process's."""
+        self._closed.set()
+        self._thread.join()
         with contextlib.suppress(dist.DistError):
             self._store.set(f"left/{self.rank}", "")
             if self.rank == 0:
-                self._store.wait([f"left/{rank}" for rank in range(self.world)], datetime.timedelta(seconds=SILENCE))
-
-    def close(self) -> None:
-        self._closed.set()
-        self._thread.join()
+                self._store.wait([f"left/{rank}" for rank in self._others], datetime.timedelta(seconds=SILENCE))
 
     def _run(self) -> None:
         while not self._closed.wait(BEAT_EVERY):
@@ -191,15 +183,12 @@ class Heartbeat:
             except dist.DistError:
                 return
             if self._watchdog and time.monotonic() - self._since > limit:
-                self._abort(f"stuck at {self._own.location}")
-
-    def _abort(self, how: str) -> None:
-        missing = self.missing()
-        self.failed(missing or how, cause=not missing)
-        why = missing or "the others wait for it"
-        # On a line of its own, after a progress bar's.
-        print(f"\ncopgen_fast: rank {self.rank}: {how}: {why}", file=sys.stderr, flush=True)
-        os._exit(1)
+                how, missing = f"stuck at {self._own.location}", self.missing()
+                self.failed(missing or how, cause=not missing)
+                why = missing or "the others wait for it"
+                # On a line of its own, after a progress bar's.
+                print(f"\ncopgen_fast: rank {self.rank}: {how}: {why}", file=sys.stderr, flush=True)
+                os._exit(1)
 
     def _beat(self) -> None:
         self._beats += 1

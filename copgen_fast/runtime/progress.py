@@ -83,10 +83,7 @@ class ProgressLines:
         seconds = max(self.written - self.started, 1e-9)
         rate = (self.done - self.initial) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
-        parts = [
-            f"{self.done:,}/{self.total:,} {self.unit}",
-            f"{self.done / max(self.total, 1):.0%}".replace("%", " %"),
-        ]
+        parts = [f"{self.done:,}/{self.total:,} {self.unit}", f"{100 * self.done // max(self.total, 1)} %"]
         parts += [f"{_short(rate)} {self.unit}/s", f"{_duration(left)} left" if left else f"in {_duration(seconds)}"]
         parts += [f"{name} {value if isinstance(value, str) else _short(value)}" for name, value in self.values.items()]
         print(f"{self.label}: {', '.join(parts)}", file=self.stream, flush=True)

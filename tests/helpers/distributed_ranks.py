@@ -31,7 +31,9 @@ from copgen_fast.training.loop import Plan, StepResult
 N, DIM, STEPS = 8, 6, 3
 CPU = torch.device("cpu")
 SMALL = EncoderConfig(name="resnet18", stem="half", width=8)
+# Learning rates so small that Adam's steps don't make a difference of rounding a different loss.
 TINY = """quickstart --device cpu --log-every 1 --save-every 2 --stages navigator pairs pretrain
+    --navigator.lr 1e-6 --navigator.estimator-lr 1e-6 --pretrain.lr 1e-4
     --navigator.samples 64 --navigator.batch 16 --navigator.grid-every 32 --navigator.delta None
     --pairs.positives navigator --pairs.count 48 --pairs.shard-size 8 --pairs.batch 8
     --pretrain.epochs 2 --pretrain.batch 16 --timeout 60""".split()

@@ -101,7 +101,7 @@ def test_float32_convolutions_are_in_float32_for_a_while():
 
 def test_the_runs_gpu_becomes_the_current_one(monkeypatch):
     chosen = []
-    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for name in ("cpu", "cuda", "cuda:1"):  # torch.cuda.set_device raises for one without a number
         devices.make_current(torch.device(name))
-    assert chosen == [1]
+    assert chosen == [torch.device("cuda:1")]

@@ -75,10 +75,10 @@ def store():
 def pair(store, monkeypatch):
     """The heartbeats of two ranks in one process."""
     monkeypatch.setattr(heartbeat, "BEAT_EVERY", 0.01)
-    monkeypatch.setattr(heartbeat, "SILENCE", 0.3)
+    monkeypatch.setattr(heartbeat, "SILENCE", 1.0)
     both = [Heartbeat(store, rank, 2, timeout=0.3) for rank in range(2)]
     yield both
-    for one in both:
+    for one in reversed(both):
         one.close()
 
 
@@ -136,8 +136,20 @@ def test_the_last_barrier_waits_for_all_that_are_alive(store, pair):
             second.barrier("the end")
 
     store.on_get = end_late
-    first.end()
+    first.barrier("the end", while_alive=True)
     assert next(reads, None) is None
+
+
+def test_rank_0_leaves_last(store, pair, monkeypatch):
+    """The store may be its process's, and the others may still read in it."""
+    monkeypatch.setattr(heartbeat, "SILENCE", 60.0)
+    first, second = pair
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(first.close)
+        store.wait(["left/0"])
+        assert not leaving.done()
+        second.close()
+        leaving.result(timeout=30)
 
 
 def test_causes_come_before_what_others_lost(pair):
