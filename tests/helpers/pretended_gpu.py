@@ -1,8 +1,9 @@
-"""A GPU of fake tensors: code takes its way for GPUs, nothing is computed, and a look at a value raises."""
+"""A fake GPU: code for GPUs runs on fake tensors, nothing is computed, and reading a value raises."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -16,9 +17,9 @@ CUDA = torch.device("cuda")
 
 @contextlib.contextmanager
 def pretended_gpu(leaves: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Within it, modules and tensors are made on CUDA, and `devices.send` takes real ones there.
+    """Make modules and tensors on CUDA within the block; `devices.send` makes real ones fake.
 
-    Autograd's engine would need a driver: `backward` gives the `leaves` that ask for a gradient one of ones.
+    Autograd's engine would need a driver: `backward` sets the gradients of those `leaves` that require one to ones.
     """
     mode = FakeTensorMode()
 
@@ -27,7 +28,10 @@ def pretended_gpu(leaves: list[torch.nn.Parameter]) -> Iterator[None]:
             return mode.from_tensor(tensor).to(CUDA)
 
     def send(values, device):
-        return fake(values) if isinstance(values, torch.Tensor) else values._map(fake)
+        if isinstance(values, torch.Tensor):
+            return fake(values)
+        fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+        return dataclasses.replace(values, **{name: fake(value) for name, value in fields.items()})
 
     def backward(loss, *_, **__):
         for parameter in leaves:
