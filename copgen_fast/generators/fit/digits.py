@@ -7,7 +7,6 @@ smooth: every latent moves as little as it can, so that neighbours mostly stay i
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import sys
 from collections.abc import Iterator
@@ -18,13 +17,14 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
-from tqdm import trange
 
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.generators.digits import LATENT_DIM, SCAN, DigitsGenerator, Residual
+from copgen_fast.generators.fit.fitting import one_thread, update_average, warp
 from copgen_fast.images import pictures
 from copgen_fast.images.sets import digits
 from copgen_fast.runtime import artifacts, latents, seeds
+from copgen_fast.runtime.progress import progress
 
 BATCH = 256
 PEAK_LR = 2e-3
@@ -69,16 +69,9 @@ def training_scans() -> Tensor:
 
 
 def jitter(scans: Tensor) -> Tensor:
-    """Turn, scale and shift each scan a little (a fifth of a pixel): 1437 are few, and would be learnt by heart."""
-    n = len(scans)
-    angle, scale = torch.randn(n) * 0.03, 1 + torch.randn(n) * 0.015
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    shift_x, shift_y = torch.randn(2, n) * 0.02
-    maps = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(n, 2, 3)
-    images = scans.view(n, 1, SCAN, SCAN) + 1  # the padding is 0: the background
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, mode="bicubic", align_corners=False) - 1
-    return moved.clamp(-1, 1).flatten(1)
+    """Rotate, scale and shift each scan [N, 64] a little (a fifth of a pixel): 1437 would be learnt by heart."""
+    images = scans.view(-1, 1, SCAN, SCAN) + 1  # the background is -1
+    return (warp(images, (0.03, 0.015, 0.02)) - 1).clamp(-1, 1).flatten(1)
 
 
 def prior(n: int) -> Tensor:
@@ -95,13 +88,15 @@ def couple(z: Tensor, scans: Tensor) -> Tensor:
 
 
 def descend(model: nn.Module, steps: int, title: str) -> Iterator[tuple[int, torch.optim.Optimizer]]:
-    """Count `steps` optimiser steps of Adam under a cosine schedule; the caller takes each."""
+    """Yield `steps` times (step, Adam under a cosine schedule), with gradients at zero; the caller takes the step."""
     optimizer = torch.optim.Adam(model.parameters(), PEAK_LR, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in trange(steps, desc=title, mininterval=1.0):
-        optimizer.zero_grad()
-        yield step, optimizer
-        schedule.step()
+    with progress(steps, title, "steps") as bar:
+        for step in range(steps):
+            optimizer.zero_grad()
+            yield step, optimizer
+            schedule.step()
+            bar.update()
 
 
 def fit_flow(scans: Tensor, steps: int) -> tuple[Flow, Flow]:
@@ -118,9 +113,7 @@ def fit_flow(scans: Tensor, steps: int) -> tuple[Flow, Flow]:
         x = couple(z, jitter(scans[torch.randint(len(scans), (BATCH,))]))
         F.mse_loss(flow(torch.lerp(z, x, t), t), x - z).backward()
         optimizer.step()
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), flow.parameters(), strict=True):
-                mean.lerp_(value, 1 - min(0.998, (1 + step) / (10 + step)))
+        update_average(average, flow, 0.998, step)
         if step == steps // 8:
             early = copy.deepcopy(average)
     return average, early
@@ -155,17 +148,6 @@ def fit_generator(z: Tensor, scans: Tensor, steps: int) -> DigitsGenerator:
         F.mse_loss(generator.scan(z[rows]).flatten(1), scans[rows]).backward()
         optimizer.step()
     return generator
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums split over threads depend on their number; and layers this small gain nothing from a second."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fit(config: FitConfig) -> Path:

@@ -1,4 +1,4 @@
-"""The GAN of `copgen_fast.generators.fit.resnet_gan`: discriminator, losses, augmentation and one step of the game.
+"""The GAN of `copgen_fast.generators.fit.resnet_gan`: discriminator, losses, augmentation and training step.
 
 SNGAN's residual discriminator for 32x32 images and its training (Miyato et al. 2018), with the moving average of
 the generator's weights (Yazici et al. 2019), standing statistics (Brock et al. 2019) and DiffAugment's idea (Zhao et
@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from copgen_fast import augmentations
 from copgen_fast.errors import UsageError
+from copgen_fast.generators.fit.fitting import update_average
 from copgen_fast.generators.resnet_gan import SIZE, ResnetGAN, glorot
 from copgen_fast.ops import AugmentParams, AugmentPolicy, augment
 from copgen_fast.runtime import latents, seeds
@@ -88,7 +89,7 @@ def hinge_generator(fake: Tensor) -> Tensor:
 
 
 def augmentation(name: str) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """t(images, generator): images [N, 3, 32, 32] in [-1, 1] to others of that form, differentiably.
+    """t(images, generator), a differentiable augmentation of images [N, 3, 32, 32] in [-1, 1].
 
     Raises:
         UsageError: no such policy; the message lists those there are.
@@ -116,22 +117,23 @@ def augmentation(name: str) -> Callable[[Tensor, torch.Generator], Tensor]:
 
 
 @dataclass(frozen=True)
-class Game:
-    """The players, in the usual symbols, and what they play with."""
+class Players:
+    """Generator and discriminator with their optimisers, and the augmentation before the discriminator."""
 
     G: ResnetGAN
     D: Discriminator
     average: ResnetGAN
-    """Moving average of G's weights. Its batch statistics are nobody's: `settled` makes them."""
+    """Moving average of G's weights, without batch statistics: `with_statistics` computes them."""
     adam_G: torch.optim.Adam
     adam_D: torch.optim.Adam
     t: Callable[[Tensor, int, int], Tensor]
-    """Augments images for discriminator step k of step i, a draw of its own for every image."""
+    """t(images, i, k) augments images for discriminator step k of step i, by one draw an image."""
     decay: float
+    """Of the moving average."""
 
 
-def step(game: Game, index: int, batch: tuple[Tensor, Tensor]) -> StepResult:
-    """K discriminator steps, one of the generator, one of the average.
+def step(players: Players, index: int, batch: tuple[Tensor, Tensor]) -> StepResult:
+    """K steps of the discriminator, one of the generator, one of the moving average.
 
     Args:
         batch: real images [K, N, 3, 32, 32] in [-1, 1], and latents [K + 1, N, L].
@@ -139,15 +141,15 @@ def step(game: Game, index: int, batch: tuple[Tensor, Tensor]) -> StepResult:
     reals, z = batch
     for k, x in enumerate(reals):
         with torch.no_grad():
-            fake = game.G(z[k])
-        scores = game.D(game.t(torch.cat([x, fake]), index, k))
+            fake = players.G(z[k])
+        scores = players.D(players.t(torch.cat([x, fake]), index, k))
         real_scores, fake_scores = scores.chunk(2)
         loss_D = hinge_discriminator(real_scores, fake_scores)
-        descend(loss_D, game.D, game.adam_D)
-    images = game.G(z[-1])
-    loss_G = hinge_generator(game.D(game.t(images, index, len(reals))))
-    descend(loss_G, game.G, game.adam_G)
-    follow(game.average, game.G, min(game.decay, (1 + index) / (10 + index)))
+        descend(loss_D, players.D, players.adam_D)
+    images = players.G(z[-1])
+    loss_G = hinge_generator(players.D(players.t(images, index, len(reals))))
+    descend(loss_G, players.G, players.adam_G)
+    update_average(players.average, players.G, players.decay, index)
     metrics = {
         "loss_discriminator": loss_D,
         "loss_generator": loss_G,
@@ -158,24 +160,17 @@ def step(game: Game, index: int, batch: tuple[Tensor, Tensor]) -> StepResult:
 
 
 def descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Adam) -> None:
-    """One step of `module` alone: no gradient is computed for the other player's weights."""
+    """One optimiser step of `module` alone: no gradient is computed for the other network's weights."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=list(module.parameters()))
     optimizer.step()
 
 
 @torch.no_grad()
-def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """average <- decay x average + (1 - decay) x module, weights only."""
-    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
+def with_statistics(average: ResnetGAN, prior: latents.Prior, seed: int) -> ResnetGAN:
+    """A copy of the average in eval mode with standing statistics in its batch norms: means over 8 batches of 128.
 
-
-@torch.no_grad()
-def settled(average: ResnetGAN, prior: latents.Prior, seed: int) -> ResnetGAN:
-    """A copy of the average in eval mode, whose batch norms hold the statistics of its own images.
-
-    The training generator's would not fit it: its weights are others. They are the mean over 8 batches of 128.
+    Those of the training generator would not fit, as its weights are others.
     """
     model = copy.deepcopy(average).train()
     for norm in model.modules():

@@ -6,27 +6,25 @@ training; the bits per dimension that are printed come from the exact one wherev
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
-from tqdm import trange
 
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import CopgenError, NonFiniteError, UsageError, report
 from copgen_fast.generators._flow_layers import Estimator
+from copgen_fast.generators.fit.fitting import one_thread, update_average, warp
 from copgen_fast.generators.residual_flow import LAYOUT, ResidualFlowGenerator
 from copgen_fast.images import pictures, sets
 from copgen_fast.runtime import artifacts, latents, seeds
+from copgen_fast.runtime.progress import progress
 
 AVERAGING = 0.995
 DIGIT_LEVELS = 17
@@ -83,21 +81,13 @@ def load_levels(config: DataConfig) -> tuple[Tensor, Tensor, int]:
 
 
 def jitter(grey: Tensor, top: int, strength: float) -> Tensor:
-    """Turn, scale and shift each image [N, S, S] of levels 0 .. top a little, by torch's global generator.
+    """Rotate, scale and shift each image [N, S, S] of levels 0 .. top a little; results are levels again.
 
-    At strength 1: 0.05 rad, 3 % and 0.04 of half the side, standard deviations. Results are levels again.
+    At strength 1: 0.05 rad, 3 % and 0.04 of half the side, standard deviations.
     """
     if strength == 0:
         return grey
-    n = len(grey)
-    angle, scale = torch.randn(n) * 0.05 * strength, 1 + torch.randn(n) * 0.03 * strength
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    shift_x, shift_y = torch.randn(2, n) * 0.04 * strength
-    maps = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(n, 2, 3)
-    images = grey.unsqueeze(1)
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, mode="bicubic", align_corners=False)
-    return moved.squeeze(1).round().clamp(0, top)
+    return warp(grey.unsqueeze(1), (0.05, 0.03, 0.04), strength).squeeze(1).round().clamp(0, top)
 
 
 def train(config: FlowConfig, grey: Tensor, levels: int) -> ResidualFlowGenerator:
@@ -114,24 +104,21 @@ def train(config: FlowConfig, grey: Tensor, levels: int) -> ResidualFlowGenerato
     estimator = Estimator(seeds.generator("fit_flow log-determinant", config.seed))
     optimizer = torch.optim.Adam(model.parameters(), config.lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    bar = trange(config.steps, desc="flow", mininterval=1.0)
-    for step in bar:
-        batch = jitter(grey[torch.randint(len(grey), (config.batch,))], top, config.jitter)
-        model.flow.iterate_norms()
-        scans = model.dequantise(batch)
-        loss = model.bits_per_dim(scans, estimator if config.log_det == "estimate" else None).mean()
-        if not math.isfinite(loss.item()):
-            raise NonFiniteError(f"bits per dimension are {loss.item()} at step {step}: lower --lr")
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-                mean.lerp_(value, 1 - min(AVERAGING, (1 + step) / (10 + step)))
-        if step % 50 == 0:
-            bar.set_postfix(bits_per_dim=f"{loss.item():.3f}")
+    with progress(config.steps, "flow", "steps") as bar:
+        for step in range(config.steps):
+            batch = jitter(grey[torch.randint(len(grey), (config.batch,))], top, config.jitter)
+            model.flow.iterate_norms()
+            scans = model.dequantise(batch)
+            loss = model.bits_per_dim(scans, estimator if config.log_det == "estimate" else None).mean()
+            if not math.isfinite(loss.item()):
+                raise NonFiniteError(f"bits per dimension are {loss.item()} at step {step}: lower --lr")
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            update_average(average, model, AVERAGING, step)
+            bar.update(bits_per_dim=loss.item())
     return finish(average)
 
 
@@ -164,17 +151,6 @@ def figures(model: ResidualFlowGenerator, grey: Tensor, held_out: Tensor, seed: 
         "held_out_bits_per_dim": mean_bits(model, held_out, seed),
     }
     return bits | model.round_trip_error(z)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums split over threads depend on their number; and layers this small gain nothing from a second."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fit(config: FlowConfig) -> tuple[Path, dict[str, float]]:

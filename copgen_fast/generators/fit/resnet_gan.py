@@ -1,8 +1,7 @@
 """Train a small GAN at 32 px: python -m copgen_fast.generators.fit.resnet_gan --out DIR [--data.root FILE].
 
-What is kept is the moving average of the generator's weights, with batch statistics of its own; the pipeline takes
-it by `--generator.name resnet-gan --generator.weights DIR/generator.safetensors`. The training
-step is in gan_training.py.
+The result is the moving average of the generator's weights; use it by `--generator.name resnet-gan
+--generator.weights DIR/generator.safetensors`. The training step is in gan_training.py.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class GanConfig:
     """Steps between pictures of samples."""
 
 
-def make_game(config: GanConfig, device: torch.device) -> gan_training.Game:
+def make_players(config: GanConfig, device: torch.device) -> gan_training.Players:
     with seeds.seeded(config.seed, "gan"):
         G, D = ResnetGAN(config.latent_dim, config.width), gan_training.Discriminator(config.width)
     G, D = (player.to(device, memory_format=torch.channels_last) for player in (G, D))
@@ -80,7 +79,7 @@ def make_game(config: GanConfig, device: torch.device) -> gan_training.Game:
         return draw(images, seeds.generator(config.seed, "gan views", index, k))
 
     adam_G, adam_D = (torch.optim.Adam(player.parameters(), config.lr, BETAS) for player in (G, D))
-    return gan_training.Game(G, D, copy.deepcopy(G).requires_grad_(False), adam_G, adam_D, t, config.average)
+    return gan_training.Players(G, D, copy.deepcopy(G).requires_grad_(False), adam_G, adam_D, t, config.average)
 
 
 def augmentation_name(config: GanConfig) -> str:
@@ -90,22 +89,22 @@ def augmentation_name(config: GanConfig) -> str:
 
 
 def fit(config: GanConfig) -> dict[str, float]:
-    """Train, and leave generator.safetensors, grids/, summary.json and the log in the folder `config.out`.
+    """Train, and write generator.safetensors, grids/, summary.json and the log to the folder `config.out`.
 
     Returns:
         What summary.json holds: speed, last losses, and distances from held-out images (see `evals._frechet`).
 
     Raises:
         UsageError: a setting out of range, unusable data, or a folder that holds another run.
-        Interrupted: a stop was asked for; the state is saved.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     validate(config)
     device = devices.resolve(config.device, "fp32")
     real = sets.load(config.data)
     if min(len(real.train_images), len(real.test_images)) < 2:
-        raise UsageError(f"{config.data.root}: needs two images or more to train on, and two to be judged by")
+        raise UsageError(f"{config.data.root}: expected two training and two test images or more")
     open_folder(config)
-    game = make_game(config, device)
+    players = make_players(config, device)
     shown_z = draw_latents(config, GRID[0] * GRID[1], "grid").to(device)
 
     def batch(index: int) -> tuple[Tensor, Tensor]:
@@ -115,7 +114,7 @@ def fit(config: GanConfig) -> dict[str, float]:
         return as_floats(real.train_images[rows.flatten()]).to(device).unflatten(0, shape), z.to(device)
 
     def picture(index: int) -> ResnetGAN:
-        generator = gan_training.settled(game.average, config.prior, config.seed)
+        generator = gan_training.with_statistics(players.average, config.prior, config.seed)
         with torch.no_grad():
             pictures.write_grid(config.out / "grids" / f"{index:07d}.png", generator(shown_z), columns=GRID[1])
         return generator
@@ -123,14 +122,14 @@ def fit(config: GanConfig) -> dict[str, float]:
     def step_and_show(index: int, drawn: tuple[Tensor, Tensor]) -> StepResult:
         if index % config.grid_every == 0:
             picture(index)
-        return gan_training.step(game, index, drawn)
+        return gan_training.step(players, index, drawn)
 
     plan = loop.Plan("gan", config.out, config.steps, config.batch, config.log_every, config.save_every)
-    state = {"G": game.G, "D": game.D, "average": game.average, "adam_G": game.adam_G, "adam_D": game.adam_D}
+    state = {name: getattr(players, name) for name in ("G", "D", "average", "adam_G", "adam_D")}
     summary = loop.run(step_and_show, batch, state, plan)
     generator = picture(config.steps)
     write_generator(config.out / "generator.safetensors", generator, config)
-    summary = read_rows(config.out / "metrics.jsonl")[-1] | summary | judge(generator, real, config)
+    summary = read_rows(config.out / "metrics.jsonl")[-1] | summary | evaluate(generator, real, config)
     artifacts.write_json(config.out / "summary.json", summary)
     return summary
 
@@ -145,10 +144,10 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def judge(generator: ResnetGAN, real: sets.LabelledImages, config: GanConfig) -> dict[str, float]:
+def evaluate(generator: ResnetGAN, real: sets.LabelledImages, config: GanConfig) -> dict[str, float]:
     """Distances of samples from the held-out images, and of as many training images from them (`real_...`).
 
-    The latter is what a perfect generator would get. At most 2000 images a set.
+    The latter is the least that a generator can be expected to reach. At most 2000 images a set.
     """
     device = generator.linear.weight.device
     count = min(2000, len(real.train_images), len(real.test_images))
@@ -157,7 +156,7 @@ def judge(generator: ResnetGAN, real: sets.LabelledImages, config: GanConfig) ->
     z = draw_latents(config, count, "judge").to(device)
     samples = torch.cat([generator(part).cpu() for part in z.split(256)])
     floor = {f"real_{name}": value for name, value in _frechet.distances(training, held_out).items()}
-    return {"judged_images": count} | _frechet.distances(samples, held_out) | floor
+    return {"evaluated_images": count} | _frechet.distances(samples, held_out) | floor
 
 
 def write_generator(path: Path, generator: ResnetGAN, config: GanConfig) -> None:

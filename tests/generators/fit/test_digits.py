@@ -6,6 +6,7 @@ from scipy.optimize import linear_sum_assignment
 from copgen_fast import generators
 from copgen_fast.generators.fit import digits
 from copgen_fast.generators.fit.digits import FitConfig
+from copgen_fast.generators.fit.fitting import one_thread
 from copgen_fast.images import sets
 from copgen_fast.runtime import latents
 
@@ -51,7 +52,7 @@ def test_the_callers_threads_and_randomness_are_left_alone(tmp_path):
 def test_training_brings_the_generator_nearer_to_its_pairs():
     z = latents.sample("truncnorm", 0, (512, 64))
     scans = torch.where(z > 0, 0.5, -0.5)
-    with torch.random.fork_rng(), digits.one_thread():
+    with torch.random.fork_rng(), one_thread():
         torch.manual_seed(0)
         few, many = (digits.fit_generator(z, scans, steps) for steps in (1, 40))
     errors = [(generator.scan(z).flatten(1) - scans).square().mean().item() for generator in (few, many)]

@@ -13,12 +13,12 @@ def images(n, seed=0):
     return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def make_game(policy="none", decay=0.5, width=8, lr=1e-3):
+def make_players(policy="none", decay=0.5, width=8, lr=1e-3):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         G, D = ResnetGAN(12, width), gan_training.Discriminator(width)
     draw = gan_training.augmentation(policy)
-    return gan_training.Game(
+    return gan_training.Players(
         G,
         D,
         copy.deepcopy(G).requires_grad_(False),
@@ -35,11 +35,11 @@ def batch(index=0, n=8, k=1):
 
 @pytest.fixture(scope="module")
 def trained():
-    game = make_game("gan")
-    before = copy.deepcopy((game.G.state_dict(), game.D.state_dict()))
+    players = make_players("gan")
+    before = copy.deepcopy((players.G.state_dict(), players.D.state_dict()))
     for index in range(6):
-        result = gan_training.step(game, index, batch(index, k=2))
-    return game, before, result
+        result = gan_training.step(players, index, batch(index, k=2))
+    return players, before, result
 
 
 def test_hinge_losses_are_their_formulas():
@@ -52,7 +52,7 @@ def test_hinge_losses_are_their_formulas():
 
 def test_the_discriminators_spectral_norms_are_about_one(trained):
     """Every layer's, at the start and after steps that changed the weights: by full singular value decompositions."""
-    for discriminator in (make_game().D, trained[0].D):
+    for discriminator in (make_players().D, trained[0].D):
         layers = [layer for layer in discriminator.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
         assert len(layers) == 11  # two a block, two shortcuts, the last linear
         for layer in layers:
@@ -60,69 +60,69 @@ def test_the_discriminators_spectral_norms_are_about_one(trained):
 
 
 def test_a_score_is_one_number_an_image_and_its_own():
-    discriminator = make_game().D.eval()
+    discriminator = make_players().D.eval()
     scores = discriminator(images(5))
     assert scores.shape == (5,)
     torch.testing.assert_close(discriminator(images(5)[3:4]), scores[3:4])
 
 
 def test_a_step_trains_both_players(trained):
-    game, (before_G, before_D), result = trained
-    for module, before in ((game.G, before_G), (game.D, before_D)):
+    players, (before_G, before_D), result = trained
+    for module, before in ((players.G, before_G), (players.D, before_D)):
         for name, value in module.named_parameters():
             assert not torch.equal(value, before[name]), name
     assert set(result.metrics) == {"loss_discriminator", "loss_generator", "score_real", "score_fake"}
     assert all(torch.isfinite(value) for value in result.metrics.values())
 
 
-def test_each_player_descends_its_own_loss_with_the_other_left_alone():
-    game = make_game()
+def test_each_network_descends_its_own_loss_with_the_other_left_alone():
+    players = make_players()
     reals, z = batch(n=16)
-    fake = game.G(z[1]).detach()
-    before_G = copy.deepcopy(game.G.state_dict())
+    fake = players.G(z[1]).detach()
+    before_G = copy.deepcopy(players.G.state_dict())
     losses = []
     for _ in range(2):
-        losses.append(gan_training.hinge_discriminator(game.D(reals[0]), game.D(fake)))
-        gan_training.descend(losses[-1], game.D, game.adam_D)
+        losses.append(gan_training.hinge_discriminator(players.D(reals[0]), players.D(fake)))
+        gan_training.descend(losses[-1], players.D, players.adam_D)
     assert losses[1] < losses[0]
-    for name, value in game.G.state_dict().items():
+    for name, value in players.G.state_dict().items():
         assert torch.equal(value, before_G[name])
-    before_D = [value.clone() for value in game.D.parameters()]
-    game.D.eval()
+    before_D = [value.clone() for value in players.D.parameters()]
+    players.D.eval()
     losses = []
     for _ in range(2):
-        losses.append(gan_training.hinge_generator(game.D(game.G(z[1]))))
-        gan_training.descend(losses[-1], game.G, game.adam_G)
+        losses.append(gan_training.hinge_generator(players.D(players.G(z[1]))))
+        gan_training.descend(losses[-1], players.G, players.adam_G)
     assert losses[1] < losses[0]
-    assert all(torch.equal(value, old) for value, old in zip(game.D.parameters(), before_D, strict=True))
+    assert all(torch.equal(value, old) for value, old in zip(players.D.parameters(), before_D, strict=True))
 
 
 def test_the_average_follows_by_its_formula():
-    game = make_game(decay=0.3)
-    start = copy.deepcopy(game.average.state_dict())
-    gan_training.step(game, 0, batch())
-    for name, value in game.average.named_parameters():  # (1 + 0) / (10 + 0) = 0.1 is the lower of the two
-        torch.testing.assert_close(value, 0.1 * start[name] + 0.9 * game.G.state_dict()[name])
-    start = copy.deepcopy(game.average.state_dict())
-    gan_training.step(game, 100, batch(1))
-    for name, value in game.average.named_parameters():
-        torch.testing.assert_close(value, 0.3 * start[name] + 0.7 * game.G.state_dict()[name])
+    players = make_players(decay=0.3)
+    start = copy.deepcopy(players.average.state_dict())
+    gan_training.step(players, 0, batch())
+    for name, value in players.average.named_parameters():  # (1 + 0) / (10 + 0) = 0.1 is the lower of the two
+        torch.testing.assert_close(value, 0.1 * start[name] + 0.9 * players.G.state_dict()[name])
+    start = copy.deepcopy(players.average.state_dict())
+    gan_training.step(players, 100, batch(1))
+    for name, value in players.average.named_parameters():
+        torch.testing.assert_close(value, 0.3 * start[name] + 0.7 * players.G.state_dict()[name])
 
 
-def test_settled_batch_norms_hold_the_statistics_of_the_averages_own_images(trained):
-    game = trained[0]
-    weights = copy.deepcopy(game.average.state_dict())
-    settled = gan_training.settled(game.average, "normal", 0)
-    assert not settled.training
-    for name, value in game.average.state_dict().items():
+def test_batch_norms_hold_the_statistics_of_the_averages_own_images(trained):
+    players = trained[0]
+    weights = copy.deepcopy(players.average.state_dict())
+    model = gan_training.with_statistics(players.average, "normal", 0)
+    assert not model.training
+    for name, value in players.average.state_dict().items():
         assert torch.equal(value, weights[name])  # the average itself is left alone
-    for name, value in settled.named_parameters():
+    for name, value in model.named_parameters():
         assert torch.equal(value, weights[name])
     seen = {}
-    settled.norm.register_forward_hook(lambda module, inputs, output: seen.update(output=output))
-    settled(torch.randn(512, 12, generator=torch.Generator().manual_seed(3)))
-    assert seen["output"].mean((0, 2, 3)).sub(settled.norm.bias).abs().max() < 0.1
-    assert seen["output"].std((0, 2, 3)).div(settled.norm.weight).sub(1).abs().max() < 0.1
+    model.norm.register_forward_hook(lambda module, inputs, output: seen.update(output=output))
+    model(torch.randn(512, 12, generator=torch.Generator().manual_seed(3)))
+    assert seen["output"].mean((0, 2, 3)).sub(model.norm.bias).abs().max() < 0.1
+    assert seen["output"].std((0, 2, 3)).div(model.norm.weight).sub(1).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("policy", [*gan_training.POLICIES, *augmentations.POLICIES])

@@ -9,6 +9,7 @@ from copgen_fast import generators
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import NonFiniteError
 from copgen_fast.generators.fit import residual_flow
+from copgen_fast.generators.fit.fitting import one_thread
 from copgen_fast.generators.fit.residual_flow import FlowConfig
 from copgen_fast.images import sets
 
@@ -65,7 +66,7 @@ def test_training_lowers_the_bits_of_both_splits(tmp_path, log_det):
     config = FlowConfig(tmp_path, batch=32, blocks=2, width=32, lr=2e-2, log_det=log_det)
     found = {}
     for steps in (1, 40):
-        with torch.random.fork_rng(), residual_flow.one_thread():
+        with torch.random.fork_rng(), one_thread():
             torch.manual_seed(0)
             model = residual_flow.train(FlowConfig(**vars(config) | {"steps": steps}), grey, levels)
         found[steps] = [residual_flow.mean_bits(model, part[:200], 0) for part in (grey, held_out)]

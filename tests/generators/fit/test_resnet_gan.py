@@ -78,17 +78,17 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(fitted, tmp_pat
 def test_a_run_killed_or_stopped_goes_on_to_the_same_bytes(fitted, tmp_path, monkeypatch):
     whole = gan_training.step
 
-    def killed(game, index, batch):
+    def killed(players, index, batch):
         if index == 3:  # the last checkpoint is of step 2
             raise MemoryError
-        return whole(game, index, batch)
+        return whole(players, index, batch)
 
-    def stopped(game, index, batch):
+    def stopped(players, index, batch):
         if index == 4:
             import signal
 
             signal.raise_signal(signal.SIGTERM)
-        return whole(game, index, batch)
+        return whole(players, index, batch)
 
     monkeypatch.setattr(gan_training, "step", killed)
     with pytest.raises(MemoryError):
@@ -145,9 +145,9 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "new").exists()
 
 
-def test_a_set_too_small_to_judge_by_is_refused_before_training(tmp_path):
+def test_a_set_too_small_to_evaluate_on_is_refused_before_training(tmp_path):
     data = DataConfig("npz", str(toy(tmp_path / "toy.npz", n=4, held_out=1)))
-    with pytest.raises(UsageError, match="two images or more"):
+    with pytest.raises(UsageError, match="two training and two test images or more"):
         resnet_gan.fit(tiny(tmp_path / "new", data=data))
     assert not (tmp_path / "new").exists()
 
@@ -176,11 +176,11 @@ def test_a_little_training_brings_samples_nearer_to_an_easy_set(tmp_path):
     data = DataConfig("npz", str(toy(tmp_path / "toy.npz")))
     config = tiny(tmp_path / "run", data=data, steps=40, batch=8, augmentation="gan-shift", lr=2e-3, save_every=40)
     config = dataclasses.replace(config, grid_every=40, discriminator_steps=1)
-    untrained = gan_training.settled(
-        resnet_gan.make_game(config, torch.device("cpu")).average, config.prior, config.seed
+    untrained = gan_training.with_statistics(
+        resnet_gan.make_players(config, torch.device("cpu")).average, config.prior, config.seed
     )
     real = load(data)
-    before, after = resnet_gan.judge(untrained, real, config), resnet_gan.fit(config)
+    before, after = resnet_gan.evaluate(untrained, real, config), resnet_gan.fit(config)
     for name in ("frechet_pixels", "frechet_random"):
         assert after[name] < 0.6 * before[name], (name, before, after)
     assert _frechet.distances(resnet_gan.as_floats(real.train_images), resnet_gan.as_floats(real.test_images)) == {
