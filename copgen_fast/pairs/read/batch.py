@@ -1,17 +1,23 @@
-"""What every loader of pairs hands out."""
+"""Batches of pairs, and what their loaders have in common."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from copgen_fast.config import OnCorrupt
+from copgen_fast.pairs.read.reader import Reader, Shards
+from copgen_fast.pairs.read.sampler import CoverageCheck, Sampler
 
 NO_LABEL = -1
 
 
 class PairBatch(NamedTuple):
-    """A batch of pairs; rows i belong together.
+    """A batch of pairs: row i of the anchors and row i of the positives.
 
     Attributes:
         anchors, positives: uint8 [B, 3, H, W], channels_last from the loaders here.
@@ -26,26 +32,51 @@ class PairBatch(NamedTuple):
     def images(self) -> Tensor:
         """uint8 [2B, 3, H, W], anchors first; a view where both lie in one tensor, as from the loaders here."""
         first, second = self.anchors, self.positives
-        apart = second.data_ptr() - first.data_ptr()  # in bytes, as uint8
+        distance = second.data_ptr() - first.data_ptr()  # in bytes, as uint8
         same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
-        if same and first.stride() == second.stride() and apart == len(first) * first.stride(0):
+        if same and first.stride() == second.stride() and distance == len(first) * first.stride(0):
             return first.as_strided((2 * len(first), *first.shape[1:]), first.stride())
         return torch.cat((first, second))
 
 
-class Batches(Protocol):
-    """Shuffled batches by global step: the batch of a step depends on the data, the order's settings and the step.
+class Batches(ABC):
+    """Shuffled batches by global step. The batch of a step depends on the data, the sampler and the step alone.
+
+    Args:
+        on_corrupt: see `Reader`.
+        device: where batches are returned.
 
     Attributes:
         steps_per_epoch: batches in an epoch.
-        skipped: pairs found corrupt so far and replaced, sorted.
     """
 
-    steps_per_epoch: int
+    def __init__(self, dataset: Dataset, sampler: Sampler, on_corrupt: OnCorrupt, device: torch.device) -> None:
+        self.dataset, self.sampler, self.device = dataset, sampler, device
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self._reader, self._coverage = Reader(dataset, on_corrupt), CoverageCheck(sampler)
 
     @property
-    def skipped(self) -> list[int]: ...
+    def skipped(self) -> list[int]:
+        """Corrupt pairs found and replaced so far, sorted."""
+        return self._reader.skipped
 
     def __call__(self, step: int) -> PairBatch:
-        """The batch of a global step; 0 is the first of epoch 0."""
-        ...
+        """The batch of a global step; 0 is the first of epoch 0.
+
+        Raises:
+            CorruptArtifactError: a pair can't be decoded, and `on_corrupt` is stop.
+            CopgenError: a pair came twice in an epoch, or not at all: a bug.
+        """
+        if step < 0:
+            raise ValueError(f"step: expected at least 0, got {step}")
+        indices, batch = self._load(step)
+        self._coverage.record(step, indices)
+        return batch
+
+    @abstractmethod
+    def _load(self, step: int) -> tuple[list[int], PairBatch]:
+        """The pairs of a step's batch, and the batch."""
+
+    def _load_shards(self, step: int) -> Shards:
+        """Start to read the whole shards of a step, where the sampler shuffles in windows."""
+        return {} if self.sampler.window is None else self._reader.load_shards(self.sampler.shards(step))

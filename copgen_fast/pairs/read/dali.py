@@ -1,11 +1,10 @@
-"""Loads pairs through NVIDIA DALI: its threads decode on the CPU, or the GPU decodes JPEG.
+"""Loading of pairs through NVIDIA DALI: its threads decode on the CPU, or the GPU decodes JPEG.
 
-DALI gets encoded images from our own reader, in our own order, instead of reading shards by itself. Its
-`readers.webdataset` was tried (2.4.0, with index files of wds2idx). It counts exactly and its checkpoints resume
-exactly, a second time too; but its order comes out of a buffer of `initial_fill` samples and a state of its own, not
-out of (seed, epoch, step), so no other loader can follow it; without padding a batch straddles epochs, after which
-pairs come twice in what is an epoch here; and ranks read contiguous parts, not shares of one process's batches. Here
-order, sharding and resume are arithmetic, the same in both loaders, and there are no index files.
+DALI gets encoded images from our reader, in our sampler's order, instead of reading shards itself. Its
+`readers.webdataset` was tried (2.4.0, with index files of wds2idx). Its counts and resumes are exact; but its order
+depends on a buffer of `initial_fill` samples and on internal state, not on (seed, epoch, step), so no other loader can
+reproduce it; without padding a batch straddles epochs, after which pairs come twice in an epoch; and ranks read
+contiguous ranges, not rows of the same batches. Here both loaders share one sampler, and there are no index files.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from torch import Tensor
 
 from copgen_fast.config import OnCorrupt
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.pairs.read.batch import PairBatch
+from copgen_fast.pairs.read.batch import Batches, PairBatch
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.read.prefetch import Prefetcher
-from copgen_fast.pairs.read.reader import HeldShards, Reader
-from copgen_fast.pairs.read.sampler import CoverageCheck, Sampler
+from copgen_fast.pairs.read.reader import Shards
+from copgen_fast.pairs.read.sampler import Sampler
 from copgen_fast.runtime.devices import send
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
 
 _CPU = torch.device("cpu")
-# Batches that DALI works on at a time, beside the encoded ones that are read ahead of it.
+# Batches in DALI's pipeline at a time, and encoded ones prefetched for it.
 _DEPTH = 2
 
 
@@ -54,23 +53,23 @@ def require() -> None:
 
 
 class _Encoded(NamedTuple):
-    """A batch as it goes in: DALI reads the files where they are, so they must live until it comes out."""
+    """An input batch of DALI's pipeline, which does not copy the files: they must live until its output is copied."""
 
     step: int
     files: list[np.ndarray]
-    """uint8 [bytes] each, all anchors, then all positives."""
+    """uint8 [bytes] each, anchors first."""
     indices: np.ndarray
     """int64 [2B, 1]."""
     labels: Tensor
 
 
-class DaliBatches:
-    """As `loader.PairBatches`, which gives the same batches: bit for bit, less what a GPU's JPEG decoder rounds.
+class DaliBatches(Batches):
+    """The batches of `loader.PairBatches`: bit for bit, but for the rounding of a GPU's JPEG decoder.
 
     Args:
-        workers: threads of DALI that decode, at least one.
-        on_corrupt: see `Reader`. What DALI can't decode is decoded by Pillow, whose verdict counts.
-        device: on the CPU everything runs there; else decoding is `mixed`, and batches are made on that GPU.
+        workers: threads of DALI that decode, at least one; 0 also turns prefetching off.
+        on_corrupt: see `Reader`. Pillow decides whether an image that DALI can't decode is corrupt.
+        device: where batches are returned; a GPU decodes (DALI's `mixed`).
 
     Attributes:
         steps_per_epoch: batches in an epoch.
@@ -82,52 +81,36 @@ class DaliBatches:
     def __init__(
         self,
         dataset: PairDataset,
-        order: Sampler,
+        sampler: Sampler,
         workers: int = 2,
         on_corrupt: OnCorrupt = "stop",
         device: torch.device = _CPU,
     ) -> None:
         require()
-        self.dataset, self.order, self.device, self._threads = dataset, order, device, max(1, workers)
-        self.steps_per_epoch = order.steps_per_epoch
-        self._reader, self._ledger = Reader(dataset, on_corrupt), CoverageCheck(order)
-        self._encoded = Prefetcher(self._plan, _DEPTH if workers else 0, order.steps)
+        super().__init__(dataset, sampler, on_corrupt, device)
+        self._threads = max(1, workers)
+        self._encoded = Prefetcher(self._plan, _DEPTH if workers else 0, sampler.steps)
         self._pipeline: Pipeline | None = None
-        self._inside: deque[_Encoded] = deque()
+        self._in_flight: deque[_Encoded] = deque()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    @property
-    def skipped(self) -> list[int]:
-        """Pairs found corrupt so far and replaced, sorted."""
-        return self._reader.skipped
-
-    def __call__(self, step: int) -> PairBatch:
-        """The batch of a global step; 0 is the first of epoch 0.
-
-        Raises:
-            CorruptArtifactError: a pair can't be decoded, and `on_corrupt` is stop.
-            CopgenError: DALI failed, or pairs did not come once each: a fault of this code.
-        """
-        if step < 0:
-            raise ValueError(f"step: expected at least 0, got {step}")
-        if not self._inside or self._inside[0].step != step:
+    def _load(self, step: int) -> tuple[list[int], PairBatch]:
+        """Raises CopgenError where DALI failed at images that Pillow decodes."""
+        if not self._in_flight or self._in_flight[0].step != step:
             self._close()
         try:
             if self._pipeline is None:
                 self._open(step)
-            indices, batch = self._take()
+            return self._take()
         except BaseException:
             self._close()
             raise
-        self._ledger.enter(step, indices)
-        return batch
 
     def _plan(self, step: int) -> Callable[[], _Encoded]:
-        indices = self.order.indices(step)
-        shards = self._reader.hold(self.order.shards(step)) if self.order.window is not None else {}
+        indices, shards = self.sampler.indices(step), self._load_shards(step)
         return lambda: self._read(step, indices, shards)
 
-    def _read(self, step: int, indices: list[int], shards: HeldShards) -> _Encoded:
+    def _read(self, step: int, indices: list[int], shards: Shards) -> _Encoded:
         pairs, labels = zip(*(self._reader.encoded(index, shards) for index in indices), strict=True)
         files = [*(pair.anchor for pair in pairs), *(pair.positive for pair in pairs)]
         return _Encoded(
@@ -140,10 +123,10 @@ class DaliBatches:
     def _open(self, step: int) -> None:
         """Start a pipeline whose first output is the batch of `step`."""
         ready = [self._encoded(step)]
-        with contextlib.suppress(Exception):  # raised when that step is asked for
-            ready += [self._encoded(step + ahead) for ahead in range(1, _DEPTH) if self._goes_on(step + ahead)]
-        self._pipeline, self._inside = self._build(len(ready)), deque()
-        self._pipeline.inside = self._inside  # the files must outlive the threads that read them
+        with contextlib.suppress(Exception):  # raised when that step is requested
+            ready += [self._encoded(later) for later in range(step + 1, step + _DEPTH) if self._has_step(later)]
+        self._pipeline, self._in_flight = self._build(len(ready)), deque()
+        self._pipeline.in_flight = self._in_flight  # the files must outlive the threads that read them
         for encoded in ready:
             self._feed(encoded)
         self._pipeline.schedule_run()  # the first call starts as many runs as the pipeline is deep
@@ -151,31 +134,31 @@ class DaliBatches:
     def _feed(self, encoded: _Encoded) -> None:
         self._pipeline.feed_input("files", encoded.files)
         self._pipeline.feed_input("indices", encoded.indices)
-        self._inside.append(encoded)
+        self._in_flight.append(encoded)
 
-    def _goes_on(self, step: int) -> bool:
-        return self.order.steps is None or step < self.order.steps
+    def _has_step(self, step: int) -> bool:
+        return self.sampler.steps is None or step < self.sampler.steps
 
     def _close(self) -> None:
-        self._pipeline, self._inside = None, deque()
+        self._pipeline, self._in_flight = None, deque()
 
     def _take(self) -> tuple[list[int], PairBatch]:
-        """Pairs and batch of the first step inside, after which the next one goes in."""
-        first = self._inside[0]
+        """Pairs and batch of the first step in flight; the next step is fed."""
+        first = self._in_flight[0]
         try:
             images, indices = self._pipeline.share_outputs()
             if any(tuple(shape) != self._shape for shape in images.shape()):
-                raise RuntimeError("images of another size than the index says")
+                raise RuntimeError("images of another size than in the index")
         except RuntimeError as error:
             self._close()
             return first.indices[: len(first.labels), 0].tolist(), self._decode_by_pillow(first, error)
         batch = self._copy(images, first.labels)
         taken = np.asarray(indices.as_array())[:, 0].tolist()
         self._pipeline.release_outputs()
-        following = self._inside[-1].step + 1
-        self._inside.popleft()
-        if self._goes_on(following):
-            with contextlib.suppress(Exception):  # raised when that step is asked for
+        following = self._in_flight[-1].step + 1
+        self._in_flight.popleft()
+        if self._has_step(following):
+            with contextlib.suppress(Exception):  # raised when that step is requested
                 self._feed(self._encoded(following))
                 self._pipeline.schedule_run()
         return taken[: len(taken) // 2], batch
@@ -193,8 +176,8 @@ class DaliBatches:
             out = torch.empty(shape, dtype=torch.uint8)
             feed_ndarray(images.as_tensor(), out.view(-1, *self._shape))
         else:
-            # On a stream of its own: what is waited for is this copy, after which DALI may have its memory back, and
-            # not the training step before it.
+            # On a separate stream, to wait for this copy alone, after which DALI may reuse its memory, and not for the
+            # training step before it.
             with torch.cuda.stream(self._stream):
                 out = torch.empty(shape, dtype=torch.uint8, device=self.device)
                 feed_ndarray(images.as_tensor(), out.view(-1, *self._shape), cuda_stream=self._stream)
@@ -207,14 +190,14 @@ class DaliBatches:
 
         Raises:
             CorruptArtifactError: there are some, and `on_corrupt` is stop.
-            CopgenError: Pillow decodes all of it: the fault is another one.
+            CopgenError: Pillow decodes all of it.
         """
         before = len(self.skipped)
         pairs = [self._reader.pair(index, {}) for index in encoded.indices[: len(encoded.labels), 0].tolist()]
         if len(self.skipped) == before:
             reason = " ".join(str(error).split())
             raise CopgenError(
-                f"DALI failed where Pillow finds no fault: `--pretrain.loader plain` goes on ({reason})"
+                f"DALI failed at images that Pillow decodes: use `--pretrain.loader plain` ({reason})"
             ) from error
         anchors, positives, labels = zip(*pairs, strict=True)
         images = torch.stack([*anchors, *positives]).contiguous(memory_format=torch.channels_last)
@@ -222,12 +205,12 @@ class DaliBatches:
         return PairBatch(*(send(tensor, self.device) for tensor in batch))
 
     def _build(self, depth: int) -> Pipeline:
-        """Files, uint8 [bytes], and indices in; images [H, W, 3] and the indices out."""
+        """A pipeline from files, uint8 [bytes], and indices to images [H, W, 3] and the same indices."""
         from nvidia.dali import Pipeline, fn, types
 
         on_gpu = self.device.type == "cuda"
         device_id = self._stream.device_index if on_gpu else None
-        pipeline = Pipeline(2 * self.order.rows, self._threads, device_id, prefetch_queue_depth=depth)
+        pipeline = Pipeline(2 * self.sampler.rows, self._threads, device_id, prefetch_queue_depth=depth)
         with pipeline:
             files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
             indices = fn.external_source(name="indices", dtype=types.INT64, ndim=1)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.codecs import CODECS, REMEDY
-from copgen_fast.pairs.format import check_file, key, member_table, members, plan, read_complete_index
+from copgen_fast.pairs.format import check_file, key, member_table, members, plan, read_complete_index, unlisted_shards
 from copgen_fast.runtime.artifacts import require
 
 Pair = tuple[Tensor, Tensor, int]
@@ -21,7 +21,7 @@ Pair = tuple[Tensor, Tensor, int]
 
 
 class EncodedPair(NamedTuple):
-    """The members of a pair as they lie in the shard."""
+    """A pair's members, encoded as in the shard."""
 
     index: int
     anchor: memoryview
@@ -30,14 +30,14 @@ class EncodedPair(NamedTuple):
 
 
 class PairDataset(Dataset):
-    """The pairs of a folder, in their order.
+    """The pairs of a folder, in order of their indices.
 
     Args:
-        folder: what `write_pairs` wrote.
+        folder: as `write_pairs` wrote it.
         check: compare every shard's size and sha256 with the index first.
 
     Raises:
-        UsageError: the index or shards are missing, or there are shards that the index does not list.
+        UsageError: the index or shards are missing, or the folder holds shards that the index does not list.
         CorruptArtifactError: a shard is truncated or altered; the message names it.
     """
 
@@ -50,9 +50,9 @@ class PairDataset(Dataset):
             path = require(self.folder / shard.name, "pairs")
             if check:
                 check_file(path, shard.bytes, shard.sha256)
-        if extra := {path.name for path in self.folder.glob("shard-*.tar")} - {span.name for span in self._spans}:
+        if unlisted := unlisted_shards(self.folder, self.index.shards):
             raise UsageError(
-                f"{self.folder} holds {min(extra)}, which its index.json does not list: remove it, or use another --out"
+                f"{self.folder} holds {unlisted[0]}, which index.json does not list: remove it, or use another --out"
             )
 
     def __len__(self) -> int:
@@ -67,16 +67,16 @@ class PairDataset(Dataset):
         return self.decode(self.read(index))
 
     def record(self, index: int) -> dict:
-        """KEY.json of a pair: index, seed, pseudo_class, displacement, and label where the generator was given one."""
+        """KEY.json of a pair: index, seed, pseudo_class, displacement, and label if the generator is conditional."""
         return self._parse(self.read(index))
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of all decoded images."""
+        """Bytes of all images when decoded."""
         return 2 * self.index.count * int(np.prod(self.index.image_shape))
 
     def read(self, index: int, shard: bytes | None = None) -> EncodedPair:
-        """The encoded pair, out of `shard` (what `read_shard` returned of its shard) or from the file."""
+        """The encoded pair, from `shard` (its shard's bytes from `read_shard`) or from the file."""
         if not 0 <= index < self.index.count:
             raise IndexError(f"index: expected 0 .. {self.index.count - 1}, got {index}")
         number, row = divmod(index, self.index.shard_size)
@@ -87,15 +87,15 @@ class PairDataset(Dataset):
         places = self._tables[number][row].tolist()
         start, end = places[0][0], sum(places[-1])
         if shard is not None:
-            part = memoryview(shard)[start:end]
+            data = memoryview(shard)[start:end]
         else:
             # Opened anew each time: thousands of shards would pass the limit on open files.
             with open(path, "rb", buffering=0) as file:
-                part = memoryview(os.pread(file.fileno(), end - start, start))
-        return EncodedPair(index, *(part[offset - start : offset - start + size] for offset, size in places))
+                data = memoryview(os.pread(file.fileno(), end - start, start))
+        return EncodedPair(index, *(data[offset - start : offset - start + size] for offset, size in places))
 
     def read_shard(self, number: int) -> bytes:
-        """All bytes of a shard."""
+        """A shard's bytes."""
         return (self.folder / self._spans[number].name).read_bytes()
 
     def decode(self, pair: EncodedPair) -> Pair:
@@ -112,11 +112,11 @@ class PairDataset(Dataset):
         """`label` of KEY.json where there is one, else its `pseudo_class`.
 
         Raises:
-            CorruptArtifactError: there is neither, or the record is of another pair.
+            CorruptArtifactError: there is neither, or the record belongs to another pair.
         """
         record = self._parse(pair)
         if record.get("index", pair.index) != pair.index:
-            raise CorruptArtifactError(f"{self._where(pair.index, 2)} is of pair {record['index']}: {REMEDY}")
+            raise CorruptArtifactError(f"{self._where(pair.index, 2)} belongs to pair {record['index']}: {REMEDY}")
         label = record.get("label", record.get("pseudo_class"))
         if not isinstance(label, int):
             raise CorruptArtifactError(f"{self._where(pair.index, 2)} holds no label or pseudo_class: {REMEDY}")
@@ -129,7 +129,7 @@ class PairDataset(Dataset):
             message = f"{self._where(pair.index, 2)} is not valid JSON ({error}): {REMEDY}"
             raise CorruptArtifactError(message) from error
         if not isinstance(record, dict):
-            raise CorruptArtifactError(f"{self._where(pair.index, 2)} is no JSON object: {REMEDY}")
+            raise CorruptArtifactError(f"{self._where(pair.index, 2)} is not a JSON object: {REMEDY}")
         return record
 
     def _where(self, index: int, column: int) -> str:

@@ -1,4 +1,4 @@
-"""Pairs for a training loop of one's own."""
+"""Iterable data set of batches of pairs, for other training loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from copgen_fast.pairs.read.loader import open_batches
 
 
 class PairIterable(IterableDataset):
-    """Batches of pairs, an epoch an iteration: the same ones, in the same order, as the pretrain stage sees.
+    """Batches of pairs, one epoch an iteration: the same batches, in the same order, as in the pretrain stage.
 
         pairs = PairIterable("runs/quickstart/pairs/navigator", batch=128, device="cuda")
         for epoch in range(pairs.epoch, 100):
@@ -24,23 +24,23 @@ class PairIterable(IterableDataset):
                 train(batch.anchors, batch.positives, batch.labels)  # uint8 [128, 3, H, W] twice, int64 [128]
                 checkpoint["pairs"] = pairs.state_dict()
 
-    An iteration that was left goes on at the next one. Threads of its own load ahead: give it to a
-    `DataLoader(pairs, batch_size=None)` if anything needs one, without workers.
+    A new iteration continues one that was left early. It prefetches in threads: a `DataLoader(pairs, batch_size=None)`
+    may wrap it, without workers.
 
     Args:
-        data: a folder that the pairs stage wrote, or a data set of (anchor, positive, label) as `PairBatches` takes.
+        data: a folder that the pairs stage wrote, or a data set of (anchor, positive, label) as for `PairBatches`.
         batch: pairs in a batch, over all `world` processes; an epoch's last pairs that don't fill one are left out.
-        device: where batches are wanted.
-        rank, world: see `pairs.order.Sampler`.
+        device: where batches are returned.
+        rank, world: see `Sampler`.
         workers, cache_gib, loader, shuffle_shards, on_corrupt: see `PretrainConfig`.
 
     Attributes:
         epoch: the epoch of the next batch.
-        position: how many batches of it have been handed out.
-        skipped: pairs found corrupt so far and replaced, sorted.
+        position: how many of its batches have been returned.
+        skipped: corrupt pairs found and replaced so far, sorted.
 
     Raises:
-        UsageError: pairs are missing, or no such batches can be formed.
+        UsageError: pairs are missing, or don't form such batches.
         CorruptArtifactError: a shard is truncated or altered.
     """
 
@@ -68,7 +68,7 @@ class PairIterable(IterableDataset):
             on_corrupt=on_corrupt,
         )
         self._batches = open_batches(dataset, options, seed, torch.device(device), rank, world)
-        # What decides the order; how many processes share it does not.
+        # The order depends on these, and not on the number of processes.
         self._order = {"pairs": len(dataset), "batch": batch, "seed": seed, "shuffle_shards": shuffle_shards}
         self.epoch, self.position = 0, 0
 
@@ -81,13 +81,13 @@ class PairIterable(IterableDataset):
         return self._batches.skipped
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; the present one goes on where it is."""
+        """Go to the start of an epoch; the current one continues where it is."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
     def __iter__(self) -> Iterator[PairBatch]:
         if get_worker_info() is not None:
-            raise UsageError("PairIterable loads in threads of its own: give DataLoader num_workers=0")
+            raise UsageError("PairIterable prefetches in threads: give DataLoader num_workers=0")
         while self.position < len(self):
             batch = self._batches(self.epoch * len(self) + self.position)
             self.position += 1
@@ -95,16 +95,16 @@ class PairIterable(IterableDataset):
         self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int | None]:
-        """Where it stands, as plain numbers: the batches handed out so far count as done."""
+        """Epoch, position and settings of the order, as plain numbers; batches returned so far count as done."""
         return {"epoch": self.epoch, "position": self.position, **self._order}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Go on exactly where `state_dict` was called; the number of processes may be another one.
+        """Continue exactly where `state_dict` was called; the number of processes may differ.
 
         Raises:
-            UsageError: the state is of another order.
+            UsageError: the state's settings of the order differ.
         """
         saved = {name: state.get(name) for name in self._order}
         if saved != self._order:
-            raise UsageError(f"the saved state is of {saved}, this is {self._order}: the order would be another one")
+            raise UsageError(f"the saved state is of {saved}, this is {self._order}: the order would differ")
         self.epoch, self.position = state["epoch"], state["position"]

@@ -1,7 +1,7 @@
-"""Loads pairs in plain PyTorch: threads read and decode ahead of the step, or a cache keeps everything decoded.
+"""Loading of pairs in plain PyTorch: threads read and decode ahead of the step, or decoded pairs are cached.
 
-Threads, not processes: Pillow decodes outside the interpreter's lock, batches are filled where they are used (on the
-way to a GPU in page-locked memory) instead of passing through shared memory, and there is no worker process to die.
+Threads rather than processes: Pillow decodes outside the interpreter's lock, and batches are filled where they are
+used (page-locked memory on the way to a GPU) instead of passing through shared memory.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.pairs.read.batch import NO_LABEL, Batches, PairBatch
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.read.prefetch import Prefetcher
-from copgen_fast.pairs.read.reader import HeldShards, Reader
-from copgen_fast.pairs.read.sampler import CoverageCheck, Sampler, order
+from copgen_fast.pairs.read.reader import Shards
+from copgen_fast.pairs.read.sampler import Sampler
 
-__all__ = ["NO_LABEL", "Batches", "PairBatch", "PairBatches", "PairDataset", "Sampler", "open_batches", "order"]
+__all__ = ["NO_LABEL", "Batches", "PairBatch", "PairBatches", "PairDataset", "Sampler", "open_batches"]
 
 _CPU = torch.device("cpu")
-# Batches in the making beside the one asked for: one decodes while the one before it waits for its last images.
-_DEPTH = 2
+# Batches prefetched beyond the requested one: one decodes while the one before it waits for its last images.
+_PREFETCHED = 2
 
 
 def open_batches(
@@ -40,73 +40,71 @@ def open_batches(
     world: int = 1,
     epochs: int | None = None,
 ) -> Batches:
-    """The loader that `options` ask for; all give the same batches, on `device`.
+    """The loader that `options` choose; all return the same batches, on `device`.
 
     `auto` is DALI where it is installed, the device is a GPU and the decoded pairs don't fit the cache.
 
     Args:
-        rank, world: this process takes its `world`th part of each batch of `options.batch` pairs (see `Sampler`).
-        epochs: after which nothing more is made ahead; None: no end is known.
+        rank, world: this process loads its rows of each batch of `options.batch` pairs (see `Sampler`).
+        epochs: after which nothing more is prefetched; None: unknown.
 
     Raises:
-        UsageError: DALI is asked for and missing or can't read this data; batches that can't be formed.
+        UsageError: DALI is chosen and missing or can't read this data, or the data don't form such batches.
     """
     in_shards = isinstance(dataset, PairDataset)
     shard_size = dataset.index.shard_size if in_shards else None
     steps = None if epochs is None else epochs * (len(dataset) // options.batch)
-    batches = Sampler(len(dataset), options.batch, seed, rank, world, shard_size, options.shuffle_shards, steps)
+    sampler = Sampler(len(dataset), options.batch, seed, rank, world, shard_size, options.shuffle_shards, steps)
     wanted = options.loader == "dali"
     if options.loader == "auto" and in_shards and device.type == "cuda":
         from copgen_fast.pairs.read import dali
 
         wanted = dali.available() and dataset.decoded_bytes > options.cache_gib * 2**30
     if not wanted:
-        return PairBatches(dataset, batches, options.cache_gib, options.workers, options.on_corrupt, device)
+        return PairBatches(dataset, sampler, options.cache_gib, options.workers, options.on_corrupt, device)
     if not in_shards:
         raise UsageError("--pretrain.loader dali reads shards of pairs, and real images are in memory: choose plain")
     from copgen_fast.pairs.read.dali import DaliBatches
 
-    return DaliBatches(dataset, batches, options.workers, options.on_corrupt, device)
+    return DaliBatches(dataset, sampler, options.workers, options.on_corrupt, device)
 
 
-class _Made(NamedTuple):
+class _Loaded(NamedTuple):
     indices: list[int]
     batch: PairBatch
-    ready: torch.cuda.Event | None
+    copied: torch.cuda.Event | None
 
 
-class PairBatches:
-    """Shuffled batches by global step.
+class PairBatches(Batches):
+    """Shuffled batches by global step, decoded by Pillow.
 
-    Where all decoded pairs fit into `cache_gib`, each is decoded once and kept. torch's global generator is left
-    alone.
+    Where all decoded pairs fit into `cache_gib`, each is decoded once and kept. torch's global random generator is not
+    used.
 
     Args:
         dataset: returns (anchor, positive, label), images uint8 [3, H, W] of one size: PairDataset, or real images.
-        workers: threads that read and decode (0: none, the asking thread does, when asked).
+        workers: threads that read and decode; 0: the calling thread does, without prefetching.
         on_corrupt: see `Reader`.
-        device: where batches are wanted; to a GPU they are copied on a stream of their own, ahead of the step.
+        device: where batches are returned; to a GPU they are copied ahead of the step, on a separate stream.
 
     Attributes:
         steps_per_epoch: batches in an epoch.
         cached: whether pairs are kept in memory.
 
     Raises:
-        TypeError, ValueError: not such images.
+        TypeError, ValueError: images of another dtype or shape.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        order: Sampler,
+        sampler: Sampler,
         cache_gib: float = 0.0,
         workers: int = 2,
         on_corrupt: OnCorrupt = "stop",
         device: torch.device = _CPU,
     ) -> None:
-        self.order, self.device = order, device
-        self.steps_per_epoch = order.steps_per_epoch
-        self._reader, self._ledger = Reader(dataset, on_corrupt), CoverageCheck(order)
+        super().__init__(dataset, sampler, on_corrupt, device)
         anchor, positive, _ = self._reader.pair(0, {})
         expect_tensor("anchor", anchor, (3, "H", "W"), [torch.uint8])
         expect_tensor("positive", positive, tuple(anchor.shape), [torch.uint8])
@@ -116,38 +114,23 @@ class PairBatches:
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._workers = workers
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._made = Prefetcher(self._plan, _DEPTH if workers else 0, order.steps)
+        self._prefetcher = Prefetcher(self._plan, _PREFETCHED if workers else 0, sampler.steps)
 
-    @property
-    def skipped(self) -> list[int]:
-        """Pairs found corrupt so far and replaced, sorted."""
-        return self._reader.skipped
-
-    def __call__(self, step: int) -> PairBatch:
-        """The batch of a global step; 0 is the first of epoch 0.
-
-        Raises:
-            CorruptArtifactError: a pair can't be decoded, and `on_corrupt` is stop.
-            CopgenError: the pairs of an epoch did not come once each: a fault of this code.
-        """
-        if step < 0:
-            raise ValueError(f"step: expected at least 0, got {step}")
-        made = self._made(step)
-        self._ledger.enter(step, made.indices)
-        if made.ready is not None:
+    def _load(self, step: int) -> tuple[list[int], PairBatch]:
+        loaded = self._prefetcher(step)
+        if loaded.copied is not None:
             current = torch.cuda.current_stream(self.device)
-            current.wait_event(made.ready)
-            for tensor in made.batch:
+            current.wait_event(loaded.copied)
+            for tensor in loaded.batch:
                 tensor.record_stream(current)
-        return made.batch
+        return loaded.indices, loaded.batch
 
-    def _plan(self, step: int) -> Callable[[], _Made]:
-        indices = self.order.indices(step)
-        whole = self.order.window is not None and not (self._cache and self._cache.full)
-        shards = self._reader.hold(self.order.shards(step)) if whole else {}
+    def _plan(self, step: int) -> Callable[[], _Loaded]:
+        indices = self.sampler.indices(step)
+        shards = {} if self._cache and self._cache.full else self._load_shards(step)
         return lambda: self._make(indices, shards)
 
-    def _make(self, indices: list[int], shards: HeldShards) -> _Made:
+    def _make(self, indices: list[int], shards: Shards) -> _Loaded:
         on_gpu = self._stream is not None
         images = torch.empty(2, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
         labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=on_gpu)
@@ -158,17 +141,17 @@ class PairBatches:
         if self._pool is None:
             fill(range(len(indices)))
         else:
-            for _ in self._pool.map(fill, _parts(len(indices), 4 * self._workers)):
+            rows = -(-len(indices) // (4 * self._workers))
+            chunks = [range(len(indices))[start : start + rows] for start in range(0, len(indices), rows)]
+            for _ in self._pool.map(fill, chunks):
                 pass
         if self._stream is None:
-            return _Made(indices, _batch(images, labels), None)
+            return _Loaded(indices, _batch(images, labels), None)
         with torch.cuda.stream(self._stream):
             there = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
-            return _Made(indices, _batch(*there), self._stream.record_event())
+            return _Loaded(indices, _batch(*there), self._stream.record_event())
 
-    def _fill(
-        self, images: np.ndarray, labels: np.ndarray, indices: list[int], rows: range, shards: HeldShards
-    ) -> None:
+    def _fill(self, images: np.ndarray, labels: np.ndarray, indices: list[int], rows: range, shards: Shards) -> None:
         """Write rows of a batch: images [2, B, H, W, 3], labels [B]."""
         cache = self._cache
         for row in rows:
@@ -185,7 +168,7 @@ class PairBatches:
 
 
 def _batch(images: Tensor, labels: Tensor) -> PairBatch:
-    """Of images [2, B, H, W, 3], anchors first."""
+    """A batch of images [2, B, H, W, 3], anchors first."""
     return PairBatch(*images.permute(0, 1, 4, 2, 3), labels)
 
 
@@ -200,9 +183,3 @@ class _Cache:
     @property
     def full(self) -> bool:
         return bool(self.known.all())
-
-
-def _parts(count: int, parts: int) -> list[range]:
-    """0 .. count - 1 in at most that many parts."""
-    size = -(-count // parts)
-    return [range(start, min(count, start + size)) for start in range(0, count, size)]

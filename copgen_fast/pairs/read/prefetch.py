@@ -1,4 +1,4 @@
-"""Work done in threads ahead of the step that asks for it."""
+"""Background prefetching by step."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Result = TypeVar("Result")
 
 
 class Prefetcher(Generic[Result]):
-    """Results by step, made up to `depth` steps before they are asked for.
+    """Results by step, computed in threads up to `depth` steps before they are requested.
 
-    Any step may be asked for; asking for another than the next one drops what was made ahead. An error of a step is
-    raised when that step is asked for, and asking again tries again.
+    Any step may be requested; one out of sequence drops the prefetched results. An error is raised when its step is
+    requested, and requesting the step again tries again.
 
     Args:
-        plan: called in the asking thread, in order of steps; returns the work of a step, done in a thread.
-        depth: 0 does the work when it is asked for, in the asking thread.
-        end: the first step that is not made ahead; None: there is none. It may be asked for all the same.
+        plan: called in the requesting thread, in order of steps; returns the function that a thread calls.
+        depth: 0 computes a step when it is requested, in the requesting thread.
+        end: the first step that is not prefetched; None: there is none. It may be requested all the same.
     """
 
     def __init__(self, plan: Callable[[int], Callable[[], Result]], depth: int, end: int | None = None) -> None:
         self._plan, self._depth, self._end = plan, depth, end
         self._pool = ThreadPoolExecutor(min(2, depth)) if depth else None
-        self._ahead: deque[Future[Result]] = deque()
+        self._pending: deque[Future[Result]] = deque()
         self._next = 0
-        """The step of the first result in `_ahead`."""
+        """The step of the first result in `_pending`."""
 
     def __call__(self, step: int) -> Result:
         if self._pool is None:
@@ -36,19 +36,19 @@ class Prefetcher(Generic[Result]):
             self._drop()
         self._next = step
         try:
-            while len(self._ahead) <= self._depth and self._wanted(step, step + len(self._ahead)):
-                self._ahead.append(self._pool.submit(self._plan(step + len(self._ahead))))
-            result = self._ahead.popleft().result()
+            while len(self._pending) <= self._depth:
+                following = step + len(self._pending)
+                if following != step and self._end is not None and following >= self._end:
+                    break
+                self._pending.append(self._pool.submit(self._plan(following)))
+            result = self._pending.popleft().result()
         except BaseException:
             self._drop()
             raise
         self._next = step + 1
         return result
 
-    def _wanted(self, asked: int, step: int) -> bool:
-        return step == asked or self._end is None or step < self._end
-
     def _drop(self) -> None:
-        for future in self._ahead:
+        for future in self._pending:
             future.cancel()
-        self._ahead.clear()
+        self._pending.clear()

@@ -1,7 +1,7 @@
-"""Pairs by index for the loaders: whole shards held in memory where that is wanted, and what to do about corrupt ones.
+"""Thread-safe reading of pairs by index: whole shards in memory where wanted, corrupt pairs replaced.
 
-In place of a corrupt pair comes the next one of the data set that is not (after the last, the first). That depends
-on the data alone, so batches keep their size, and a resumed run sees what an uninterrupted one would.
+A corrupt pair is replaced by the next one in the data set that is not (after the last, the first). That depends on
+the data alone, so batches keep their size, and a resumed run sees the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from copgen_fast.errors import CorruptArtifactError
 from copgen_fast.pairs.codecs import REMEDY
 from copgen_fast.pairs.read.dataset import EncodedPair, Pair, PairDataset
 
-HeldShards = dict[int, "Future[bytes]"]
-"""Shards being read or in memory, by number."""
+Shards = dict[int, "Future[bytes]"]
+"""Shards in memory or being read, by number."""
 
 
 class Reader:
     """Reads pairs of a data set; threads may share it.
 
     Args:
-        on_corrupt: stop raises at a pair that can't be decoded; skip takes the next one in its place.
+        on_corrupt: stop raises at a pair that can't be decoded; skip replaces it by the next one.
     """
 
     def __init__(self, dataset: Dataset, on_corrupt: OnCorrupt) -> None:
         self.dataset, self.on_corrupt = dataset, on_corrupt
         self._corrupt: set[int] = set()
         self._lock = threading.Lock()
-        self._held: HeldShards = {}
-        self._pool = ThreadPoolExecutor(1)  # one shard after the other: that is the point of reading whole ones
+        self._shards: Shards = {}
+        self._pool = ThreadPoolExecutor(1)  # whole shards are read one after the other, for sequential access
 
     @property
     def skipped(self) -> list[int]:
-        """Pairs found corrupt so far, sorted."""
+        """Corrupt pairs found so far, sorted."""
         return sorted(self._corrupt)
 
-    def hold(self, numbers: Iterable[int]) -> HeldShards:
-        """Start to read those of these shards that aren't held yet, and let go of all others."""
-        kept = {n: shard for n, shard in self._held.items() if not (shard.done() and shard.exception())}
-        self._held = {n: kept.get(n) or self._pool.submit(self.dataset.read_shard, n) for n in numbers}
-        return self._held
+    def load_shards(self, numbers: Iterable[int]) -> Shards:
+        """Start to read those of these shards that are not in memory yet, and release all others."""
+        kept = {n: shard for n, shard in self._shards.items() if not (shard.done() and shard.exception())}
+        self._shards = {n: kept.get(n) or self._pool.submit(self.dataset.read_shard, n) for n in numbers}
+        return self._shards
 
-    def pair(self, index: int, shards: HeldShards) -> Pair:
-        """The pair, or the one in its place.
+    def pair(self, index: int, shards: Shards) -> Pair:
+        """The pair, or its replacement.
 
         Raises:
             CorruptArtifactError: it can't be decoded, and `on_corrupt` is stop.
@@ -62,8 +62,8 @@ class Reader:
             except CorruptArtifactError as error:
                 self._reject(encoded.index, error)
 
-    def encoded(self, index: int, shards: HeldShards) -> tuple[EncodedPair, int]:
-        """The pair, or the one in its place, with its images as they were encoded, and its label.
+    def encoded(self, index: int, shards: Shards) -> tuple[EncodedPair, int]:
+        """The pair or its replacement, its images still encoded, and its label.
 
         Raises:
             CorruptArtifactError: its record is corrupt, and `on_corrupt` is stop.
@@ -75,9 +75,9 @@ class Reader:
             except CorruptArtifactError as error:
                 self._reject(encoded.index, error)
 
-    def _read(self, index: int, shards: HeldShards) -> EncodedPair:
+    def _read(self, index: int, shards: Shards) -> EncodedPair:
         count = len(self.dataset)
-        # An end to the search, whatever other threads find corrupt meanwhile.
+        # Bounded, whatever other threads find corrupt meanwhile.
         sound = next((i % count for i in range(index, index + count) if i % count not in self._corrupt), None)
         if sound is None:
             raise CorruptArtifactError(f"{self.dataset.folder}: every pair is corrupt: {REMEDY}")
@@ -91,4 +91,4 @@ class Reader:
             new = index not in self._corrupt
             self._corrupt.add(index)
         if new:
-            warnings.warn(f"corrupt pair {index} skipped, the next one comes in its place: {error}", stacklevel=2)
+            warnings.warn(f"corrupt pair {index} skipped and replaced by the next one: {error}", stacklevel=2)

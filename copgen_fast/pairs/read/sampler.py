@@ -1,4 +1,4 @@
-"""Which pairs each batch holds: a function of (seed, epoch, step) alone, so that resuming is arithmetic."""
+"""Sampling of batches as a function of (seed, epoch, step) alone, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.runtime import seeds
 
 
-def order(count: int, epoch: int, seed: int, shard_size: int | None = None, window: int | None = None) -> Tensor:
-    """Sampler of an epoch, an int64 permutation [count]; the same on every machine and after every resume.
+def permutation(count: int, epoch: int, seed: int, shard_size: int | None = None, window: int | None = None) -> Tensor:
+    """The order of pairs in an epoch, an int64 permutation [count]; the same on every machine and after every resume.
 
     Args:
         window: None is one permutation of all pairs. W puts the shards in random order and permutes the pairs of W
             of them at a time, so that whole shards can be read one after the other; two pairs of one shard are then
-            never more than W x shard_size pairs apart.
+            at most W x shard_size pairs apart.
         shard_size: pairs in a shard, for a window.
     """
     if window is None:
         return torch.randperm(count, generator=seeds.generator(seed, "order", epoch))
-    parts = []
+    found = []
     for number, shards in enumerate(windows(count, epoch, seed, shard_size, window)):
         pairs = torch.cat([torch.arange(i * shard_size, min(count, (i + 1) * shard_size)) for i in shards])
-        parts.append(pairs[torch.randperm(len(pairs), generator=seeds.generator(seed, "window order", epoch, number))])
-    return torch.cat(parts)
+        found.append(pairs[torch.randperm(len(pairs), generator=seeds.generator(seed, "window order", epoch, number))])
+    return torch.cat(found)
 
 
 def windows(count: int, epoch: int, seed: int, shard_size: int, window: int) -> list[list[int]]:
     """Numbers of the shards whose pairs an epoch shuffles together, window by window."""
     shards = torch.randperm(-(-count // shard_size), generator=seeds.generator(seed, "shard order", epoch))
-    return [part.tolist() for part in shards.split(window)]
+    return [numbers.tolist() for numbers in shards.split(window)]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """The batches of one rank, by global step (0 is the first of epoch 0).
+    """Indices of one rank's batches, by global step (0 is the first of epoch 0).
 
     Every rank takes its own rows of the same global batch: all ranks together see what a single process would.
     An epoch's last pairs that don't fill a batch are left out.
 
     Attributes:
-        count: pairs there are.
+        count: pairs in the data set.
         batch: pairs in a global batch; rank r of `world` takes rows r x batch / world up to (r + 1) x batch / world.
-        shard_size, window: as for `order`.
-        steps: batches that will be asked for, so that none is made ahead in vain; None: no end is known.
+        shard_size, window: as for `permutation`.
+        steps: number of batches that will be used, after which none is prefetched; None: unknown.
 
     Raises:
-        UsageError: less than one batch of pairs, ranks that don't divide it, a window without shards.
+        UsageError: fewer pairs than a batch, a batch that `world` doesn't divide, or a window without shards.
     """
 
     count: int
@@ -94,60 +94,56 @@ class Sampler:
         return self.epoch(epoch)[start : start + self.rows].tolist()
 
     def epoch(self, epoch: int) -> Tensor:
-        """`order` of an epoch."""
+        """`permutation` of an epoch."""
         if epoch not in self._epochs:
-            while len(self._epochs) > 1:  # batches read ahead reach into the next epoch
+            while len(self._epochs) > 1:  # prefetched batches reach into the next epoch
                 del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = order(self.count, epoch, self.seed, self.shard_size, self.window)
+            self._epochs[epoch] = permutation(self.count, epoch, self.seed, self.shard_size, self.window)
         return self._epochs[epoch]
 
     def shards(self, step: int) -> list[int]:
-        """Shards to hold in memory at a step: those of its batch's windows and of the window that follows."""
+        """Shards to keep in memory at a step: those of its batch's windows and of the window that follows."""
         epoch, position = divmod(step, self.steps_per_epoch)
         first = position * self.batch
-        held, end = [], 0
-        for part in self._windows(epoch):
+        kept, end = [], 0
+        for numbers in self._windows(epoch):
             past = end >= first + self.batch
-            end += sum(min(self.shard_size, self.count - i * self.shard_size) for i in part)
+            end += sum(min(self.shard_size, self.count - i * self.shard_size) for i in numbers)
             if end > first:
-                held += part
+                kept += numbers
             if past:
-                return held
-        return list(dict.fromkeys(held + self._windows(epoch + 1)[0]))
+                return kept
+        return list(dict.fromkeys(kept + self._windows(epoch + 1)[0]))
 
     def _windows(self, epoch: int) -> list[list[int]]:
         return windows(self.count, epoch, self.seed, self.shard_size, self.window)
 
 
 class CoverageCheck:
-    """Counts the pairs that were handed out, and raises unless each comes once an epoch, less the tail left out."""
+    """Asserts that each pair is used once an epoch, but for the last ones that don't fill a batch."""
 
-    def __init__(self, order: Sampler) -> None:
-        self.order = order
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
         self._next_step: int | None = None
         self._seen = torch.zeros(0, dtype=torch.bool)
 
-    def enter(self, step: int, indices: list[int]) -> None:
-        """Note what the batch of a step held. Steps that jump start the count at their place in the epoch.
+    def record(self, step: int, indices: list[int]) -> None:
+        """Record the pairs of a step's batch. After a jump, the epoch's batches before the step count as used.
 
         Raises:
             CopgenError: a pair came twice in an epoch, or pairs are missing at its end.
         """
-        epoch, position = divmod(step, self.order.steps_per_epoch)
+        sampler = self.sampler
+        epoch, position = divmod(step, sampler.steps_per_epoch)
         if step != self._next_step or position == 0:
-            self._start(epoch, position)
+            self._seen = torch.zeros(sampler.count, dtype=torch.bool)
+            before = sampler.epoch(epoch)[: position * sampler.batch].view(position, sampler.world, sampler.rows)
+            self._seen[before[:, sampler.rank].flatten()] = True
         rows = torch.tensor(indices)
         if len(rows) != len(rows.unique()) or self._seen[rows].any():
-            raise CopgenError(f"the loader handed out a pair twice in epoch {epoch}, at step {step}: this is a fault")
+            raise CopgenError(f"the loader returned a pair twice in epoch {epoch}, at step {step}: this is a bug")
         self._seen[rows] = True
         self._next_step = step + 1
-        wanted = self.order.steps_per_epoch * self.order.rows
-        if position + 1 == self.order.steps_per_epoch and int(self._seen.sum()) != wanted:
-            found = int(self._seen.sum())
-            raise CopgenError(f"the loader handed out {found} of {wanted} pairs in epoch {epoch}: this is a fault")
-
-    def _start(self, epoch: int, position: int) -> None:
-        """As if the batches before `position` had come: on a resume another process had them."""
-        self._seen = torch.zeros(self.order.count, dtype=torch.bool)
-        whole = self.order.epoch(epoch)[: position * self.order.batch].view(position, self.order.world, self.order.rows)
-        self._seen[whole[:, self.order.rank].flatten()] = True
+        found, expected = int(self._seen.sum()), sampler.steps_per_epoch * sampler.rows
+        if position + 1 == sampler.steps_per_epoch and found != expected:
+            raise CopgenError(f"the loader returned {found} of {expected} pairs in epoch {epoch}: this is a bug")

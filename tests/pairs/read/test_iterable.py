@@ -57,7 +57,7 @@ def test_a_resume_of_a_resume_goes_on_exactly(make, stop):
     assert all(same(one, other) for one, other in zip(seen, whole, strict=True))
 
 
-def test_an_iteration_that_was_left_goes_on_and_set_epoch_starts_another(make):
+def test_an_iteration_that_was_left_continues_and_set_epoch_starts_another(make):
     pairs = make()
     first = next(iter(pairs))
     assert (pairs.epoch, pairs.position) == (0, 1)
@@ -81,7 +81,7 @@ def test_ranks_share_batches_and_a_state_may_go_to_another_number_of_them(make):
 
 def test_a_state_of_another_order_is_refused(make):
     for other in (make(2), make(seed=1), make(shuffle_shards=2)):
-        with pytest.raises(UsageError, match="order would be another one"):
+        with pytest.raises(UsageError, match="order would differ"):
             make().load_state_dict(other.state_dict())
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from copgen_fast.errors import CorruptArtifactError, UsageError
-from copgen_fast.pairs.read.loader import PairBatch, PairBatches, PairDataset, Sampler, order
+from copgen_fast.pairs.read.loader import PairBatch, PairBatches, PairDataset, Sampler
+from copgen_fast.pairs.read.sampler import permutation
 from tests.helpers.pairs_fixtures import CONFIG, contents, update_digest, write
 
 NO_CACHE = 0.0
@@ -152,7 +153,7 @@ def test_each_pair_comes_once_an_epoch(count, batch, seed, cache_gib):
             assert labels.dtype == torch.int64 and labels.tolist() == [2 * number for number in numbers(anchors)]
             assert torch.equal(anchors, positives)
             seen += numbers(anchors)
-        assert seen == order(count, epoch, seed)[: len(seen)].tolist()
+        assert seen == permutation(count, epoch, seed)[: len(seen)].tolist()
         assert len(set(seen)) == len(seen) == count // batch * batch
 
 
@@ -187,7 +188,7 @@ def test_two_workers_give_the_same_batches(folder):
     assert not multiprocessing.active_children(), "threads: nothing that could die, or outlive this process"
 
 
-def test_batch_that_failed_is_asked_again():
+def test_a_batch_that_failed_may_be_requested_again():
     class Flaky(Numbered):
         fails = True
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
+from copgen_fast.pairs.format import member_table, read_index
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.read.loader import PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.read.reader import Reader
@@ -15,10 +16,10 @@ from tests.helpers.pairs_fixtures import CONFIG, update_digest, write
 
 needs_dali = pytest.mark.skipif(not dali.available(), reason="DALI is not installed")
 LOADERS = {
-    "plain": lambda pairs, order, on_corrupt="stop": PairBatches(pairs, order, 0.0, 2, on_corrupt),
-    "alone": lambda pairs, order, on_corrupt="stop": PairBatches(pairs, order, 0.0, 0, on_corrupt),
-    "cached": lambda pairs, order, on_corrupt="stop": PairBatches(pairs, order, 1.0, 2, on_corrupt),
-    "dali": lambda pairs, order, on_corrupt="stop": dali.DaliBatches(pairs, order, 2, on_corrupt),
+    "plain": lambda pairs, sampler, on_corrupt="stop": PairBatches(pairs, sampler, 0.0, 2, on_corrupt),
+    "alone": lambda pairs, sampler, on_corrupt="stop": PairBatches(pairs, sampler, 0.0, 0, on_corrupt),
+    "cached": lambda pairs, sampler, on_corrupt="stop": PairBatches(pairs, sampler, 1.0, 2, on_corrupt),
+    "dali": lambda pairs, sampler, on_corrupt="stop": dali.DaliBatches(pairs, sampler, 2, on_corrupt),
 }
 
 
@@ -43,9 +44,8 @@ def spoil(folder, index, member, data=b"no image, nor JSON, nor anything else"):
     """Overwrite the start of a member in a shard, and have the index agree."""
     number, row = divmod(index, CONFIG.shard_size)
     path = folder / f"shard-{number:06d}.tar"
-    pairs = PairDataset(folder, check=False)
-    pairs.read(index)
-    offset = int(pairs._tables[number][row, member, 0])
+    shard = read_index(folder).shards[number]
+    offset = int(member_table(path, shard.first, shard.count, read_index(folder).codec)[row, member, 0])
     with open(path, "r+b") as file:
         file.seek(offset)
         file.write(data)
@@ -60,11 +60,11 @@ def same(one, other):
     return all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
 
-def expected(folder, order, steps, replace):
+def expected(folder, sampler, steps, replace):
     """Batches by hand: `replace` says which pair comes in place of which."""
     pairs = PairDataset(folder)
     for step in steps:
-        found = [pairs[replace.get(index, index)] for index in order.indices(step)]
+        found = [pairs[replace.get(index, index)] for index in sampler.indices(step)]
         anchors, positives, labels = zip(*found, strict=True)
         yield torch.stack(anchors), torch.stack(positives), torch.tensor(labels)
 
@@ -72,18 +72,18 @@ def expected(folder, order, steps, replace):
 @pytest.mark.parametrize("member", [0, 1, 2])
 def test_a_corrupt_pair_stops_at_its_step_and_is_named(png, loader, member):
     spoil(png, 5, member)
-    order = Sampler(10, 2, seed=3)
-    bad = next(step for step in range(5) if 5 in order.indices(step))
+    sampler = Sampler(10, 2, seed=3)
+    bad = next(step for step in range(5) if 5 in sampler.indices(step))
     assert bad > 1, "else nothing is read ahead"
-    batches = loader(PairDataset(png), order)
-    sound = list(expected(png, order, range(bad), {}))
+    batches = loader(PairDataset(png), sampler)
+    sound = list(expected(png, sampler, range(bad), {}))
     assert all(same(batches(step), sound[step]) for step in range(bad))
     name = ("00000005.anchor.png", "00000005.positive.png", "00000005.json")[member]
     for _ in range(2):
         with pytest.raises(CorruptArtifactError, match=rf"shard-000001\.tar: {name} .*--pretrain\.on-corrupt skip"):
             batches(bad)
-    later = next(step for step in range(bad + 1, 10) if 5 not in order.indices(step))
-    assert same(batches(later), next(expected(png, order, [later], {})))
+    later = next(step for step in range(bad + 1, 10) if 5 not in sampler.indices(step))
+    assert same(batches(later), next(expected(png, sampler, [later], {})))
 
 
 @pytest.mark.filterwarnings("ignore:corrupt pair")
@@ -92,17 +92,17 @@ def test_skipped_pairs_are_replaced_by_the_next_sound_ones(folder, loader):
         # Raw pixels are all valid: what a raw image can lack is its record.
         member = 2 if PairDataset(folder).index.codec == "raw" else member
         spoil(folder, index, member)
-    order = Sampler(10, 4, seed=0)
-    wanted = list(expected(folder, order, range(7), {4: 6, 5: 6, 9: 0}))
-    batches = loader(PairDataset(folder), order, "skip")
+    sampler = Sampler(10, 4, seed=0)
+    wanted = list(expected(folder, sampler, range(7), {4: 6, 5: 6, 9: 0}))
+    batches = loader(PairDataset(folder), sampler, "skip")
     assert all(same(one, other) for one, other in zip(all_batches(batches), wanted, strict=True))
     assert batches.skipped == [4, 5, 9]
     for start in (3, 5, 1):  # a resume, a resume of it, and a step back: each in a process that knows nothing yet
-        resumed = loader(PairDataset(folder), order, "skip")
+        resumed = loader(PairDataset(folder), sampler, "skip")
         assert all(same(one, other) for one, other in zip(all_batches(resumed, start, 2), wanted[start:], strict=False))
 
 
-def test_each_skipped_pair_is_told_once(png, loader):
+def test_each_skipped_pair_is_reported_once(png, loader):
     spoil(png, 7, 0)
     batches = loader(PairDataset(png), Sampler(10, 5, 0), "skip")
     with warnings.catch_warnings(record=True) as told:
@@ -123,10 +123,10 @@ def test_nothing_but_corrupt_pairs_is_an_error(png, loader):
 def test_an_image_of_another_size_is_corrupt(png, loader):
     small = write_small(png.parent / "small")
     spoil(png, 0, 0, small)
-    order = Sampler(10, 2, seed=1)
-    step = next(step for step in range(5) if 0 in order.indices(step))
+    sampler = Sampler(10, 2, seed=1)
+    step = next(step for step in range(5) if 0 in sampler.indices(step))
     with pytest.raises(CorruptArtifactError, match=r"00000000\.anchor\.png is \[3, 4, 4\], the index says \[3, 8, 8\]"):
-        loader(PairDataset(png), order)(step)
+        loader(PairDataset(png), sampler)(step)
 
 
 def write_small(path):
@@ -139,7 +139,7 @@ def write_small(path):
 def test_a_record_of_another_pair_is_corrupt(png, loader):
     spoil(png, 2, 2, b'{"index": 8')
     batches = loader(PairDataset(png), Sampler(10, 10, 0))
-    with pytest.raises(CorruptArtifactError, match=r"00000002\.json is of pair 8"):
+    with pytest.raises(CorruptArtifactError, match=r"00000002\.json belongs to pair 8"):
         batches(0)
 
 
@@ -161,7 +161,7 @@ def test_a_shard_gone_after_it_was_checked_does_not_hang(png, loader):
 
 def test_files_that_the_index_does_not_list_are_refused(png):
     (png / "shard-000003.tar").write_bytes((png / "shard-000002.tar").read_bytes())
-    with pytest.raises(UsageError, match=r"holds shard-000003\.tar, which its index\.json does not list: remove it"):
+    with pytest.raises(UsageError, match=r"holds shard-000003\.tar, which index\.json does not list: remove it"):
         PairDataset(png)
     (png / "shard-000003.tar").unlink()
     (png / "shard-000001.tar").unlink()
@@ -171,26 +171,26 @@ def test_files_that_the_index_does_not_list_are_refused(png):
 
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_windows_read_whole_shards_one_after_the_other(png, loader, window, monkeypatch):
-    order = Sampler(10, 3, 0, shard_size=4, window=window)
+    sampler = Sampler(10, 3, 0, shard_size=4, window=window)
     read, opened = [], []
     whole, one = PairDataset.read_shard, PairDataset.read
     monkeypatch.setattr(PairDataset, "read_shard", lambda self, n: read.append(n) or whole(self, n))
     monkeypatch.setattr(
         PairDataset, "read", lambda self, i, shard=None: opened.append(shard is None) or one(self, i, shard)
     )
-    wanted = list(expected(png, order, range(6), {}))
+    wanted = list(expected(png, sampler, range(6), {}))
     opened.clear()
-    batches = loader(PairDataset(png), order)
+    batches = loader(PairDataset(png), sampler)
     assert all(same(batches(step), wanted[step]) for step in range(6))
     assert sum(opened) <= 1, "only the look at the first pair's size reads at random"
-    assert read[: len(order.shards(0))] == order.shards(0), "what is needed first is read first"
+    assert read[: len(sampler.shards(0))] == sampler.shards(0), "what is needed first is read first"
     assert len(read) <= 3 * (1 if window == 3 else 4), "once an epoch, read ahead included"
 
 
-def test_shards_that_are_no_longer_needed_are_let_go(png):
+def test_shards_that_are_no_longer_needed_are_released(png):
     reader = Reader(PairDataset(png), "stop")
-    first = reader.hold([0, 1])
-    second = reader.hold([1, 2])
+    first = reader.load_shards([0, 1])
+    second = reader.load_shards([1, 2])
     assert set(second) == {1, 2} and second[1] is first[1]
     assert reader.pair(5, second)[2] == 1
 
@@ -199,40 +199,40 @@ def test_a_shard_that_could_not_be_read_is_read_again(png):
     reader = Reader(PairDataset(png), "stop")
     moved = png / "shard-000000.tar"
     moved.rename(png / "elsewhere")
-    held = reader.hold([0])
+    shards = reader.load_shards([0])
     with pytest.raises(FileNotFoundError):
-        held[0].result()
+        shards[0].result()
     (png / "elsewhere").rename(moved)
-    assert len(reader.hold([0])[0].result()) == moved.stat().st_size
+    assert len(reader.load_shards([0])[0].result()) == moved.stat().st_size
 
 
-def test_an_error_in_a_thread_reaches_the_step_that_asks(png, loader, monkeypatch):
-    order = Sampler(10, 2, 0)
-    batches = loader(PairDataset(png), order)
+def test_an_error_in_a_thread_is_raised_at_its_step(png, loader, monkeypatch):
+    sampler = Sampler(10, 2, 0)
+    batches = loader(PairDataset(png), sampler)
     monkeypatch.setattr(PairDataset, "read", lambda *arguments: (_ for _ in ()).throw(MemoryError("no room")))
     with pytest.raises(MemoryError, match="no room"):
         batches(0)
     monkeypatch.undo()
-    assert same(batches(0), next(expected(png, order, [0], {})))
+    assert same(batches(0), next(expected(png, sampler, [0], {})))
 
 
 def test_pairs_that_come_twice_are_noticed(png, loader):
     batches = loader(PairDataset(png), Sampler(10, 2, 0))
-    batches.order.epoch(1)[8:] = batches.order.epoch(1)[:2].clone()
+    batches.sampler.epoch(1)[8:] = batches.sampler.epoch(1)[:2].clone()
     all_batches(batches, 0, 9)
     with pytest.raises(CopgenError, match="a pair twice in epoch 1, at step 9"):
         batches(9)
 
 
 @pytest.mark.parametrize("end", [1, 2, 4])
-def test_nothing_is_read_beyond_the_last_batch_that_is_wanted(png, loader, end, monkeypatch):
+def test_nothing_is_prefetched_beyond_the_last_step(png, loader, end, monkeypatch):
     read, one = [], PairDataset.read
-    order = Sampler(10, 2, 0, steps=end)
-    wanted = list(expected(png, order, range(8), {}))
-    batches = loader(PairDataset(png), order)
+    sampler = Sampler(10, 2, 0, steps=end)
+    wanted = list(expected(png, sampler, range(8), {}))
+    batches = loader(PairDataset(png), sampler)
     monkeypatch.setattr(PairDataset, "read", lambda self, i, *rest: read.append(i) or one(self, i, *rest))
     assert all(same(batches(step), wanted[step]) for step in range(end))
-    assert sorted(read) == sorted(sum((order.indices(step) for step in range(end)), []))
+    assert sorted(read) == sorted(sum((sampler.indices(step) for step in range(end)), []))
     assert all(same(batches(step), wanted[step]) for step in (end, end + 1, 0, 7)), (
-        "what is asked for comes all the same"
+        "what is requested comes all the same"
     )
