@@ -85,10 +85,12 @@ def make_views(images: Tensor, params: AugmentParams, policy: AugmentPolicy) -> 
         params: N rows, on the images' device.
 
     Returns:
-        float32 [N, 3, H, W], channels last.
+        [N, 3, H, W], channels last; float32, or float64 where the images are.
     """
     size = (images.shape[2], images.shape[3])
-    return augment(images, params, size, mean=policy.mean, std=policy.std, memory_format=torch.channels_last)
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    form = {"memory_format": torch.channels_last, "out_dtype": dtype}
+    return augment(images, params, size, mean=policy.mean, std=policy.std, **form)
 
 
 def random_views(images: Tensor, policy: AugmentPolicy, generator: torch.Generator) -> Tensor:

@@ -1,22 +1,27 @@
-"""One frozen dataclass per stage, presets as data. The command line and config.json are made from these."""
+"""The configuration of a run: one frozen dataclass a stage, and presets. Command line and config.json follow them.
+
+Options of a part (generator, positives, method, evaluation) are declared beside its code; here they are words of the
+form "field=value".
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from copgen_fast import registry
 
 Stage = Literal["navigator", "pairs", "pretrain", "probe", "report"]
-Positive = Literal["identity", "gaussian", "untrained-navigator", "navigator"]
 Codec = Literal["png", "jpeg", "raw"]
-Loss = Literal["nt-xent", "supcon"]
 OnCorrupt = Literal["stop", "skip"]
 BatchNorm = Literal["sync", "per-rank"]
 PairLoader = Literal["auto", "dali", "plain"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-POSITIVES: tuple[Positive, ...] = get_args(Positive)
+Options = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,9 @@ class GeneratorConfig:
     """The frozen pretrained generator G: z -> image."""
 
     name: str = "digits"
-    """Built-in generator (a file in copgen_fast/generators), dotted module or Python file."""
+    """A built-in generator, a module (my_package.my_gan) or a file (./my_gan.py)."""
+    options: Options = ()
+    """Its options, as field=value; `--help NAME` lists them."""
     weights: str | None = None
     """File of its weights (biggan-deep: folder); None takes those embedded in the package, where there are any."""
     level: Literal["published", "exact", "half", "graph"] = "exact"
@@ -34,8 +41,6 @@ class GeneratorConfig:
     checkpoint: bool = False
     """Compute each block's activations again in the navigator's backward rather than keep them: less memory, one
     more forward. For generators with a rewritten form (bigbigan, biggan-deep)."""
-    options: tuple[str, ...] = ()
-    """Options of the generator, as field=value; `--help NAME` lists them."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Latent prior: truncated to [-2, 2] as the reference code, or N(0, I) as the paper."""
 
@@ -53,7 +58,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class NavigatorConfig:
-    """Adversarial training of the navigator T against the estimator f (paper Eq. 6)."""
+    """Adversarial training of the navigator T_z against the estimator f (paper Eq. 6)."""
 
     kind: Literal["nonlinear", "linear"] = "nonlinear"
     """Two affine layers, with or without the ReLU between them."""
@@ -62,25 +67,25 @@ class NavigatorConfig:
     batch: int = 176
     """Latents a step: a joint batch of twice as many views."""
     update: Literal["alternating", "simultaneous"] = "alternating"
-    """alternating: the paper's, f first, then T through the updated f. simultaneous: one forward with
-    gradient reversal updates both; faster, and not the paper's."""
+    """alternating: the paper's, f first, then T_z through the updated f. simultaneous: one forward with gradient
+    reversal updates both; faster, and not the paper's."""
     graph: bool = False
     """Replay the whole step as one CUDA graph; without a GPU, or for another optimiser than torch's fused one, the
     run says so and goes on without."""
     lr: float = 1e-5
-    """Adam learning rate of T."""
+    """Adam learning rate of T_z."""
     estimator_lr: float = 3e-5
     """Adam learning rate of f."""
-    loss: Loss = "nt-xent"
+    loss: Literal["nt-xent", "supcon"] = "nt-xent"
     """supcon: supervised by a conditional generator's classes, all of a class being positives of each other."""
     temperature: float = 0.1
     """Temperature of NT-Xent."""
     base_temperature: float | None = 0.07
-    """The loss is multiplied by temperature / base_temperature, as in the reference; None: by 1."""
+    """The loss is multiplied by temperature / base_temperature, as in the reference code; None: by 1."""
     delta: float | None = None
-    """Stop once E||T(z)|| reaches this distance (paper Eq. 5); None: stop by samples only."""
+    """Stop once E||T_z(z)|| reaches this distance (paper Eq. 5); None: stop by samples only."""
     project: bool = False
-    """Also project every T(z) onto the ball of radius delta, so that no sample leaves it."""
+    """Also project every T_z(z) onto the ball of radius delta, so that no sample leaves it."""
     augmentation: str = "simclr"
     """Policy of copgen_fast.augmentations for both branches."""
     estimator: EncoderConfig = field(default_factory=EncoderConfig)
@@ -93,8 +98,10 @@ class NavigatorConfig:
 class PairsConfig:
     """Offline positives: (G(z), G(z')) written once as tar shards."""
 
-    positives: tuple[Positive, ...] = ("navigator",)
-    """Ways to make positives; each gets its own folder of shards."""
+    positives: tuple[str, ...] = ("navigator",)
+    """Ways to make positives (built in, a module or a file); each gets a folder of shards."""
+    options: Annotated[Options, tyro.conf.arg(name="positive.options", prefix_name=False)] = ()
+    """Their options, as NAME.field=value; `--help NAME` lists them."""
     count: int = 130_000
     """Pairs per way."""
     shard_size: int = 1000
@@ -105,23 +112,30 @@ class PairsConfig:
     """Pair i is drawn from seed start_seed + i, whatever the batch size or number of workers."""
     samples_per_class: int = 1300
     """Pair i carries pseudo-class i // samples_per_class (the reference's layout; the latents don't depend on it)."""
-    gaussian_std: float = 0.2
-    """Scale of the gaussian way's displacement."""
-    gaussian_prior: Literal["truncnorm", "normal"] = "truncnorm"
-    """Its distribution before scaling."""
     codec: Codec = "png"
     """How images are stored. png: lossless. jpeg: quality 95, colour at full resolution. raw: uint8, uncompressed."""
     workers: int = 2
     """Threads that encode images; 0: the main one does."""
     part: int = 0
-    """Of `parts`: only shards whose number modulo `parts` is `part` are written, each part by a process or host of its
-    own, into one --out on a shared disk or several; see `python -m copgen_fast.pairs.merge --help`."""
+    """Of `parts`: write only shards whose number modulo `parts` is `part`, so that several processes or hosts share
+    the work, into one --out on a shared disk or several; see `python -m copgen_fast.pairs.merge --help`."""
     parts: int = 1
 
 
 @dataclass(frozen=True)
+class MethodConfig:
+    """The self-supervised method: what pretraining minimises."""
+
+    name: Annotated[str, tyro.conf.arg(name="method", prefix_name=False)] = "simclr"
+    """A built-in method, a module or a file. supcon is supervised by the classes of a conditional generator's pairs, or
+    of real images."""
+    options: Options = ()
+    """Its options, as field=value; `--help NAME` lists them."""
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
-    """Contrastive pretraining of the encoder, one run per way of making positives."""
+    """Pretraining of the encoder by --method, one run per way of making positives."""
 
     data: Literal["pairs", "real"] = "pairs"
     """pairs: generated shards. real: two views of each image of --data (the SimCLR baseline), named `real`."""
@@ -138,14 +152,8 @@ class PretrainConfig:
     """SGD learning rate per 256 pairs: the rate used is lr x batch / 256."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    loss: Loss = "nt-xent"
-    """supcon: supervised by the classes of a conditional generator's pairs, or of real images."""
     schedule: Literal["cosine", "reference"] = "cosine"
     """cosine: per step, down to lr / 1000. reference: the same curve set once per epoch, counted from 1."""
-    temperature: float = 0.1
-    """Temperature of NT-Xent."""
-    base_temperature: float | None = 0.07
-    """The loss is multiplied by temperature / base_temperature, as in the reference; None: by 1."""
     augmentation: str = "simclr"
     """Policy of copgen_fast.augmentations; its mean and std also normalise images in probes."""
     cache_gib: float = 4.0
@@ -188,24 +196,13 @@ class ProbeConfig:
     """Evaluation of frozen encoders on real images."""
 
     evals: tuple[str, ...] = ("linear", "lowshot", "knn", "collapse")
-    """Registered evaluations: files in copgen_fast/evals. `linear-augmented` is the reference's protocol."""
+    """Evaluations (built in, a module or a file). `linear-augmented` is the reference code's protocol."""
+    options: Annotated[Options, tyro.conf.arg(name="evals.options", prefix_name=False)] = ()
+    """Their options, as NAME.field=value; `--help NAME` lists them."""
     baselines: tuple[Literal["random", "pixels"], ...] = ("random", "pixels")
-    """Also judge an untrained encoder and raw pixels."""
+    """Also evaluate an untrained encoder and raw pixels."""
     batch: int = 256
     """Images encoded at once."""
-    neighbours: int = 20
-    """k of the nearest-neighbour vote (cosine)."""
-    shots: int = 10
-    """Labels per class of the low-shot probe."""
-    draws: int = 5
-    """Fixed draws of those labels; their mean and spread are reported."""
-    epochs: int = 60
-    """Epochs of linear-augmented."""
-    lr: float = 2.0
-    """Learning rate of linear-augmented per 256 images (the reference: 2.0 for encoders trained on generated
-    images, 0.3 for real ones)."""
-    augmentation: str = "no-color"
-    """Policy of linear-augmented's training crops."""
 
 
 @dataclass(frozen=True)
@@ -221,13 +218,13 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """Arithmetic of encoders (autocast). auto: bf16 on GPUs from sm_80 on, fp16 on Turing and Volta, else fp32;
-    what it came to is recorded. fp16 scales losses and needs a CUDA device."""
+    """Arithmetic of encoders (autocast). auto: bf16 on GPUs from sm_80 on, fp16 on Turing and Volta, else fp32; the
+    choice is recorded. fp16 scales losses and needs a CUDA device."""
     compile: bool = False
     """torch.compile for estimator and encoder: a minute or more at the start, for faster steps."""
     bn: BatchNorm = "sync"
-    """Batch norm of encoders in training on several GPUs: over all of a batch, so that their number does not change
-    results, or over each one's rows, as the reference's DataParallel has it."""
+    """Batch norm in training on several GPUs: over the whole batch, so that their number does not change results, or
+    over each one's rows, as the reference code's DataParallel has it."""
     timeout: float = 600.0
     """Seconds that processes wait for one of them before they stop and name it. A step that takes 1.5 times as long
     counts as stuck, the first with --compile too."""
@@ -238,24 +235,26 @@ class RunConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     navigator: NavigatorConfig = field(default_factory=NavigatorConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
+POSITIVES = ("identity", "gaussian", "untrained-navigator", "navigator")
 _SMALL = EncoderConfig(name="resnet18", stem="half", width=16)
 
 PRESETS: dict[str, RunConfig] = {
     "quickstart": RunConfig(
         out="runs/quickstart",
-        log_every=2,  # so that delta is met closely: a step moves T(z) visibly at this learning rate
+        log_every=2,  # so that delta is met closely: a step moves T_z(z) visibly at this learning rate
         navigator=NavigatorConfig(
             samples=5_120,
             batch=128,
             lr=5e-4,
             estimator_lr=1e-3,
-            delta=2.0,  # 7 % farther than this T starts, as far as the released one moved from an untrained one
+            delta=2.0,  # 7 % farther than T_z starts, as far as the released one moved from an untrained one
             augmentation="digits",
             estimator=_SMALL,
             grid_every=1_024,
@@ -277,30 +276,9 @@ PRESETS: dict[str, RunConfig] = {
 }
 """Whole configurations by name: the first word of the command line."""
 
-# What may differ between two invocations on one run folder: where and how much of it runs, not what it computes.
-INVOCATION = (
-    "stages",
-    "out",
-    "device",
-    "timeout",
-    "generator.checkpoint",
-    "navigator.graph",
-    "pairs.workers",
-    "pairs.part",
-    "pairs.parts",
-    "pretrain.checkpoint",
-    "pretrain.workers",
-    "pretrain.cache_gib",
-    "pretrain.loader",
-    "pretrain.on_corrupt",  # a run that stopped at a corrupt pair may go on without it
-    "data.root",
-)
-
-
 _MAY_BE_ZERO = (
     "seed",
     "pairs.start_seed",
-    "pairs.gaussian_std",
     "pairs.workers",
     "pairs.part",
     "pretrain.momentum",
@@ -313,10 +291,12 @@ _MAY_BE_ZERO = (
 def faults(config: RunConfig) -> list[str]:
     """What is wrong with a configuration by itself, a line each; empty when nothing is."""
     found = _pretrain_faults(config) if "pretrain" in config.stages else []
+    reserved = {"real", "random", "pixels"} & {registry.label(name) for name in config.pairs.positives}
+    found += [f"pairs.positives: {name!r} means something else here: rename the file" for name in sorted(reserved)]
     for name, value in (("pairs.positives", config.pairs.positives), ("probe.evals", config.probe.evals)):
         if not value:
             found.append(f"{name}: expected at least one")
-    for name, value in _flat(dataclasses.asdict(config)).items():
+    for name, value in flat(dataclasses.asdict(config)).items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if not math.isfinite(value) or value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
@@ -343,7 +323,7 @@ def faults(config: RunConfig) -> list[str]:
 
 
 def _pretrain_faults(config: RunConfig) -> list[str]:
-    """What would be found only once the pairs are made."""
+    """What else would be found only once the pairs are made."""
     options, found = config.pretrain, []
     if options.data == "pairs" and options.batch > config.pairs.count:
         found.append(f"pretrain.batch: expected at most pairs.count {config.pairs.count}, got {options.batch}")
@@ -354,44 +334,9 @@ def _pretrain_faults(config: RunConfig) -> list[str]:
     return found
 
 
-def identity(config: RunConfig, processes: int = 1) -> dict[str, object]:
-    """What decides the results: dotted names and plain JSON values.
-
-    The number of processes that compute a batch is part of it where batch norm's statistics depend on it: those of
-    each one's rows, or of a part of each one's rows.
-    """
-    values = json.loads(json.dumps(_flat(dataclasses.asdict(config))))
-    kept = {name: value for name, value in values.items() if name not in INVOCATION}
-    depends = config.bn == "per-rank" or config.pretrain.accumulate > 1
-    return kept | ({"processes": processes} if depends else {})
-
-
-def from_identity(values: dict[str, object], default: object = None, prefix: str = "") -> RunConfig:
-    """The configuration that `identity` described; the rest takes its default."""
-    default = RunConfig() if default is None else default
-    changes = {}
-    for name in (part.name for part in dataclasses.fields(default)):
-        current = getattr(default, name)
-        if dataclasses.is_dataclass(current):
-            changes[name] = from_identity(values, current, f"{prefix}{name}.")
-        elif prefix + name in values:
-            value = values[prefix + name]
-            changes[name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(default, **changes)
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings by dotted names."""
+    found: dict[str, object] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def differences(there: dict[str, object], here: dict[str, object]) -> list[str]:
-    """Names at which two identities differ, with both values."""
-    names = sorted(there.keys() | here.keys())
-    return [
-        f"{name} ({there.get(name)} there, {here.get(name)} here)"
-        for name in names
-        if there.get(name) != here.get(name)
-    ]
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

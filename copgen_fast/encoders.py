@@ -55,6 +55,10 @@ class Encoder(ResNet):
         self.fc = nn.Identity()
         self.feature_dim = 8 * config.width * block.expansion
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [N, feature_dim] of images [N, 3, H, W]."""
+        return super().forward(expect_tensor("views", x, ("N", 3, "H", "W")))
+
     def _make_layer(self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Module:
         if planes == 64:  # the first stage: torchvision fixes its input at 64 channels
             self.inplanes = self._width
@@ -68,8 +72,13 @@ def _stem(config: EncoderConfig) -> nn.Conv2d:
     return conv
 
 
+def projection_head(dim: int) -> nn.Sequential:
+    """Two affine layers D-D-128 with a ReLU between, as in the reference code."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, 128))
+
+
 class ContrastiveModel(nn.Module):
-    """Encoder f and projection head D-D-128 (reference): views [N, 3, H, W] -> embeddings [N, 128].
+    """Encoder f and projection head: views [N, 3, H, W] -> embeddings [N, 128].
 
     Embeddings are not normalised here; the loss does it.
     """
@@ -77,11 +86,10 @@ class ContrastiveModel(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.encoder = Encoder(config)
-        dim = self.encoder.feature_dim
-        self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, 128))
+        self.head = projection_head(self.encoder.feature_dim)
 
     def forward(self, views: Tensor) -> Tensor:
-        return self.head(self.encoder(expect_tensor("views", views, ("N", 3, "H", "W"))))
+        return self.head(self.encoder(views))
 
 
 def prepare(f: nn.Module, device: torch.device, *, compiled: bool = False, checkpointed: bool = False) -> nn.Module:

@@ -10,11 +10,12 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import io
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,6 +71,26 @@ def label(name: str) -> str:
     return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
 
 
+def kind_of(name: str) -> str:
+    """The kind of a part that is given as a file or a module, by what it defines."""
+    module = load("generators", name)
+    if hasattr(module, "evaluate"):
+        return "evals"
+    parameters = list(inspect.signature(module.build).parameters) if hasattr(module, "build") else []
+    kinds = {"setting": "positives", "weights": "generators", "encoder": "methods"}
+    if not parameters or parameters[0] not in kinds:
+        raise UsageError(
+            f"{name} is no part: it has neither evaluate(encoder, config, run) nor build(weights, config), "
+            "build(encoder, config) or build(setting)"
+        )
+    return kinds[parameters[0]]
+
+
+def sha256(name: str) -> str:
+    """Digest of the file of a part that is given as a file."""
+    return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()
+
+
 def config_class(kind: str, name: str) -> type:
     """The dataclass of a part's options: its `Config`, or `NoOptions`.
 
@@ -80,6 +101,12 @@ def config_class(kind: str, name: str) -> type:
     if not (isinstance(found, type) and dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen):
         raise UsageError(f"{kind} {name}: its Config must be a dataclass, decorated by @dataclass(frozen=True)")
     return found
+
+
+def as_record(config: Any) -> dict[str, Any]:
+    """Fields of a part's options as plain JSON values, for the record of a run."""
+    values = dataclasses.asdict(config)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def options(kind: str, name: str, given: Iterable[str] = ()) -> Any:
@@ -106,6 +133,28 @@ def options(kind: str, name: str, given: Iterable[str] = ()) -> Any:
     return _parse(cls, arguments, f"{label(name)} ({kind})")
 
 
+def options_by_name(kind: str, names: Sequence[str], given: Iterable[str]) -> dict[str, Any]:
+    """The options of several parts, by name.
+
+    Args:
+        given: words of the form "part.field=value", with the part's `label`.
+
+    Raises:
+        UsageError: two parts of one label, a part that is not among them, or as `options`.
+    """
+    words: dict[str, list[str]] = {}
+    for name in names:
+        if label(name) in words:
+            raise UsageError(f"{kind}: two of them are called {label(name)!r}: leave one out, or rename its file")
+        words[label(name)] = []
+    for word in given:
+        part, _, rest = word.partition(".")
+        if part not in words:
+            raise UsageError(f"option {word!r} ({kind}): write it as NAME.field=value, NAME one of {', '.join(words)}")
+        words[part].append(rest)
+    return {name: options(kind, name, words[label(name)]) for name in names}
+
+
 def describe(kind: str, name: str) -> str:
     """The options of a part, a line each with type, default and explanation, as help text."""
     import tyro
@@ -129,6 +178,8 @@ def _parse(cls: type, arguments: list[str], of: str) -> Any:
             return tyro.cli(cls, args=arguments, config=(tyro.conf.FlagConversionOff,))
     except SystemExit as error:
         raise UsageError(f"options of {of}: {one_line(complaint.getvalue())}") from error
+    except ValueError as error:  # of the dataclass's own checks
+        raise UsageError(f"options of {of}: {error}") from error
 
 
 def one_line(box: str) -> str:

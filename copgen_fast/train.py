@@ -1,5 +1,6 @@
 """Run the pipeline: python -m copgen_fast.train PRESET [--stages ...] [--out DIR] [--dotted.field value].
 
+`--help` lists presets and parts, `PRESET --help` every option, `--help NAME` the options of a part.
 On several GPUs or hosts: torchrun --nproc-per-node 4 -m copgen_fast.train PRESET ...; docs/slurm.sh has a whole job.
 """
 
@@ -11,7 +12,6 @@ import difflib
 import importlib
 import io
 import platform
-import re
 import sys
 import time
 import traceback
@@ -23,12 +23,13 @@ import torch
 import tyro
 
 from copgen_fast import __version__, augmentations, registry
-from copgen_fast.config import INVOCATION, PRESETS, STAGES, RunConfig, differences, faults, identity
+from copgen_fast.config import PRESETS, STAGES, RunConfig, faults
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.images import sets
 from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.shares import Share
+from copgen_fast.record import INVOCATION, RENAMED, differences, expect_current, identity
 from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.interrupts import handle_signals
@@ -50,18 +51,22 @@ SPARING = {
 
 
 def parse(arguments: list[str]) -> RunConfig:
-    """The configuration that a command line asks for.
+    """The configuration of a command line.
 
     Raises:
         UsageError: an unknown preset or field, or a value that does not fit.
-        SystemExit: help was asked for and printed.
+        SystemExit: help was printed.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {COMMAND} PRESET [options]\n\npresets: {', '.join(PRESETS)}\n")
-        arguments = [next(iter(PRESETS)), "--help"]
+        print(help_text(arguments[1:]))
+        raise SystemExit(0)
     preset, *options = arguments
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}{_closest(preset, PRESETS)}")
+    for word in options:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in RENAMED:
+            raise UsageError(f"--{name.replace('_', '-')} has moved: write --{RENAMED[name]}")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -69,7 +74,32 @@ def parse(arguments: list[str]) -> RunConfig:
     except SystemExit as error:
         if not error.code:
             raise
-        raise UsageError(_one_line(complaint.getvalue())) from error
+        raise UsageError(registry.one_line(complaint.getvalue())) from error
+
+
+def help_text(names: list[str]) -> str:
+    """Presets and built-in parts, or the options of the parts called so.
+
+    Raises:
+        UsageError: no part goes by that name.
+    """
+    if not names:
+        parts = "\n".join(f"  {kind:12}{', '.join(registry.names(kind))}" for kind in registry.KINDS)
+        return (
+            f"usage: {COMMAND} PRESET [options]\n\npresets: {', '.join(PRESETS)}\n\nparts (or a module of your own, "
+            f"my_package.my_part, or a file, ./my_part.py):\n{parts}\n\n{COMMAND} PRESET --help    every option\n"
+            f"{COMMAND} --help NAME      the options of a part"
+        )
+    found = []
+    for name in names:
+        kinds = [kind for kind in registry.KINDS if name in registry.names(kind)]
+        if not kinds and (name.endswith(".py") or "." in name):
+            kinds = [registry.kind_of(name)]
+        if not kinds:
+            known = sorted({known for kind in registry.KINDS for known in registry.names(kind)})
+            raise UsageError(f"no part is called {name!r}: choose from {', '.join(known)}")
+        found += [registry.describe(kind, name) for kind in kinds]
+    return "\n".join(found)
 
 
 def _closest(word: str, known: dict) -> str:
@@ -77,18 +107,11 @@ def _closest(word: str, known: dict) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _one_line(box: str) -> str:
-    """tyro's framed message as one plain line, without its title and its pointer to --help."""
-    text = " ".join(line.strip("│ ") for line in box.splitlines() if line.startswith("│"))
-    text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", text or box)
-    return re.sub(r"\s+", " ", text.partition("For full helptext")[0]).strip()
-
-
 def validate(config: RunConfig) -> None:
     """Refuse a configuration that no stage could run, before anything is written.
 
     Raises:
-        UsageError: a number out of range, a name that nothing goes by, a data set that is not there, or DALI.
+        UsageError: a number out of range, an unknown name or option, a data set or DALI that is not there.
     """
     for fault in faults(config):
         raise UsageError(fault)
@@ -97,10 +120,8 @@ def validate(config: RunConfig) -> None:
         sets.find(config.data)
     if "pretrain" in config.stages and config.pretrain.loader == "dali":
         dali.require()
-    registry.load("generators", config.generator.name)
-    for name in config.probe.evals:
-        registry.load("evals", name)
-    for name in (config.navigator.augmentation, config.pretrain.augmentation, config.probe.augmentation):
+    identity(config)  # loads every part and checks its options
+    for name in (config.navigator.augmentation, config.pretrain.augmentation):
         augmentations.get(name)
     for name in ("navigator", "pretrain"):
         if name in config.stages:
@@ -120,7 +141,7 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
         UsageError: the folder holds something else, or a run of another configuration, or is in use.
         LostRankError: rank 0 found such a fault.
     """
-    # Recorded as what it came to: resumed on a device of another precision, the run would be another.
+    # The precision itself is recorded: resumed on a device of another one, the run would be another.
     config = dataclasses.replace(config, precision=devices.resolve_precision(config.precision, device))
     optimizers.resolve(config.optimizer.impl, device)
     folder = Path(config.out)
@@ -152,8 +173,10 @@ def expect_own(config: RunConfig, folder: Path, ranks: Ranks) -> None:
     # What another process begins to record, and locks.
     present -= {name for name in present if name.endswith((".incomplete", ".lock"))}
     if record.name in present:
+        there = artifacts.read_json(record)
+        expect_current(there, folder)
         # What a record lacks, an older version wrote it without: then it ran as the default does.
-        there = identity(RunConfig()) | artifacts.read_json(record)
+        there = {name: value for name, value in identity(RunConfig()).items() if name in wanted} | there
         open_still = _undecided(config, folder)
         there = {name: value for name, value in there.items() if not name.startswith(open_still)}
         changed = differences(there, {name: value for name, value in wanted.items() if not name.startswith(open_still)})
@@ -171,7 +194,7 @@ def _undecided(config: RunConfig, folder: Path) -> tuple[str, ...]:
     """How names of the record start on which no result in `folder` depends yet."""
     if any((folder / "probe").glob("*.json")):
         return INVOCATION
-    return (*INVOCATION, "probe.", *(("data.",) if config.pretrain.data == "pairs" else ()))
+    return (*INVOCATION, "probe.", "evals.", *(("data.",) if config.pretrain.data == "pairs" else ()))
 
 
 def holds_only_a_navigator(folder: Path) -> bool:
@@ -189,7 +212,7 @@ def versions(device) -> dict[str, str]:  # noqa: ANN001
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages asked for; returns the exit code: 0, 2 for a fault of usage, 130 when stopped, else 1."""
+    """Run the configured stages; returns the exit code: 0, 2 for a fault of usage, 130 when stopped, else 1."""
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         validate(config)
@@ -212,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_stages(run: Run) -> None:
-    """Run the stages that the configuration asks for; those that nothing is shared of, on rank 0 alone."""
+    """Run the configured stages; those that processes don't share, on rank 0 alone."""
     tell = print if run.ranks.first else lambda *values, **options: None
     tell(f"run folder {run.folder}, device {run.device}, ops {backends()}", flush=True)
     for stage in (stage for stage in STAGES if stage in run.config.stages):

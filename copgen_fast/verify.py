@@ -9,9 +9,11 @@ from typing import Annotated
 
 import tyro
 
-from copgen_fast.config import RunConfig, from_identity
+from copgen_fast.config import RunConfig
 from copgen_fast.errors import CopgenError, report
 from copgen_fast.pairs.verify import verify_pairs
+from copgen_fast.record import expect_current, from_identity
+from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, devices
 from copgen_fast.stages import Run
 from copgen_fast.stages.pairs import open_source
@@ -41,7 +43,7 @@ def _verify(run: Run, name: str, level: str, options: VerifyConfig) -> None:
     identity["generator_level"] = level
     found = verify_pairs(run.pairs_folder(name), source, identity, options.samples, options.seed)
     print(
-        f"{name}: {found['shards']} shards as recorded; {found['samples']} pairs made again, "
+        f"{label(name)}: {found['shards']} shards as recorded; {found['samples']} pairs made again, "
         f"pixels differ by at most {found['max_level_difference']} levels"
     )
 
@@ -50,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Verify a run's pairs; returns 0 when all is as recorded, 1 when not, 2 for a fault of usage."""
     options = tyro.cli(VerifyConfig, prog="python -m copgen_fast.verify", args=arguments)
     try:
-        config = from_identity(artifacts.read_json(artifacts.require(options.run / "config.json", "pairs")))
+        record = artifacts.read_json(artifacts.require(options.run / "config.json", "pairs"))
+        expect_current(record, options.run)
+        config = from_identity(record)
         run = Run(_in_float32(config), options.run, devices.resolve(options.device, "fp32"))
         with devices.full_float32():
             for name in config.pairs.positives:

@@ -7,19 +7,19 @@ from copgen_fast import registry
 from copgen_fast.config import (
     PRESETS,
     STAGES,
+    MethodConfig,
     NavigatorConfig,
+    PairsConfig,
     PretrainConfig,
     RunConfig,
-    differences,
     faults,
-    from_identity,
-    identity,
 )
+from copgen_fast.errors import UsageError
+from copgen_fast.record import RENAMED, differences, expect_current, from_identity, identity
 
 
 def test_names_in_the_configuration_are_those_on_disk():
-    stages = set(registry.names("stages"))
-    assert set(STAGES) == stages
+    assert set(STAGES) == set(registry.names("stages")) - {"run"}
     for preset in PRESETS.values():
         assert set(preset.pairs.positives) <= set(registry.names("positives"))
         assert set(preset.probe.evals) <= set(registry.names("evals"))
@@ -97,3 +97,40 @@ def test_sparing_memory_is_no_other_run():
     sparing = dataclasses.replace(RunConfig(), pretrain=PretrainConfig(checkpoint=True))
     assert identity(sparing) == identity(RunConfig())
     assert identity(dataclasses.replace(RunConfig(), pretrain=PretrainConfig(accumulate=2))) != identity(RunConfig())
+
+
+def test_every_option_of_every_part_is_recorded_by_its_value():
+    config = RunConfig(
+        method=MethodConfig("supcon", ("temperature=.2",)),
+        pairs=PairsConfig(positives=("identity", "gaussian"), options=("gaussian.std=.50",)),
+    )
+    record = identity(config)
+    assert record["method"] == "supcon" and record["method.options.temperature"] == 0.2
+    assert record["method.options.base_temperature"] == 0.07, "defaults too"
+    assert record["positive.options.gaussian.std"] == 0.5 and "pairs.options" not in record
+    same = dataclasses.replace(config, pairs=dataclasses.replace(config.pairs, options=("gaussian.std=0.5",)))
+    assert identity(same) == record
+    assert identity(from_identity(json.loads(json.dumps(record)))) == record
+
+
+def test_a_part_given_as_a_file_is_another_one_when_it_changes(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def build(setting): ...\n")
+    config = RunConfig(pairs=PairsConfig(positives=(str(path),)))
+    before = identity(config)
+    path.write_text("def build(setting): pass\n")
+    assert differences(before, identity(config))[0].startswith(f"{path}.sha256")
+
+
+def test_records_of_the_first_version_are_refused_by_what_replaced_their_options(tmp_path):
+    expect_current(identity(RunConfig()), tmp_path)
+    for name in RENAMED:
+        with pytest.raises(UsageError, match=f"a run of copgen_fast 0.1, which had {name}"):
+            expect_current({name: 1}, tmp_path)
+
+
+def test_names_that_mean_something_else_are_no_sources():
+    assert (
+        "pairs.positives: 'real' means something else here"
+        in faults(RunConfig(pairs=PairsConfig(positives=("./real.py",))))[0]
+    )

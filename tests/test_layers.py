@@ -16,6 +16,7 @@ ROWS = (
     {"errors"},
     {"registry"},
     {"config", "kernels"},
+    {"record"},
     {"ops"},
     {"runtime"},
     {"generators", "positives", "augmentations", "encoders", "images", "pairs"},

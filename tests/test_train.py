@@ -18,7 +18,7 @@ from copgen_fast.stages import navigator
 from copgen_fast.train import main, parse
 from tests.conftest import TINY
 
-METHODS = ("random", "pixels", "identity", "gaussian", "untrained-navigator", "navigator")
+ROWS = ("random", "pixels", "identity", "gaussian", "untrained-navigator", "navigator")
 
 
 def fails(arguments, capsys):
@@ -30,9 +30,9 @@ def fails(arguments, capsys):
 
 
 def test_one_command_makes_every_artefact(finished_run):
-    for name in METHODS[2:]:
+    for name in ROWS[2:]:
         assert (finished_run / "pairs" / name / "index.json").exists()
-        assert (finished_run / "pretrain" / name / "encoder.safetensors").exists()
+        assert (finished_run / "pretrain" / name / "simclr" / "encoder.safetensors").exists()
     for name in ("config.json", "generator.json", "versions.json", "report.html", "metrics.json", "metrics.jsonl"):
         assert (finished_run / name).stat().st_size > 0
     kept = sorted(path.name for path in (finished_run / "navigator" / "kept").iterdir())
@@ -52,8 +52,8 @@ def test_metrics_have_the_promised_names(finished_run):
         "pairs.images_per_s",
         "pretrain.views_per_s",
     ]
-    for method in METHODS:
-        names = [f"probe.{method}.{name}" for name in ("linear_top1", "knn_top1", "lowshot_top1")]
+    for source in ROWS:
+        names = [f"probe.{source}.{name}" for name in ("linear_top1", "knn_top1", "lowshot_top1")]
         assert all(0 <= metrics[name] <= 1 for name in names)
         promised += names
     assert all(isinstance(metrics[name], (int, float)) for name in promised)
@@ -93,11 +93,21 @@ def test_the_same_command_again_changes_no_result(finished_run, tmp_path):
         (["cifar10"], "data set 'npz' needs --data.root: an .npz file"),
         (["cifar10", "--data.root", "/no.npz", "--stages", "probe"], "--data.root /no.npz does not exist"),
         (["quickstart", "--data.name", "digit"], "unknown data set 'digit'"),
-        (["quickstart", "--pretrain.loss", "supcon"], "supcon needs classes, and generator digits has none"),
+        (["quickstart", "--method", "supcon"], "supcon needs classes, and generator digits has none"),
+        (["quickstart", "--method", "simklr"], "unknown name 'simklr' in methods: choose from simclr, supcon"),
+        (["quickstart", "--method.options", "temprature=1"], "option 'temprature' of simclr.*choose from"),
+        (["quickstart", "--method.options", "temperature=0"], "temperature: expected more than zero, got 0"),
+        (["quickstart", "--generator.options", "truncation=1"], "option 'truncation' of digits.*it has none"),
+        (["quickstart", "--positive.options", "std=1"], "option 'std=1' .positives.: write it as NAME.field=value"),
+        (["quickstart", "--evals.options", "knn.neighbours=x"], "options of knn .*neighbours.*'x'"),
+        (["quickstart", "--pairs.positives", "./none.py"], "positives none.py: there is no such file"),
+        (["quickstart", "--pretrain.loss", "supcon"], "--pretrain.loss has moved: write --method simclr"),
+        (["quickstart", "--pairs.gaussian-std=1"], "moved: write --positive.options gaussian.std=VALUE"),
+        (["quickstart", "--probe.neighbours", "5"], "moved: write --evals.options knn.neighbours=VALUE"),
         (
             [
                 "quickstart",
-                "--pretrain.loss",
+                "--method",
                 "supcon",
                 "--pairs.positives",
                 "identity",
@@ -185,27 +195,41 @@ def test_a_run_of_a_version_without_some_option_goes_on(finished_run, tmp_path, 
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     record = json.loads((folder / "config.json").read_text())
-    assert record.pop("pretrain.loss") == "nt-xent"
+    assert record.pop("method") == "simclr"
     (folder / "config.json").write_text(json.dumps(record))
-    supervised = [*TINY, "--pretrain.loss", "supcon", "--out", str(folder)]
-    assert "pretrain.loss (nt-xent there, supcon here)" in fails(supervised, capsys)
+    supervised = [*TINY, "--method", "supcon", "--out", str(folder)]
+    assert "method (simclr there, supcon here)" in fails(supervised, capsys)
     assert main([*TINY, "--out", str(folder), "--stages", "pairs"]) == 0
 
 
-def test_help_lists_presets_stages_and_fields(capsys):
+def help_of(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
-        parse(["--help"])
+        parse(arguments)
     assert exit.value.code == 0
-    text = capsys.readouterr().out
-    for word in (
-        *PRESETS,
-        "--stages",
-        "--navigator.update",
-        "simultaneous",
-        "--pairs.positives",
-        "untrained-navigator",
-    ):
+    return capsys.readouterr().out
+
+
+def test_help_lists_presets_parts_and_fields(capsys):
+    text = help_of(["--help"], capsys)
+    for word in (*PRESETS, "digits", "untrained-navigator", "simclr", "supcon", "linear-augmented", "./my_part.py"):
         assert word in text
+    text = help_of(["quickstart", "--help"], capsys)
+    for word in ("--stages", "--navigator.update", "simultaneous", "--pairs.positives", "--method", "--method.options",
+                 "--positive.options", "--evals.options", "--generator.options"):  # fmt: skip
+        assert word in text
+
+
+def test_help_of_a_part_lists_its_options(tmp_path, capsys):
+    assert "temperature" in help_of(["--help", "simclr"], capsys)
+    assert "--positive.options gaussian.FIELD=VALUE" in help_of(["--help", "gaussian"], capsys)
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Config:\n    depth: int = 7\n\n"
+        "def build(weights, config): ...\n"
+    )
+    text = help_of(["--help", str(path)], capsys)
+    assert "mine (generators)" in text and "depth INT" in text and "7" in text
+    assert "no part is called 'nothing': choose from" in fails(["--help", "nothing"], capsys)
 
 
 def test_dotted_fields_override_the_preset():
@@ -251,7 +275,7 @@ train.main(sys.argv[3:])
 def outcome(folder: Path) -> dict:
     files = {}
     for pattern in ("navigator/*.safetensors", "navigator/kept/*", "pairs/*/*.tar", "pairs/*/*.safetensors",
-                    "pretrain/*/encoder.safetensors", "*/metrics.jsonl", "pretrain/*/metrics.jsonl"):  # fmt: skip
+                    "pretrain/*/*/encoder.safetensors", "*/metrics.jsonl", "pretrain/*/*/metrics.jsonl"):  # fmt: skip
         files |= {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob(pattern)}
     return files
 
@@ -264,7 +288,9 @@ def test_killed_at_any_moment_it_ends_bit_equal(finished_run, tmp_path):
         command = [sys.executable, "-c", KILLED, stage, str(moment), *arguments]
         child = subprocess.run(command, capture_output=True, text=True)
         assert child.returncode == -9, child.stderr
-        assert not (folder / "pretrain" / "navigator" / "encoder.safetensors").exists(), "killed before the end"
+        assert not (folder / "pretrain" / "navigator" / "simclr" / "encoder.safetensors").exists(), (
+            "killed before the end"
+        )
     assert main(arguments) == 0
     expected = outcome(finished_run)
     assert len(expected) > 30
@@ -272,7 +298,7 @@ def test_killed_at_any_moment_it_ends_bit_equal(finished_run, tmp_path):
 
 
 def test_an_encoder_is_exported_in_torchvisions_names(finished_run):
-    names = load_file(finished_run / "pretrain" / "navigator" / "encoder.safetensors").keys()
+    names = load_file(finished_run / "pretrain" / "navigator" / "simclr" / "encoder.safetensors").keys()
     assert {"conv1.weight", "bn1.running_mean", "layer4.1.bn2.weight"} <= names
     assert not any(name.startswith(("fc", "head", "encoder")) for name in names)
 
@@ -283,7 +309,7 @@ def test_an_encoder_with_a_weight_missing_is_not_judged(finished_run, tmp_path, 
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "probe")
-    path = folder / "pretrain" / "gaussian" / "encoder.safetensors"
+    path = folder / "pretrain" / "gaussian" / "simclr" / "encoder.safetensors"
     tensors = load_file(path)
     del tensors["layer1.0.conv1.weight"]
     save_file(tensors, path)

@@ -21,7 +21,7 @@ from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, RunConfi
 from copgen_fast.errors import CopgenError
 from copgen_fast.positives.navigator import untrained
 from copgen_fast.runtime import devices, seeds
-from copgen_fast.stages.navigator import draw_batch, draw_latents, make_game, make_step
+from copgen_fast.stages.navigator import draw_batch, draw_latents, make_players, make_step
 
 PAPER = NavigatorConfig(estimator=EncoderConfig("resnet18", "imagenet"))
 
@@ -99,7 +99,7 @@ def _our_step(case: Case, published: nn.Module, precision: str, device: torch.de
     G = generators.optimize(published, level)  # of the stage's dtype: on a GPU float16, whose loss it scales
     T = untrained(G.latent_dim, config.navigator, config.seed).to(device)
     run = _steps.run(config, device)
-    update = make_step(run, make_game(run, G, T))
+    update = make_step(run, make_players(run, G, T))
 
     def step() -> object:
         with record_function("data"):
@@ -128,7 +128,7 @@ def their_game(case: Case, G: nn.Module, device: torch.device) -> baselines.Refe
     return baselines.reference_game(
         G,
         T,
-        make_game(_steps.run(config, device), G, T).f,
+        make_players(_steps.run(config, device), G, T).f,
         augmentations.get(options.augmentation),
         lr=options.lr,
         estimator_lr=options.estimator_lr,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch.profiler import record_function
 
 from bench.areas import _reading, _steps
@@ -103,14 +104,15 @@ def their_steps(case: Case, device: torch.device) -> dict[str, Call]:
     views = augmented()
 
     def step(source: Callable[[], torch.Tensor]) -> Call:
+        method = make_learner(config, device).method
         training = baselines.reference_training(
-            make_learner(config, device).f,
+            nn.Sequential(method.encoder, method.head),
             source,
             lr=options.lr,
             momentum=options.momentum,
             weight_decay=options.weight_decay,
-            temperature=options.temperature,
-            base_temperature=options.base_temperature,
+            temperature=method.config.temperature,
+            base_temperature=method.config.base_temperature,
         )
         return lambda: baselines.reference_step(training)
 

@@ -54,8 +54,8 @@ class NavigatorJob:
 class EncoderJob:
     """Rename an encoder (ResNet-18 or -50): every tensor keeps its bits.
 
-    copgen: RUN/pretrain/METHOD/encoder.safetensors. copgen-model: with the projection head, as in
-    RUN/pretrain/METHOD/checkpoint.pt. supcon: the reference's SupConResNet, {"model": ...}. torchvision: resnet18
+    copgen: encoder.safetensors of RUN/pretrain/SOURCE/METHOD. copgen-model: with the projection head, as in
+    checkpoint.pt there. supcon: the reference's SupConResNet, {"model": ...}. torchvision: resnet18
     or resnet50 without fc. vissl: classy_state_dict with a trunk. detectron2: {"model": ..., "matching_heuristics"}.
     """
 

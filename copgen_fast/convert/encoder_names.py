@@ -50,6 +50,7 @@ _PLACES = (
     ("state_dict",),
     ("model_state_dict",),
     ("classy_state_dict", "base_model", "model", "trunk"),
+    ("state", "method"),
     ("state", "model"),
 )
 """Where checkpoints keep their tensors: at the top, or within dictionaries."""

@@ -185,13 +185,13 @@ def navigator_work_of(G: nn.Module, estimator: EncoderConfig, what: str, device:
     """The navigator stage's step with any generator."""
     options = NavigatorConfig(estimator=estimator)
     config = RunConfig(navigator=options)
-    T = untrained(G.latent_dim, options, config.seed).to(device)
-    game = navigator.make_game(Run(config, Path(), device), G, T)
+    T_z = untrained(G.latent_dim, options, config.seed).to(device)
+    players = navigator.make_players(Run(config, Path(), device), G, T_z)
     index = itertools.count()
 
     def step(batch: int) -> Step:
         of_batch = replace(config, navigator=replace(options, batch=batch))
-        return lambda: navigator.alternating_step(game, navigator.draw_batch(of_batch, G, next(index), device))
+        return lambda: navigator.alternating_step(players, navigator.draw_batch(of_batch, G, next(index), device))
 
     precision = devices.resolve_precision(config.precision, device)
     return Work("navigator", f"{what}, {precision}", SAMPLES, options.batch, step)

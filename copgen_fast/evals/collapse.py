@@ -6,29 +6,29 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from copgen_fast.config import ProbeConfig
-from copgen_fast.evals._features import Subject
-from copgen_fast.images.sets import LabelledImages
+from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
+from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import seeds
 
 _SAMPLE = 10_000  # images at most: far more than dimensions, and the cost grows with them
 
 
-def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:
+def evaluate(encoder: nn.Module, config: NoOptions, run: EvalRun) -> dict[str, float]:
     """Measure the features of test and training images together, a random sample of them where they are many.
 
     Returns:
         `feature_std` (0: all features are the same; 1: they point everywhere alike) and `rankme` (the effective
         number of directions, 1 .. D).
     """
-    splits = [subject.features(images, config.batch) for images in (data.test_images, data.train_images)]
+    frozen, data = freeze(encoder, run), labelled_images(run)
+    splits = [frozen.features(images) for images in (data.test_images, data.train_images)]
     features = torch.cat(splits)
     if len(features) > _SAMPLE:
-        generator = seeds.generator(seed, "collapse")
+        generator = seeds.generator(run.config.seed, "collapse")
         features = features[torch.randperm(len(features), generator=generator)[:_SAMPLE]]
-    features = features.to(subject.device)
+    features = features.to(run.device)
     return {"feature_std": feature_std(features), "rankme": rankme(features)}
 
 

@@ -1,24 +1,31 @@
-"""k nearest neighbours by cosine similarity: no training, so it judges the features' geometry itself."""
+"""k nearest neighbours by cosine similarity: no training, so it shows the geometry of the features."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from copgen_fast.config import ProbeConfig
 from copgen_fast.errors import UsageError
-from copgen_fast.evals._features import Subject
-from copgen_fast.images.sets import LabelledImages
+from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
 
 _CHUNK = 1024
 
 
-def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Config:
+    """Options of the nearest-neighbour vote."""
+
+    neighbours: int = 20
+    """k, the nearest training images that vote."""
+
+
+def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Each test image takes the class of most of its `config.neighbours` nearest training images.
 
-    One vote a neighbour; between classes of equal votes, the larger sum of similarities decides. Deterministic;
-    `seed` is not used.
+    One vote a neighbour; between classes of equal votes, the larger sum of similarities decides.
 
     Returns:
         `knn_top1`.
@@ -26,12 +33,15 @@ def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: 
     Raises:
         UsageError: `config.neighbours` is not in 1 .. the number of training images.
     """
-    train = subject.features(data.train_images, config.batch)
+    frozen, data = freeze(encoder, run), labelled_images(run)
+    train = frozen.features(data.train_images)
     if not 1 <= config.neighbours <= len(train):
-        raise UsageError(f"--probe.neighbours: expected 1 .. {len(train)} training images, got {config.neighbours}")
-    test = subject.features(data.test_images, config.batch)
-    train, labels = train.to(subject.device), data.train_labels.to(subject.device)
-    predicted = classify(train, labels, test.to(subject.device), config.neighbours).cpu()
+        raise UsageError(
+            f"--evals.options knn.neighbours: expected 1 .. {len(train)} training images, got {config.neighbours}"
+        )
+    test = frozen.features(data.test_images)
+    train, labels = train.to(run.device), data.train_labels.to(run.device)
+    predicted = classify(train, labels, test.to(run.device), config.neighbours).cpu()
     return {"knn_top1": (predicted == data.test_labels).double().mean().item()}
 
 

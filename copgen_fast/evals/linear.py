@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from copgen_fast.config import ProbeConfig
-from copgen_fast.evals._features import Subject
-from copgen_fast.images.sets import LabelledImages
+from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
+from copgen_fast.registry import NoOptions
 
 # Inverse strength of the L2 penalty on standardised features. Between 0.01 and 1 it moves the accuracy of pixels
 # and of untrained encoders by a point; more lets the solver stop anywhere on a flat optimum.
@@ -19,17 +18,17 @@ _C = 0.1
 _WORTH_THREADS = 1e8
 
 
-def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:
+def evaluate(encoder: nn.Module, config: NoOptions, run: EvalRun) -> dict[str, float]:
     """Fit on all training features, score the test features.
 
     The fast protocol: no augmentation, standardised features, multinomial logistic regression with an L2 penalty,
-    solved to convergence. Deterministic; `seed` is not used.
+    solved to convergence.
 
     Returns:
         `linear_top1`, and `linear_top5` where there are more than five classes.
     """
-    train = subject.features(data.train_images, config.batch)
-    test = subject.features(data.test_images, config.batch)
+    frozen, data = freeze(encoder, run), labelled_images(run)
+    train, test = frozen.features(data.train_images), frozen.features(data.test_images)
     return accuracies("linear", class_scores(train, data.train_labels, test), data.test_labels)
 
 

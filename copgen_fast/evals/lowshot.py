@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
-from copgen_fast.config import ProbeConfig
+import torch
+from torch import Tensor, nn
+
 from copgen_fast.errors import UsageError
-from copgen_fast.evals._features import Subject
+from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
 from copgen_fast.evals.linear import accuracies, class_scores
-from copgen_fast.images.sets import LabelledImages
 from copgen_fast.runtime import seeds
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
 
-def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Config:
+    """Options of the low-shot probe."""
+
+    shots: int = 10
+    """Labels per class."""
+    draws: int = 5
+    """Fixed draws of those labels; their mean and spread are reported."""
+
+
+def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Fit on `config.shots` training images per class, score all test images; `config.draws` times.
 
-    The draws depend on the seed and the labels alone, so every subject is judged on the same ones.
+    The draws depend on the seed and the labels alone, so every encoder is evaluated on the same ones.
 
     Returns:
         `lowshot_top1`, the mean over draws; `lowshot_std`, their sample standard deviation (0 for one draw);
@@ -27,14 +37,14 @@ def evaluate(subject: Subject, data: LabelledImages, config: ProbeConfig, seed: 
         UsageError: no draws, or a class with fewer images than shots.
     """
     if config.draws < 1:
-        raise UsageError(f"--probe.draws: expected at least 1, got {config.draws}")
-    train = subject.features(data.train_images, config.batch)
-    test = subject.features(data.test_images, config.batch)
+        raise UsageError(f"--evals.options lowshot.draws: expected at least 1, got {config.draws}")
+    frozen, data = freeze(encoder, run), labelled_images(run)
+    train, test = frozen.features(data.train_images), frozen.features(data.test_images)
     found = []
     for draw in range(config.draws):
         if stop_requested():
-            raise Interrupted("stopped in the low-shot probe; run the same command to judge again")
-        chosen = draw_labels(data.train_labels, config.shots, seed, draw)
+            raise Interrupted("stopped in the low-shot probe; run the same command to evaluate again")
+        chosen = draw_labels(data.train_labels, config.shots, run.config.seed, draw)
         scores = class_scores(train[chosen], data.train_labels[chosen], test)
         found.append(accuracies("lowshot", scores, data.test_labels)["lowshot_top1"])
     top1 = torch.tensor(found, dtype=torch.float64)
@@ -58,7 +68,8 @@ def draw_labels(labels: Tensor, shots: int, seed: int, draw: int) -> Tensor:
     counts = labels.bincount()
     if not 1 <= shots <= counts.min():
         raise UsageError(
-            f"--probe.shots: expected 1 .. {counts.min()}, the training images of class {counts.argmin()}, got {shots}"
+            f"--evals.options lowshot.shots: expected 1 .. {counts.min()}, the training images of class "
+            f"{counts.argmin()}, got {shots}"
         )
     generator = seeds.generator(seed, "lowshot", draw)
     chosen = []

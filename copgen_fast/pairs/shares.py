@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from copgen_fast.config import differences
+from copgen_fast.record import differences
 from copgen_fast.errors import UsageError
 from copgen_fast.pairs.format import (
     INDEX,

@@ -1,6 +1,8 @@
-"""z' = z + T(z), the paper's way: T is learned by the navigator stage (Section 3.3)."""
+"""z' = z + T_z(z), the paper's way: T_z is learned by the navigator stage (Section 3.3)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,12 @@ from copgen_fast.runtime import artifacts, seeds
 
 
 class Navigator(nn.Module):
-    """The navigator: two affine layers of the latent's width, with a ReLU between them unless linear.
+    """The navigator T_z: two affine layers of the latent's width, with a ReLU between them unless linear.
 
-    PyTorch's default initialisation, as in the reference; with the learning rate it is what keeps T(z) short.
+    PyTorch's default initialisation, as in the reference code; with the learning rate it is what keeps dz short.
 
     Args:
-        radius: project every T(z) onto the ball of this radius; None: leave it.
+        radius: project every dz onto the ball of this radius; None: leave it.
     """
 
     def __init__(self, latent_dim: int, kind: str = "nonlinear", radius: float | None = None) -> None:
@@ -28,16 +30,15 @@ class Navigator(nn.Module):
         self.radius = radius
 
     def forward(self, z: Tensor) -> Tensor:
-        """Displacement T(z), [N, L], of latents [N, L]; the positive is z + T(z)."""
-        displacement = self.walker(expect_tensor("z", z, ("N", self.latent_dim)))
+        """Displacement dz = T_z(z), [N, L], of latents [N, L]; the positive is z + dz."""
+        dz = self.walker(expect_tensor("z", z, ("N", self.latent_dim)))
         if self.radius is None:
-            return displacement
-        norm = displacement.norm(dim=1, keepdim=True)
-        return displacement * (self.radius / norm.clamp_min(self.radius))
+            return dz
+        return dz * (self.radius / dz.norm(dim=1, keepdim=True).clamp_min(self.radius))
 
 
 def untrained(latent_dim: int, config: NavigatorConfig, seed: int) -> Navigator:
-    """T as the navigator stage starts it: the same weights for the same seed."""
+    """T_z as the navigator stage starts it: the same weights for the same seed."""
     with seeds.seeded(seed, "navigator"):
         return Navigator(latent_dim, config.kind, config.delta if config.project else None)
 
@@ -55,3 +56,7 @@ def build(setting: Setting) -> PositiveFunction:
     path = artifacts.require(setting.navigator_file, "navigator")
     artifacts.load_strictly(navigator, artifacts.read_tensors(path), path)
     return as_positive(navigator)
+
+
+def record(setting: Setting) -> dict[str, Any]:
+    return {"navigator_digest": artifacts.sha256(setting.navigator_file)}

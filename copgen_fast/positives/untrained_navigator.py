@@ -1,6 +1,8 @@
-"""z' = z + T(z) with T as initialised: the control that tells learning from the mere size of the displacement."""
+"""z' = z + T_z(z), T_z as initialised: tells what learning adds from the mere size of the displacement."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from copgen_fast.positives import PositiveFunction, Setting
 from copgen_fast.positives.navigator import as_positive, untrained
@@ -8,3 +10,7 @@ from copgen_fast.positives.navigator import as_positive, untrained
 
 def build(setting: Setting) -> PositiveFunction:
     return as_positive(untrained(setting.latent_dim, setting.navigator, setting.seed))
+
+
+def record(setting: Setting) -> dict[str, Any]:
+    return {"navigator_seed": setting.seed}

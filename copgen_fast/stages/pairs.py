@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from tqdm import tqdm
-
 from copgen_fast import generators, positives
 from copgen_fast.config import PairsConfig
 from copgen_fast.pairs.shares import Share, complete_index
 from copgen_fast.pairs.write.source import PairSource
 from copgen_fast.pairs.write.writer import write_pairs
+from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts
-from copgen_fast.stages import Run
+from copgen_fast.runtime.progress import progress
+from copgen_fast.stages.run import Run
 
 
 def run(run: Run) -> None:
-    """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY; of one part, where asked to.
+    """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY, or those of --pairs.part.
 
     Several processes share them out, each a part of the part; rank 0 puts together what they wrote.
     """
@@ -39,13 +39,13 @@ def run(run: Run) -> None:
 def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity: dict) -> dict:
     """This process's part of one way; what `write_pairs` returns."""
     images = 2 * sum(span.count for span in Share(config.part, config.parts).spans(config.count, config.shard_size))
-    with tqdm(total=images, desc=f"pairs {name}", unit=" images", disable=not run.ranks.first) as bar:
+    with progress(images, f"pairs {label(name)}", "images", disable=not run.ranks.first) as bar:
 
-        def progress(pairs: int) -> None:
+        def written(pairs: int) -> None:
             bar.update(2 * pairs)
             run.ranks.mark(f"pairs {name}")
 
-        return write_pairs(run.pairs_folder(name), source, config, identity, progress)
+        return write_pairs(run.pairs_folder(name), source, config, identity, written)
 
 
 def summarize(run: Run, name: str, written: list[dict]) -> None:
@@ -65,10 +65,11 @@ def summarize(run: Run, name: str, written: list[dict]) -> None:
 
 
 def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
-    """What pairs of one way are made from, and its record: the digests and settings that decide every pixel."""
+    """What makes the pairs of one way, and its record: the digests and settings that decide every pixel."""
     config = run.config
     G = generators.load(config.generator, run.device, config.pairs.batch)
-    setting = positives.Setting(G.latent_dim, config.seed, config.navigator, config.pairs, run.navigator_file)
+    options = positives.options(config.pairs)[positive]
+    setting = positives.Setting(G.latent_dim, config.seed, config.navigator, run.navigator_file, options)
     make = positives.build(positive, setting)
     label_of = None
     if G.classes:
@@ -81,19 +82,14 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
         "generator": G.record["name"],
         "generator_digest": G.record["digest"],
         "generator_level": config.generator.level,
-        "positive": positive,
+        "positive": label(positive),
         "prior": config.generator.prior,
         "start_seed": config.pairs.start_seed,
         "samples_per_class": config.pairs.samples_per_class,
     }
     if G.classes:
         identity["classes"] = G.classes
-    if positive == "navigator":
-        identity["navigator_digest"] = artifacts.sha256(run.navigator_file)
-    elif positive == "untrained-navigator":
-        identity["navigator_seed"] = config.seed
-    elif positive == "gaussian":
-        identity |= {"std": config.pairs.gaussian_std, "noise": config.pairs.gaussian_prior}
+    identity |= positives.record(positive, setting)
     for option, value in G.record["options"].items():
         identity[f"generator.{option}" if option in identity else option] = value
     return source, identity

@@ -1,4 +1,4 @@
-"""Judge frozen encoders on real labelled images."""
+"""Evaluate frozen encoders on real labelled images."""
 
 from __future__ import annotations
 
@@ -6,47 +6,46 @@ import time
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from copgen_fast import augmentations, evals
+from copgen_fast import evals
 from copgen_fast.encoders import Encoder
-from copgen_fast.images import sets
+from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, seeds
-from copgen_fast.stages import Run
+from copgen_fast.runtime.progress import progress
+from copgen_fast.stages.run import Run
 
 
 def run(run: Run) -> None:
-    """Run every evaluation on every method and baseline; leaves RUN/probe/METHOD.json."""
-    config = run.config
-    for method in run.methods:
-        artifacts.require(run.encoder_file(method), "pretrain")
-    images = sets.load(config.data)
-    policy = augmentations.get(config.pretrain.augmentation)
-    for method in (*config.probe.baselines, *run.methods):
-        path = run.folder / "probe" / f"{method}.json"
+    """Run every evaluation on every source's encoder and every baseline; leaves RUN/probe/SOURCE.json."""
+    for source in run.sources:
+        artifacts.require(run.encoder_file(source), "pretrain")
+    for source in (*run.config.probe.baselines, *run.sources):
+        path = run.probe_file(source)
         if path.exists():
             continue
         started = time.perf_counter()
-        encoder = open_encoder(run, method).to(run.device).eval().requires_grad_(False)
-        subject = evals.Subject(encoder, policy.mean, policy.std, run.device)
+        encoder = open_encoder(run, source)
         results = {}
-        for name in tqdm(config.probe.evals, desc=f"probe {method}", unit=" evals"):
-            results |= evals.run(name, subject, images, config.probe, config.seed)
+        names = run.config.probe.evals
+        with progress(len(names), f"probe {label(source)}", "evaluations") as bar:
+            for name in names:
+                results |= evals.evaluate(name, encoder, run)
+                bar.update(1)
         results["seconds"] = time.perf_counter() - started
         artifacts.write_json(path, results)
 
 
-def open_encoder(run: Run, method: str) -> nn.Module:
-    """The frozen encoder of a method, or a baseline: `random` (an encoder as initialised) or `pixels`.
+def open_encoder(run: Run, source: str) -> nn.Module:
+    """The encoder of a source, or a baseline: `random` (an encoder as initialised) or `pixels`.
 
     Raises:
         CorruptArtifactError: a weight is missing or unexpected.
     """
-    if method == "pixels":
+    if source == "pixels":
         return nn.Flatten()
     with seeds.seeded(run.config.seed, "encoder"):
         encoder = Encoder(run.config.pretrain.encoder)
-    if method != "random":
-        path = run.encoder_file(method)
+    if source != "random":
+        path = run.encoder_file(source)
         artifacts.load_strictly(encoder, artifacts.read_tensors(path), path)
     return encoder.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Gradient accumulation for a loss that compares all of a batch with all of it."""
+"""Gradients of a loss over the whole batch, with one part's activations in memory at a time (GradCache)."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from torch.profiler import record_function
 
 from copgen_fast.encoders import statistics_held
 
+Outputs = tuple[Tensor, ...]
+Context = Callable[[], contextlib.AbstractContextManager]
+
 
 def backward(
-    f: nn.Module,
-    embed: Callable[[Tensor], Tensor],
+    model: nn.Module,
     views: Tensor,
-    objective: Callable[[Tensor], Tensor],
+    loss: Callable[[Outputs], Tensor],
     scaler: torch.amp.GradScaler,
+    *,
     parts: int = 1,
-    held: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-) -> tuple[Tensor, Tensor]:
-    """Add the gradients of objective(embed(views)), scaled, to f's parameters; keep one part's activations at a time.
+    autocast: Context = contextlib.nullcontext,
+    no_sync: Context = contextlib.nullcontext,
+) -> tuple[Outputs, Tensor]:
+    """Add the gradients of the scaled loss(model(views)) to the model's parameters.
 
-    GradCache (Gao et al. 2021, arXiv:2101.06983): all embeddings without a graph; the gradient of the objective with
-    respect to them; then each part's embeddings again, with a graph, and their gradient through f. It is the whole
-    batch's gradient, negatives of other parts included, for one more forward of f. Batch normalisation takes its
-    statistics within a part; the running ones see each part once.
+    With several parts this is GradCache (Gao et al. 2021, arXiv:2101.06983): all outputs without a graph; the gradient
+    of the loss with respect to them; then each part's outputs again, with a graph, and their gradient through the
+    model. It is the whole batch's gradient, negatives of other parts included, for one more forward. Batch
+    normalisation takes its statistics within a part; the running ones see each part once.
 
     Args:
-        f: what is trained.
-        embed: f as it is called, views [M, 3, H, W] to embeddings [M, D].
+        model: views [M, 3, H, W] to a tuple of tensors with M rows each.
         views: joint batch [2N, 3, H, W], anchors first; a part has both views of its pairs.
-        objective: embeddings [2N, D], anchors first, to a scalar.
-        scaler: scales it before gradients are taken.
+        loss: outputs of the joint batch, anchors first, to a scalar.
         parts: divides N.
-        held: context of the backward of every part but the last, for gradients that several processes share.
+        autocast: context of the model's forward.
+        no_sync: context of the backward of every part but the last, for gradients that several processes average.
 
     Returns:
-        Embeddings [2N, D] and the objective's value [], without gradients.
+        The outputs and the loss [], without gradients.
 
     Raises:
         ValueError: parts that do not divide N.
@@ -46,27 +49,29 @@ def backward(
     if len(views) % (2 * parts):
         raise ValueError(f"parts: expected a divisor of {len(views) // 2} pairs, got {parts}")
     if parts == 1:
-        with record_function("estimator"):
-            embeddings = embed(views)
+        with record_function("estimator"), autocast():
+            outputs = model(views)
         with record_function("loss"):
-            value = objective(embeddings)
+            value = loss(outputs)
         with record_function("backward"):
             scaler.scale(value).backward()
-        return embeddings.detach(), value.detach()
+        return tuple(output.detach() for output in outputs), value.detach()
     split = _split(views, parts)
-    with record_function("estimator"), torch.no_grad(), statistics_held(f):
-        embeddings = _joined([embed(part) for part in split])
-    embeddings.requires_grad_()
+    with record_function("estimator"), torch.no_grad(), statistics_held(model), autocast():
+        by_part = [model(part) for part in split]
+    outputs = tuple(_join(rows).requires_grad_() for rows in zip(*by_part, strict=True))
     with record_function("loss"):
-        value = objective(embeddings)
-        (gradient,) = torch.autograd.grad(scaler.scale(value), embeddings)
-    for number, (part, wanted) in enumerate(zip(split, _split(gradient, parts), strict=True), start=1):
-        with contextlib.nullcontext() if number == parts else held():
-            with record_function("estimator"):
-                again = embed(part)
+        value = loss(outputs)
+        # An output that the loss doesn't use has a gradient of zeros.
+        gradients = torch.autograd.grad(scaler.scale(value), outputs, allow_unused=True, materialize_grads=True)
+    by_part = zip(*(_split(gradient, parts) for gradient in gradients), strict=True)
+    for number, (part, gradient) in enumerate(zip(split, by_part, strict=True), start=1):
+        with contextlib.nullcontext() if number == parts else no_sync():
+            with record_function("estimator"), autocast():
+                again = model(part)
             with record_function("backward"):
-                again.backward(wanted)
-    return embeddings.detach(), value.detach()
+                torch.autograd.backward(again, gradient)
+    return tuple(output.detach() for output in outputs), value.detach()
 
 
 def _split(joint: Tensor, parts: int) -> list[Tensor]:
@@ -74,6 +79,6 @@ def _split(joint: Tensor, parts: int) -> list[Tensor]:
     return [part.flatten(0, 1) for part in joint.unflatten(0, (2, -1)).chunk(parts, dim=1)]
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _join(parts: tuple[Tensor, ...]) -> Tensor:
     """The inverse of `_split`."""
     return torch.cat([part.unflatten(0, (2, -1)) for part in parts], dim=1).flatten(0, 1)

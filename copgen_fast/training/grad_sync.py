@@ -47,7 +47,7 @@ class GradientSync:
                 parameter.register_post_accumulate_grad_hook(partial(self._ready, index))
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def no_sync(self) -> Iterator[None]:
         """Backwards that add to each rank's own gradients; the next one without sends all of them."""
         self._held = True
         try:

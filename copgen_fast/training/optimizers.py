@@ -44,14 +44,14 @@ def adam(
 
 
 def sgd(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
     lr: float,
     momentum: float,
     weight_decay: float,
     impl: str,
     device: torch.device,
 ) -> Optimizer:
-    """SGD with momentum for parameters on `device`; raises as `resolve`."""
+    """SGD with momentum for parameters, or groups of them, on `device`; raises as `resolve`."""
     impl = resolve(impl, device)
     if impl == "apex":
         return _apex().FusedSGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
@@ -60,7 +60,7 @@ def sgd(
     if impl == "fused" and momentum:
         # torch allocates them without a value and fills them in the first step: where that overflows and is skipped,
         # the next step would add to whatever the memory held.
-        for parameter in optimizer.param_groups[0]["params"]:
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
     return _portable(optimizer)
 

@@ -1,6 +1,8 @@
 """Evaluations against known answers: separable, random, collapsed and low-rank features, and real digits."""
 
+import dataclasses
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from copgen_fast import registry
-from copgen_fast.config import ProbeConfig
+from copgen_fast import augmentations, registry
+from copgen_fast.config import DataConfig, PretrainConfig, ProbeConfig, RunConfig
 from copgen_fast.errors import NonFiniteError, UsageError
-from copgen_fast.evals import Subject, run
+from copgen_fast.evals import FrozenEncoder, evaluate, freeze, linear_augmented
 from copgen_fast.evals.collapse import feature_std, rankme
 from copgen_fast.evals.knn import classify
 from copgen_fast.evals.linear_augmented import learning_rate
@@ -26,8 +28,46 @@ HALF = (0.5, 0.5, 0.5)
 CLASSES = 10
 
 
-def pixels(**changes):
-    return Subject(**{"encoder": nn.Flatten().eval(), "mean": HALF, "std": HALF, "device": CPU} | changes)
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalRun:
+    """What an evaluation sees of a run, on real images from a file."""
+
+    config: RunConfig
+    folder: Path
+    device: torch.device = CPU
+
+
+def pixels():
+    return nn.Flatten()
+
+
+def function(call):
+    """An encoder that is a plain function of normalised images."""
+    return lambda images: call(images)
+
+
+def run_on(images, *options, seed=0, **probe):
+    """A run whose real images lie in the file `images`."""
+    config = RunConfig(
+        seed=seed,
+        data=DataConfig("npz", str(images), image_size=np.load(images)["train_images"].shape[1]),
+        probe=ProbeConfig(evals=registry.names("evals"), options=options, **probe),
+        pretrain=PretrainConfig(augmentation="none"),
+    )
+    return EvalRun(config, images.parent)
+
+
+def run(name, encoder, images, *options, **changes):
+    """Evaluate an encoder on the images of a file."""
+    return evaluate(name, encoder, run_on(images, *options, **changes))
+
+
+def save(folder, images):
+    """A data set as an .npz file."""
+    arrays = {name: getattr(images, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
+    arrays = {name: (x.movedim(1, 3) if x.ndim == 4 else x).numpy() for name, x in arrays.items()}
+    np.savez(folder / "images.npz", **arrays)
+    return folder / "images.npz"
 
 
 def noisy_classes(signal, per_class=24, test_per_class=20, size=4, classes=CLASSES):
@@ -44,18 +84,18 @@ def noisy_classes(signal, per_class=24, test_per_class=20, size=4, classes=CLASS
 
 
 @pytest.fixture(scope="module")
-def separable():
-    return noisy_classes(signal=3)
+def separable(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("separable"), noisy_classes(signal=3))
 
 
 @pytest.fixture(scope="module")
-def unrelated():
-    return noisy_classes(signal=0)
+def unrelated(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("unrelated"), noisy_classes(signal=0))
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return sets.digits(8)
+def digits(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("digits"), sets.digits(8))
 
 
 FAST = ("linear", "lowshot", "knn")
@@ -64,48 +104,47 @@ FAST = ("linear", "lowshot", "knn")
 def test_every_evaluation_is_registered():
     assert registry.names("evals") == ["collapse", "knn", "linear", "linear-augmented", "lowshot"]
     with pytest.raises(UsageError, match="unknown name 'svm' in evals"):
-        run("svm", pixels(), None, ProbeConfig(), 0)
+        registry.load("evals", "svm")
 
 
 @pytest.mark.parametrize("name", FAST)
 def test_separable_classes_are_all_found(name, separable):
-    found = run(name, pixels(), separable, ProbeConfig(), seed=0)
+    found = run(name, pixels(), separable)
     assert found[f"{name}_top1"] == 1.0
 
 
 @pytest.mark.parametrize("name", FAST)
 def test_unrelated_labels_give_chance(name, unrelated):
-    found = run(name, pixels(), unrelated, ProbeConfig(), seed=0)
+    found = run(name, pixels(), unrelated)
     assert 0.02 < found[f"{name}_top1"] < 0.2  # chance is 0.1; four standard deviations are 0.085
 
 
-def test_top5_only_where_it_says_something(separable, unrelated):
-    assert run("linear", pixels(), separable, ProbeConfig(), 0)["linear_top5"] == 1.0
-    assert run("linear", pixels(), unrelated, ProbeConfig(), 0)["linear_top5"] == pytest.approx(0.5, abs=0.15)
-    two = noisy_classes(signal=3, classes=2)
-    assert run("linear", pixels(), two, ProbeConfig(), 0) == {"linear_top1": 1.0}
+def test_top5_only_where_it_says_something(separable, unrelated, tmp_path):
+    assert run("linear", pixels(), separable)["linear_top5"] == 1.0
+    assert run("linear", pixels(), unrelated)["linear_top5"] == pytest.approx(0.5, abs=0.15)
+    two = save(tmp_path, noisy_classes(signal=3, classes=2))
+    assert run("linear", pixels(), two) == {"linear_top1": 1.0}
 
 
 def test_linear_converges(digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run("linear", pixels(), digits, ProbeConfig(), 0)
+        run("linear", pixels(), digits)
 
 
 def test_linear_stands_dead_dimensions(separable):
-    constant = pixels(encoder=lambda x: torch.cat([x.flatten(1), torch.full((len(x), 3), 7.0)], dim=1))
-    assert run("linear", constant, separable, ProbeConfig(), 0)["linear_top1"] == 1.0
+    constant = function(lambda x: torch.cat([x.flatten(1), torch.full((len(x), 3), 7.0)], dim=1))
+    assert run("linear", constant, separable)["linear_top1"] == 1.0
 
 
 def test_pixels_on_real_digits(digits):
-    config = ProbeConfig()
-    assert run("linear", pixels(), digits, config, 0)["linear_top1"] > 0.93
-    assert run("knn", pixels(), digits, config, 0)["knn_top1"] > 0.93
-    lowshot = run("lowshot", pixels(), digits, config, 0)
+    assert run("linear", pixels(), digits)["linear_top1"] > 0.93
+    assert run("knn", pixels(), digits)["knn_top1"] > 0.93
+    lowshot = run("lowshot", pixels(), digits)
     assert 0.75 < lowshot["lowshot_min"] <= lowshot["lowshot_top1"] <= lowshot["lowshot_max"] < 0.95
     assert 0 < lowshot["lowshot_std"] < 0.05
-    assert run("lowshot", pixels(), digits, config, 0) == lowshot
-    assert run("lowshot", pixels(), digits, config, 1) != lowshot
+    assert run("lowshot", pixels(), digits) == lowshot
+    assert run("lowshot", pixels(), digits, seed=1) != lowshot
 
 
 @settings(max_examples=25, deadline=None)
@@ -124,13 +163,13 @@ def test_draws_differ_by_seed_and_number_only():
     assert len(kinds) == 12
 
 
-def test_every_method_is_judged_on_the_same_draws(digits, monkeypatch):
+def test_every_encoder_is_evaluated_on_the_same_draws(digits, monkeypatch):
     from copgen_fast.evals import lowshot
 
     seen = []
     monkeypatch.setattr(lowshot, "draw_labels", lambda *key: seen.append(draw_labels(*key)) or seen[-1])
-    for subject in (pixels(), pixels(encoder=lambda x: x.mean(1).flatten(1))):
-        run("lowshot", subject, digits, ProbeConfig(draws=3), seed=4)
+    for encoder in (pixels(), function(lambda x: x.mean(1).flatten(1))):
+        run("lowshot", encoder, digits, "lowshot.draws=3", seed=4)
     assert len(seen) == 6
     assert all(one.equal(other) for one, other in zip(seen[:3], seen[3:], strict=True))
 
@@ -138,14 +177,14 @@ def test_every_method_is_judged_on_the_same_draws(digits, monkeypatch):
 @pytest.mark.parametrize("shots", [0, 25])
 def test_too_few_labels(shots, separable):
     with pytest.raises(UsageError, match=f"expected 1 .. 24, the training images of class 0, got {shots}"):
-        run("lowshot", pixels(), separable, ProbeConfig(shots=shots), 0)
+        run("lowshot", pixels(), separable, f"lowshot.shots={shots}")
 
 
 def test_one_draw_has_no_spread(separable):
-    found = run("lowshot", pixels(), separable, ProbeConfig(draws=1), 0)
+    found = run("lowshot", pixels(), separable, "lowshot.draws=1")
     assert found["lowshot_std"] == 0 and found["lowshot_min"] == found["lowshot_max"]
     with pytest.raises(UsageError, match="draws: expected at least 1"):
-        run("lowshot", pixels(), separable, ProbeConfig(draws=0), 0)
+        run("lowshot", pixels(), separable, "lowshot.draws=0")
 
 
 @pytest.mark.parametrize("neighbours", [1, 5, 20])
@@ -173,7 +212,7 @@ def test_knn_ties_go_to_the_nearer_class():
 
 def test_knn_needs_enough_neighbours(separable):
     with pytest.raises(UsageError, match="expected 1 .. 240 training images, got 241"):
-        run("knn", pixels(), separable, ProbeConfig(neighbours=241), 0)
+        run("knn", pixels(), separable, "knn.neighbours=241")
 
 
 @pytest.mark.parametrize("shape", [(500, 32), (40, 100)])
@@ -202,68 +241,96 @@ def test_feature_std_is_one_for_isotropic_and_zero_for_collapsed():
 def test_collapse_takes_a_sample_of_many(monkeypatch, separable):
     from copgen_fast.evals import collapse
 
-    whole = run("collapse", pixels(), separable, ProbeConfig(), 0)
+    whole = run("collapse", pixels(), separable)
     monkeypatch.setattr(collapse, "_SAMPLE", 300)
-    part = run("collapse", pixels(), separable, ProbeConfig(), 0)
-    assert part != whole and part == run("collapse", pixels(), separable, ProbeConfig(), 0)
+    part = run("collapse", pixels(), separable)
+    assert part != whole and part == run("collapse", pixels(), separable)
     assert part["rankme"] == pytest.approx(whole["rankme"], rel=0.1)
 
 
-def test_features_are_normalised_batched_and_computed_once(separable):
+def test_features_are_normalised_batched_and_computed_once():
+    images = noisy_classes(signal=3)
     batches = []
 
     def encoder(images):
         batches.append(len(images))
         return images.flatten(1)
 
-    subject = pixels(encoder=encoder, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
-    features = subject.features(separable.train_images, 100)
+    frozen = FrozenEncoder(encoder, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0), CPU, 100)
+    features = frozen.features(images.train_images)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
-    torch.testing.assert_close(features, ((separable.train_images / 255 - mean) / std).flatten(1))
+    torch.testing.assert_close(features, ((images.train_images / 255 - mean) / std).flatten(1))
     assert batches == [100, 100, 40]
-    assert subject.features(separable.train_images, 100) is features and len(batches) == 3
-    assert len(subject.features(separable.test_images, 100)) == 200 and len(batches) == 5
+    assert frozen.features(images.train_images) is features and len(batches) == 3
+    assert len(frozen.features(images.test_images)) == 200 and len(batches) == 5
+
+
+def test_evaluations_of_a_run_share_its_images_and_features(separable):
+    calls = []
+    encoder, shared = function(lambda x: calls.append(len(x)) or x.flatten(1)), run_on(separable)
+    for name in FAST:
+        evaluate(name, encoder, shared)
+    assert sum(calls) == 240 + 200, "each image was encoded once"
+
+
+def test_an_encoder_is_frozen_for_its_evaluation(separable):
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten()).train()
+    frozen = freeze(encoder, run_on(separable))
+    assert frozen is freeze(encoder, run_on(separable)) and not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
 def test_features_that_are_not_finite_name_the_batch(separable):
-    spoilt = separable.train_images[150].float() / 255
+    policy = augmentations.get("none")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (policy.mean, policy.std))
+    spoilt = (noisy_classes(signal=3).train_images[150].float() / 255 - mean) / std
 
     def encoder(images):
         features = images.flatten(1)
-        features[(images == (spoilt - 0.5) / 0.5).flatten(1).all(1)] = float("nan")
+        features[(images == spoilt).flatten(1).all(1)] = float("nan")
         return features
 
     with pytest.raises(NonFiniteError, match="features: NaN or infinity in batch 1 "):
-        run("linear", pixels(encoder=encoder), separable, ProbeConfig(batch=100), 0)
+        run("linear", encoder, separable, batch=100)
 
 
-def test_wrong_arguments_are_named(separable):
-    with pytest.raises(ValueError, match="encoder: expected a module in eval mode"):
-        pixels(encoder=nn.Flatten().train())
+def test_wrong_arguments_are_named():
+    images = noisy_classes(signal=3).train_images
     with pytest.raises(TypeError, match="images: expected torch.uint8"):
-        pixels().features(separable.train_images.float(), 10)
+        FrozenEncoder(pixels(), HALF, HALF, CPU, 10).features(images.float())
     with pytest.raises(ValueError, match="features: expected shape \\[10, D\\]"):
-        pixels(encoder=nn.Identity().eval()).features(separable.train_images, 10)
+        FrozenEncoder(nn.Identity(), HALF, HALF, CPU, 10).features(images)
 
 
 @pytest.mark.parametrize("name", ["linear", "lowshot", "linear-augmented"])
 def test_a_requested_stop_ends_the_evaluation(name, separable, monkeypatch):
-    subject = pixels()
-    for images in (separable.train_images, separable.test_images):
-        if name != "linear":
-            subject.features(images, 256)
+    encoder, shared = pixels(), run_on(separable)
+    if name != "linear":
+        evaluate("linear", encoder, shared)  # so that the features are there
     monkeypatch.setattr(f"copgen_fast.evals.{_stop_in(name)}.stop_requested", lambda: True)
     with pytest.raises(interrupts.Interrupted):
-        run(name, subject, separable, ProbeConfig(), 0)
+        evaluate(name, encoder, shared)
 
 
 def _stop_in(name):
-    return "_features" if name == "linear" else name.replace("-", "_")
+    return "_frozen" if name == "linear" else name.replace("-", "_")
 
 
-def augmented(subject, images, seed=0, **changes):
-    defaults = {"epochs": 3, "lr": 1.0, "batch": 80, "augmentation": "none"}
-    return run("linear-augmented", subject, images, ProbeConfig(**defaults | changes), seed)
+def augmented(encoder, images, *, seed=0, batch=80, **changes):
+    options = {"epochs": 3, "lr": 1.0, "augmentation": "none"} | changes
+    words = [f"linear-augmented.{name}={value}" for name, value in options.items()]
+    return run("linear-augmented", encoder, images, *words, seed=seed, batch=batch)
+
+
+@pytest.fixture
+def normalised(monkeypatch):
+    """Gives encoders another normalisation: that of the policy they were trained under."""
+
+    def change(mean, std):
+        policy = dataclasses.replace(augmentations.get("none"), mean=mean, std=std)
+        monkeypatch.setitem(augmentations.POLICIES, "none", policy)
+
+    return change
 
 
 def test_linear_augmented_learns_and_repeats(separable):
@@ -279,37 +346,38 @@ def test_linear_augmented_gives_chance_on_unrelated_labels(unrelated):
     assert 0.02 < augmented(pixels(), unrelated, augmentation="no-color")["linear_augmented_top1_last"] < 0.2
 
 
-def test_linear_augmented_views_depend_on_seed_policy_normalisation_and_epoch(separable):
-    def views(seed=0, policy="no-color", std=HALF):
+def test_linear_augmented_views_depend_on_seed_policy_normalisation_and_epoch(separable, normalised):
+    def views(seed=0, policy="no-color"):
         seen = []
-        spy = pixels(encoder=lambda x: seen.append(x) or x.flatten(1), std=std)
-        augmented(spy, separable, seed, epochs=2, augmentation=policy)
+        spy = function(lambda x: seen.append(x) or x.flatten(1))
+        augmented(spy, separable, seed=seed, epochs=2, augmentation=policy)
         return torch.stack(seen[-6:])  # three batches of each epoch
 
     first = views()
     assert first.equal(views()) and not first[:3].equal(first[3:])
-    assert not any(first.equal(other) for other in (views(seed=1), views(policy="none"), views(std=(0.1, 0.2, 0.3))))
+    assert not any(first.equal(other) for other in (views(seed=1), views(policy="none")))
+    normalised(HALF, (0.1, 0.2, 0.3))
+    assert not first.equal(views())
 
 
-def test_linear_augmented_sees_normalised_views_and_leaves_the_encoder_alone(separable):
-    encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()).eval()
+def test_linear_augmented_sees_normalised_views_and_leaves_the_encoder_alone(separable, normalised):
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    augmented(pixels(encoder=encoder), separable, epochs=2)
+    augmented(encoder, separable, epochs=2)
     assert all(value.equal(before[name]) for name, value in encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
     seen = []
-    spy = pixels(encoder=lambda x: seen.append(x) or x.flatten(1), mean=(0.4, 0.4, 0.4), std=(0.1, 0.2, 0.3))
-    augmented(spy, separable, epochs=1, batch=240)
+    normalised((0.4, 0.4, 0.4), (0.1, 0.2, 0.3))
+    augmented(function(lambda x: seen.append(x) or x.flatten(1)), separable, epochs=1, batch=240)
     plain, views = seen[0], seen[-1]
     assert sorted(len(part) for part in seen) == [200, 240] and plain.dtype == views.dtype == torch.float32
     scale = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
-    expected = (separable.train_images / 255 - 0.4) / scale  # no augmentation, so only the order differs
+    expected = (noisy_classes(signal=3).train_images / 255 - 0.4) / scale  # only the order differs
     torch.testing.assert_close(views.sum(0), expected.sum(0), rtol=1e-4, atol=1e-2)
 
 
 def test_learning_rate_is_the_references():
-    config = ProbeConfig(lr=2.0, batch=224, epochs=60)
-    rates = [learning_rate(config, epoch) for epoch in range(1, 61)]
+    rates = [learning_rate(linear_augmented.Config(), 224, epoch) for epoch in range(1, 61)]
     assert rates[0] == pytest.approx(0.014 + (1.75 - 0.014) * (1 + np.cos(np.pi / 60)) / 2)
     assert rates[-1] == pytest.approx(0.014) and rates == sorted(rates, reverse=True)
 
@@ -329,4 +397,4 @@ def test_linear_augmented_names_a_loss_that_is_not_finite(separable):
         return images.flatten(1) * (float("nan") if len(calls) > 5 else 1)  # the plain test images come first
 
     with pytest.raises(NonFiniteError, match="loss of linear-augmented: NaN or infinity in epoch 1"):
-        augmented(pixels(encoder=encoder), separable)
+        augmented(encoder, separable)

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from copgen_fast import methods, train
-from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, PretrainConfig
+from copgen_fast.config import PRESETS, EncoderConfig, MethodConfig, NavigatorConfig, PretrainConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import CopgenError
-from copgen_fast.ops import augment
 from copgen_fast.ops.info_nce import functional
 from copgen_fast.pairs.read.loader import PairBatch
 from copgen_fast.positives.navigator import Navigator
@@ -61,10 +60,6 @@ def run_of(ranks, bn="sync"):
     return Run(config, Path("."), CPU, ranks)
 
 
-def double_views(images, params):
-    return augment(images, params, 16, mean=(0.5,) * 3, std=(0.5,) * 3, out_dtype=torch.float64)
-
-
 def columns(results, ranks):
     """Logged numbers of all steps, as the loop takes them from all ranks."""
     rows = torch.tensor([[value.item() for value in result.metrics.values()] for result in results]).double()
@@ -72,34 +67,36 @@ def columns(results, ranks):
 
 
 def play(ranks, update, bn="sync"):
-    """The navigator's game in float64: curve and final weights."""
+    """Navigator training in float64: curve and final weights."""
     run = run_of(ranks, bn)
     torch.manual_seed(0)
-    game = navigator.make_game(run, ToyGenerator().double(), Navigator(DIM).double())
-    game.f.double()
-    game = dataclasses.replace(game, t_x=lambda images, params: double_views((images + 1) / 2, params))
+    players = navigator.make_players(run, ToyGenerator().double(), Navigator(DIM).double())
+    players.f.double()
     results = []
     for index in range(STEPS):
-        batch = navigator.draw_batch(run.config, game.G, index, CPU, ranks)
-        results.append(update(game, dataclasses.replace(batch, z=batch.z.double())))
-    return columns(results, ranks), {"T." + k: v for k, v in game.T.state_dict().items()} | game.f.state_dict()
+        batch = navigator.draw_batch(run.config, players.G, index, CPU, ranks)
+        results.append(update(players, dataclasses.replace(batch, z=batch.z.double())))
+    return columns(results, ranks), {
+        "T_z." + k: v for k, v in players.T_z.state_dict().items()
+    } | players.f.state_dict()
 
 
-def learn(ranks, **options):
+def learn(ranks, method="simclr", **options):
     """Pretraining in float64: curve and final weights."""
     config = run_of(ranks).config
-    config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
+    config = dataclasses.replace(
+        config, method=MethodConfig(method), pretrain=dataclasses.replace(config.pretrain, **options)
+    )
     learner = pretrain.make_learner(config, CPU, ranks)
-    learner.f.double()
+    learner.method.double()
     learner.sgd.load_state_dict(learner.sgd.state_dict())  # its momentum in float64, too
-    learner = dataclasses.replace(learner, t=double_views)
     results, rows = [], ranks.rows(N)
     for index in range(STEPS):
         images = torch.rand(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
         pairs = PairBatch(*(half[rows] for half in images.chunk(2)), torch.arange(N)[rows] % 3)
         batch = pretrain.make_batch(config, index, pairs, 0.05, CPU, ranks)
         results.append(pretrain.pretrain_step(learner, batch))
-    return columns(results, ranks), learner.f.state_dict()
+    return columns(results, ranks), learner.method.state_dict()
 
 
 def small_model():
@@ -131,6 +128,17 @@ def normalized_head(ranks):
     return {"outputs": outputs.detach(), "gradients": gradients, "statistics": dict(head.named_buffers())}
 
 
+class Tupled(nn.Module):
+    """A model whose output is a tuple, as a method's is."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, views):
+        return (self.model(views),)
+
+
 def accumulated(ranks):
     """Of the whole batch's loss, by name, in float64, taken in two parts by each rank."""
     torch.manual_seed(0)
@@ -138,11 +146,12 @@ def accumulated(ranks):
     mean, scaler = GradientSync(model.parameters(), ranks), torch.amp.GradScaler("cpu", enabled=False)
     views = torch.randn(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def objective(embeddings):
-        return methods.nt_xent(embeddings, 0.1, 0.07, group=ranks.group)
+    def loss(outputs):
+        return methods.nt_xent(*outputs, 0.1, 0.07, group=ranks.group)
 
     own = views[ranks.joint_rows(N)]
-    grad_cache.backward(model, model, own, objective, scaler, min(2, N // ranks.world), mean.held)
+    parts = min(2, N // ranks.world)
+    grad_cache.backward(Tupled(model), own, loss, scaler, parts=parts, no_sync=mean.no_sync)
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -216,7 +225,7 @@ def everything(ranks, folder):
         "simultaneous": play(ranks, simultaneous),
         "per-rank": play(ranks, alternating, bn="per-rank"),
         "pretrain": learn(ranks),
-        "supervised, checkpointed": learn(ranks, loss="supcon", checkpoint=True),
+        "supervised, checkpointed": learn(ranks, "supcon", checkpoint=True),
         "gradients": gradients(ranks),
         "head": normalized_head(ranks),
         "gradients, in parts": accumulated(ranks),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from copgen_fast import positives, registry
-from copgen_fast.config import NavigatorConfig, PairsConfig
+from copgen_fast.config import NavigatorConfig
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.positives.navigator import Navigator, untrained
 from copgen_fast.runtime import artifacts, latents
@@ -12,8 +12,8 @@ from copgen_fast.runtime import artifacts, latents
 DIM = 24
 
 
-def setting(path=Path("missing"), **navigator):
-    return positives.Setting(DIM, 0, NavigatorConfig(**navigator), PairsConfig(), path)
+def setting(path=Path("missing"), name="identity", options=(), **navigator):
+    return positives.Setting(DIM, 0, NavigatorConfig(**navigator), path, registry.options("positives", name, options))
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def trained(tmp_path):
 
 @pytest.mark.parametrize("name", registry.names("positives"))
 def test_a_positive_depends_on_its_own_latent_and_seed_only(name, trained):
-    positive = positives.build(name, trained[1])
+    positive = positives.build(name, setting(trained[1].navigator_file, name))
     seeds = list(range(10, 17))
     z = latents.sample_each("truncnorm", seeds, DIM)
     together = positive(z, seeds)
@@ -47,9 +47,9 @@ def test_identity_and_navigator_are_their_formulas(trained):
 
 def test_gaussian_is_truncated_noise_times_its_scale_and_not_z_again():
     z = torch.zeros(2000, DIM)
-    noise = positives.build("gaussian", setting())(z, range(2000))
+    noise = positives.build("gaussian", setting(name="gaussian"))(z, range(2000))
     assert noise.abs().max() <= 0.4
-    assert noise.std().item() == pytest.approx(0.1759, abs=0.001)  # reference facts, section 1.8
+    assert noise.std().item() == pytest.approx(0.1759, abs=0.001)  # the truncated normal's, times 0.2
     assert not torch.equal(noise, 0.2 * latents.sample_each("truncnorm", range(2000), DIM))
 
 
@@ -67,7 +67,7 @@ def test_initialisation_is_the_references():
         assert layer.weight.abs().max() <= bound and layer.weight.std().item() == pytest.approx(0.0527, abs=0.001)
     with torch.no_grad():
         norm = T(latents.sample("truncnorm", 0, (4000, 120))).norm(dim=1).mean().item()
-    assert norm == pytest.approx(2.334, abs=0.25)  # reference facts, section 1.8: 2.334 over seeds
+    assert norm == pytest.approx(2.334, abs=0.25)  # the mean over seeds
     linear = untrained(120, NavigatorConfig(kind="linear"), 0)
     assert [type(layer).__name__ for layer in linear.walker] == ["Linear", "Linear"]
 
@@ -95,3 +95,22 @@ def test_errors_name_what_is_wrong(tmp_path):
         positives.build("navigator", setting(path))
     with pytest.raises(ValueError, match=r"z: expected shape \[N, 24\], got \[2, 5\]"):
         Navigator(DIM)(torch.zeros(2, 5))
+
+
+def test_gaussian_takes_its_options():
+    z = torch.zeros(2000, DIM)
+    noise = positives.build("gaussian", setting(name="gaussian", options=["std=0.5", "prior=normal"]))(z, range(2000))
+    assert noise.std().item() == pytest.approx(0.5, abs=0.01) and noise.abs().max() > 1
+    with pytest.raises(UsageError, match="std: expected zero or more, got -1"):
+        registry.options("positives", "gaussian", ["std=-1"])
+
+
+def test_what_decides_the_positives_is_recorded(trained):
+    path = trained[1].navigator_file
+    assert positives.record("identity", setting()) == {}
+    assert positives.record("gaussian", setting(name="gaussian", options=["std=0.5"])) == {
+        "std": 0.5,
+        "noise": "truncnorm",
+    }
+    assert positives.record("navigator", setting(path)) == {"navigator_digest": artifacts.sha256(path)}
+    assert positives.record("untrained-navigator", setting()) == {"navigator_seed": 0}

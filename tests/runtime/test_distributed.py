@@ -15,8 +15,9 @@ import torch
 from torch.distributed.run import get_args_parser
 
 from copgen_fast import train
-from copgen_fast.config import PRESETS, identity
+from copgen_fast.config import PRESETS
 from copgen_fast.errors import UsageError
+from copgen_fast.record import identity
 from copgen_fast.runtime import distributed
 from copgen_fast.runtime.artifacts import read_json
 from copgen_fast.runtime.distributed import Ranks
@@ -152,7 +153,7 @@ def test_the_command_leaves_what_one_process_leaves(ranks, whole):
     assert files(folder) == files(whole[1])
     pairs = read_json(folder / "run" / "pairs" / "navigator" / "summary.json")
     assert (pairs["written"], pairs["count"]) == (48, 48), "each rank its own, and together all"
-    for stage, loss in (("navigator", "loss_estimator"), ("pretrain/navigator", "loss")):
+    for stage, loss in (("navigator", "loss_estimator"), ("pretrain/navigator/simclr", "loss")):
         rows, expected = (rows_of(of / "run", stage) for of in (folder, whole[1]))
         assert [row["samples"] for row in rows] == [row["samples"] for row in expected]
         assert [row[loss] for row in rows] == pytest.approx([row[loss] for row in expected], rel=1e-3)
@@ -186,7 +187,9 @@ def test_a_killed_worker_is_started_again_to_the_same_result(ranks, tmp_path):
     assert child.returncode == 0, child.stderr
     assert "rank 1 gives no sign of life" in child.stderr
     for name in ("encoder.safetensors", "metrics.jsonl"):
-        restarted, uninterrupted = (of / "run" / "pretrain" / "navigator" / name for of in (tmp_path, folder))
+        restarted, uninterrupted = (
+            of / "run" / "pretrain" / "navigator" / "simclr" / name for of in (tmp_path, folder)
+        )
         assert restarted.read_bytes() == uninterrupted.read_bytes()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from copgen_fast import generators
+from copgen_fast.augmentations import make_views
 from copgen_fast.ops import info_nce
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.read.dataset import PairDataset
@@ -22,7 +23,7 @@ from tests.helpers.biggan_fixtures import write_folder
 pytest.importorskip("pytorch_pretrained_biggan")
 
 OPTIONS = """--generator.name biggan-deep --generator.options truncation=0.4 --navigator.loss supcon
-    --pretrain.loss supcon --pairs.samples-per-class 4 --pairs.positives navigator identity --pretrain.epochs 1
+    --method supcon --pairs.samples-per-class 4 --pairs.positives navigator identity --pretrain.epochs 1
     --probe.evals knn""".split()
 
 
@@ -76,9 +77,10 @@ def test_the_supervised_loss_of_the_pairs_labels_is_what_was_minimised(run):
     assert len(set(pair.labels.tolist())) > 2
     learner = pretrain.make_learner(config, device)
     batch = pretrain.make_batch(config, 0, pair, 0.1, device)
-    anchors, positives = learner.embed(learner.t(batch.images, batch.params)).detach().chunk(2)
+    v = make_views(batch.images, batch.params, learner.policy)
+    anchors, positives = learner.method(v)[0].detach().chunk(2)
     options = {"temperature": 0.1, "base_temperature": 0.07, "backend": "reference"}
-    logged = read_rows(folder / "pretrain" / "navigator" / "metrics.jsonl")[0]["loss"]
+    logged = read_rows(folder / "pretrain" / "navigator" / "supcon" / "metrics.jsonl")[0]["loss"]
     assert logged == pytest.approx(info_nce(anchors, positives, labels=pair.labels, **options).item(), rel=1e-5)
     assert logged != pytest.approx(info_nce(anchors, positives, **options).item(), rel=1e-3)
 

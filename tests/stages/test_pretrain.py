@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from copgen_fast.config import PRESETS, PretrainConfig
+from copgen_fast.config import PRESETS, MethodConfig, PretrainConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.read.loader import PairBatch
@@ -23,7 +23,7 @@ from tests.helpers.pairs_fixtures import update_digest
 
 def test_the_learning_rate_follows_its_curve():
     config = PretrainConfig(epochs=4, batch=224)
-    peak = 0.02625  # reference facts, section 3.1
+    peak = 0.02625  # lr 0.03 x 224 / 256
     rates = [learning_rate(config, step, 10) for step in range(40)]
     assert rates[0] == pytest.approx(peak)
     assert rates[20] == pytest.approx(peak / 1000 + (peak - peak / 1000) / 2)
@@ -39,10 +39,10 @@ def test_the_references_rule_is_one_rate_per_epoch_counted_from_one():
         assert len(rates) == 1 and rates.pop() == pytest.approx(expected)
 
 
-def test_all_methods_start_alike_and_differ_by_their_positives(finished_run):
+def test_all_sources_start_alike_and_differ_by_their_positives(finished_run):
     losses = {}
     for name in PRESETS["quickstart"].pairs.positives:
-        rows = read_rows(finished_run / "pretrain" / name / "metrics.jsonl")
+        rows = read_rows(finished_run / "pretrain" / name / "simclr" / "metrics.jsonl")
         assert len(rows) == 6  # 2 epochs of 48 // 16
         losses[name] = rows[0]["loss"]
     assert len(set(losses.values())) == 4
@@ -67,8 +67,8 @@ def test_real_images_are_the_simclr_baseline(tmp_path):
     assert not (tmp_path / "pairs").exists()
 
 
-def make_learner(precision="fp32", device="cpu", **options):
-    config = dataclasses.replace(PRESETS["quickstart"], precision=precision)
+def make_learner(precision="fp32", device="cpu", method="simclr", **options):
+    config = dataclasses.replace(PRESETS["quickstart"], precision=precision, method=MethodConfig(method))
     config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
     device = torch.device(device)
     images = torch.randint(0, 256, (2, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -84,7 +84,7 @@ def make_learner(precision="fp32", device="cpu", **options):
         ("bf16", {}),
         ("fp16", {}),
         ("fp16", {"accumulate": 2, "checkpoint": True}),
-        ("fp32", {"loss": "supcon"}),
+        ("fp32", {"method": "supcon"}),
     ],
 )
 def test_a_step_never_looks_at_a_value(precision, options):
@@ -114,9 +114,9 @@ def test_an_overflow_in_fp16_changes_no_weight_and_halves_the_scale():
     learner, batches = make_learner("fp16")
     stage.pretrain_step(learner, batches[0])
     learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**40})
-    weights = [value.detach().clone() for value in learner.f.parameters()]
+    weights = [value.detach().clone() for value in learner.method.parameters()]
     stage.pretrain_step(learner, batches[1])
-    assert all(torch.equal(a, b) for a, b in zip(learner.f.parameters(), weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(learner.method.parameters(), weights, strict=True))
     assert learner.scaler.get_scale() == 2.0**39
 
 
@@ -127,22 +127,22 @@ def test_the_learning_rate_is_the_batchs():
 
 
 def test_the_supervised_loss_takes_real_labels_and_needs_some(finished_run, tmp_path):
-    supervised = ["--pretrain.loss", "supcon", "--pretrain.epochs", "1", "--pretrain.batch", "256"]
+    supervised = ["--method", "supcon", "--pretrain.epochs", "1", "--pretrain.batch", "256"]
     arguments = [*TINY, "--out", str(tmp_path), "--pretrain.data", "real", *supervised, "--stages", "pretrain"]
     assert main(arguments) == 0
-    first = read_rows(tmp_path / "pretrain" / "real" / "metrics.jsonl")[0]["loss"]
+    first = read_rows(tmp_path / "pretrain" / "real" / "supcon" / "metrics.jsonl")[0]["loss"]
     # A tenth of the batch is as near as the other view: about log(10) above the loss of one positive, which starts low.
     assert first > 5
-    config = dataclasses.replace(PRESETS["quickstart"], pretrain=PretrainConfig(loss="supcon"))
-    with pytest.raises(UsageError, match="pretrain.loss: supcon needs classes, and the pairs in .*identity have none"):
+    config = dataclasses.replace(PRESETS["quickstart"], method=MethodConfig("supcon"))
+    with pytest.raises(UsageError, match="--method supcon needs classes, and the pairs in .*identity have none"):
         stage.open_dataset(Run(config, finished_run, torch.device("cpu")), "identity")
 
 
 def test_a_batch_in_parts_with_sparing_stages_trains_too(finished_run, tmp_path):
     arguments = [*TINY, "--out", str(tmp_path), "--pairs.positives", "identity", "--stages", "pairs", "pretrain"]
     assert main([*arguments, "--pretrain.accumulate", "2", "--pretrain.checkpoint"]) == 0
-    parts = read_rows(tmp_path / "pretrain" / "identity" / "metrics.jsonl")
-    whole = read_rows(finished_run / "pretrain" / "identity" / "metrics.jsonl")
+    parts = read_rows(tmp_path / "pretrain" / "identity" / "simclr" / "metrics.jsonl")
+    whole = read_rows(finished_run / "pretrain" / "identity" / "simclr" / "metrics.jsonl")
     assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.2), "batch statistics are a part's"
     assert parts[0]["loss"] != whole[0]["loss"] and len(parts) == len(whole)
 
@@ -152,7 +152,7 @@ def test_sparing_activations_changes_no_bit():
     for batch in batches:
         for learner in (plain, sparing):
             stage.pretrain_step(learner, batch)
-    torch.testing.assert_close(sparing.f.state_dict(), plain.f.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(sparing.method.state_dict(), plain.method.state_dict(), rtol=0, atol=0)
 
 
 def test_bf16_runs_on_the_cpu(finished_run, tmp_path):
@@ -160,21 +160,21 @@ def test_bf16_runs_on_the_cpu(finished_run, tmp_path):
     assert config.precision == "auto", "fp32 on the CPU"
     arguments = [*TINY, "--out", str(tmp_path), "--precision", "bf16", "--pairs.positives", "identity"]
     assert main([*arguments, "--stages", "pairs", "pretrain"]) == 0
-    half = read_rows(tmp_path / "pretrain" / "identity" / "metrics.jsonl")[0]["loss"]
-    full = read_rows(finished_run / "pretrain" / "identity" / "metrics.jsonl")[0]["loss"]
+    half = read_rows(tmp_path / "pretrain" / "identity" / "simclr" / "metrics.jsonl")[0]["loss"]
+    full = read_rows(finished_run / "pretrain" / "identity" / "simclr" / "metrics.jsonl")[0]["loss"]
     assert half == pytest.approx(full, rel=0.05) and half != full
     assert torch.isfinite(torch.tensor(half))
 
 
 def unfinished(finished_run, folder):
-    """A copy of the run with one method's pretraining still to do."""
+    """A copy of the run with one source's pretraining still to do."""
     shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "pretrain" / "identity")
     return [*TINY, "--out", str(folder), "--stages", "pretrain", "--pretrain.cache-gib", "0"]
 
 
 def encoder_of(folder):
-    return (folder / "pretrain" / "identity" / "encoder.safetensors").read_bytes()
+    return (folder / "pretrain" / "identity" / "simclr" / "encoder.safetensors").read_bytes()
 
 
 def test_the_loader_may_change_at_each_resume_and_no_bit_with_it(finished_run, tmp_path, monkeypatch):
@@ -211,5 +211,5 @@ def test_a_run_that_stopped_at_a_corrupt_pair_goes_on_without_it(name, finished_
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "shard-000001.tar: 00000020.positive.png does not decode" in line and "--pretrain.on-corrupt skip" in line
     assert main([*arguments, "--pretrain.on-corrupt", "skip"]) == 0
-    summary = json.loads((tmp_path / "run" / "pretrain" / "identity" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run" / "pretrain" / "identity" / "simclr" / "summary.json").read_text())
     assert summary["corrupt_pairs"] == 1 and summary["samples"] == 2 * 48

@@ -9,8 +9,9 @@ def test_the_page_is_self_contained_and_shows_everything(finished_run):
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) >= 15
     assert all(source.startswith("data:image/png;base64,") for source in sources), "nothing is fetched from elsewhere"
-    for words in ("random", "pixels", "identity", "gaussian", "untrained-navigator", "COP-Gen, 0.5 x T(z)",
-                  "Samples of the generator", "displacement E||T(z)||", "pretraining loss", "low-shot accuracy",
+    for words in ("random", "pixels", "identity", "gaussian", "untrained-navigator", "COP-Gen, 0.5 x T_z(z)",
+                  "Samples of the generator", "displacement E||T_z(z)||", "pretraining loss",
+                  "lowshot top1 %, with its standard deviation",
                   "images/s", "views/s", "torch: ", "navigator.temperature: 0.1"):  # fmt: skip
         assert words in page, words
 
@@ -23,10 +24,21 @@ def test_rows_of_all_stages_are_joined(finished_run):
     assert len(rows) == 4 + 4 * 6
 
 
-def test_the_terminal_table_shows_per_cent():
-    text = table({"random": {"linear_top1": 0.5, "knn_top1": 0.25}, "pixels": {"linear_top1": 1.0, "knn_top1": 0.125}})
-    assert [line.split() for line in text.splitlines()] == [
-        ["method", "linear", "kNN"],
-        ["random", "50.0", "25.0"],
-        ["pixels", "100.0", "12.5"],
+def test_the_table_has_a_column_for_whatever_numbers_come():
+    results = {
+        "random": {"linear_top1": 0.5, "seconds": 3.0},
+        "mine": {"linear_top1": 0.25, "lowshot_top1": 0.5, "lowshot_std": 0.125, "lowshot_min": 0.3, "rankme": 7.125},
+    }
+    lines = [re.split(r"\s{2,}", line.strip()) for line in table.text(results).splitlines()]
+    assert lines == [
+        ["linear top1 %", "lowshot top1 %", "lowshot min %", "rankme"],
+        ["random", "50.0"],
+        ["mine", "25.0", "50.0 ± 12.5", "30.0", "7.12"],
     ]
+    assert [column.name for column in table.columns(results)] == [
+        "linear_top1",
+        "lowshot_top1",
+        "lowshot_min",
+        "rankme",
+    ]
+    assert table.columns({"mine": {"of_my_own": 0.5}})[0].text({"of_my_own": 0.5}) == "0.50", "no accuracy"

@@ -13,7 +13,7 @@ from copgen_fast.stages import navigator as stage
 from copgen_fast.training import cuda_graph, optimizers
 from copgen_fast.training.loop import StepResult
 from tests.helpers.host_reads import HostReads
-from tests.stages.test_navigator import STEPS, make_game, state_of
+from tests.stages.test_navigator import STEPS, make_players, state_of
 
 CPU = torch.device("cpu")
 
@@ -37,54 +37,54 @@ def recorded(monkeypatch):
     return calls
 
 
-def graphed(game, update):
-    step = lambda batch: STEPS[update](game, batch)  # noqa: E731
-    return cuda_graph.GraphedStep(step, (game.f, game.T), (game.adam_f, game.adam_T), game.scaler)
+def graphed(players, update):
+    step = lambda batch: STEPS[update](players, batch)  # noqa: E731
+    return cuda_graph.GraphedStep(step, (players.f, players.T_z), (players.adam_f, players.adam_T), players.scaler)
 
 
-def states(game):
-    return {name: copy.deepcopy(holder.state_dict()) for name, holder in state_of(game).items()}
+def states(players):
+    return {name: copy.deepcopy(holder.state_dict()) for name, holder in state_of(players).items()}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("update", STEPS)
 @pytest.mark.parametrize("resumed", [False, True])
 def test_it_is_the_step_whatever_the_warm_up_did(tmp_path, recorded, update, precision, resumed):
-    plain, batches = make_game(tmp_path, precision, update=update, lr=1e-2, estimator_lr=1e-2)
-    game, _ = make_game(tmp_path, precision, update=update, lr=1e-2, estimator_lr=1e-2)
+    plain, batches = make_players(tmp_path, precision, update=update, lr=1e-2, estimator_lr=1e-2)
+    players, _ = make_players(tmp_path, precision, update=update, lr=1e-2, estimator_lr=1e-2)
     if resumed:
         STEPS[update](plain, batches[1])
-        for name, holder in state_of(game).items():
+        for name, holder in state_of(players).items():
             holder.load_state_dict(copy.deepcopy(state_of(plain)[name].state_dict()))
-    step, random = graphed(game, update), torch.random.get_rng_state()
+    step, random = graphed(players, update), torch.random.get_rng_state()
     for batch in (*batches, *batches):
         ours, theirs = step(batch), STEPS[update](plain, batch)
         assert {name: value.item() for name, value in ours.metrics.items()} == {
             name: value.item() for name, value in theirs.metrics.items()
         }
         torch.testing.assert_close(ours.watched, {k: v.detach() for k, v in theirs.watched.items()}, rtol=0, atol=0)
-    torch.testing.assert_close(states(game), states(plain), rtol=0, atol=0)
+    torch.testing.assert_close(states(players), states(plain), rtol=0, atol=0)
     assert recorded == [cuda_graph.WARM_UP, "capture"]
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
 def test_a_capture_changes_nothing_and_moves_no_tensor(tmp_path, recorded):
-    game, batches = make_game(tmp_path, "fp16", update="alternating", lr=1e-2, estimator_lr=1e-2)
-    stage.alternating_step(game, batches[0])
-    before = states(game)
-    addresses = {id(p): p.data_ptr() for p in (*game.f.parameters(), *game.T.parameters())}
-    averages = [value.data_ptr() for value in game.adam_T.state[next(game.T.parameters())].values()]
-    graphed(game, "alternating").capture(batches[1])
-    torch.testing.assert_close(states(game), before, rtol=0, atol=0)
-    assert addresses == {id(p): p.data_ptr() for p in (*game.f.parameters(), *game.T.parameters())}
-    assert averages == [value.data_ptr() for value in game.adam_T.state[next(game.T.parameters())].values()]
-    groups = (*game.adam_T.param_groups, *game.adam_f.param_groups)
+    players, batches = make_players(tmp_path, "fp16", update="alternating", lr=1e-2, estimator_lr=1e-2)
+    stage.alternating_step(players, batches[0])
+    before = states(players)
+    addresses = {id(p): p.data_ptr() for p in (*players.f.parameters(), *players.T_z.parameters())}
+    averages = [value.data_ptr() for value in players.adam_T.state[next(players.T_z.parameters())].values()]
+    graphed(players, "alternating").capture(batches[1])
+    torch.testing.assert_close(states(players), before, rtol=0, atol=0)
+    assert addresses == {id(p): p.data_ptr() for p in (*players.f.parameters(), *players.T_z.parameters())}
+    assert averages == [value.data_ptr() for value in players.adam_T.state[next(players.T_z.parameters())].values()]
+    groups = (*players.adam_T.param_groups, *players.adam_f.param_groups)
     assert not any(group["capturable"] for group in groups), "so that no step without a graph warns"
 
 
 def test_metrics_of_a_step_outlive_the_next(tmp_path, recorded):
-    game, batches = make_game(tmp_path, update="alternating", lr=1e-2, estimator_lr=1e-2)
-    step = graphed(game, "alternating")
+    players, batches = make_players(tmp_path, update="alternating", lr=1e-2, estimator_lr=1e-2)
+    step = graphed(players, "alternating")
     first = step(batches[0]).metrics["loss_estimator"]
     value = first.item()
     static = step.numbers
@@ -94,8 +94,8 @@ def test_metrics_of_a_step_outlive_the_next(tmp_path, recorded):
 
 
 def test_it_copies_into_its_own_buffers_without_a_look_at_them(tmp_path, recorded):
-    game, batches = make_game(tmp_path, update="alternating")
-    step = graphed(game, "alternating")
+    players, batches = make_players(tmp_path, update="alternating")
+    step = graphed(players, "alternating")
     step(batches[0])
     addresses = [value.data_ptr() for value in cuda_graph.tensors(step.inputs)]
     assert not set(addresses) & {value.data_ptr() for value in cuda_graph.tensors(batches[0])}
@@ -108,8 +108,8 @@ def test_it_copies_into_its_own_buffers_without_a_look_at_them(tmp_path, recorde
 
 
 def test_another_shape_is_stepped_without_it_and_said_once(tmp_path, recorded, capsys):
-    game, (batch, _) = make_game(tmp_path, update="alternating")
-    step = graphed(game, "alternating")
+    players, (batch, _) = make_players(tmp_path, update="alternating")
+    step = graphed(players, "alternating")
     step(batch)
     n = len(batch.z)
     shorter = dataclasses.replace(batch, z=batch.z[: n - 1], params=batch.params[: 2 * n - 2])
@@ -124,7 +124,7 @@ def test_another_shape_is_stepped_without_it_and_said_once(tmp_path, recorded, c
 
 
 def test_a_step_that_no_graph_can_hold_is_named(tmp_path, monkeypatch):
-    game, (batch, _) = make_game(tmp_path)
+    players, (batch, _) = make_players(tmp_path)
 
     def record(call):
         try:
@@ -136,7 +136,7 @@ def test_a_step_that_no_graph_can_hold_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda_graph, "_record", record)
     message = r"can't be captured as a CUDA graph \(CUDA error: operation not permitted .*\): run without it"
     with pytest.raises(CopgenError, match=message):
-        graphed(game, "alternating")(batch)
+        graphed(players, "alternating")(batch)
 
 
 def test_what_stands_in_its_way_is_said(monkeypatch):
@@ -166,17 +166,17 @@ def test_a_graph_of_the_whole_step_on_a_gpu(tmp_path, monkeypatch, update, preci
     # Sums in any order make gradients near 0 of either sign, of which Adam's first steps are as long as of any other.
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     device = torch.device("cuda")
-    plain, batches = make_game(tmp_path, precision, device, update=update)
-    game, _ = make_game(tmp_path, precision, device, update=update)
-    step, random = graphed(game, update), torch.cuda.get_rng_state()
+    plain, batches = make_players(tmp_path, precision, device, update=update)
+    players, _ = make_players(tmp_path, precision, device, update=update)
+    step, random = graphed(players, update), torch.cuda.get_rng_state()
     for batch in (*batches, *batches, *batches):
         ours, theirs = step(batch), STEPS[update](plain, batch)
         assert isinstance(ours, StepResult)
         for name, value in theirs.metrics.items():
             torch.testing.assert_close(ours.metrics[name], value.detach().float(), rtol=1e-3, atol=1e-4)
     assert torch.equal(torch.cuda.get_rng_state(), random)
-    assert game.scaler.get_scale() == plain.scaler.get_scale()
-    torch.testing.assert_close(game.T.state_dict(), plain.T.state_dict(), rtol=1e-3, atol=1e-4)
+    assert players.scaler.get_scale() == plain.scaler.get_scale()
+    torch.testing.assert_close(players.T_z.state_dict(), plain.T_z.state_dict(), rtol=1e-3, atol=1e-4)
     torch.cuda.set_sync_debug_mode("error")
     try:
         step(batches[0])
@@ -186,11 +186,11 @@ def test_a_graph_of_the_whole_step_on_a_gpu(tmp_path, monkeypatch, update, preci
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_an_overflow_within_the_graph_moves_no_player(tmp_path):
-    game, batches = make_game(tmp_path, "fp16", torch.device("cuda"), update="alternating")
-    step = graphed(game, "alternating")
+    players, batches = make_players(tmp_path, "fp16", torch.device("cuda"), update="alternating")
+    step = graphed(players, "alternating")
     step(batches[0])
-    game.scaler.load_state_dict(game.scaler.state_dict() | {"scale": 2.0**40})
-    before = [value.clone() for value in (*game.T.parameters(), *game.f.parameters())]
+    players.scaler.load_state_dict(players.scaler.state_dict() | {"scale": 2.0**40})
+    before = [value.clone() for value in (*players.T_z.parameters(), *players.f.parameters())]
     step(batches[1])
-    assert game.scaler.get_scale() == 2.0**38
-    assert all(map(torch.equal, (*game.T.parameters(), *game.f.parameters()), before))
+    assert players.scaler.get_scale() == 2.0**38
+    assert all(map(torch.equal, (*players.T_z.parameters(), *players.f.parameters()), before))

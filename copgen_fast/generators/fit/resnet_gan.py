@@ -18,12 +18,13 @@ import tyro
 from safetensors.torch import save
 from torch import Tensor
 
-from copgen_fast.config import DataConfig, differences
+from copgen_fast.config import DataConfig
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.evals import _frechet
 from copgen_fast.generators.fit import gan_training
 from copgen_fast.generators.resnet_gan import LATENT_DIM, SIZE, ResnetGAN
 from copgen_fast.images import pictures, sets
+from copgen_fast.record import differences
 from copgen_fast.runtime import artifacts, devices, latents, seeds
 from copgen_fast.runtime.interrupts import handle_signals
 from copgen_fast.training import loop

@@ -15,7 +15,7 @@ from copgen_fast import augmentations
 from copgen_fast.config import EncoderConfig, NavigatorConfig
 from copgen_fast.errors import CopgenError
 from copgen_fast.positives.navigator import untrained
-from copgen_fast.stages.navigator import alternating_step, draw_batch, make_game
+from copgen_fast.stages.navigator import alternating_step, draw_batch, make_players
 
 OPTIONS = NavigatorConfig(estimator=EncoderConfig("resnet18", "half", 8), lr=1e-2, estimator_lr=1e-3)
 TINY = area.Case("bigbigan", 3, 16, OPTIONS, width=2)
@@ -93,11 +93,11 @@ def test_the_reference_form_takes_our_step(slices):
     case = replace(TINY, options=replace(OPTIONS, augmentation="none"))
     config, published = case.config("fp32"), case.published()
     T = untrained(published.latent_dim, config.navigator, config.seed)
-    game = make_game(_steps.run(config, CPU), published, T)
+    players = make_players(_steps.run(config, CPU), published, T)
     theirs = baselines.reference_game(
         published,
         T,
-        game.f,
+        players.f,
         augmentations.get("none"),
         lr=OPTIONS.lr,
         estimator_lr=OPTIONS.estimator_lr,
@@ -106,7 +106,7 @@ def test_the_reference_form_takes_our_step(slices):
         slices=slices,
     )
     batch = draw_batch(config, published, 0, CPU)
-    ours = alternating_step(game, batch).metrics
+    ours = alternating_step(players, batch).metrics
     loss_f, loss_T = baselines.reference_step(theirs, batch.z)
     torch.testing.assert_close(ours["loss_estimator"].detach(), loss_f, rtol=1e-4, atol=1e-5)
     # Through the updated f: Adam's first step is lr long in the gradient's sign, rounding's included.

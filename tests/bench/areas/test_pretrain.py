@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from bench import limits
 from bench.__main__ import main
@@ -44,19 +45,19 @@ def test_the_reference_form_takes_our_step():
     config, pairs = TINY.config("fp32"), TINY.pairs()
     learner = make_learner(config, CPU)
     theirs = baselines.reference_training(
-        learner.f,
+        nn.Sequential(learner.method.encoder, learner.method.head),
         baselines.pictures_loader(pairs.anchors, pairs.positives, augmentations.get("none"), 0),
         lr=0.1,
         momentum=OPTIONS.momentum,
         weight_decay=OPTIONS.weight_decay,
-        temperature=OPTIONS.temperature,
-        base_temperature=OPTIONS.base_temperature,
+        temperature=0.1,
+        base_temperature=0.07,
     )
-    start = [p.detach().clone() for p in learner.f.parameters()]
+    start = [p.detach().clone() for p in learner.method.parameters()]
     for index in range(2):
         ours = pretrain_step(learner, make_batch(config, index, pairs, 0.1, CPU)).metrics["loss"]
         torch.testing.assert_close(baselines.reference_step(theirs), ours.detach(), rtol=1e-3, atol=1e-4)
-    for mine, other, before in zip(learner.f.parameters(), theirs.model.parameters(), start, strict=True):
+    for mine, other, before in zip(learner.method.parameters(), theirs.model.parameters(), start, strict=True):
         torch.testing.assert_close(other, mine, rtol=1e-2, atol=1e-2 * (mine - before).abs().max().item())
 
 

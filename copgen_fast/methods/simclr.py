@@ -1,0 +1,54 @@
+"""SimCLR: symmetric NT-Xent between the two views of each pair (Chen et al. 2020; paper Eq. 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+
+from copgen_fast.encoders import Encoder, projection_head
+from copgen_fast.methods import Method
+from copgen_fast.methods._nt_xent import nt_xent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of SimCLR."""
+
+    temperature: float = 0.1
+    """Temperature of NT-Xent, more than 0."""
+    base_temperature: float | None = 0.07
+    """The loss is multiplied by temperature / base_temperature, as in the reference code; None: by 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "base_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}: expected more than zero, got {value}")
+
+
+class SimCLR(Method):
+    """Encoder and projection head D-D-128."""
+
+    def __init__(self, encoder: Encoder, config: Config) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = projection_head(encoder.feature_dim)
+        self.config = config
+
+    def forward(self, v: Tensor) -> tuple[Tensor, ...]:
+        return (self.head(self.encoder(v)),)
+
+    def loss(
+        self,
+        online: tuple[Tensor, ...],
+        targets: tuple[Tensor, ...],
+        labels: Tensor | None,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        return nt_xent(online[0], self.config.temperature, self.config.base_temperature, labels, group)
+
+
+def build(encoder: Encoder, config: Config) -> SimCLR:
+    return SimCLR(encoder, config)

@@ -1,0 +1,136 @@
+"""What config.json says of a run: everything that decides its results, so that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from copgen_fast import registry
+from copgen_fast.config import MethodConfig, RunConfig, flat
+from copgen_fast.errors import UsageError
+
+# What may differ between two invocations on one run folder: where and how much of it runs, not what it computes.
+INVOCATION = (
+    "stages",
+    "out",
+    "device",
+    "timeout",
+    "generator.checkpoint",
+    "navigator.graph",
+    "pairs.workers",
+    "pairs.part",
+    "pairs.parts",
+    "pretrain.checkpoint",
+    "pretrain.workers",
+    "pretrain.cache_gib",
+    "pretrain.loader",
+    "pretrain.on_corrupt",  # a run that stopped at a corrupt pair may go on without it
+    "data.root",
+)
+
+
+def identity(config: RunConfig, processes: int = 1) -> dict[str, object]:
+    """What decides the results: dotted names and plain JSON values, each part's options with their defaults.
+
+    The number of processes that compute a batch is part of it where batch norm's statistics depend on it: those of
+    each one's rows, or of a part of each one's rows.
+
+    Raises:
+        UsageError: a part that doesn't exist, or an option that does not fit.
+    """
+    values = json.loads(json.dumps(flat(dataclasses.asdict(config))))
+    for name in (*_PART_OPTIONS, "method.name"):
+        del values[name]
+    values |= {"method": config.method.name} | _part_options(config)
+    kept = {name: value for name, value in values.items() if name not in INVOCATION}
+    depends = config.bn == "per-rank" or config.pretrain.accumulate > 1
+    return kept | ({"processes": processes} if depends else {})
+
+
+_PART_OPTIONS = {
+    "generator.options": "generator.options",
+    "method.options": "method.options",
+    "pairs.options": "positive.options",
+    "probe.options": "evals.options",
+}
+"""Fields that hold options of parts, and how their names start in a record."""
+
+
+def _part_options(config: RunConfig) -> dict[str, object]:
+    """Every option of every part by its dotted name, and digests of the files that parts come from."""
+    found = {
+        "generator.options": registry.options("generators", config.generator.name, config.generator.options),
+        "method.options": registry.options("methods", config.method.name, config.method.options),
+    }
+    by_name = {
+        "positive.options": registry.options_by_name("positives", config.pairs.positives, config.pairs.options),
+        "evals.options": registry.options_by_name("evals", config.probe.evals, config.probe.options),
+    }
+    for prefix, of in by_name.items():
+        found |= {f"{prefix}.{registry.label(name)}": options for name, options in of.items()}
+    values = {f"{prefix}.{name}": x for prefix, of in found.items() for name, x in registry.as_record(of).items()}
+    files = (config.generator.name, config.method.name, *config.pairs.positives, *config.probe.evals)
+    return values | {f"{name}.sha256": registry.sha256(name) for name in files if name.endswith(".py")}
+
+
+def from_identity(values: dict[str, object]) -> RunConfig:
+    """The configuration that `identity` described; the rest takes its default."""
+    values = dict(values)
+    for name, prefix in _PART_OPTIONS.items():
+        found = {key.removeprefix(f"{prefix}."): values[key] for key in values if key.startswith(f"{prefix}.")}
+        values[name] = [f"{key}={_word(value)}" for key, value in found.items()]
+    values["method.name"] = values.get("method", MethodConfig.name)
+    return _replaced(RunConfig(), values)
+
+
+def expect_current(values: dict[str, object], folder: Path) -> None:
+    """Raises UsageError for a record of version 0.1, whose options and folders were others."""
+    if old := [name for name in RENAMED if name in values]:
+        raise UsageError(
+            f"{folder} holds a run of copgen_fast 0.1, which had {old[0]} (now {RENAMED[old[0]]}): go on with that "
+            "version, or choose another --out"
+        )
+
+
+def _word(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _replaced(default: object, values: dict[str, object], prefix: str = "") -> object:
+    changes = {}
+    for name in (part.name for part in dataclasses.fields(default)):
+        current = getattr(default, name)
+        if dataclasses.is_dataclass(current):
+            changes[name] = _replaced(current, values, f"{prefix}{name}.")
+        elif prefix + name in values:
+            value = values[prefix + name]
+            changes[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(default, **changes)
+
+
+RENAMED = {
+    "generator.truncation": "generator.options truncation=VALUE",
+    "pairs.gaussian_std": "positive.options gaussian.std=VALUE",
+    "pairs.gaussian_prior": "positive.options gaussian.prior=VALUE",
+    "pretrain.loss": "method simclr (nt-xent) or supcon",
+    "pretrain.temperature": "method.options temperature=VALUE",
+    "pretrain.base_temperature": "method.options base_temperature=VALUE",
+    "probe.neighbours": "evals.options knn.neighbours=VALUE",
+    "probe.shots": "evals.options lowshot.shots=VALUE",
+    "probe.draws": "evals.options lowshot.draws=VALUE",
+    "probe.epochs": "evals.options linear-augmented.epochs=VALUE",
+    "probe.lr": "evals.options linear-augmented.lr=VALUE",
+    "probe.augmentation": "evals.options linear-augmented.augmentation=VALUE",
+}
+"""Options of version 0.1, and what they are called now."""
+
+
+def differences(there: dict[str, object], here: dict[str, object]) -> list[str]:
+    """Names at which two identities differ, with both values."""
+    names = sorted(there.keys() | here.keys())
+    return [
+        f"{name} ({there.get(name)} there, {here.get(name)} here)"
+        for name in names
+        if there.get(name) != here.get(name)
+    ]

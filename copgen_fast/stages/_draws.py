@@ -1,0 +1,63 @@
+"""Everything random of the navigator's steps, drawn on the CPU from seeds: the steps themselves draw nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from copgen_fast import augmentations
+from copgen_fast.config import RunConfig
+from copgen_fast.ops import AugmentParams
+from copgen_fast.runtime import devices, latents, seeds
+from copgen_fast.runtime.distributed import ALONE, Ranks
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step of the navigator is given, on the device.
+
+    Attributes:
+        z: latents [N, L].
+        params, params_prime: of the augmentations t_x and t_x', N rows each.
+        labels: classes [N] of a conditional generator's images; an anchor and its positive share theirs.
+    """
+
+    z: Tensor
+    params: AugmentParams
+    params_prime: AugmentParams
+    labels: Tensor | None = None
+
+
+def draw_latents(config: RunConfig, G: nn.Module, seed: int, count: int, device: torch.device) -> Tensor:
+    """Latents [count, L] of the configured prior, on `device`."""
+    return devices.send(latents.sample(config.generator.prior, seed, (count, G.latent_dim)), device)
+
+
+def draw_labels(G: nn.Module, count: int, device: torch.device, *key: seeds.Key) -> Tensor | None:
+    """Uniform classes [count] of a conditional generator, on `device`; None of another."""
+    if not G.classes:
+        return None
+    return devices.send(torch.randint(G.classes, (count,), generator=seeds.generator(*key)), device)
+
+
+def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device, ranks: Ranks = ALONE) -> Batch:
+    """The batch of step `index`, this rank's rows of it: the same whatever the device and the number of ranks."""
+    options = config.navigator
+    z = draw_latents(config, G, seeds.derive32(config.seed, "navigator latents", index), options.batch, device)
+    params = AugmentParams.sample(
+        2 * options.batch,
+        G.image_shape[1:],
+        augmentations.get(options.augmentation),
+        generator=seeds.generator(config.seed, "navigator views", index),
+    )
+    labels = draw_labels(G, options.batch, device, config.seed, "navigator labels", index)
+    rows = ranks.rows(options.batch)
+    prime = slice(options.batch + rows.start, options.batch + rows.stop)
+    return Batch(
+        z[rows],
+        devices.send(params[rows], device),
+        devices.send(params[prime], device),
+        None if labels is None else labels[rows],
+    )

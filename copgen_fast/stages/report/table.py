@@ -1,0 +1,64 @@
+"""A table of whatever numbers the evaluations gave, for the terminal and the page."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Results = dict[str, dict[str, float]]
+"""Numbers by name, by source or baseline."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of every row.
+
+    Attributes:
+        name: the number's.
+        spread: name of its standard deviation, shown beside it.
+        percent: whether it is an accuracy, a fraction shown as per cent.
+    """
+
+    name: str
+    spread: str | None
+    percent: bool
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        return self.name.replace("_", " ") + (" %" if self.percent else "")
+
+    def text(self, row: dict[str, float]) -> str:
+        """Its value in a row; empty where the row has none."""
+        if self.name not in row:
+            return ""
+        scale, digits = (100, 1) if self.percent else (1, 2)
+        value = f"{scale * row[self.name]:.{digits}f}"
+        return f"{value} ± {scale * row[self.spread]:.{digits}f}" if self.spread in row else value
+
+
+def columns(results: Results) -> list[Column]:
+    """A column for every number, in the order in which they came; PREFIX_std stands beside PREFIX_top1."""
+    names = [name for name in dict.fromkeys(name for row in results.values() for name in row) if name != "seconds"]
+    accuracies = {found[1] for name in names if (found := re.match(r"(.+)_top\d+", name))}
+    spreads = {f"{prefix}_std" for prefix in accuracies}
+    found = []
+    for name in names:
+        prefix = re.sub(r"_(top\d+.*|[^_]+)$", "", name)
+        spread = f"{prefix}_std" if name == f"{prefix}_top1" and f"{prefix}_std" in names else None
+        if name not in spreads:
+            found.append(Column(name, spread, prefix in accuracies))
+    return found
+
+
+def text(results: Results) -> str:
+    """The table for the terminal."""
+    shown = columns(results)
+    rows = [["", *(column.title for column in shown)]]
+    rows += [[name, *(column.text(row) for column in shown)] for name, row in results.items()]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join([first.strip().ljust(widths[0]), *others]))
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""A run: its configuration, its folder and where each stage leaves its files in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from copgen_fast import methods
+from copgen_fast.config import RunConfig
+from copgen_fast.errors import UsageError
+from copgen_fast.registry import label
+from copgen_fast.runtime.distributed import ALONE, Ranks
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run folder and what is to be computed in it."""
+
+    config: RunConfig
+    folder: Path
+    device: torch.device
+    ranks: Ranks = ALONE
+    """This process among those that compute the run; rank 0 alone writes into the folder."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What encoders are pretrained on: the ways of making positives, or `real` images."""
+        return ("real",) if self.config.pretrain.data == "real" else self.config.pairs.positives
+
+    @property
+    def generator_record(self) -> Path:
+        """What the generator was made from (`generators.load`), recorded by the stages that run it."""
+        return self.folder / "generator.json"
+
+    @property
+    def navigator_file(self) -> Path:
+        """The trained T_z, made by the navigator stage."""
+        return self.folder / "navigator" / "navigator.safetensors"
+
+    def pairs_folder(self, source: str) -> Path:
+        """Shards of one way of making positives, made by the pairs stage."""
+        return self.folder / "pairs" / label(source)
+
+    def pretrain_folder(self, source: str) -> Path:
+        """Log, checkpoint and encoder of one source and the run's method, made by the pretrain stage."""
+        return self.folder / "pretrain" / label(source) / label(self.config.method.name)
+
+    def encoder_file(self, source: str) -> Path:
+        """A pretrained encoder in torchvision's names."""
+        return self.pretrain_folder(source) / "encoder.safetensors"
+
+    def probe_file(self, source: str) -> Path:
+        """Numbers of every evaluation of a source's encoder or of a baseline, made by the probe stage."""
+        return self.folder / "probe" / f"{label(source)}.json"
+
+    def expect_classes(self, classes: int) -> None:
+        """Raises UsageError where pretraining, to come, would need the classes that the generator does not have."""
+        needed = self.config.pretrain.data == "pairs" and methods.needs_labels(self.config.method.name)
+        if "pretrain" in self.config.stages and needed and not classes:
+            raise UsageError(
+                f"--method {self.config.method.name} needs classes, and generator {self.config.generator.name} has "
+                "none: take a class-conditional one, or --pretrain.data real"
+            )
