@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from copgen_fast.record import differences
 from copgen_fast.errors import UsageError
 from copgen_fast.pairs.format import (
     INDEX,
@@ -23,6 +22,7 @@ from copgen_fast.pairs.format import (
     sidecar,
     write_index,
 )
+from copgen_fast.record import differences
 
 
 class Share(NamedTuple):
