@@ -68,7 +68,7 @@ def separable_filter(images: Tensor, weights: Tensor, transposed: bool, filtered
 
 
 def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches without data that compile the kernel for both directions, whatever `thorough`."""
+    """Named launches on meta tensors that compile the kernel and its adjoint."""
     images, weights = (torch.empty(shape, device="meta") for shape in ((8, 3, 128, 128), (8, 13)))
     for transposed in (False, True):
         name = "float32 transposed" if transposed else "float32"

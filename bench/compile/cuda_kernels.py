@@ -8,24 +8,21 @@ where no disassembler is installed.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.compile.kernels import REPORT, table
+from bench.compile.kernels import REPORT, main
 
 TARGETS = (75, 80)
 RESULTS = Path(__file__).parents[1] / "results" / "cuda_kernels.json"
 SOURCES = Path(__file__).parents[2] / "csrc"
-_TEMPLATE = {  # what a kernel's flags say, in order: (where true, where false)
+_TEMPLATE = {  # names of a kernel's flags, in order: (where true, where false)
     "row_losses_kernel": (("bounded", "any logits"), ("nearest", "")),
     "row_gradients_kernel": (("bounded", "any logits"),),
 }
@@ -42,7 +39,7 @@ def tool(name: str) -> str | None:
 
 
 def compile_for(target: int) -> dict[str, Any]:
-    """{"ptx": text, "rows": [...]} of all kernels of csrc/*.cu for one target."""
+    """{"ptx": text, "rows": [...]} of all kernels of csrc/*/*.cu for one target."""
     rows, texts = [], []
     for source in sorted(SOURCES.glob("*/*.cu")):
         with tempfile.TemporaryDirectory() as folder:
@@ -66,13 +63,8 @@ def compile_all(targets: tuple[int, ...] = TARGETS) -> dict[int, dict[str, Any]]
         return dict(zip(targets, pool.map(compile_for, targets), strict=True))
 
 
-def nvcc_version() -> str:
-    """As 13.0.88."""
-    return re.search(r"V([\d.]+)", _nvcc("--version"))[1]
-
-
 def _nvcc(*arguments: str) -> str:
-    """What the compiler says."""
+    """Output of nvcc."""
     done = subprocess.run([tool("nvcc") or "nvcc", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
@@ -89,7 +81,7 @@ def _hmma(cubin: Path) -> dict[str, int] | None:
 
 
 def _names(mangled: str) -> tuple[str, str]:
-    """Kernel and variant."""
+    """Kernel and variant of a mangled name."""
     kernel = re.match(r"_ZN6copgen\d+([a-z_]+?_kernel)", mangled)[1]
     shape = re.search(r"5Shape(ILi\d+ELi\d+ELi\d+EE)", mangled)
     flags = re.findall(r"Lb([01])E", mangled)
@@ -97,19 +89,12 @@ def _names(mangled: str) -> tuple[str, str]:
     return kernel, " ".join(filter(None, [_SHAPES[shape[1]] if shape else "", *words]))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.compile.cuda_kernels", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where to write the rows (default: %(default)s)")
-    file = parser.parse_args(arguments).json
+def measure() -> dict[str, Any]:
+    """{"versions": ..., "rows": [...]} of all kernels and targets."""
     rows = [row for compiled in compile_all().values() for row in compiled["rows"]]
-    print(table(rows))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"versions": {"nvcc": nvcc_version()}, "rows": rows}, indent=1) + "\n")
-    return 0
+    version = re.search(r"V([\d.]+)", _nvcc("--version"))[1]  # as 13.0.88
+    return {"versions": {"nvcc": version}, "rows": rows}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("bench.compile.cuda_kernels", __doc__, RESULTS, measure)

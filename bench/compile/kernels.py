@@ -2,7 +2,7 @@
 
     python -m bench.compile.kernels [--json FILE]
 
-A module in kernels/ that launches kernels has `examples(thorough)`: named launches without data. They run here with
+A module in kernels/ that launches kernels has `examples(thorough)`: named launches on meta tensors. They run here with
 a driver that only compiles, so that what is measured is what a launch would compile. sm_75, which has the fewest
 registers per thread, gets all variants, the others a few.
 """
@@ -16,8 +16,8 @@ import io
 import json
 import os
 import re
-import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -27,7 +27,7 @@ from typing import Any
 TARGETS = (75, 80, 86, 89, 90, 120)
 RESULTS = Path(__file__).parents[1] / "results" / "kernels.json"
 _KERNELS = Path(__file__).parents[2] / "kernels"
-REPORT = {  # what the assembler says of a kernel, by the field of its row
+REPORT = {  # patterns in the assembler's report, by the field of a row
     "registers": r"Used (\d+) registers",
     "shared_bytes": r"(\d+) bytes smem",
     "spill_stores_bytes": r"(\d+) bytes spill stores",
@@ -73,7 +73,7 @@ def _compile(job: tuple[int, str, str]) -> list[dict[str, Any]]:
     from triton.runtime.jit import JITFunction
 
     class Compiler(CudaDriver):
-        """The CUDA driver of a device that is not there; each target counts as a device of its own."""
+        """CUDA driver of an absent device, which only compiles; each target is another device number."""
 
         def __init__(self) -> None:
             self.get_current_device = lambda: target
@@ -117,17 +117,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.compile.kernels", description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where to write the rows (default: %(default)s)")
-    file = parser.parse_args(arguments).json
-    result = compile_all()
+def main(module: str, description: str, default: Path, measure: Callable[[], dict[str, Any]]) -> None:
+    """Command line of a module of this folder: print the table of {"versions": ..., "rows": [...]}, and write it."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description.partition("\n")[0])
+    parser.add_argument("--json", type=Path, default=default, help="file for the rows (default: %(default)s)")
+    file = parser.parse_args().json
+    result = measure()
     print(table(result["rows"]))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main("bench.compile.kernels", __doc__, RESULTS, compile_all)

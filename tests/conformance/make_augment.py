@@ -1,4 +1,4 @@
-"""Conformance vectors of the augmentation: images and parameters -> what torchvision makes of them.
+"""Conformance vectors of the augmentation: images, parameters and torchvision's results.
 
     python tests/conformance/make_augment.py      # writes augment.npz beside this file
 

@@ -1,4 +1,4 @@
-"""What InfoNCE's CUDA operators must compute, in float64, and inputs to try them on; see test_info_nce_cuda.py."""
+"""Definition in float64 and test inputs of InfoNCE's CUDA operators; see test_info_nce_cuda.py."""
 
 import ctypes
 import math
@@ -186,7 +186,7 @@ class OnCpu:
         return [x and x[1] for x in outputs]
 
     def losses(self, case, band=1, nearest=False):
-        """losses [m], lse [m], nearest [m], closeness [m]"""
+        """losses [m], lse [m], nearest [m], nearest_logit [m]"""
         m = len(case.rows)
         empty = torch.full((m,), math.nan)
         best = (torch.full((m,), -1), empty) if nearest else (None, None)
@@ -233,7 +233,7 @@ class OnGpu:
         return [x if x is None else x.cpu() for x in outputs]
 
     def losses(self, case, nearest=False):
-        """losses [m], lse [m], nearest [m], closeness [m]"""
+        """losses [m], lse [m], nearest [m], nearest_logit [m]"""
         empty = torch.full((len(case.rows),), math.nan)
         best = (torch.full((len(case.rows),), -1), empty) if nearest else (None, None)
         return self._call(self.operators.row_losses, case, (), (empty, empty, *best))

@@ -1,4 +1,4 @@
-"""InfoNCE's CUDA kernels: their numbers on the CPU (see cuda_on_cpu/) and on a GPU, and what they compile to."""
+"""InfoNCE's CUDA kernels: values on the CPU (see helpers/cuda_on_cpu/) and on a GPU, registers and instructions."""
 
 import json
 import math

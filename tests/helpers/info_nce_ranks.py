@@ -1,4 +1,4 @@
-"""What one rank of a group computes; test_info_nce_group.py starts these as processes.
+"""InfoNCE of one rank of a group, a process that test_info_nce_group.py starts.
 
 python -m tests.helpers.info_nce_ranks RANK WORLD STORE OUT
 """

@@ -1,4 +1,4 @@
-"""What the Triton kernels compile to for every generation of GPUs, without a GPU."""
+"""Registers, shared memory and spills of the Triton kernels on every generation of GPUs, compiled without a GPU."""
 
 import json
 import os

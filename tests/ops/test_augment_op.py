@@ -1,4 +1,4 @@
-"""The fused operators as PyTorch sees them: registration, compilation, memory, determinism."""
+"""The operators of the augmentation: registration, compilation, memory, determinism."""
 
 from dataclasses import replace
 

@@ -13,7 +13,7 @@ from copgen_fast.ops.checks import expect_tensor
         (torch.ones(2, 4), ValueError, r"z: expected shape \[N, 3\], got \[2, 4\]"),
     ],
 )
-def test_the_message_names_argument_what_came_and_what_was_expected(value, error, message):
+def test_the_message_names_the_argument_and_what_was_expected(value, error, message):
     with pytest.raises(error, match=message):
         expect_tensor("z", value, ("N", 3))
 

@@ -1,4 +1,4 @@
-"""The conditional normalisation against its definition: values, gradients, memory, and as PyTorch sees it."""
+"""The conditional normalisation against its definition: values, gradients, memory, operators."""
 
 import pytest
 import torch
@@ -254,7 +254,7 @@ def test_the_backward_keeps_its_inputs_alone():
     assert cond_norm(*(x.detach() for x in inputs)).grad_fn is None
 
 
-# As PyTorch sees it.
+# Operators.
 
 
 @needs_cpp

@@ -1,4 +1,4 @@
-"""The loss itself: its definition, its peers, its forms and what it refuses."""
+"""InfoNCE: definition, other libraries, forms and errors."""
 
 import math
 
@@ -151,7 +151,7 @@ def test_the_symmetric_loss_ignores_which_side_is_which():
     assert one_sided != info_nce(positives, anchors, symmetric=False)
 
 
-def test_the_scale_of_a_row_does_not_matter_unless_asked_for():
+def test_the_scale_of_a_row_does_not_matter_with_normalize():
     anchors, positives = rows(7, 5)
     torch.testing.assert_close(info_nce(anchors * 1e3, positives * 1e-3), info_nce(anchors, positives))
     units = [F.normalize(x, dim=1) for x in (anchors, positives)]
@@ -235,7 +235,7 @@ def test_the_module_is_the_function(learned):
         assert loss.log_temperature.grad != 0
 
 
-# Refusals.
+# Errors.
 
 
 def test_errors_name_the_argument():
@@ -280,7 +280,7 @@ def test_errors_of_the_options_name_them():
             InfoNCELoss(**settings_)
 
 
-def test_values_are_looked_at_only_when_asked():
+def test_values_are_checked_only_with_check_finite():
     ok = torch.randn(4, 3)
     for bad in (math.nan, math.inf):
         spoilt = ok.clone()

@@ -1,4 +1,4 @@
-"""The whole loss on a GPU, by every backend that it has: numbers, launches, waiting, graphs."""
+"""InfoNCE on a GPU by every backend: values, launches, synchronisation, CUDA graphs."""
 
 import pytest
 import torch
@@ -110,7 +110,7 @@ def test_a_graph_replays_it(backend, n):
         assert torch.equal(replayed, eager), "the same bits, as nothing is added in any order"
 
 
-def test_it_takes_what_the_table_says():
+def test_the_default_is_the_resolved_backend():
     inputs = embeddings(97, 64, torch.float16)
     chosen = resolve("info_nce", "cuda", dtype=torch.float16, dimension=64)
     assert chosen in BACKENDS

@@ -1,4 +1,4 @@
-"""InfoNCE over the ranks of a group is that of one process on the whole batch."""
+"""InfoNCE over the ranks of a group against one process with the whole batch."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def ranks(request, tmp_path_factory):
-    """What each rank computed."""
+    """Results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.helpers.info_nce_ranks"]
     started = [
@@ -36,16 +36,16 @@ def test_equals_one_process_on_the_whole_batch(ranks, case, backend):
     def mean(values):
         return sum(values) / world
 
-    # A rank has its own rows' mean loss; the gradients are those of the sum over ranks.
-    loss, learned, losses, agreement, information, *gradients, of_a, of_p, of_t = parts
+    # A rank has the mean loss of its rows; the gradients are those of the sum over ranks.
+    loss, learned, losses, top1, bound, *gradients, of_a, of_p, of_t = parts
     close = {"rtol": 1e-6, "atol": 1e-12}
     torch.testing.assert_close(mean(loss), whole[0], **close)
     torch.testing.assert_close(mean(learned), whole[1], **close)
     sides = 1 if options.get("symmetric") is False else 2
     by_side = [torch.cat([x.chunk(sides)[side] for x in losses]) for side in range(sides)]
     torch.testing.assert_close(torch.cat(by_side), whole[2], **close)
-    torch.testing.assert_close(mean(agreement), whole[3], **close)
-    torch.testing.assert_close(mean(information), whole[4], **close)
+    torch.testing.assert_close(mean(top1), whole[3], **close)
+    torch.testing.assert_close(mean(bound), whole[4], **close)
     for of_ranks, expected in zip((*gradients, of_a, of_p), whole[5:9], strict=True):
         torch.testing.assert_close(torch.cat(of_ranks) / world, expected, **close)
     torch.testing.assert_close(mean(of_t), whole[9], **close)

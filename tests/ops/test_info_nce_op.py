@@ -200,9 +200,9 @@ def test_nan_spreads_to_the_losses_that_see_it(backend, symmetric, temperature):
     anchors, positives = (x.clone() for x in rows(5, 8, dtype=torch.float32))
     anchors[2, 3] = torch.nan
     options = {"symmetric": symmetric, "temperature": temperature, "backend": backend}
-    losses, (_, agreement, _) = info_nce(anchors, positives, **options, reduction="none", return_stats=True)
+    losses, (_, top1, _) = info_nce(anchors, positives, **options, reduction="none", return_stats=True)
     assert losses.isnan().tolist() == ([True] * 10 if symmetric else [False, False, True, False, False])
-    assert 0 <= agreement <= 1
+    assert 0 <= top1 <= 1
 
 
 # Operators.
@@ -237,7 +237,7 @@ def test_opcheck_sum_by_label():
     assert torch.autograd.gradcheck(lambda x: sum_by_label(x, labels), x)
 
 
-def test_l2_normalize_are_their_definition():
+def test_l2_normalize_is_its_definition():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         inputs = [x.requires_grad_() for x in rows(5, 7, dtype=dtype)]
         ours, _ = l2_normalize(*inputs, "reference")

@@ -1,6 +1,6 @@
-// Stands in for CUDA's header of this name, so that a C++ compiler takes csrc/*.cuh and one CPU thread runs their
-// kernels: slowly, for tests. Blocks run one after the other; a CUDA thread is a fiber that runs until it waits for
-// its warp or its block.
+// CUDA emulation for tests: replaces CUDA's header of this name, so that a C++ compiler takes csrc/*/*.cuh and one CPU
+// thread runs their kernels. Blocks run one after the other; a CUDA thread is a fiber that runs until it waits for its
+// warp or its block.
 #pragma once
 
 #include <math.h>

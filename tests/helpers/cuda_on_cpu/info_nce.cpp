@@ -1,4 +1,5 @@
-// InfoNCE's CUDA kernels on the CPU, for ctypes: zero where all went well. `plan` is a Plan of csrc/info_nce/info_nce_cuda.h.
+// InfoNCE's CUDA kernels on the CPU, for ctypes; functions return zero for success. `plan` is a Plan of
+// csrc/info_nce/info_nce_cuda.h.
 #include "info_nce_plan.cuh"
 
 using namespace copgen;
@@ -30,9 +31,9 @@ extern "C" {
 void run_backwards(bool backwards) { on_cpu::machine.backwards = backwards; }
 
 int row_losses(int plan, Similarity matrix, int band, float* scratch, float* losses, float* lse, int64_t* nearest,
-               float* closeness) {
+               float* nearest_logit) {
   return guarded([=] {
-    launch_losses(Launch(), static_cast<Plan>(plan), matrix, band, scratch, losses, lse, nearest, closeness);
+    launch_losses(Launch(), static_cast<Plan>(plan), matrix, band, scratch, losses, lse, nearest, nearest_logit);
   });
 }
 
