@@ -14,10 +14,10 @@ from copgen_fast.runtime import artifacts
 
 
 def grid_png(images: Tensor, columns: int) -> bytes:
-    """Images [N, 3, H, W] in [-1, 1], row by row with `columns` to a row, as PNG bytes.
+    """PNG bytes of images [N, 3, H, W] in [-1, 1], row by row with `columns` to a row.
 
     Raises:
-        TypeError, ValueError: no such images.
+        TypeError, ValueError: images of another dtype or shape.
     """
     expect_tensor("images", images, ("N", 3, "H", "W"))
     grid = make_grid(images.detach().float().cpu().clamp(-1, 1).add(1).div(2), nrow=columns, padding=2, pad_value=1.0)
@@ -28,4 +28,5 @@ def grid_png(images: Tensor, columns: int) -> bytes:
 
 
 def write_grid(path: Path, images: Tensor, columns: int) -> None:
+    """Write `grid_png` to a file."""
     artifacts.write_bytes(path, grid_png(images, columns))

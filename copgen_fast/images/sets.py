@@ -1,4 +1,4 @@
-"""Labelled image sets for probing and for real-image baselines, in memory as uint8 tensors."""
+"""Labelled image data sets in memory, for evaluations and for pretraining on real images."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _UINT8 = (torch.uint8,)
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """A data set with its two splits.
+    """The training and test split of a data set.
 
     Attributes:
         train_images, test_images: uint8 [N, 3, H, W].
         train_labels, test_labels: int64 [N], in 0 .. num_classes - 1.
 
     Raises:
-        TypeError, ValueError: a tensor of another dtype or shape; the message names it.
+        TypeError, ValueError: a tensor has another dtype or shape; the message names it.
     """
 
     train_images: Tensor
@@ -53,11 +53,11 @@ class LabelledImages:
 
 
 class RealPairs(Dataset):
-    """Real images as pairs: each is its own positive, as in plain SimCLR.
+    """Real images as pairs: each is its own positive, as in SimCLR.
 
     Args:
         images: uint8 [N, 3, H, W].
-        labels: int64 [N], where the objective is to see them.
+        labels: int64 [N], for a supervised loss.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
@@ -75,7 +75,7 @@ class RealPairs(Dataset):
 
 @dataclass(frozen=True)
 class _TorchvisionSet:
-    """How to ask torchvision for a data set: its class, arguments for the parts of each split, the files it reads."""
+    """A torchvision data set: its class, the arguments of each split (several are concatenated), the files it reads."""
 
     cls: str
     train: tuple[dict[str, Any], ...]
@@ -88,7 +88,7 @@ _SPLIT = ({"split": "train"},), ({"split": "test"},)
 _TRAINVAL = ({"split": "trainval"},), ({"split": "test"},)
 _TRAIN_AND_VAL = ({"split": "train"}, {"split": "val"}), ({"split": "test"},)
 
-# Where a set has a validation split, it is trained on as well, as is usual in transfer experiments.
+# Validation splits are trained on as well, as is usual in transfer experiments.
 _TORCHVISION: dict[str, _TorchvisionSet] = {
     "cifar10": _TorchvisionSet("CIFAR10", *_BOOLEAN, "cifar-10-batches-py/"),
     "cifar100": _TorchvisionSet("CIFAR100", *_BOOLEAN, "cifar-100-python/"),
@@ -109,19 +109,19 @@ _TORCHVISION: dict[str, _TorchvisionSet] = {
 
 
 def names() -> list[str]:
-    """Names that `load` knows."""
+    """Names of the data sets that `load` reads."""
     return ["digits", "npz", "folder", *sorted(_TORCHVISION)]
 
 
 def load(config: DataConfig) -> LabelledImages:
     """Read the data set `config.name` from `config.root` into memory; nothing is downloaded.
 
-    Images come out as uint8 [N, 3, S, S], S = config.image_size: grey is repeated to three channels; the shorter
-    side is resized to S (bicubic, antialiased) and the centre cut out, unless they are S x S already. Labels are
-    0 .. C - 1, and every class has training images.
+    Images are returned as uint8 [N, 3, S, S], S = config.image_size: grey is repeated to three channels; the shorter
+    side is resized to S (bicubic, antialiased) and the centre cropped. Labels are 0 .. C - 1, and every class has
+    training images.
 
     Raises:
-        UsageError: an unknown name; root or files missing, damaged or of another form; more images than memory.
+        UsageError: the name is unknown, files are missing or not as expected, or the images don't fit into memory.
     """
     root = find(config)
     if root is None:
@@ -131,16 +131,16 @@ def load(config: DataConfig) -> LabelledImages:
     else:
         splits = _folder(root) if config.name == "folder" else _torchvision(_TORCHVISION[config.name], root)
         _expect_memory(sum(map(len, splits)), config.image_size)
-        data = LabelledImages(*(part for split in splits for part in _decode(split, config)))
+        data = LabelledImages(*(tensor for split in splits for tensor in _decode(split, config)))
     _expect_classes(data, config)
     return data
 
 
 def find(config: DataConfig) -> Path | None:
-    """Where the data set lies, of which nothing is read yet; None of the embedded one.
+    """Path of the data set, without reading it; None for `digits`, which is embedded in scikit-learn.
 
     Raises:
-        UsageError: an unknown name; nothing there, or something of another kind.
+        UsageError: the name is unknown, or the path is missing or of another kind.
     """
     if config.name not in names():
         raise UsageError(f"unknown data set {config.name!r}: choose from {', '.join(names())}")
@@ -159,10 +159,10 @@ def find(config: DataConfig) -> Path | None:
 
 
 def digits(image_size: int = 32) -> LabelledImages:
-    """scikit-learn's handwritten digits: 1797 real 8x8 scans of 17 grey levels, ten classes.
+    """scikit-learn's handwritten digits: 1797 real 8x8 scans with 17 grey levels, ten classes.
 
-    The split is fixed (stratified; 1437 to train on, 360 held out). Scans are upsampled by bicubic
-    interpolation to `image_size` and repeated to three channels.
+    The split is fixed: stratified, 1437 for training and 360 held out. Scans are resized (bicubic) to `image_size`
+    and repeated to three channels.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -172,7 +172,7 @@ def digits(image_size: int = 32) -> LabelledImages:
     images = resize(torch.from_numpy(scans).float().view(-1, 1, 8, 8) / 16, image_size)
     images = (images.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
     labels = torch.from_numpy(labels).long()
-    train, test = (torch.tensor(part) for part in indices)
+    train, test = map(torch.tensor, indices)
     return LabelledImages(images[train].contiguous(), labels[train], images[test].contiguous(), labels[test])
 
 
@@ -195,38 +195,40 @@ def _npz(path: Path, size: int) -> LabelledImages:
         with zipfile.ZipFile(path) as archive:
             shapes = _npz_shapes(archive, path)
             count = shapes["train_images"][0] + shapes["test_images"][0]
-            _expect_memory(count, size, beside=sum(map(math.prod, shapes.values())))
+            _expect_memory(count, size, file_bytes=sum(map(math.prod, shapes.values())))
             arrays = {}
             for key in shapes:
                 with archive.open(f"{key}.npy") as file:
                     arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
-        raise UsageError(f"{path} is truncated or no .npz file ({error}): write it anew with numpy.savez") from error
+        raise UsageError(
+            f"{path} is truncated or not an .npz file ({error}): write it again with numpy.savez"
+        ) from error
     return LabelledImages(
-        _fit(torch.from_numpy(arrays["train_images"]).movedim(3, 1), size),
+        _resize_and_crop(torch.from_numpy(arrays["train_images"]).movedim(3, 1), size),
         torch.from_numpy(arrays["train_labels"].astype(np.int64)),
-        _fit(torch.from_numpy(arrays["test_images"]).movedim(3, 1), size),
+        _resize_and_crop(torch.from_numpy(arrays["test_images"]).movedim(3, 1), size),
         torch.from_numpy(arrays["test_labels"].astype(np.int64)),
     )
 
 
 def _npz_shapes(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the four arrays, checked before anything is decoded."""
+    """Shapes of the four arrays by name, checked before any is read."""
     shapes = {}
     for key in ("train_images", "train_labels", "test_images", "test_labels"):
         if f"{key}.npy" not in archive.namelist():
-            held = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
-            raise UsageError(f"{path} has no array {key!r} (it holds: {held}): add it")
+            found = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise UsageError(f"{path} has no array {key!r} (it holds: {found}): add it")
         with archive.open(f"{key}.npy") as file:
             version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            read_header = getattr(np.lib.format, f"read_array_header_{1 if version == (1, 0) else 2}_0")
+            shape, _, dtype = read_header(file)
         if key.endswith("images"):
-            fits, form = dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3), "uint8 [N, H, W, 1 or 3]"
+            valid, form = dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3), "uint8 [N, H, W, 1 or 3]"
         else:
             count = shapes[key.replace("labels", "images")][0]
-            fits, form = dtype.kind in "iu" and shape == (count,), f"integers [{count}], one for each image"
-        if not fits or 0 in shape:
+            valid, form = dtype.kind in "iu" and shape == (count,), f"integers [{count}], one for each image"
+        if not valid or 0 in shape:
             raise UsageError(f"{path}: {key} is {dtype} {list(shape)}, expected {form}")
         shapes[key] = shape
     return shapes
@@ -240,17 +242,17 @@ def _folder(root: Path) -> tuple[Dataset, Dataset]:
         if not split.is_dir():
             raise UsageError(f"{split} is missing: put images there as {split.name}/CLASS/FILE")
         try:
-            splits.append(ImageFolder(str(split), loader=_open))
+            splits.append(ImageFolder(str(split), loader=_open_image))
         except FileNotFoundError as error:  # no class folders, or one without images
             raise UsageError(f"{split} should hold images as CLASS/FILE: {error}") from error
     train, test = splits
     if train.classes != test.classes:
-        odd = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
-        raise UsageError(f"{root}: train and test must have the same classes; in one of them only: {odd}")
+        different = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+        raise UsageError(f"{root}: train and test must have the same classes; in one of them only: {different}")
     return train, test
 
 
-def _open(path: str) -> Image.Image:
+def _open_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -261,25 +263,25 @@ def _open(path: str) -> Image.Image:
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
 
 
-def _torchvision(known: _TorchvisionSet, root: Path) -> tuple[Dataset, Dataset]:
+def _torchvision(entry: _TorchvisionSet, root: Path) -> tuple[Dataset, Dataset]:
     from torchvision import datasets
 
-    build = getattr(datasets, known.cls)
+    build = getattr(datasets, entry.cls)
     try:
         train, test = (
-            ConcatDataset([build(str(root), download=False, **part) for part in parts])
-            for parts in (known.train, known.test)
+            ConcatDataset([build(str(root), download=False, **arguments) for arguments in split])
+            for split in (entry.train, entry.test)
         )
     except (RuntimeError, ValueError, EOFError, OSError) as error:  # torchvision's for missing or damaged files
         raise UsageError(
-            f"{root} lacks a whole {known.files}: put there what "
-            f"torchvision.datasets.{known.cls}({str(root)!r}, download=True) would; nothing is downloaded here"
+            f"{root} lacks {entry.files}, or files of it are damaged: put there what "
+            f"torchvision.datasets.{entry.cls}({str(root)!r}, download=True) would; nothing is downloaded here"
         ) from error
     return train, test
 
 
 def _decode(items: Dataset, config: DataConfig) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 3, S, S] and labels int64 [N]; threads read them, as Pillow releases the lock."""
+    """Images uint8 [N, 3, S, S] and labels int64 [N], read in threads, as Pillow releases the interpreter's lock."""
     size = config.image_size
     images = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
     labels = torch.empty(len(items), dtype=torch.int64)
@@ -293,7 +295,7 @@ def _decode(items: Dataset, config: DataConfig) -> tuple[Tensor, Tensor]:
                     f"image {index} of {config.name} cannot be read ({error}): replace its file"
                 ) from error
             pixels = torch.from_numpy(np.array(image.convert("RGB")))
-            images[index] = _fit(pixels.movedim(2, 0)[None], size)[0]
+            images[index] = _resize_and_crop(pixels.movedim(2, 0)[None], size)[0]
             labels[index] = int(label)
 
     blocks = [range(start, min(start + 256, len(items))) for start in range(0, len(items), 256)]
@@ -303,18 +305,18 @@ def _decode(items: Dataset, config: DataConfig) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _fit(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, 1 or 3, H, W] -> contiguous uint8 [N, 3, size, size]: shorter side to `size`, then the centre."""
+def _resize_and_crop(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, 1 or 3, H, W] -> contiguous uint8 [N, 3, size, size]: shorter side resized, centre cropped."""
     height, width = images.shape[2:]
     scale = size / min(height, width)
     shape = (round(height * scale), round(width * scale))
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    fitted = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    for block, out in zip(images.split(1024), fitted.split(1024), strict=True):  # bounds the memory between
+    resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for block, out in zip(images.split(1024), resized.split(1024), strict=True):  # bounds temporary memory
         if shape != (height, width):
             block = F.interpolate(block, size=shape, mode="bicubic", align_corners=False, antialias=True)
         out.copy_(block[:, :, top : top + size, left : left + size])
-    return fitted
+    return resized
 
 
 def _expect_classes(data: LabelledImages, config: DataConfig) -> None:
@@ -330,11 +332,11 @@ def _shown(labels: list[int]) -> str:
     return f"{', '.join(map(str, labels[:12]))}{', ...' if len(labels) > 12 else ''}"
 
 
-def _expect_memory(count: int, size: int, beside: int = 0) -> None:
-    """Refuse before decoding what would not fit; `beside`: bytes held at the same time."""
-    needed, free = count * 3 * size**2 + beside, available_memory(torch.device("cpu"))
-    if free is not None and needed > 1e6 * free:
+def _expect_memory(count: int, size: int, file_bytes: int = 0) -> None:
+    """Refuse before decoding what would not fit into memory, with `file_bytes` that are held at the same time."""
+    needed, free = (3 * count * size**2 + file_bytes) / 1e6, available_memory(torch.device("cpu"))
+    if free is not None and needed > free:
         raise UsageError(
-            f"{count} images of {size} px take {needed / 1e9:.3g} GB and {free / 1e3:.3g} GB of memory are free: "
+            f"{count} images of {size} px take {needed / 1e3:.3g} GB and {free / 1e3:.3g} GB of memory are free: "
             "lower --data.image-size or take fewer images"
         )
