@@ -71,12 +71,16 @@ def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]
 
 
 def profiles(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[str]:
-    """Lines of each case's time by phase, in each precision; a trace of each in the folder `options.profile`."""
+    """Lines of each case's time by phase, in each precision."""
     for case, device in chosen(cases, options):
         for step in area.ours(case, device):
             if step.backend == "pytorch":  # a replayed graph has no marks
-                name = f"{area.name} {case} {step.precision}"
-                yield from _profile.lines(name, _profile.profile(name, step.call, device, options.profile))
+                yield from profile(f"{area.name} {case} {step.precision}", step.call, device, options)
+
+
+def profile(name: str, step: Call, device: torch.device, options: Options) -> Iterator[str]:
+    """Lines of a step's time by phase; its trace goes to the folder `options.profile`."""
+    return _profile.lines(name, _profile.profile(name, step, device, options.profile))
 
 
 def precisions(device: torch.device, of_gpus: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,15 +13,15 @@ from torch.profiler import record_function
 from bench.areas import _steps
 from bench.areas.generator import Case as GeneratorCase
 from bench.areas.generator import random_bigbigan
-from bench.baselines import navigator as baselines
+from bench.baselines.navigator import ReferenceNavigator
 from bench.harness import Call
 from bench.rows import Options, Row
-from copgen_fast import augmentations, generators
+from copgen_fast import generators
 from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, RunConfig
 from copgen_fast.errors import CopgenError
 from copgen_fast.positives.navigator import untrained
 from copgen_fast.runtime import devices, seeds
-from copgen_fast.stages.navigator import draw_batch, draw_latents, make_players, make_step
+from copgen_fast.stages.navigator import Players, draw_batch, draw_latents, make_players, make_step
 
 PAPER = NavigatorConfig(estimator=EncoderConfig("resnet18", "imagenet"))
 
@@ -31,8 +31,8 @@ class Case:
     """A step of `batch` latents of a generator, BigBiGAN with random weights or the embedded digits.
 
     Attributes:
-        precisions: those of a GPU, where the generator is at level half; a CPU has float32, and bf16 where it can.
-        stacked: the peer stacks its views, where assigning them one by one would take minutes a step.
+        precisions: those of a GPU, where the generator is at level half; a CPU has float32, and bf16 if supported.
+        stacked: the peer stacks its views, as assigning them one by one would take minutes a step.
         side, width: of the generator's images and of its last block.
     """
 
@@ -52,7 +52,7 @@ class Case:
         return RunConfig(precision=precision, navigator=replace(self.options, batch=self.batch))
 
     def published(self) -> nn.Module:
-        """The generator as it was trained, or with random weights."""
+        """The published generator, with the embedded or with random weights."""
         if self.generator == "bigbigan":
             return random_bigbigan(GeneratorCase(self.batch, width=self.width, resolution=self.side))
         return generators.build("digits")
@@ -79,27 +79,26 @@ def profiles(options: Options) -> Iterator[str]:
 def our_steps(case: Case, device: torch.device) -> Iterator[_steps.Step]:
     """The stage's step in each precision, draws from seeds included, on the same latents each time.
 
-    On a GPU also as one CUDA graph, in the precision that the stage takes there unasked.
+    On a GPU also as one CUDA graph, in the precision that is the stage's default there.
     """
     published = case.published().to(device)
-    unasked = devices.resolve_precision("auto", device)
+    default = devices.resolve_precision("auto", device)
     for precision in _steps.precisions(device, case.precisions):
         try:
-            yield _steps.Step(precision, _our_step(case, published, precision, device))
-            if device.type == "cuda" and precision == unasked:
-                yield _steps.Step(precision, _our_step(case, published, precision, device, graph=True), "CUDA graph")
+            yield _steps.Step(precision, our_step(case, published, precision, device))
+            if device.type == "cuda" and precision == default:
+                yield _steps.Step(precision, our_step(case, published, precision, device, graph=True), "CUDA graph")
         except CopgenError as error:  # half precision that changes images too much
             print(f"left out: {case}, {precision} ({error})", flush=True)
 
 
-def _our_step(case: Case, published: nn.Module, precision: str, device: torch.device, graph: bool = False) -> Call:
+def our_step(case: Case, published: nn.Module, precision: str, device: torch.device, graph: bool = False) -> Call:
+    """One call of the stage's step through the optimised generator."""
     config = case.config(precision)
     config = replace(config, navigator=replace(config.navigator, graph=graph))
-    level = "exact" if precision == "fp32" else "half"
-    G = generators.optimize(published, level)  # of the stage's dtype: on a GPU float16, whose loss it scales
-    T = untrained(G.latent_dim, config.navigator, config.seed).to(device)
-    run = _steps.run(config, device)
-    update = make_step(run, make_players(run, G, T))
+    # At the stage's level and dtype: on a GPU float16, whose loss it scales.
+    G = generators.optimize(published, "exact" if precision == "fp32" else "half")
+    update = make_step(_steps.run(config, device), players(config, G, device))
 
     def step() -> object:
         with record_function("data"):
@@ -109,33 +108,23 @@ def _our_step(case: Case, published: nn.Module, precision: str, device: torch.de
     return step
 
 
+def players(config: RunConfig, G: nn.Module, device: torch.device) -> Players:
+    """The players at their seeded start."""
+    T_z = untrained(G.latent_dim, config.navigator, config.seed).to(device)
+    return make_players(_steps.run(config, device), G, T_z)
+
+
 def their_step(case: Case, device: torch.device) -> dict[str, Call]:
-    """The reference form by its name, from the weights and on the latents that ours has."""
+    """The reference code's form by its name, from our step's weights and on its latents."""
     config, G = case.config("fp32"), case.published().to(device)
-    game = their_game(case, G, device)
+    start = players(config, G, device)
+    theirs = ReferenceNavigator(G, start.T_z, start.f, config.navigator, case.stacked)
     seed = seeds.derive32(config.seed, "navigator latents", 0)
 
     def step() -> object:
-        return baselines.reference_step(game, draw_latents(config, G, seed, case.batch, device))
+        return theirs.step(draw_latents(config, G, seed, case.batch, device))
 
     return {f"reference form, fp32{', views stacked' if case.stacked else ''}": step}
-
-
-def their_game(case: Case, G: nn.Module, device: torch.device) -> baselines.ReferenceGame:
-    config = case.config("fp32")
-    options = config.navigator
-    T = untrained(G.latent_dim, options, config.seed).to(device)
-    return baselines.reference_game(
-        G,
-        T,
-        make_players(_steps.run(config, device), G, T).f,
-        augmentations.get(options.augmentation),
-        lr=options.lr,
-        estimator_lr=options.estimator_lr,
-        temperature=options.temperature,
-        base_temperature=options.base_temperature,
-        slices=not case.stacked,
-    )
 
 
 _AREA = _steps.Area("navigator", "generator three times, estimator", our_steps, their_step)

@@ -47,8 +47,9 @@ def plain(temperature: float) -> Peer:
     return run
 
 
-def published(temperature: float) -> Peer:
-    """The arithmetic of the reference code's SupConLoss, without labels, base temperature t."""
+def published(temperature: float, base_temperature: float | None = None) -> Peer:
+    """The arithmetic of the reference code's SupConLoss, without labels; base temperature None: the temperature."""
+    scale = 1.0 if base_temperature is None else temperature / base_temperature
 
     def run(anchors: Tensor, positives: Tensor) -> Tensor:
         views = torch.cat([F.normalize(anchors, dim=1), F.normalize(positives, dim=1)])
@@ -59,6 +60,6 @@ def published(temperature: float) -> Peer:
         others = torch.ones_like(mask).fill_diagonal_(0)
         mask = mask * others
         log_prob = logits - torch.log((torch.exp(logits) * others).sum(1, keepdim=True))
-        return -((mask * log_prob).sum(1) / mask.sum(1)).mean()
+        return -scale * ((mask * log_prob).sum(1) / mask.sum(1)).mean()
 
     return run

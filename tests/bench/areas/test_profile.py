@@ -10,7 +10,7 @@ from torch.profiler import record_function
 
 from bench.__main__ import main
 from bench.areas import _profile as profile
-from bench.areas import _reading, navigator, pretrain
+from bench.areas import navigator, pretrain
 from copgen_fast.config import EncoderConfig, NavigatorConfig, PretrainConfig
 
 CPU = torch.device("cpu")
@@ -136,11 +136,11 @@ def test_a_gpus_time_is_that_of_the_kernels_each_operation_launches(monkeypatch)
 
 
 def test_the_command_leaves_traces_and_prints_shares(monkeypatch, tmp_path, capsys):
-    game = NavigatorConfig(estimator=SMALL, augmentation="simclr")
-    monkeypatch.setattr(navigator, "CASES", (navigator.Case("bigbigan", 2, 16, game, width=2),))
+    options = NavigatorConfig(estimator=SMALL, augmentation="simclr")
+    monkeypatch.setattr(navigator, "CASES", (navigator.Case("bigbigan", 2, 16, options, width=2),))
     case = pretrain.Case(2, 16, PretrainConfig(encoder=SMALL), workers=0)
     monkeypatch.setattr(pretrain, "CASES", (case,))
-    monkeypatch.setattr(pretrain, "READING", (_reading.Reading(case, epoch=2),))
+    monkeypatch.setattr(pretrain, "READING", (pretrain.Reading(case, epoch=2),))
     for area, phases in (("navigator", profile.PHASES), ("pretrain", {*profile.PHASES} - {"generator"})):
         assert main([area, "--device", "cpu", "--profile", str(tmp_path)]) == 0
         printed = capsys.readouterr().out
