@@ -104,7 +104,7 @@ def test_it_copies_into_its_own_buffers_without_a_look_at_them(tmp_path, recorde
     assert reads.count == 0
     assert addresses == [value.data_ptr() for value in cuda_graph.tensors(step.inputs)]
     assert all(map(torch.equal, cuda_graph.tensors(step.inputs), cuda_graph.tensors(batches[1])))
-    assert len(addresses) == 1 + len(dataclasses.fields(batches[0].params))
+    assert len(addresses) == 1 + 2 * len(dataclasses.fields(batches[0].params)), "z, and the draws of t_x and t_x'"
 
 
 def test_another_shape_is_stepped_without_it_and_said_once(tmp_path, recorded, capsys):
@@ -112,7 +112,9 @@ def test_another_shape_is_stepped_without_it_and_said_once(tmp_path, recorded, c
     step = graphed(players, "alternating")
     step(batch)
     n = len(batch.z)
-    shorter = dataclasses.replace(batch, z=batch.z[: n - 1], params=batch.params[: 2 * n - 2])
+    rows = slice(0, n - 1)
+    params = {name: getattr(batch, name)[rows] for name in ("params", "params_prime")}
+    shorter = dataclasses.replace(batch, z=batch.z[rows], **params)
     replayed = []
     step.replay = lambda: replayed.append(True)
     for _ in range(2):
