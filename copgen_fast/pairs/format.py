@@ -15,7 +15,7 @@ import dataclasses
 import io
 import mmap
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.runtime import artifacts
+from copgen_fast.runtime.progress import progress
 
 FORMAT = 2
 """Version in index.json. 2 records the codec; folders of version 1 hold PNG files and are read too."""
@@ -263,10 +264,13 @@ def is_shard(name: str) -> bool:
     return name.startswith("shard-") and name.endswith((".tar", ".safetensors"))
 
 
-def check_shard(folder: Path, shard: Shard) -> None:
-    """`check_file` of a shard and of its latents."""
-    check_file(folder / shard.name, shard.bytes, shard.sha256)
-    check_file(folder / sidecar(shard.name), shard.sidecar_bytes, shard.sidecar_sha256)
+def check_shards(shards: Collection[tuple[Path, Shard]]) -> None:
+    """`check_file` of shards in these folders and of their latents, with progress."""
+    with progress(len(shards), "check", "shards") as bar:
+        for folder, shard in shards:
+            check_file(folder / shard.name, shard.bytes, shard.sha256)
+            check_file(folder / sidecar(shard.name), shard.sidecar_bytes, shard.sidecar_sha256)
+            bar.update()
 
 
 def check_file(path: Path, size: int, sha256: str) -> None:

@@ -18,7 +18,7 @@ import tyro
 
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError, report
 from copgen_fast.pairs import shares
-from copgen_fast.pairs.format import INDEX, Index, Shard, check_shard, plan, sidecar, unlisted_shards, write_index
+from copgen_fast.pairs.format import INDEX, Index, Shard, check_shards, plan, sidecar, unlisted_shards, write_index
 from copgen_fast.runtime import artifacts
 
 _NAMES_SHOWN = 4
@@ -48,8 +48,7 @@ def merge(target: Path, others: Sequence[Path] = ()) -> Index:
         if unlisted := unlisted_shards(folder, listed):
             raise CorruptArtifactError(f"{folder} holds shards that no index lists: {_shown(unlisted)}: delete them")
     located = _locate(indexes, first)
-    for folder, shard in located.values():
-        check_shard(folder, shard)
+    check_shards(located.values())
     for folder, shard in located.values():
         if folder != folders[0]:
             _link_or_copy(folder / sidecar(shard.name), folders[0])

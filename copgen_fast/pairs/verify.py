@@ -10,7 +10,7 @@ from torch import Tensor
 
 from copgen_fast.errors import CorruptArtifactError
 from copgen_fast.pairs.codecs import CODECS, REMEDY
-from copgen_fast.pairs.format import Shard, check_shard, key, read_complete_index, sidecar, to_uint8, unlisted_shards
+from copgen_fast.pairs.format import Shard, check_shards, key, read_complete_index, sidecar, to_uint8, unlisted_shards
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.shares import require_same
 from copgen_fast.pairs.write.source import PairSource
@@ -46,8 +46,7 @@ def verify_pairs(folder: Path, source: PairSource, identity: dict, samples: int 
     folder = Path(folder)
     index = read_complete_index(folder)
     require_same(folder, index, json.loads(json.dumps(identity)), latent_dim=source.latent_dim)
-    for shard in index.shards:
-        check_shard(folder, shard)
+    check_shards([(folder, shard) for shard in index.shards])
     if unlisted := unlisted_shards(folder, index.shards):
         raise CorruptArtifactError(
             f"{folder} holds shards that its index does not list: {', '.join(unlisted)}: delete them"
