@@ -1,0 +1,221 @@
+"""Write the tables of measurements into README.md and docs/speed.md, from bench/results/*.json.
+
+    python -m docs.make_speed_tables      # from the repository's root
+
+A table stands between the lines `<!-- speed: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md")
+PAIRS = 512  # of an epoch in area loader
+Cells = tuple[str, ...]
+
+
+def row(area: str, case: str, peer: str = "", direction: str = "", precision: str = "fp32", backend: str = "") -> dict:
+    """The first row of an area's results for the case whose other names start as given."""
+    rows = json.loads((ROOT / "bench" / "results" / f"{area}-cpu.json").read_text())["rows"]
+    wanted = {"peer": peer, "direction": direction, "precision": precision, "backend": backend}
+    fits = (r for r in rows if r["case"] == case and all(r[name].startswith(wanted[name]) for name in wanted))
+    return next(r for r in fits if direction != "forward" or r["direction"] == "forward")
+
+
+def time(ms: float) -> str:
+    return f"{ms / 1000:.3g} s" if ms >= 1000 else f"{ms:.3g} ms"
+
+
+def rate(ms: float, count: int, digits: int = 3) -> str:
+    """Things a second, where `count` of them take `ms`."""
+    return f"{float(f'{1000 * count / ms:.{digits}g}'):,.0f}"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.0f}x" if value >= 10 else f"{value:.1f}x"
+
+
+def against(name: str, row: dict) -> Cells:
+    """Time, the peer's time, their ratio and the share of the limit."""
+    return time(row["ours_ms"]), f"{name} {time(row['peer_ms'])}", ratio(row["ratio"]), f"{row['of_limit']:.0%}"
+
+
+def readme() -> list[Cells]:
+    navigator = [row("navigator", "bigbigan B=8 128px", precision=dtype) for dtype in ("fp32", "bf16")]
+    kornia, torchvision = (
+        row("augment", "simclr B=64 128px", peer, "forward+backward") for peer in ("kornia", "torchvision")
+    )
+    nce = row("info_nce", "N=4096 D=128", "PyTorch", "forward+backward")
+    jpeg, decoded = row("loader", "jpeg 128px"), row("loader", "jpeg 128px, decoded only", precision="uint8")
+    pretrain = [row("pretrain", "resnet18 B=32 128px", precision=dtype) for dtype in ("fp32", "bf16")]
+
+    def step(name: str, rows: list[dict]) -> Cells:
+        fp32, bf16 = rows
+        return (
+            name,
+            f"{time(fp32['ours_ms'])}; bfloat16 {time(bf16['ours_ms'])}",
+            f"the reference code's form, {time(fp32['peer_ms'])}",
+            f"{ratio(fp32['ratio'])}; {ratio(bf16['ratio'])}",
+        )
+
+    return [
+        ("", "this", "compared with", "ratio"),
+        step("navigator step, BigBiGAN-128, 8 latents", navigator),
+        (
+            "augmentation of 64 images, 128 px, forward + backward",
+            time(kornia["ours_ms"]),
+            f"kornia {time(kornia['peer_ms'])}; torchvision by image {time(torchvision['peer_ms'])}",
+            f"{ratio(kornia['ratio'])}; {ratio(torchvision['ratio'])}",
+        ),
+        (
+            "InfoNCE, 4096 pairs, forward + backward",
+            f"{time(nce['ours_ms'])}, {nce['peak_mb']:.0f} MB",
+            f"PyTorch {time(nce['peer_ms'])}, {nce['peer_peak_mb']:.0f} MB",
+            ratio(nce["ratio"]),
+        ),
+        (
+            f"{PAIRS} JPEG pairs, 128 px, read and augmented (only read)",
+            f"{time(jpeg['ours_ms'])} ({time(decoded['ours_ms'])})",
+            f"files, Pillow, torchvision {time(jpeg['peer_ms'])} ({time(decoded['peer_ms'])})",
+            f"{ratio(jpeg['ratio'])} ({ratio(decoded['ratio'])})",
+        ),
+        step("pretraining step, ResNet-18, 128 px, 32 pairs", pretrain),
+    ]
+
+
+def steps() -> list[Cells]:
+    reference, published = "the reference code's form", "as published"
+    lines = {
+        "navigator step, BigBiGAN-128 at full size, 8 latents": (reference, row("navigator", "bigbigan B=8 128px")),
+        "... in bfloat16 (AMX)": (reference, row("navigator", "bigbigan B=8 128px", precision="bf16")),
+        "BigBiGAN-128, 8 images": (published, row("generator", "bigbigan B=8 128px exact", "", "forward")),
+        "... with the gradient with respect to z": (
+            published,
+            row("generator", "bigbigan B=8 128px exact", "", "forward+backward"),
+        ),
+        "BigGAN-deep-128, 8 images": (
+            "the package's form",
+            row("generator", "biggan-deep B=8 128px exact", "", "forward"),
+        ),
+        "pretraining step, ResNet-18 at 128 px, 32 pairs": (reference, row("pretrain", "resnet18 B=32 128px")),
+        "... in bfloat16": (reference, row("pretrain", "resnet18 B=32 128px", precision="bf16")),
+        "pretraining step, ResNet-18 of width 16 at 32 px, 128 pairs": (
+            reference,
+            row("pretrain", "resnet18/16 B=128 32px"),
+        ),
+    }
+    return [
+        ("", "this", "compared with", "ratio", "of its limit"),
+        *((name, *against(*line)) for name, line in lines.items()),
+    ]
+
+
+def augment() -> list[Cells]:
+    case, both = "simclr B=64 128px", ("forward", "forward+backward")
+    peers = {
+        "kornia 0.9.0": "kornia 0.9.0, same",
+        "torchvision 0.29.1, image by image": "torchvision 0.29.1 per",
+        "torchvision 0.29.1 v2, one draw for the whole batch": "torchvision 0.29.1 v2",
+        "this operator's PyTorch reference": "copgen_fast",
+    }
+    ours = [row("augment", case, "", direction) for direction in both]
+    table = [("", *both), ("this operator, C++", *(time(r["ours_ms"]) for r in ours))]
+    for name, peer in peers.items():
+        cells = []
+        for direction in both:
+            try:
+                found = row("augment", case, peer, direction)
+                cells.append(f"{time(found['peer_ms'])}, {ratio(found['ratio'])}")
+            except StopIteration:
+                cells.append("")
+        table.append((name, *cells))
+    return [*table, ("limit: copying the images", *(time(r["limit_ms"]) for r in ours))]
+
+
+def info_nce() -> list[Cells]:
+    cases, direction = ("N=224 D=128", "N=1024 D=128", "N=4096 D=128", "N=16384 D=128"), "forward+backward"
+    ours = [row("info_nce", case, "", direction) for case in cases]
+    table = [
+        ("", "N = 224", "N = 1024", "N = 4096", "memory at 4096", "N = 16384"),
+        (
+            "this operator, C++",
+            *(time(r["ours_ms"]) for r in ours[:3]),
+            f"{ours[2]['peak_mb']:.0f} MB",
+            f"{time(ours[3]['ours_ms'])}, {ours[3]['peak_mb']:.0f} MB",
+        ),
+    ]
+    peers = {
+        "PyTorch, written plainly": "PyTorch",
+        "lightly 1.6.0": "lightly",
+        "SupConLoss of the reference code": "SupConLoss",
+        "this operator in PyTorch, a chunk of rows at a time": "copgen_fast",
+    }
+    for name, peer in peers.items():
+        found = [row("info_nce", case, peer, direction) for case in cases[:3]]
+        cells = [f"{time(r['peer_ms'])}, {ratio(r['ratio'])}" for r in found]
+        last = ""
+        if peer == "copgen_fast":
+            last = f"{time(ours[3]['peer_ms'])}, {ours[3]['peer_peak_mb']:.0f} MB"
+        table.append((name, *cells, f"{found[2]['peer_peak_mb']:.0f} MB", last))
+    limits = [time(r["limit_ms"]) for r in ours]
+    return [*table, ("limit: the products at the rate of a large one", *limits[:3], "", limits[3])]
+
+
+def cond_norm() -> list[Cells]:
+    table = [("8 images, channels last", "forward", "PyTorch's two operators", "forward + backward", "PyTorch's")]
+    for channels, side in ((1536, 4), (1536, 8), (768, 16), (384, 32), (192, 64), (96, 128)):
+        cells = []
+        for direction in ("forward", "forward+backward"):
+            found = row("cond_norm", f"B=8 C={channels} {side}px NHWC", "PyTorch", direction)
+            cells += [time(found["ours_ms"]), f"{time(found['peer_ms'])}, {ratio(found['ratio'])}"]
+        table.append((f"{channels} channels, {side} px", *cells))
+    return table
+
+
+def loader() -> list[Cells]:
+    table = [("", "plain (PyTorch, Pillow)", "DALI on the CPU", "files, Pillow, torchvision", "ratios")]
+    for codec in ("png", "jpeg", "raw"):
+        for suffix, what in (("", "augmented views"), (", decoded only", "uint8 images")):
+            found = [row("loader", f"{codec} 128px{suffix}", precision="", backend=name) for name in ("plain", "dali")]
+            rates = [rate(r["ours_ms"], PAIRS) for r in found]
+            ratios = ", ".join(ratio(r["ratio"]) for r in found)
+            table.append((f"{codec} to {what}", *rates, rate(found[0]["peer_ms"], PAIRS), ratios))
+    return table
+
+
+def codecs() -> list[Cells]:
+    names = {"png": "`png` (default, lossless)", "jpeg": "`jpeg` (quality 95, 4:4:4)", "raw": "`raw`"}
+    table = [("`--pairs.codec`", "bytes an image", "encoded, images/s on a core", "decoded", "1.3M pairs, encoding")]
+    for codec, name in names.items():
+        ways = [row("codecs", f"{codec} B=32 128px", "", way, "uint8") for way in ("encode", "decode")]
+        size, disk, hours = re.search(r"\((\d+) bytes.*: (\d+ GB), (\S+ h) of a core", ways[0]["limit"]).groups()
+        table.append((name, f"{int(size):,}", *(rate(r["ours_ms"], 32) for r in ways), f"{disk}, {hours} of a core"))
+    peers = (rate(r["peer_ms"], 32) for r in (row("codecs", "png B=32 128px", "", w, "uint8") for w in ("enc", "dec")))
+    return [*table, ("Pillow's default PNG, for comparison", "", *peers, "")]
+
+
+TABLES = {f.__name__: f for f in (readme, steps, augment, info_nce, cond_norm, loader, codecs)}
+
+
+def markdown(table: list[Cells]) -> str:
+    lines = [table[0], ("---",) * len(table[0]), *table[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("|  |", "| |").replace("|  |", "| |")
+
+
+def updated(text: str) -> str:
+    """A page with its tables as the results are now."""
+    pattern = r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda m: m[1] + markdown(TABLES[m[2]]()) + "\n" + m[3], text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write them."""
+    for page in PAGES:
+        page.write_text(updated(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

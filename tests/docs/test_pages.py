@@ -1,0 +1,54 @@
+"""The README's size; links, pictures and numbers of README and docs."""
+
+import re
+
+import pytest
+
+from docs import make_speed_tables, make_structure_picture
+from tests.docs.pages import PAGES, ROOT
+
+
+def links(page):
+    """Targets of links and pictures."""
+    return re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+
+
+def anchors(page):
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_stays_short():
+    assert (ROOT / "README.md").stat().st_size <= 9_216
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        if not link.startswith("https://"):
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_leads_to_every_page():
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md")}
+    assert set(PAGES[1:]) <= linked
+
+
+def test_every_picture_is_shown():
+    shown = {(page.parent / link).resolve() for page in PAGES for link in links(page)}
+    assert set((ROOT / "docs").glob("*.png")) <= shown
+
+
+@pytest.mark.parametrize("page", make_speed_tables.PAGES, ids=lambda page: page.name)
+def test_speeds_are_those_of_the_committed_results(page):
+    """Otherwise run `python -m docs.make_speed_tables`."""
+    assert make_speed_tables.updated(page.read_text()) == page.read_text()
+
+
+def test_the_picture_of_the_structure_has_every_room():
+    graph = make_structure_picture.read()
+    assert {"ops", "generators", "stages", "train"} <= graph.keys() and "generators" in graph["stages"]
