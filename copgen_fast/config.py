@@ -159,7 +159,7 @@ class PretrainConfig:
     cache_gib: float = 4.0
     """Decoded pairs are kept in memory up to this size; beyond it, they are decoded anew each epoch."""
     workers: int = 2
-    """Threads that load pairs ahead of the step; 0 loads them when they are asked for."""
+    """Threads that load pairs ahead of the step; 0: the step itself loads them."""
     loader: PairLoader = "auto"
     """What loads shards; the batches are the same, but for JPEG that a GPU decodes, in its own rounding. auto: NVIDIA
     DALI where it is installed, the device is a GPU and the pairs don't fit the cache. plain: PyTorch and Pillow."""

@@ -124,7 +124,7 @@ def _expect_compiler(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def statistics_held(module: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are: for a forward on views that another one counts."""
+    """Keep batch norm's running statistics unchanged during a forward in training mode."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     held = [dict(norm.named_buffers(recurse=False)) for norm in norms]
     for norm, buffers in zip(norms, held, strict=True):

@@ -1,4 +1,4 @@
-"""What config.json says of a run: everything that decides its results, so that a resumed run is the same run."""
+"""The record of a run, config.json: every setting that decides its results, so that a resumed run is the same run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INVOCATION = (
 
 
 def identity(config: RunConfig, processes: int = 1) -> dict[str, object]:
-    """What decides the results: dotted names and plain JSON values, each part's options with their defaults.
+    """The settings that decide a run's results, as dotted names and plain JSON values; options of parts with defaults.
 
     The number of processes that compute a batch is part of it where batch norm's statistics depend on it: those of
     each one's rows, or of a part of each one's rows.
@@ -75,7 +75,7 @@ def _part_options(config: RunConfig) -> dict[str, object]:
 
 
 def from_identity(values: dict[str, object]) -> RunConfig:
-    """The configuration that `identity` described; the rest takes its default."""
+    """The configuration of a record made by `identity`; settings that it lacks take their defaults."""
     values = dict(values)
     for name, prefix in _PART_OPTIONS.items():
         found = {key.removeprefix(f"{prefix}."): values[key] for key in values if key.startswith(f"{prefix}.")}

@@ -108,7 +108,7 @@ def _closest(word: str, known: dict) -> str:
 
 
 def validate(config: RunConfig) -> None:
-    """Refuse a configuration that no stage could run, before anything is written.
+    """Check, before anything is written, that the stages can run a configuration.
 
     Raises:
         UsageError: a number out of range, an unknown name or option, a data set or DALI that is not there.
@@ -191,21 +191,21 @@ def expect_own(config: RunConfig, folder: Path, ranks: Ranks) -> None:
 
 
 def _undecided(config: RunConfig, folder: Path) -> tuple[str, ...]:
-    """How names of the record start on which no result in `folder` depends yet."""
+    """Prefixes of the settings that may still change, as no result in `folder` depends on them yet."""
     if any((folder / "probe").glob("*.json")):
         return INVOCATION
     return (*INVOCATION, "probe.", "evals.", *(("data.",) if config.pretrain.data == "pairs" else ()))
 
 
 def holds_only_a_navigator(folder: Path) -> bool:
-    """Whether a folder without a run has an imported T in it (`python -m copgen_fast.convert navigator`), no more."""
+    """Whether a folder without a run has an imported T_z in it (`python -m copgen_fast.convert navigator`), no more."""
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     files = [name for name in files if not name.endswith(".lock")]
     return files == ["navigator/navigator.safetensors"]
 
 
 def versions(device) -> dict[str, str]:  # noqa: ANN001
-    """What computed the run, for its record."""
+    """Versions of the packages that compute the run, and its device."""
     packages = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
     found = {name: metadata.version(name) for name in packages}
     return {"copgen_fast": __version__, "python": platform.python_version(), "device": str(device), **found}

@@ -22,7 +22,7 @@ Channels = tuple[float, float, float]
 
 
 class EvalRun(Protocol):
-    """What an evaluation may read of a run: `stages.Run` is one."""
+    """The part of a run that evaluations may read; `stages.Run` has it."""
 
     config: RunConfig
     folder: Path

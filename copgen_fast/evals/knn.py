@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine similarity: no training, so it shows the geometry of the features."""
+"""k-nearest-neighbour classification by cosine similarity: no training, so it shows the features' geometry."""
 
 from __future__ import annotations
 

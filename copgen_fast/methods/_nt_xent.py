@@ -1,4 +1,4 @@
-"""Objectives on embeddings of a joint batch of views, anchors first."""
+"""NT-Xent of the embeddings of a joint batch of views, anchors first."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def nt_xent(
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device, dimension: int) -> torch.dtype:
-    """In which embeddings of `dtype` are multiplied: at least float32, but float16 on Turing, whose kernel takes no
-    other. Its sums are float32 nevertheless.
+    """The dtype in which embeddings are multiplied: at least float32, except float16 on Turing, whose kernel takes only
+    that (and adds in float32).
     """
     half = dtype == torch.float16 and device.type == "cuda"
     if half and resolve("info_nce", device, dtype=dtype, dimension=dimension) == "cuda":

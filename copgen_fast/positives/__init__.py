@@ -22,7 +22,7 @@ PositiveFunction = Callable[[Tensor, Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a way of making positives may need.
+    """What the `build` of a way of making positives receives.
 
     Attributes:
         latent_dim: length L of a latent.

@@ -27,7 +27,7 @@ def build(setting: Setting) -> PositiveFunction:
     options = setting.options
 
     def positive(z, seeds):  # noqa: ANN001, ANN202 (PositiveFunction)
-        # The second word makes a stream of its own: the first one, seeded by `seed` alone, drew z.
+        # The second word makes another stream than the one seeded by `seed` alone, which drew z.
         streams = [(seed, 1) for seed in seeds]
         return z + latents.sample_each(options.prior, streams, setting.latent_dim, options.std)
 

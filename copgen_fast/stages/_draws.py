@@ -1,4 +1,4 @@
-"""Everything random of the navigator's steps, drawn on the CPU from seeds: the steps themselves draw nothing."""
+"""Random inputs of the navigator's steps, drawn on the CPU from seeds: the steps themselves draw nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from copgen_fast.runtime.distributed import ALONE, Ranks
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of the navigator is given, on the device.
+    """Inputs of one navigator step, on the device.
 
     Attributes:
         z: latents [N, L].

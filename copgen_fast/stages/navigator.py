@@ -85,7 +85,7 @@ def generate(players: Players, z: Tensor, labels: Tensor | None) -> tuple[Tensor
 
 
 def t_x(players: Players, x: Tensor, params: AugmentParams) -> Tensor:
-    """Views [N, 3, H, W] of images [N, 3, H, W] in [-1, 1], each augmented by parameters of its own."""
+    """Augmented views [N, 3, H, W] of images [N, 3, H, W] in [-1, 1], by parameters drawn per image."""
     return augmentations.make_views((x + 1) / 2, params, augmentations.get(players.options.augmentation))
 
 
@@ -105,7 +105,7 @@ def L_NCE(players: Players, v: Tensor, v_prime: Tensor, labels: Tensor | None) -
 def observe(
     ranks: Ranks, z: Tensor, dz: Tensor, x: Tensor, x_prime: Tensor, loss_f: Tensor, loss_T: Tensor
 ) -> StepResult:
-    """The monitored numbers, left on the device: of the whole batch, but losses, whose mean over ranks is.
+    """Metrics of a step, left on the device: of the whole batch, except the losses, which the loop averages over ranks.
 
     `displacement_shared` is ||E dz||^2 / E||dz||^2: the part of the displacement's energy that is one constant offset
     for all latents (0.44 in the navigator that the paper's authors released).
@@ -126,7 +126,7 @@ def observe(
 
 
 def make_players(run: Run, G: nn.Module, T_z: Navigator) -> Players:
-    """f at its seeded start, and the optimisers of both players."""
+    """Both players with their optimisers; f starts from the run's seed."""
     config, options = run.config, run.config.navigator
     with seeds.seeded(config.seed, "estimator"):
         f = ContrastiveModel(options.estimator)
@@ -151,7 +151,7 @@ def make_players(run: Run, G: nn.Module, T_z: Navigator) -> Players:
 
 
 def make_step(run: Run, players: Players) -> Callable[[Batch], StepResult]:
-    """One update of the configured kind; as a CUDA graph by --navigator.graph, where possible."""
+    """The configured update as a function of the batch; a CUDA graph with --navigator.graph, where possible."""
     options = run.config.navigator
     update = alternating_step if options.update == "alternating" else simultaneous_step
     step = partial(update, players)

@@ -37,7 +37,7 @@ def run(run: Run) -> None:
 
 
 def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity: dict) -> dict:
-    """This process's part of one way; what `write_pairs` returns."""
+    """Write this process's share of one way; returns the summary of `write_pairs`."""
     images = 2 * sum(span.count for span in Share(config.part, config.parts).spans(config.count, config.shard_size))
     with progress(images, f"pairs {label(name)}", "images", disable=not run.ranks.first) as bar:
 
@@ -49,7 +49,7 @@ def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity
 
 
 def summarize(run: Run, name: str, written: list[dict]) -> None:
-    """Leave summary.json once all parts are there: of all ranks' work, and of the whole set."""
+    """Write summary.json once all shards are there: of all ranks' work, and of the whole set."""
     folder, config = run.pairs_folder(name), run.config.pairs
     part = Share(config.part, config.parts)  # of all ranks
     whole = complete_index(folder, part)

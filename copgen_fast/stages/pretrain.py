@@ -32,7 +32,7 @@ from copgen_fast.training.metrics import read_rows
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything that differs from step to step, on the device: the step itself draws nothing and never waits for it.
+    """Inputs of one pretraining step, on the device; the step draws nothing and never waits for the device.
 
     Attributes:
         images: the joint batch, uint8 [2N, 3, H, W], anchors first.
@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Learner:
-    """The method in training and what trains it.
+    """A method with its optimiser and everything else that a pretraining step needs.
 
     Attributes:
         policy: of the augmentations t_x and t_x'.
@@ -71,7 +71,7 @@ class Learner:
 
 
 def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
-    """One step of the optimiser on the method's loss of v = t_x(x) and v_prime = t_x'(x_prime)."""
+    """One optimiser step on the method's loss of the views v = t_x(x) and v_prime = t_x'(x_prime)."""
     m = learner.method
     set_learning_rate(learner.sgd, batch.lr)
     v = augmentations.make_views(batch.images, batch.params, learner.policy)  # of x, then of x_prime
@@ -92,7 +92,7 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The learning rate of all groups of parameters but those with `"scheduled": False`."""
+    """Set the learning rate of all groups of parameters except those with `"scheduled": False`."""
     for group in optimizer.param_groups:
         if group.get("scheduled", True):
             group["lr"] = lr
@@ -177,7 +177,7 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
 
 
 def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Learner:
-    """The method around an encoder, both at their seeded start, and the optimiser."""
+    """The method around a new encoder, both initialised from the run's seed, and its optimiser."""
     options = config.pretrain
     with seeds.seeded(config.seed, "encoder"):
         method = methods.build(config.method.name, Encoder(options.encoder), config.method.options)

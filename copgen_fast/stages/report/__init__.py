@@ -92,7 +92,7 @@ def write_rows(run: Run, logs: dict[str, list[Row]]) -> None:
 
 
 def speeds(run: Run, results: table.Results) -> list[tuple[str, str, float]]:
-    """What each stage took: (stage, throughput, seconds)."""
+    """Throughput and seconds of every stage: (stage, throughput, seconds)."""
     rows = []
     navigator = _summary(run.folder / "navigator")
     if navigator:
