@@ -14,6 +14,7 @@ from copgen_fast.kernels.l2_normalize import l2_normalize, l2_normalize_backward
 from copgen_fast.ops import info_nce
 from tests.helpers.triton_device import DEVICE
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 
 
