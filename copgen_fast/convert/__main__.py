@@ -33,8 +33,8 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
 class NavigatorJob:
     """Import a navigator T that the reference code saved (nn_walker: a whole pickled module). No pickled code runs.
 
-    As RUN/navigator/navigator.safetensors the result is what the navigator stage would have left: that stage is
-    then skipped. For pairs from a released navigator:
+    Written to RUN/navigator/navigator.safetensors it takes the place of the navigator stage, which is then skipped.
+    For pairs from a released navigator:
 
         python -m copgen_fast.convert navigator FILE.pth RUN/navigator/navigator.safetensors
         python -m copgen_fast.train PRESET --out RUN --stages pairs
@@ -54,9 +54,10 @@ class NavigatorJob:
 class EncoderJob:
     """Rename an encoder (ResNet-18 or -50): every tensor keeps its bits.
 
-    copgen: encoder.safetensors of RUN/pretrain/SOURCE/METHOD. copgen-model: with the projection head, as in
-    checkpoint.pt there. supcon: the reference's SupConResNet, {"model": ...}. torchvision: resnet18
-    or resnet50 without fc. vissl: classy_state_dict with a trunk. detectron2: {"model": ..., "matching_heuristics"}.
+    copgen: RUN/pretrain/SOURCE/METHOD/encoder.safetensors. copgen-model: with the projection head, as in
+    RUN/pretrain/SOURCE/METHOD/checkpoint.pt. supcon: the reference's SupConResNet, {"model": ...}. torchvision:
+    resnet18 or resnet50 without fc. vissl: classy_state_dict with a trunk. detectron2: {"model": ...,
+    "matching_heuristics"}.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -74,7 +75,7 @@ class EncoderJob:
 
 
 def check_paths(job: NavigatorJob | EncoderJob, suffixes: tuple[str, ...]) -> None:
-    """Refuse what could not be read or would be lost.
+    """Check that the input exists, and that no output is overwritten without --overwrite.
 
     Raises:
         UsageError: no such input, an existing output without --overwrite, or a suffix that is none of `suffixes`.
@@ -89,7 +90,7 @@ def check_paths(job: NavigatorJob | EncoderJob, suffixes: tuple[str, ...]) -> No
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Put a file's name before what is wrong with its content."""
+    """Add the file's name to errors about its content."""
     with unpickle.damage(str(path)):
         try:
             yield
@@ -106,7 +107,7 @@ def encode_safetensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> by
 
 
 def walker(tree: Any) -> tuple[str, dict[str, Tensor]]:
-    """The navigator in what a checkpoint holds.
+    """The navigator in the content of a checkpoint.
 
     Returns:
         Its kind, `nonlinear` or `linear`, and Navigator's state dict.
@@ -154,7 +155,7 @@ def leaf_modules(module: Shell) -> list[str]:
 
 @torch.inference_mode()
 def displacements(navigator: Navigator) -> dict[str, float]:
-    """E||T(z)|| over seeded latents of each prior, to four digits, so that every machine writes the same."""
+    """E||T(z)|| over seeded latents of each prior, to four digits, which are the same on every machine."""
     found = {}
     for prior in ("normal", "truncnorm"):
         z = latents.sample(prior, 0, (SAMPLES, navigator.latent_dim))
@@ -163,7 +164,7 @@ def displacements(navigator: Navigator) -> dict[str, float]:
 
 
 def convert_navigator(job: NavigatorJob) -> None:
-    """Read a reference navigator, write ours, print what it is."""
+    """Convert a navigator of the reference code to ours, and print its properties."""
     check_paths(job, (".safetensors",))
     data = job.source.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -185,13 +186,13 @@ def convert_navigator(job: NavigatorJob) -> None:
 
 
 def encode_pickle(content: dict[str, Any]) -> bytes:
-    """Pickle of protocol 2 whose arrays every numpy reads (numpy 2 would name a module that numpy 1 lacks)."""
+    """Pickle of protocol 2 that every version of numpy reads (numpy 2 names a module that numpy 1 lacks)."""
     data = pickle.dumps(content, protocol=2)
     return data.replace(b"cnumpy._core.multiarray\n_reconstruct\n", b"cnumpy.core.multiarray\n_reconstruct\n", 1)
 
 
 def encode(suffix: str, spelling: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
-    """The bytes of a file in the format that goes with `suffix`.
+    """The bytes of a file in the format of `suffix`.
 
     Raises:
         UsageError: numpy has no such dtype, or .pkl for others than detectron2.
@@ -211,7 +212,7 @@ def encode(suffix: str, spelling: str, tensors: dict[str, Tensor], record: dict[
 
 
 def convert_encoder(job: EncoderJob) -> None:
-    """Read an encoder under one spelling, write it under another, print what was left out or added."""
+    """Rename an encoder's tensors from one spelling to another, and print what was left out or added."""
     check_paths(job, _SUFFIXES)
     digest = artifacts.sha256(job.source)
     with explained(job.source):
@@ -232,7 +233,7 @@ def convert_encoder(job: EncoderJob) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert one file; returns the exit code: 0, 2 for a fault of usage, else 1."""
+    """Convert one file; returns the exit code: 0, 2 for a usage error, else 1."""
     navigator = Annotated[NavigatorJob, tyro.conf.subcommand("navigator")]
     encoder = Annotated[EncoderJob, tyro.conf.subcommand("encoder")]
     job = tyro.cli(navigator | encoder, prog="python -m copgen_fast.convert", args=arguments)

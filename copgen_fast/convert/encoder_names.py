@@ -1,4 +1,4 @@
-"""How others spell an encoder: the same tensors under torchvision's, SupContrast's, VISSL's and detectron2's names."""
+"""Parameter names of encoders in torchvision, SupContrast, VISSL and detectron2, and conversion between them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _RULES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 _WITH_HEAD = ("copgen-model", "supcon")
 _LEFT_OUT = {"torchvision": r"fc\.", "vissl": r"heads\.", "detectron2": r"stem\.fc\."}
-"""Classifiers, which no encoder here has: left out, by name."""
+"""Names of classifiers, which encoders here do not have: left out."""
 
 _WRAPPERS = {"module", "trunk", "base_model"}
-"""Parts of a name that parallel and wrapping modules put in."""
+"""Parts of a name that come from parallel and wrapping modules."""
 
 _PLACES = (
     (),
@@ -53,12 +53,12 @@ _PLACES = (
     ("state", "method"),
     ("state", "model"),
 )
-"""Where checkpoints keep their tensors: at the top, or within dictionaries."""
+"""Paths of dictionaries in checkpoints under which the tensors are."""
 
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """An encoder in torchvision's names, and what else its file held."""
+    """An encoder in torchvision's names, with its projection head and notes on the conversion."""
 
     encoder: dict[str, Tensor]
     head: dict[str, Tensor]
@@ -66,18 +66,18 @@ class EncoderWeights:
     config: EncoderConfig
     spelling: str
     notes: tuple[str, ...]
-    """What was left out or added, in words."""
+    """Tensors that were left out or added, as text."""
 
 
 def spell(spelling: str, name: str) -> str:
-    """What `spelling` calls torchvision's `name`."""
+    """The name in `spelling` of torchvision's `name`."""
     for pattern, replacement in _RULES[spelling]:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def recognise(tree: Any, spelling: str = "auto") -> tuple[str, dict[str, Any]]:
-    """Find an encoder's tensors in what a checkpoint holds.
+    """Find an encoder's tensors in the content of a checkpoint.
 
     Args:
         spelling: the only one to look for, or `auto`.
@@ -107,7 +107,7 @@ def _descend(tree: Any, place: Iterable[str]) -> Any:
 
 
 def _without_wrappers(tree: Any) -> dict[str, Any] | None:
-    """Names less `module.` and the like; None for what is no dictionary of tensors.
+    """Tensors by names without `module.` and the like; None if `tree` is no dictionary of tensors.
 
     Raises:
         UsageError: two names become one.
@@ -131,7 +131,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def read_encoder(tree: Any, spelling: str = "auto") -> EncoderWeights:
-    """Take an encoder out of a checkpoint's content; every tensor keeps its bits.
+    """The encoder in the content of a checkpoint; every tensor keeps its bits.
 
     Raises:
         UsageError: it is not recognised, or a tensor is missing, unknown, or of another shape; named.
@@ -177,7 +177,7 @@ def _template(config: EncoderConfig, model: Callable = Encoder) -> dict[str, Ten
 
 
 def _head(source: dict[str, Any], names: list[str], config: EncoderConfig) -> dict[str, Tensor]:
-    """The projection head, all of it or nothing."""
+    """The whole projection head, or nothing where there is none."""
     model = _template(config, ContrastiveModel) if names else {}
     wanted = {name: value for name, value in model.items() if name.startswith("head.")}
     if wanted.keys() != set(names):
@@ -186,7 +186,7 @@ def _head(source: dict[str, Any], names: list[str], config: EncoderConfig) -> di
 
 
 def _take(value: Any, name: str, template: Tensor) -> Tensor:
-    """One tensor of the right shape and a dtype of the right kind."""
+    """A tensor, checked to have the template's shape and kind of dtype."""
     if not isinstance(value, (Stored, Tensor)):
         raise UsageError(f"{name} is no tensor")
     if tuple(value.shape) != tuple(template.shape):
@@ -200,7 +200,7 @@ def _take(value: Any, name: str, template: Tensor) -> Tensor:
 def write_encoder(
     weights: EncoderWeights, spelling: str, parallel: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under another spelling's names, and notes on what that leaves out.
+    """The tensors in another spelling, and notes on what it leaves out.
 
     Args:
         parallel: name the encoder as within nn.DataParallel (SupConResNet on several GPUs: `encoder.module.`).
@@ -226,7 +226,7 @@ def write_encoder(
 
 
 def wrap(spelling: str, tensors: dict[str, Any]) -> dict[str, Any]:
-    """The dictionary in which the readers of that spelling look for its tensors."""
+    """The checkpoint in which readers of that spelling look for the tensors."""
     if spelling == "supcon":
         return {"model": tensors}
     if spelling == "vissl":

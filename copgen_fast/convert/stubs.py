@@ -1,4 +1,4 @@
-"""What a checkpoint's names stand for while it is read: data without behaviour, one stand-in for each allowed name."""
+"""Stubs for the classes and functions that a checkpoint may name: data without behaviour, one for each name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _LARGEST_SIZE = 2**31
 
 @contextlib.contextmanager
 def damage(name: str) -> Iterator[None]:
-    """Whatever damaged data makes the readers raise, as one error that names the file."""
+    """Turn whatever the readers raise for damaged data into one error that names the file."""
     try:
         yield
     except CorruptArtifactError as error:
@@ -60,7 +60,7 @@ def damage(name: str) -> Iterator[None]:
 
 
 class Shell:
-    """Stands for an object of a class that is not loaded: `of` is that class's name, `state` its attributes."""
+    """Stub of an object whose class is not loaded: `of` is the class's name, `state` the object's attributes."""
 
     __slots__ = ("state",)
     of = ""
@@ -99,7 +99,7 @@ class _Function:
 
 
 class StorageType:
-    """torch.FloatStorage and its like: a dtype."""
+    """Stub of torch.FloatStorage and the like: a dtype."""
 
     __slots__ = ("dtype",)
 
@@ -111,7 +111,7 @@ class StorageType:
 
 
 class Storage:
-    """`count` elements that lie in the file; `fetch` returns their bytes."""
+    """Storage of `count` elements in the file; `fetch` returns their bytes."""
 
     __slots__ = ("_values", "count", "dtype", "fetch")
 
@@ -187,7 +187,7 @@ def sizes(value: object) -> tuple[int, ...]:
 
 
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Stored:
-    """torch._utils._rebuild_tensor_v2: a view of a storage; every element must lie within it, none is repeated."""
+    """Stub of torch._utils._rebuild_tensor_v2: a view within a storage that repeats no element."""
     size, stride, (offset,) = sizes(size), sizes(stride), sizes((offset,))
     if not isinstance(storage, Storage) or len(size) != len(stride):
         raise CorruptArtifactError("a tensor without storage, or with a stride of another length than its shape")
@@ -208,7 +208,7 @@ def _parameter(data: object, *_: object) -> Stored:
 
 
 def _array(raw: object, dtype: object, shape: object, order: object = "C") -> Stored:
-    """A numpy array of `shape` in `raw`, which must have exactly its bytes."""
+    """A numpy array of `shape`, of exactly the bytes `raw`."""
     raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2's bytes
     if not isinstance(dtype, _ArrayType) or not isinstance(raw, (bytes, bytearray)) or order not in ("C", "F"):
         raise CorruptArtifactError("an array without dtype or bytes")
@@ -229,19 +229,19 @@ def _array(raw: object, dtype: object, shape: object, order: object = "C") -> St
 
 
 def _latin1(text: object, encoding: object) -> bytes:
-    """_codecs.encode: how protocol 2 writes bytes."""
+    """Stub of _codecs.encode, by which protocol 2 writes bytes."""
     if encoding != "latin1" or not isinstance(text, str):
         raise CorruptArtifactError(f"an encoding {reprlib.repr(encoding)}")
     return text.encode("latin1")
 
 
 def _device(kind: object, index: object = None) -> str:
-    """torch.device, in words: everything is read onto the CPU."""
+    """Stub of torch.device, as text: everything is read onto the CPU."""
     return reprlib.repr((kind, index))
 
 
 def allowed_globals() -> dict[tuple[str, str], object]:
-    """Everything that a file may name, and what it gets for it; made afresh for every file."""
+    """Stubs by the (module, name) that a file may name; made anew for every file."""
     known: dict[tuple[str, str], object] = {
         ("collections", "OrderedDict"): _Ordered,
         ("torch._utils", "_rebuild_tensor"): _Function(_tensor),
@@ -270,7 +270,7 @@ def allowed_globals() -> dict[tuple[str, str], object]:
 
 
 def state_dict(module: Shell, prefix: str = "", seen: set[int] | None = None) -> dict[str, Stored]:
-    """What the real module's state_dict() would hold: parameters and buffers by dotted name.
+    """Parameters and buffers of a pickled module by dotted name, as its state_dict() would give them.
 
     Raises:
         CorruptArtifactError: attributes that no module has, or a module that is in two places.

@@ -1,9 +1,13 @@
-"""Read PyTorch checkpoints and pickled numpy arrays as data: nothing that a file names is imported or run.
+"""Restricted unpickler for checkpoints of other code: nothing that a file names is imported or run.
+
+For what torch.load(weights_only=True), which reads our own files, does not take: pickles of numpy arrays (detectron2's
+.pkl, protocols 2 to 5), whole modules in torch's older format, and tensors whose strides repeat elements, of which a
+few bytes can claim petabytes (refused here).
 
 `load` returns dictionaries, lists and numbers, whose leaves are `Stored` tensors (checked against their bytes, read
-when asked for) and `Shell`s: whole modules pickled with their class, of which only the attributes are kept. A file
-may name the globals that inert.py lists and no others; and what answers to these is not the real thing but an inert
-stand-in, so that even an allowed name cannot be turned against the reader.
+lazily) and `Shell`s: whole modules pickled with their class, of which only the attributes are kept. A file may name
+the globals that stubs.py lists and no others; and each stands for a stub without behaviour, so that even an allowed
+name cannot be turned against the reader.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ class _Unpickler(pickle.Unpickler):
         found = self._known.get((module, name))
         if found is None:
             raise CopgenError(
-                f"{self._name} was refused: it asks for {module}.{name}, which no checkpoint of tensors and "
+                f"{self._name} was refused: it names {module}.{name}, which no checkpoint of tensors and "
                 "known modules needs; nothing of it was run"
             )
         return found
@@ -68,10 +72,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(data: bytes, start: int, name: str, storage: Callable[[tuple], Storage] | None = None) -> tuple[Any, int]:
-    """The pickle that begins at `start`, and where it ends.
+    """The content of the pickle that begins at `start`, and where it ends.
 
-    Its opcodes are looked through first: lengths must lie within the data, and memo indices within the number of
-    opcodes, so that a few bytes cannot make the unpickler ask for gigabytes.
+    Its opcodes are checked first: lengths must lie within the data, and memo indices within the number of opcodes, so
+    that a few bytes cannot make the unpickler allocate gigabytes.
     """
     stream = io.BytesIO(data)
     stream.seek(start)
@@ -91,10 +95,10 @@ def _unpickle(data: bytes, start: int, name: str, storage: Callable[[tuple], Sto
 
 
 def load(path: Path) -> Any:
-    """Read a file that torch.save wrote (zip or the older format) or a pickle of numpy arrays.
+    """Read a file of torch.save (zip or the older format) or a pickle of numpy arrays.
 
     Returns:
-        What was saved: dictionaries (an OrderedDict comes as a plain one), lists, tuples, sets, numbers, strings,
+        The content: dictionaries (an OrderedDict comes as a plain one), lists, tuples, sets, numbers, strings,
         `Stored` for tensors, parameters and numpy arrays, `Shell` for objects of known classes.
 
     Raises:
@@ -146,7 +150,7 @@ def _load_zip(data: bytes, name: str) -> Any:
 
 
 def _once(storages: dict[str, Storage], key: str, storage: Storage) -> Storage:
-    """Tensors that share a storage must agree on what it is."""
+    """The storage of a key; tensors that share it must agree on its dtype and size."""
     kept = storages.setdefault(key, storage)
     if (kept.dtype, kept.count) != (storage.dtype, storage.count):
         raise CorruptArtifactError(f"storage {key} has two dtypes or sizes")

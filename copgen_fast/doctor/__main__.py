@@ -1,7 +1,7 @@
-"""Look at this machine: python -m copgen_fast.doctor [--json FILE] [--quick].
+"""Diagnose this machine: python -m copgen_fast.doctor [--json FILE] [--quick].
 
-What is here, which backend every op takes and why, how accurate each is beside PyTorch's operators, and about how long
-the paper's two runs would take.
+Hardware and software, the backend that every op uses and why, its accuracy beside PyTorch's operators, and estimates
+of how long the paper's two runs would take.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from copgen_fast.runtime import artifacts, devices
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """What this machine has, what runs on it how, and how fast: half a minute."""
+    """Report hardware, software, backends and their accuracy, and estimate the paper's runs: half a minute."""
 
     json: Path | None = None
-    """File for all that was found."""
+    """File for the report, as JSON."""
     quick: bool = False
     """Leave out the estimates: a few seconds."""
     device: str = "auto"
@@ -35,7 +35,7 @@ class DoctorConfig:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Examine; returns 0, 1 where an op is less accurate than it should be, 2 for a fault of usage."""
+    """Run from the command line; returns 0, 1 where an op is not accurate enough, 2 for a usage error."""
     options = tyro.cli(DoctorConfig, prog="python -m copgen_fast.doctor", args=arguments)
     try:
         found, healthy = examine(devices.resolve(options.device, "fp32"), options.quick)
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def examine(device: torch.device, quick: bool) -> tuple[dict[str, object], bool]:
-    """Print what is found as it comes; returns it, and whether every op is as accurate as it should be."""
+    """Print the report as it is made; returns it, and whether every op is accurate enough."""
     facts = list(machine.facts(device))
     show("machine", ([fact.name, str(fact)] for fact in facts))
     chosen = [(op, resolve(op, device), reason(op, device)) for op in backends()]
@@ -86,7 +86,7 @@ def _estimates(device: torch.device) -> list[dict[str, object]]:
 
 
 def show(title: str, rows: Iterable[list[str]]) -> None:
-    """Print rows as columns under a title."""
+    """Print a table in aligned columns under a title."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""Every op on this device against float64: its error beside that of PyTorch's own operators in the same dtype."""
+"""Accuracy of every op on this device: its error against float64 beside that of PyTorch's operators."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_reference
 from copgen_fast.runtime import seeds
 
-# A fused op may be this many times as wrong as PyTorch's operators.
 ALLOWED = 2.0
+"""Largest ratio of a fused op's error to that of PyTorch's operators."""
 _DIMENSION = 128
 
 
@@ -24,7 +24,8 @@ class Check:
     """Relative errors, ||got - exact|| / ||exact||, of an op's values or of its gradients.
 
     Attributes:
-        error, pytorch: ours and PyTorch's. `ratio` is ours over PyTorch's, each at least a tenth of the dtype's step.
+        error, pytorch: ours and PyTorch's.
+        ratio: ours over PyTorch's, each taken as at least a tenth of the dtype's eps.
     """
 
     op: str
@@ -41,26 +42,26 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """An op: its differentiable inputs in float64, and how it is computed from them by a backend."""
+class OpCase:
+    """An op's differentiable inputs in float64, and a function of them and of a backend's name that computes it."""
 
     inputs: list[Tensor]
     run: Callable[[Sequence[Tensor], str], Tensor]
 
 
 def checks(device: torch.device) -> Iterator[Check]:
-    """Two for every op and dtype: float32, and on a GPU float16 too."""
+    """Checks of values and of gradients for every op and dtype: float32, and on a GPU float16."""
     for dtype in (torch.float32, *((torch.float16,) if device.type == "cuda" else ())):
-        for op, subject in subjects(device).items():
+        for op, case in op_cases(device).items():
             backend = resolve(op, device, dtype=dtype, dimension=_DIMENSION)
-            yield from compare(op, subject, backend, dtype)
+            yield from compare(op, case, backend, dtype)
 
 
-def compare(op: str, subject: Subject, backend: str, dtype: torch.dtype) -> Iterator[Check]:
-    """Of the op's values and of its gradients; both computations see inputs that are rounded to `dtype`."""
-    rounded = [x.to(dtype) for x in subject.inputs]
-    exact = _values_and_gradients(subject, [x.double() for x in rounded], "reference")
-    ours, theirs = (_values_and_gradients(subject, rounded, name) for name in (backend, "reference"))
+def compare(op: str, case: OpCase, backend: str, dtype: torch.dtype) -> Iterator[Check]:
+    """Check the op's values and gradients; all computations take inputs that are rounded to `dtype`."""
+    rounded = [x.to(dtype) for x in case.inputs]
+    exact = _values_and_gradients(case, [x.double() for x in rounded], "reference")
+    ours, theirs = (_values_and_gradients(case, rounded, name) for name in (backend, "reference"))
     least = torch.finfo(dtype).eps / 10
     for of, truth, mine, peer in zip(("values", "gradients"), exact, ours, theirs, strict=True):
         error, pytorch = ((x - truth).norm().item() / truth.norm().item() for x in (mine, peer))
@@ -68,17 +69,17 @@ def compare(op: str, subject: Subject, backend: str, dtype: torch.dtype) -> Iter
         yield Check(op, backend, str(dtype).removeprefix("torch."), of, error, pytorch, ratio)
 
 
-def _values_and_gradients(subject: Subject, inputs: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
-    """Each as one float64 vector; the gradients are those of a fixed weighted sum of the values."""
+def _values_and_gradients(case: OpCase, inputs: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
+    """Values, and gradients of a fixed weighted sum of them, as one float64 vector each."""
     leaves = [x.clone().requires_grad_() for x in inputs]
-    values = subject.run(leaves, backend)
+    values = case.run(leaves, backend)
     weights = torch.linspace(-1, 1, values.numel(), dtype=torch.float64, device=values.device).view(values.shape)
     gradients = torch.autograd.grad(values, leaves, weights.to(values.dtype))
     return values.detach().double().flatten(), torch.cat([x.double().flatten() for x in gradients])
 
 
-def subjects(device: torch.device) -> dict[str, Subject]:
-    """Every op of `copgen_fast.ops`, at a size that takes milliseconds."""
+def op_cases(device: torch.device) -> dict[str, OpCase]:
+    """A case of every op of `copgen_fast.ops`, of a size that takes milliseconds."""
     random = seeds.generator("doctor")
 
     def drawn(*shape: int) -> Tensor:
@@ -90,16 +91,16 @@ def subjects(device: torch.device) -> dict[str, Subject]:
     pictures = torch.rand(8, 3, 64, 64, generator=random, dtype=torch.float64)
     params = AugmentParams.sample(8, (64, 64), augmentations.get("simclr"), generator=random).to(device)
     return {
-        "augment": Subject(
+        "augment": OpCase(
             on_device(pictures),
             lambda x, backend: augment(x[0], params, 64, out_dtype=x[0].dtype, backend=backend),
         ),
-        "info_nce": Subject(
+        "info_nce": OpCase(
             on_device(*drawn(2, 112, _DIMENSION)),
             lambda x, backend: info_nce(x[0], x[1], temperature=0.1, backend=backend),
         ),
-        "l2_normalize": Subject(on_device(*drawn(2, 112, _DIMENSION)), _l2_normalize),
-        "cond_norm": Subject(
+        "l2_normalize": OpCase(on_device(*drawn(2, 112, _DIMENSION)), _l2_normalize),
+        "cond_norm": OpCase(
             on_device(drawn(4, 96, 32, 32).to(memory_format=torch.channels_last), *drawn(2, 4, 96)),
             lambda x, backend: cond_norm(*x, backend=backend),
         ),

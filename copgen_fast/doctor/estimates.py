@@ -1,7 +1,7 @@
-"""What the paper's two runs would take on a device: a few real steps of their stages, extrapolated.
+"""Estimated duration and memory of the paper's two runs on a device, from a few steps of their stages.
 
-On random weights and random images, as how long a step takes does not depend on them. Reading pairs is left out, and
-so is what a device does when it is hot.
+Weights and images are random, on which a step's duration does not depend. Reading pairs is left out, and so is
+thermal throttling.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from copgen_fast.stages import Run, navigator, pretrain
 
 Step = Callable[[], object]
 
-# The paper's: 200K latents; 1.3M pairs, 100 times.
+# The paper's: 200K latents; 100 epochs of 1.3M pairs.
 SAMPLES, PAIRS = 200_000, 130_000_000
 SIDE = 128
 # Batches whose memory is measured, and seconds of steps that are timed.
 BATCHES = {"cpu": (1, 3), "cuda": (16, 48)}
 SECONDS = 5.0
 _LEAST_STEPS = 2
-# Of the memory that is available, what a run should leave.
+# Fraction of the available memory that a run should leave free.
 _SPARE = 0.05
 
 
 @dataclass(frozen=True)
 class Work:
-    """One of the paper's runs: a step for any batch size.
+    """One of the paper's runs, as steps of any batch size.
 
     Attributes:
-        name, what: the stage, and what it computes and how, for people.
+        name, what: the stage, and a description of its networks and precision.
         samples: of the whole run; `batch` is the paper's.
-        step: a batch size -> the step, ready to be called.
+        step: from a batch size to a function that computes one step.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take.
+    """Estimated duration and largest batch of a run.
 
     Attributes:
-        batch, steps: of the timed steps.
-        seconds: a sample, the median; `fastest` and `slowest` step's likewise.
+        batch, steps: size and number of the timed steps.
+        seconds: per sample, of the median step; `fastest` and `slowest` likewise.
         hours: of the whole run, at the median.
-        largest_batch: that fits into `available_mb`, by a line through `peak_mb` (batch size: 10^6 bytes of a step
-            beside weights and optimisers); None where memory can't be told.
+        largest_batch: largest batch that fits into `available_mb`, by a line through `peak_mb` (batch size: 10^6
+            bytes of a step beside weights and optimisers); None where memory cannot be measured.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Estimate:
     largest_batch: int | None
 
     def __str__(self) -> str:
-        """Three lines for people."""
+        """Three lines of text."""
         slow, fast = 1 / self.slowest, 1 / self.fastest
         hours = self.samples / 3600
         lines = [
@@ -92,7 +92,7 @@ class Estimate:
             f"({_duration(hours * self.fastest)} to {_duration(hours * self.slowest)})",
         ]
         if self.largest_batch is None:
-            return "\n".join([*lines, "    largest batch: memory cannot be told here"])
+            return "\n".join([*lines, "    largest batch: memory cannot be measured here"])
         (small, low), (large, high) = self.peak_mb.items()
         lines.append(
             f"    largest batch: about {self.largest_batch:,} in the {self.available_mb / 1e3:.1f} GB available, by a "
@@ -110,12 +110,12 @@ def _duration(hours: float) -> str:
 
 
 def estimates(device: torch.device) -> list[Callable[[], Estimate]]:
-    """Of the navigator with BigBiGAN at 128 pixels, and of ResNet-50's pretraining, when they are called."""
+    """Functions that estimate the navigator with BigBiGAN-128 and the pretraining of ResNet-50."""
     return [lambda make=make: estimate(make(device), device) for make in (navigator_work, pretrain_work)]
 
 
 def estimate(work: Work, device: torch.device, seconds: float = SECONDS) -> Estimate:
-    """Time steps for about `seconds`, and see how their memory grows with the batch."""
+    """Time steps for about `seconds`, and measure how their memory grows with the batch."""
     small, large = BATCHES[device.type]
     work.step(small)()  # allocates the optimisers' state
     peaks = {batch: peak_memory(work.step(batch), device) for batch in (small, large)}
@@ -123,7 +123,7 @@ def estimate(work: Work, device: torch.device, seconds: float = SECONDS) -> Esti
     fits = None
     if available is not None and None not in peaks.values():
         fits = largest_batch(peaks, available * (1 - _SPARE))
-    # The paper's on a GPU, where it fits with room for what the line does not know of.
+    # On a GPU the paper's, where it fits with a margin for the line's error.
     batch = large if device.type == "cpu" or fits is None else max(1, min(work.batch, int(0.8 * fits)))
     took = [s / batch for s in timed(work.step(batch), device, seconds)]
     median = statistics.median(took)
@@ -144,7 +144,7 @@ def estimate(work: Work, device: torch.device, seconds: float = SECONDS) -> Esti
 
 
 def timed(step: Step, device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each of as many calls as fill `seconds`, two or more, after one that is not counted on a GPU."""
+    """Seconds of each of two or more calls that fill `seconds`, after a warm-up on a GPU."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -162,7 +162,7 @@ def timed(step: Step, device: torch.device, seconds: float) -> list[float]:
 
 
 def largest_batch(peaks: dict[int, float], available: float) -> int | None:
-    """Where the line through two batches' peaks reaches what is available; None if it does not rise."""
+    """Batch size at which the line through two batches' peaks reaches `available`; None if it does not rise."""
     (small, low), (large, high) = sorted(peaks.items())
     slope = (high - low) / (large - small)
     return int((available - low) / slope + small) if slope > 0 else None
@@ -227,7 +227,7 @@ def _random_bigbigan(device: torch.device) -> BigBiGAN:
 
 
 def _rewritten(published: BigBiGAN, level: str) -> nn.Module:
-    """As `optimize` makes it; on the CPU without its comparison, which takes as long as the steps to time."""
+    """The result of `optimize`; on the CPU without its comparison, which takes as long as the timed steps."""
     if published.linear.weight.device.type != "cpu":
         return optimize(published, level)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a machine has of what copgen_fast can use."""
+"""Hardware and software of this machine that copgen_fast can use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from copgen_fast.runtime.memory import available_memory
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that is here, or what it would be good for (`remedy`) where `found` is None."""
+    """A component: its version or description (`found`) or, where that is None, how to get it (`remedy`)."""
 
     name: str
     found: str | None
@@ -32,7 +32,7 @@ class Fact:
 
 
 def facts(device: torch.device) -> Iterator[Fact]:
-    """The machine and its software, `device`'s memory included."""
+    """Facts about the machine, its software and the memory of `device`."""
     yield Fact("copgen_fast", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield Fact("processor", _processor())
     yield Fact("memory", _memory(device))
@@ -102,7 +102,7 @@ def _codecs() -> Iterator[Fact]:
 
 
 def _tool(command: str) -> str | None:
-    """Where a compiler is, and its version: the line of `--version` that has one."""
+    """Path and version of a compiler, from the line of `--version` that has one."""
     path = shutil.which(command)
     if path is None:
         return None

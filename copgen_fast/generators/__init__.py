@@ -27,7 +27,7 @@ __all__ = ["Generator", "Level", "Rewrites", "build", "digest", "load", "optimiz
 
 
 class Generator(Protocol):
-    """The interface of a generator: an nn.Module with these members. Of one's own, the last three may be left out.
+    """The interface of a generator: an nn.Module with these members, of which a user's may lack the last three.
 
     Attributes:
         latent_dim: length L of a latent.
@@ -67,8 +67,8 @@ def build(name: str, weights: str | Path | None = None, options: Iterable[str] =
         options: fields of its `Config`, as "field=value".
 
     Raises:
-        UsageError: an unknown name or option, weights that are missing or do not fit, or no `Generator`: a draw of
-            two latents is compared with what it announces.
+        UsageError: an unknown name or option, weights that are missing or do not fit, or no `Generator`: its
+            attributes and the images of two latents are checked.
     """
     part = registry.load("generators", name)
     config = registry.options("generators", name, options)
@@ -104,7 +104,7 @@ class Unconditional(nn.Module):
 
 
 def _faults(generator: nn.Module) -> Iterator[str]:
-    """In what a module differs from a `Generator`: its attributes, and the images of two latents."""
+    """Violations of the `Generator` interface, by the attributes and by the images of two latents."""
     length, shape = (getattr(generator, name, None) for name in ("latent_dim", "image_shape"))
     classes, groups = generator.classes, generator.latent_groups
     if not isinstance(length, int) or length < 1:
@@ -188,7 +188,7 @@ def _record(config: GeneratorConfig, published: nn.Module) -> dict[str, Any]:
 def digest(generator: nn.Module) -> str:
     """SHA-256 (hex) of the state dict: each entry's name, dtype, shape and bytes, in order of name.
 
-    Artefacts record it, so that it is known which weights made them. It does not depend on the device.
+    Recorded in artefacts, to identify the weights that made them. It does not depend on the device.
     """
     sha = hashlib.sha256()
     for name, value in sorted(generator.state_dict().items()):

@@ -1,7 +1,7 @@
-"""3 x 3 convolutions, plain and of what nearest upsampling by 2 gives, with fewer products.
+"""3 x 3 convolutions, plain or after nearest upsampling by 2, in fewer multiplications.
 
-A method prepares the weight [out, in, 3, 3] once and computes the same sums from it; all pad with zeros. Products a
-pixel of the output and pair of channels, 9 as it is written:
+A method prepares the weight [out, in, 3, 3] once and computes the same sums from it; all pad with zeros.
+Multiplications per output pixel and pair of channels, of which a direct convolution takes 9:
 
 - transposed: 4. Two of three taps along an axis fall on one pixel of the small image. What is left is a transposed
   4 x 4 convolution with stride 2.
@@ -27,9 +27,9 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Method:
-    """How a convolution is computed: `run(x, prepare(weight), bias)`.
+    """A way to compute a convolution: `run(x, prepare(weight), bias)`.
 
-    `adjoint(gradient, prepare(weight))` is the gradient of x, where autograd would keep x for nothing.
+    `adjoint(gradient, prepare(weight))` is the gradient of x, for where autograd would keep x without need.
     """
 
     prepare: Callable[[Tensor], Tensor]
@@ -38,9 +38,9 @@ class Method:
 
 
 class ByConstant(torch.autograd.Function):
-    """compute(x, weight, bias), linear in x, whose gradient is adjoint(gradient, weight): x is not kept for it.
+    """compute(x, weight, bias), linear in x, with gradient adjoint(gradient, weight), for which x is not kept.
 
-    What `compute` returns is no view, so that others may write into it.
+    `compute` returns no view, so that its result may be overwritten.
     """
 
     @staticmethod
@@ -64,7 +64,7 @@ def _upsampled_direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _for_transposed(weight: Tensor) -> Tensor:
-    """[in, out, 4, 4]: each tap at the places of the large image where its small pixel lies."""
+    """[in, out, 4, 4]: the sums of taps that fall on one pixel of the small image."""
     taps = weight.transpose(0, 1).flip(2, 3)
     return sum(F.pad(taps, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1))
 
@@ -74,7 +74,7 @@ def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _for_differences(weight: Tensor) -> Tensor:
-    """[in, 9, out]: along both axes s, -u or w; those of s and s first, then by row, by column, by both."""
+    """[in, 9, out]: the products of s, -u or w along both axes; s and s first, then by row, by column, by both."""
     of_taps = weight.new_tensor([[1, 1, 1], [-1, 0, 0], [0, 0, 1]])
     products = torch.einsum("ak,bl,oikl->iabo", of_taps, of_taps, weight).flatten(1, 2)
     return products[:, [0, 3, 6, 1, 2, 4, 5, 7, 8]].contiguous()
@@ -132,7 +132,7 @@ def _for_winograd(weight: Tensor) -> Tensor:
 
 
 def _winograd(x: Tensor, weight: Tensor, bias: Tensor | None, order: Sequence[int] = (0, 1, 2, 3)) -> Tensor:
-    """H and W even. `order` says which of four the weight's numbers along an axis are."""
+    """For even H and W. `order` is the order of the weight's four numbers along an axis."""
     (n, height, width, channels), outputs = x.shape, weight.shape[2]
     x = F.pad(x, (0, 0, 1, 1, 1, 1))
     a, b, c, d = (x[:, i : i + height : 2] for i in range(4))
@@ -152,12 +152,12 @@ def _winograd(x: Tensor, weight: Tensor, bias: Tensor | None, order: Sequence[in
 
 
 def _winograd_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
-    """The convolution by the flipped taps, whose first and last number have changed places."""
+    """The convolution by flipped taps, which exchange their first and last number."""
     return _winograd(gradient, weight.transpose(1, 2), None, (3, 1, 2, 0))
 
 
 def _by_constant(compute: Callable[..., Tensor], adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`Method.run` of these two, on images [N, C, H, W]."""
+    """`Method.run` of differences and winograd, on images [N, C, H, W]."""
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return ByConstant.apply(x.permute(0, 2, 3, 1), weight, bias, compute, adjoint).permute(0, 3, 1, 2)

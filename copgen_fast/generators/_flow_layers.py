@@ -44,7 +44,7 @@ class SpectralLinear(nn.Module):
 
     @torch.no_grad()
     def iterate(self, tolerance: float = 1e-3, most: int = 1000) -> None:
-        """Iterate u and v until the norm they give changes by less than the fraction `tolerance`."""
+        """Power iteration on u and v until the norm changes by less than the fraction `tolerance`."""
         norm = torch.dot(self.u, self.weight @ self.v)
         for _ in range(most):
             self.v.copy_(F.normalize(self.weight.T @ self.u, dim=0))
@@ -60,7 +60,7 @@ class SpectralLinear(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Scale the weight itself, by its exact norm, so that `matrix` returns it as it is."""
+        """Scale the weight in place by its exact norm, so that `matrix` returns it unchanged."""
         norm = torch.linalg.matrix_norm(self.weight.double(), 2)
         self.weight.mul_((BOUND * (1 - 1e-6) / norm.clamp_min(BOUND)).to(self.weight.dtype))
 
@@ -108,7 +108,7 @@ class Contraction:
 def fixed_point(step: Callable[[Tensor], Tensor], start: Tensor, what: str) -> Tensor:
     """Iterate x <- step(x) from `start` [N, D]; `step` is a contraction that treats each row alone.
 
-    A row stays as it is from its own convergence on, so that it doesn't depend on the other rows' need. A row that
+    A row that has converged is no longer changed, so that it does not depend on the other rows. A row that
     holds NaN or infinity ends as NaN or infinity.
 
     Raises:
@@ -170,7 +170,7 @@ class Residual(nn.Module):
         self.steepness = nn.Parameter(torch.full((depth,), 0.5))
 
     def contraction(self) -> Contraction:
-        """g at the present weights."""
+        """g at the current weights."""
         betas = list(F.softplus(self.steepness))
         return Contraction([layer.matrix() for layer in self.layers], [layer.bias for layer in self.layers], betas)
 
@@ -244,7 +244,7 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Make x [N, D] come out with mean 0 and standard deviation 1 in every entry."""
+        """Set shift and scale so that x [N, D] is mapped to mean 0 and standard deviation 1 in every entry."""
         self.shift.copy_(-x.mean(0))
         self.log_scale.copy_(-x.std(0).clamp_min(1e-6).log())
 

@@ -1,4 +1,4 @@
-"""BigBiGAN in fewer operations: the same function of z."""
+"""The exact rewrite of BigBiGAN: the same function of z in fewer operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from copgen_fast.generators._rewrites import Rewrites
 
 
 class FoldedBlock(nn.Module):
-    """`bigbigan.Block` between normalisations that are given."""
+    """A `bigbigan.Block` with its normalisations passed in."""
 
     normalisations = 2
 
@@ -75,7 +75,7 @@ def _attention(attention: nn.Module, rewrites: Rewrites) -> FoldedAttention:
 
 
 def _place(weight: Tensor, published: nn.Module, chunk: int) -> Tensor:
-    """A condition's weight [C, class + chunk] for [z, 1], [L + 1, C]: its class half is one row, a constant."""
+    """A condition's weight [C, class + chunk] as [L + 1, C], to multiply [z, 1]: its class half is a constant row."""
     shared = published.shared.weight[0].to(weight)
     placed = weight.new_zeros(published.latent_dim + 1, len(weight))
     placed[published.chunk * chunk : published.chunk * (chunk + 1)] = weight[:, len(shared) :].T

@@ -1,4 +1,4 @@
-"""BigGAN-deep in fewer operations: the same function of z and the class."""
+"""The exact rewrite of BigGAN-deep: the same function of z and the class in fewer operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from copgen_fast.generators._rewrites import Rewrites
 
 
 class FoldedBottleneck(nn.Module):
-    """The package's GenBlock between normalisations that are given: 1 x 1, 3 x 3, 3 x 3, 1 x 1.
+    """The package's GenBlock with its normalisations passed in: 1 x 1, 3 x 3, 3 x 3, 1 x 1.
 
     The shortcut has no weights: the first of x's channels, upsampled where the block does.
     """
@@ -81,7 +81,7 @@ class FoldedBigGANDeep(Folded):
         return torch.cat([self.truncation * z, F.embedding(labels, self.embedding)], 1)
 
     def seed_image(self, condition: Tensor) -> Tensor:
-        """The linear layer puts the channels of a pixel side by side, as TensorFlow does."""
+        """The linear layer puts channels last, as TensorFlow does."""
         return F.linear(condition, self.seed(), self.seed_bias).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2)
 
 
@@ -91,10 +91,10 @@ def _attention(attention: nn.Module, rewrites: Rewrites) -> FoldedAttention:
 
 
 def _place(weight: Tensor) -> Tensor:
-    """A condition's weight [C, K] for [condition, 1], [K + 1, C]."""
+    """A condition's weight [C, K] as [K + 1, C], to multiply [condition, 1]."""
     return F.pad(weight.T, (0, 0, 0, 1))
 
 
 def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
-    """Mean and variance at the truncation, which every row of the tables holds, and epsilon."""
+    """Mean and variance at the truncation (every row of the tables is the same) and epsilon."""
     return norm.running_means[0], norm.running_vars[0], norm.eps

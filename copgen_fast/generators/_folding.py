@@ -1,4 +1,4 @@
-"""Generators of residual blocks in fewer operations: the pieces, by algebra on published weights alone."""
+"""Building blocks of the exact rewrite of GANs of residual blocks, by algebra on the published weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from copgen_fast.generators._spectral import normalised_weight
 from copgen_fast.ops import cond_norm
 from copgen_fast.ops.checks import expect_finite, expect_tensor
 
-# Channels from which products saved are worth the copies around them, on a CPU.
+# Channels from which saved multiplications outweigh the copies around them, on a CPU.
 MANY = 384
 
 
 class Derived(nn.Module):
-    """A tensor made from published layers: once, or at every call."""
+    """A tensor derived from published layers, once or at every call."""
 
     def __init__(self, make: Callable[..., Tensor], layers: tuple[nn.Module, ...], once: bool) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class Derived(nn.Module):
 
 
 class FoldedConv(nn.Module):
-    """A convolution by some method; `bias` [outputs] may hold more than its own.
+    """A convolution by a `Method`; `bias` [outputs] may include that of another layer.
 
     Args:
-        outputs: how many of its channels are wanted, the first ones; None: all.
+        outputs: number of output channels to compute, the first ones; None: all.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class FoldedConv(nn.Module):
 
 
 def three_by_three(channels: int, out: int, upsampled: bool, rewrites: Rewrites) -> Method:
-    """The method of a 3 x 3 convolution of an image, or of what nearest upsampling by 2 gives."""
+    """The method of a 3 x 3 convolution, plain or after nearest upsampling by 2."""
     if not upsampled:
         return convolutions.WINOGRAD if rewrites.winograd and out >= MANY else convolutions.DIRECT
     if not rewrites.upsampling:
@@ -72,11 +72,11 @@ def three_by_three(channels: int, out: int, upsampled: bool, rewrites: Rewrites)
 
 
 class Normalisation(nn.Module):
-    """A published conditional normalisation and its ReLU, as one would write them with folded weights.
+    """A published conditional normalisation and its ReLU, with folded weights.
 
     Args:
         layers: its gain and its bias, linear in a condition.
-        place: their normalised weights [C, C'] as [K + 1, C], to be multiplied by [condition [N, K], 1].
+        place: turns their normalised weights [C, C'] into [K + 1, C], to be multiplied by [condition [N, K], 1].
         statistics: mean [C], variance [C] and epsilon.
         before: the bias [C] of the convolution before it, which `scale_shift` adds; None: there is none.
     """
@@ -99,12 +99,12 @@ class Normalisation(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     def forward(self, x: Tensor, condition: Tensor, inplace: bool = False) -> Tensor:
-        """relu(normalised x [N, C, H, W]) by [condition, 1] [N, K + 1]; x stays whatever `inplace` allows."""
+        """relu(normalised x [N, C, H, W]) by [condition, 1] [N, K + 1]; x is never overwritten, even with `inplace`."""
         gain, bias = ((condition @ matrix()).to(x.dtype)[:, :, None, None] for matrix in (self.gain, self.bias))
         return (F.batch_norm(x, self.mean, self.var, eps=self.epsilon) * (1 + gain) + bias).relu()
 
     def scale_shift(self) -> Tensor:
-        """[K + 1, 2 C]: times [condition, 1], the scales and the shifts that do the same, and add `before` to x."""
+        """[K + 1, 2 C], which times [condition, 1] gives equivalent scales and shifts; they also add `before` to x."""
         scale = self.gain().clone()
         scale[-1] += 1
         scale *= (self.var + self.epsilon).rsqrt()
@@ -112,11 +112,11 @@ class Normalisation(nn.Module):
 
 
 class FoldedAttention(nn.Module):
-    """Attention with one convolution for queries, keys and values, and gamma in the last one.
+    """Attention with one convolution for queries, keys and values, and gamma folded into the last one.
 
     Args:
         inward: the published 1 x 1 convolutions to queries, keys and values.
-        outward, gamma: x + gamma outward(...).
+        outward, gamma: of the residual x + gamma outward(...).
     """
 
     normalisations = 0
@@ -149,12 +149,10 @@ class Folded(nn.Module):
 
     Args:
         seed: the published linear layer before the first block.
-        layers: folded blocks and attentions by the names they have in `steps`. Each takes x, which is its own, and as
-            many normalisations as its `normalisations` says: functions of what is to be normalised, which they may
-            overwrite if told `inplace=True`.
+        layers: folded blocks and attentions by their names in `steps`. Each takes x, which it may overwrite, and
+            `normalisations` functions, which normalise their argument and may overwrite it with `inplace=True`.
         norms: the blocks' `Normalisation`s, in order.
-        last: the last convolution, [scale, shift] of the normalisation before it as [C] each, and how many of its
-            channels are the image.
+        last: the last convolution, and scale [C] and shift [C] of the normalisation before it.
     """
 
     def __init__(
@@ -191,7 +189,7 @@ class Folded(nn.Module):
                 module.lean = rewrites.lean
 
     def condition(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """What seed and normalisations are linear in, [N, K]."""
+        """The vectors [N, K] in which seed and normalisations are linear."""
         raise NotImplementedError
 
     def seed_image(self, condition: Tensor) -> Tensor:
@@ -199,17 +197,17 @@ class Folded(nn.Module):
         raise NotImplementedError
 
     def in_precision(self, dtype: torch.dtype) -> Folded:
-        """Convolutions and attention in `dtype`, from now on; what is linear in z stays as it is, and so do images."""
+        """Convert convolutions and attention to `dtype`; what is linear in z keeps its dtype, and so do images."""
         self.layers.to(dtype)
         self.last.to(dtype)
         return self
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """As the published form's."""
+        """Images of latents [N, L] (and labels), as the published form's."""
         return deque(self.steps(z, labels), maxlen=1).pop()[1]
 
     def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-        """As the published form's, whose names it has; each value is good until the next one is asked for."""
+        """The published form's steps, by the same names; the next step may overwrite a value."""
         expect_tensor("z", z, ("N", self.latent_dim), {self.seed_bias.dtype})
         expect_finite("z", z)
         condition = self.condition(z, expect_labels(labels, len(z), self.classes))
@@ -223,13 +221,13 @@ class Folded(nn.Module):
         yield "images", self.last(x).to(z.dtype).tanh()
 
     def run(self, layer: nn.Module, *inputs: Any) -> Tensor:
-        """The layer; where checkpointed, its activations are computed again in the backward."""
+        """Call a layer; with checkpointing its activations are computed again in the backward."""
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return layer(*inputs)
 
     def normalise(self, condition: Tensor) -> Iterator[Callable[..., Tensor]]:
-        """The blocks' conditional normalisations with their ReLUs, in order, of [condition, 1] [N, K + 1]."""
+        """The blocks' conditional normalisations with their ReLUs, in order, for [condition, 1] [N, K + 1]."""
         if not self.at_once:
             yield from (partial(norm, condition=condition) for norm in self.norms)
             return
@@ -239,23 +237,23 @@ class Folded(nn.Module):
 
 
 def scaled(weight: Tensor, factor: Tensor) -> Tensor:
-    """weight times a number, which may be on another device and of another dtype."""
+    """weight times a scalar tensor of any device and dtype."""
     return weight * factor.to(weight)
 
 
 def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor, inplace: bool = False) -> Tensor:
-    """`cond_norm` in PyTorch's operators, two passes, and in x's dtype; x stays whatever `inplace` allows."""
+    """`cond_norm` in two passes of PyTorch's operators, in x's dtype; x is never overwritten, even with `inplace`."""
     scale, shift = (y.to(x.dtype)[:, :, None, None] for y in (scale, shift))
     return torch.addcmul(shift, x, scale).relu_()
 
 
 def add_upsampled(x: Tensor, small: Tensor) -> Tensor:
-    """x [N, C, 2H, 2W] plus small [N, C, H, W] upsampled by nearest, into x, which nothing else reads."""
+    """Add small [N, C, H, W], upsampled by nearest, to x [N, C, 2H, 2W] in place."""
     return _AddUpsampled.apply(x, small)
 
 
 class _AddUpsampled(torch.autograd.Function):
-    """Writing through a view would have autograd copy x's whole gradient, twice."""
+    """Addition in place without a view of x, for which autograd would copy x's whole gradient twice."""
 
     @staticmethod
     def forward(ctx, x: Tensor, small: Tensor) -> Tensor:  # noqa: ANN001

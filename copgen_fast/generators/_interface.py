@@ -1,4 +1,4 @@
-"""Attributes and labels of generators: what every `Generator` and every wrapper of one shares."""
+"""Attributes and label checks that generators and their wrappers share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from copgen_fast.ops.checks import expect_tensor
 
 DEFAULTS = {"classes": 0, "latent_groups": ()}
-"""Attributes that a generator of the user's own may leave out."""
+"""Attributes that a user's generator may leave out."""
 
 
 def copy_attributes(generator: nn.Module, wrapper: nn.Module) -> None:
@@ -18,12 +18,12 @@ def copy_attributes(generator: nn.Module, wrapper: nn.Module) -> None:
 
 
 def expect_labels(labels: object, count: int, classes: int) -> Tensor | None:
-    """Return the labels of `count` latents when they are what a generator of `classes` classes (0: none) needs.
+    """Check the labels of `count` latents for a generator of `classes` classes (0: unconditional), and return them.
 
     Raises:
         TypeError: no tensor, or not int64.
-        ValueError: missing or superfluous labels, another shape than [count], or, on the CPU (another device would
-            have to be waited for), a label outside 0 .. classes - 1.
+        ValueError: missing or superfluous labels, another shape than [count], or, on the CPU alone (elsewhere the
+            check would synchronise), a label outside 0 .. classes - 1.
     """
     if classes == 0:
         if labels is not None:

@@ -1,4 +1,4 @@
-"""A frozen generator made fast: `optimize` returns a module with the same call."""
+"""Faster forms of a frozen generator: exact rewrite, half precision, CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from copgen_fast.runtime.devices import full_float32
 
 Level = Literal["exact", "half", "graph"]
 
-# What rounding may change: relative, of each layer's values, float32 against float32.
+# Largest difference by rounding, relative to a layer's largest value, in float32.
 TOLERANCE = 1e-4
-# What half precision may change in an image of 256 levels: on average, and in the worst 0.1 % of its values.
+# Largest difference by half precision in levels of 256: on average, and exceeded by 0.1 % of the values.
 MEAN_GATE, TAIL_GATE = 0.5, 8.0
 _LATENTS = 4
 
 
 @dataclass(frozen=True)
 class Levels:
-    """By how many of 256 levels values of images differ: the mean, and shares of 0, 1, 2, ... levels after rounding."""
+    """Differences of images in levels of 256: the mean, and shares of 0, 1, 2, ... levels after rounding."""
 
     mean: float
     tail: float
@@ -46,24 +46,24 @@ def optimize(
     dtype: torch.dtype | None = None,
     checkpoint: bool = False,
 ) -> nn.Module:
-    """A module that draws the generator's images faster, latents [N, L] (and labels) to images [N, 3, H, W].
+    """A faster module with the generator's call: latents [N, L] (and labels) to images [N, 3, H, W].
 
-    - exact: the generator's own rewriting (`rewritten(rewrites)`, algebra on its weights), compared with it on random
-      latents, layer by layer; a generator that has none is returned as it is.
-    - half: the exact one with its convolutions in half precision, compared in levels of 256 with float32; images come
-      in the latents' dtype. `difference` of the result holds a `Levels`, `half_dtype` what it convolves in.
-    - graph: the half one as a CUDA graph for batches of `batch` latents without gradients; other calls run without it.
+    - exact: its exact rewrite (`rewritten(rewrites)`, algebra on its weights), compared with it on random latents,
+      layer by layer; a generator without one is returned as it is.
+    - half: the exact form with convolutions in half precision, compared in levels of 256 with float32; images have the
+      latents' dtype. The result's `difference` is a `Levels`, its `half_dtype` the dtype of convolutions.
+    - graph: the half form as a CUDA graph for batches of `batch` latents without gradients; other calls run eagerly.
 
     Gradients reach z alone: the result has no parameters. The generator itself is not changed.
 
     Args:
-        rewrites: rewrites to leave out, for measurements.
+        rewrites: which rewrites to make; for measurements.
         batch: N of the graph.
         dtype: of half; None takes float16 on a GPU and bfloat16 on the CPU, where it is slow.
         checkpoint: compute each block's activations again in the backward rather than keep them.
 
     Raises:
-        CopgenError: the rewriting is not the same function (the first layer that differs is named), or half
+        CopgenError: the rewrite is not the same function (the first layer that differs is named), or half
             precision changes images by more than 0.5 levels on average or 8 in a thousandth of the values.
         UsageError: an unknown level, a graph without a GPU or a batch.
     """
@@ -85,7 +85,7 @@ def optimize(
 
 
 class Graphed(nn.Module):
-    """A generator that replays one CUDA graph for latents [batch, L] without gradients, and runs as it is elsewhere.
+    """A generator as one CUDA graph for latents [batch, L] without gradients; other calls run eagerly.
 
     Each replay overwrites the images of the one before: they are copied out.
     """
@@ -101,7 +101,7 @@ class Graphed(nn.Module):
         self.graph, self.images = capture(generator, self.latents, self.labels)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """As the generator's."""
+        """Images of latents [N, L] (and labels), as the generator's."""
         if (
             z.shape != self.latents.shape
             or z.dtype != self.latents.dtype
@@ -116,7 +116,7 @@ class Graphed(nn.Module):
 
 
 def capture(generator: nn.Module, latents: Tensor, labels: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of a call without gradients, and the images that each replay overwrites."""
+    """Capture a call without gradients; returns the graph and the images that each replay overwrites."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), torch.no_grad():
@@ -130,7 +130,7 @@ def capture(generator: nn.Module, latents: Tensor, labels: Tensor | None) -> tup
 
 
 class Cast(nn.Module):
-    """A generator of another precision, for latents and images in their own."""
+    """A generator in another precision; images have the latents' dtype."""
 
     def __init__(self, generator: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -139,12 +139,12 @@ class Cast(nn.Module):
         copy_attributes(generator, self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """As the generator's."""
+        """Images of latents [N, L] (and labels), as the generator's."""
         return self.generator(z.to(self.dtype), labels).to(z.dtype)
 
 
 def expect_same(published: nn.Module, rewritten: nn.Module, z: Tensor, labels: Tensor | None = None) -> None:
-    """Raise CopgenError unless both compute the same at every step, up to rounding; it names the first that differs."""
+    """Raise CopgenError, which names the first step that differs, unless all are equal up to rounding."""
     tolerance = TOLERANCE if z.dtype == torch.float32 else 1e-9
     for (name, ours), (_, theirs) in zip(rewritten.steps(z, labels), published.steps(z, labels), strict=True):
         error = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)).item()
@@ -156,7 +156,7 @@ def expect_same(published: nn.Module, rewritten: nn.Module, z: Tensor, labels: T
 
 
 def difference(images: Tensor, exact: Tensor) -> Levels:
-    """By how many of 256 levels images [N, 3, H, W] in [-1, 1] differ from the exact ones."""
+    """Difference of images [N, 3, H, W] in [-1, 1] from exact ones, in levels of 256."""
     levels = ((images.double() - exact.double()).abs() * 127.5).flatten()
     whole = [((x.double() + 1) * 127.5).round() for x in (images, exact)]
     apart = (whole[0] - whole[1]).abs().flatten().long().clamp_max(255)
@@ -184,7 +184,7 @@ def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: t
 
 
 def _inputs(generator: nn.Module, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Latents and, where there are classes, labels to compare on."""
+    """Latents and, where there are classes, labels for comparisons."""
     seeded = torch.Generator().manual_seed(0)
     dtype = next((x.dtype for x in generator.parameters() if x.is_floating_point()), torch.float32)
     z = torch.randn(_LATENTS, generator.latent_dim, generator=seeded).to(device, dtype)

@@ -1,4 +1,4 @@
-"""The exact rewrites of a generator, each of which can be left out."""
+"""Switches for the exact rewrites of a generator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rewrites:
-    """Which rewrites to make; all change rounding only.
+    """Which exact rewrites to make: each changes rounding only.
 
     Attributes:
         spectral: divide weights by their spectral norms once, not at every forward.

@@ -1,4 +1,4 @@
-"""Spectral normalisation as trained generators store it: one power iteration from a kept vector, at every forward."""
+"""Spectral normalisation as trained generators store it: one power iteration from a stored vector a forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def normalised(weight: Tensor, u: Tensor) -> Tensor:
 
 
 class _Spectral:
-    """A layer whose state holds `u0` [1, out] and `sv0` [1], which is kept for the record only."""
+    """A layer with buffers `u0` [1, out] and `sv0` [1], of which the latter is unused."""
 
     weight: Tensor
     u0: Tensor
@@ -34,12 +34,12 @@ class _Spectral:
         self.register_buffer("sv0", torch.ones(1))
 
     def normalised_weight(self) -> Tensor:
-        """What the layer multiplies by, in the shape of its weight."""
+        """The weight divided by its spectral norm."""
         return normalised(self.weight, self.u0)
 
 
 class SpectralLinear(_Spectral, nn.Linear):
-    """nn.Linear by its normalised weight."""
+    """nn.Linear with spectral normalisation."""
 
     def __init__(self, features: int, out: int, bias: bool = True) -> None:
         super().__init__(features, out, bias)
@@ -50,7 +50,7 @@ class SpectralLinear(_Spectral, nn.Linear):
 
 
 class SpectralConv2d(_Spectral, nn.Conv2d):
-    """nn.Conv2d by its normalised weight."""
+    """nn.Conv2d with spectral normalisation."""
 
     def __init__(self, channels: int, out: int, kernel: int, **options: Any) -> None:
         super().__init__(channels, out, kernel, **options)
@@ -61,7 +61,7 @@ class SpectralConv2d(_Spectral, nn.Conv2d):
 
 
 def normalised_weight(layer: nn.Module) -> Tensor:
-    """What a layer multiplies by in eval mode: one of these, or of torch.nn.utils.spectral_norm."""
+    """The normalised weight in eval mode of such a layer or of one by torch.nn.utils.spectral_norm."""
     if isinstance(layer, _Spectral):
         return layer.normalised_weight()
     matrix = layer.weight_orig.flatten(1)

@@ -1,13 +1,15 @@
-"""Where a generator's weights are, when they are not part of the package."""
+"""Finding and reading weights of generators that are not part of the package."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.runtime import artifacts
 
 VARIABLE = "COPGEN_WEIGHTS"
@@ -28,6 +30,21 @@ def find(name: str, weights: str | Path | None, file: str, source: str) -> Path:
         f"generator {name} needs weights, and {looked}: get {source} and name it by --generator.weights, "
         f"or put it as {file} into a folder and set {VARIABLE} to that folder; nothing is downloaded"
     )
+
+
+@contextlib.contextmanager
+def with_remedy(path: Path, remedy: str) -> Iterator[None]:
+    """Add `remedy`, how to make such a file, to errors about weights; raise one where `path` is missing.
+
+    Raises:
+        UsageError: in place of any CopgenError.
+    """
+    if not path.is_file():
+        raise UsageError(f"generator weights {path} are missing: {remedy}")
+    try:
+        yield
+    except CopgenError as error:
+        raise UsageError(f"{error}: {remedy}") from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

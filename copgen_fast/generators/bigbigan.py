@@ -1,6 +1,6 @@
 """BigBiGAN (Donahue and Simonyan 2019) at 128 pixels, as its public PyTorch port computes it.
 
-Here it is as published, layer by layer; `copgen_fast.generators.optimize` rewrites it to be fast. Parameter names,
+This is the published form, layer by layer; `copgen_fast.generators.optimize` rewrites it to be fast. Parameter names,
 shapes and constants are those of the port's 166 entries.
 """
 
@@ -65,7 +65,7 @@ class BatchNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """x [N, in, H, W] to [N, out, 2H, 2W]."""
+    """Residual block, x [N, in, H, W] to [N, out, 2H, 2W]."""
 
     def __init__(self, channels: int, out: int, condition: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each position looks at a quarter of all, the largest of every 2 x 2; x + gamma o(...)."""
+    """Self-attention x + gamma o(...) to keys and values that are max-pooled over 2 x 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class BigBiGAN(nn.Module):
         width: channels of the last block; the published has 96.
         resolution: R, 8 or more, a power of two. Channels halve from block to block, 16 times `width` at most.
         attention: the resolution after which the attention comes, if it is reached.
-        embeddings: rows of the published class embedding, all alike: there are no classes to choose.
+        embeddings: rows of the published class embedding, all equal: the model is unconditional.
     """
 
     classes = 0
@@ -145,13 +145,13 @@ class BigBiGAN(nn.Module):
         """Latents [N, L] of the weights' dtype to images; differentiable with respect to z.
 
         Raises:
-            TypeError, ValueError: z of another dtype or shape; NaN or infinity on the CPU (a GPU is not waited for);
+            TypeError, ValueError: z of another dtype or shape; NaN or infinity (checked on the CPU alone);
                 labels.
         """
         return deque(self.steps(z, labels), maxlen=1).pop()[1]
 
     def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Names of the layers with what each puts out, the images last."""
+        """Names and outputs of the layers, the images last."""
         expect_tensor("z", z, ("N", self.latent_dim), {self.linear.weight.dtype})
         expect_finite("z", z)
         expect_labels(labels, len(z), self.classes)

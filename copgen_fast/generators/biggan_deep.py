@@ -1,8 +1,8 @@
 """BigGAN-deep (Brock et al. 2019) of ImageNet's classes, as the package pytorch-pretrained-biggan computes it.
 
-128, 256 or 512 pixels, whatever the weights' config.json says: the package itself knows the layers of 128 alone.
-Here it is as published, by the package's own modules; `copgen_fast.generators.optimize` rewrites it to be fast. Two of
-the package's ways are not ours:
+128, 256 or 512 pixels, as the weights' config.json says: the package itself knows the layers of 128 alone.
+This is the published form, by the package's modules; `copgen_fast.generators.optimize` rewrites it to be fast. It
+differs from the package in two points:
 
 - Statistics. Its normalisations hold 51 rows of them, for truncations 0, 0.02, .. 1. Between two rows the package swaps
   their weights: at 0.405 it takes one quarter of row 20 and three of row 21, where it is the other way round. By
@@ -51,9 +51,8 @@ class BigGANDeep(nn.Module):
     """z [N, L] and labels [N] to images [N, 3, R, R] in (-1, 1); L = 128 and 1000 classes as published.
 
     Args:
-        network: the package's BigGAN, which becomes a part of this one: its tables of statistics are overwritten.
-        truncation: in (0, 1], for both things that it must be the same for: a latent z stands for truncation * z, and
-            the statistics are those that were measured on such latents.
+        network: the package's BigGAN; its tables of statistics are overwritten.
+        truncation: in (0, 1]; scales latents to truncation * z, and chooses the statistics of such latents.
 
     Raises:
         ValueError: a truncation out of range.
@@ -75,7 +74,7 @@ class BigGANDeep(nn.Module):
 
     @staticmethod
     def is_block(layer: nn.Module) -> bool:
-        """Whether a layer is a residual block; else it is an attention."""
+        """Whether a layer is a residual block rather than an attention."""
         return hasattr(layer, "conv_0")
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -83,12 +82,12 @@ class BigGANDeep(nn.Module):
 
         Raises:
             TypeError, ValueError: z or labels of another dtype or shape, no labels; NaN, infinity or a label out of
-                range on the CPU (a GPU is not waited for).
+                range (checked on the CPU alone).
         """
         return deque(self.steps(z, labels), maxlen=1).pop()[1]
 
     def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Names of the layers with what each puts out, the images last."""
+        """Names and outputs of the layers, the images last."""
         embeddings, network = self.network.embeddings, self.network.generator
         expect_tensor("z", z, ("N", self.latent_dim), {embeddings.weight.dtype})
         expect_finite("z", z)

@@ -59,5 +59,4 @@ def build(weights: str | Path | None, config: NoOptions) -> Cifar10DCGAN:
         raise UsageError(f"--generator.weights {path}: no such file")
     generator = Cifar10DCGAN()
     artifacts.load_strictly(generator, artifacts.read_checkpoint(path), path)
-    generator.weights_file = path
     return generator

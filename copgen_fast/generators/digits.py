@@ -1,4 +1,4 @@
-"""Handwritten digits: a small network fitted to scikit-learn's scans, its weights embedded in the package.
+"""Handwritten digits: a small network fitted to scikit-learn's scans, with weights embedded in the package.
 
 Made by `python -m copgen_fast.generators.fit.digits` from the training split of `copgen_fast.images.sets.digits` alone.
 """
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators._interface import expect_labels
+from copgen_fast.generators._weights import with_remedy
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
@@ -92,20 +92,14 @@ def _upsampling() -> Tensor:
 
 
 def build(weights: str | Path | None, config: NoOptions) -> DigitsGenerator:
-    """The generator with the embedded weights, or with those of a file that fit_generator wrote.
+    """The generator with the embedded weights, or with those of a file of `generators.fit.digits`.
 
     Raises:
         UsageError: the file is missing, unreadable, or does not fit; the message names it and the fault.
     """
     path = EMBEDDED if weights is None else Path(weights)
-    remedy = "give a digits.safetensors that `python -m copgen_fast.generators.fit.digits --out DIR` wrote"
-    if not path.is_file():
-        raise UsageError(f"generator weights {path} are missing: {remedy}")
     generator = DigitsGenerator()
-    try:
-        tensors = artifacts.read_tensors(path)
-        artifacts.load_strictly(generator, tensors, path)
-    except CopgenError as error:
-        raise UsageError(f"{error}: {remedy}") from error
+    with with_remedy(path, "give a digits.safetensors of `python -m copgen_fast.generators.fit.digits --out DIR`"):
+        artifacts.load_strictly(generator, artifacts.read_tensors(path), path)
     generator.weights_file = path
     return generator

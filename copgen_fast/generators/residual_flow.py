@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
+from copgen_fast.errors import CorruptArtifactError
 from copgen_fast.generators._flow_layers import Estimator, ResidualFlow
 from copgen_fast.generators._interface import expect_labels
+from copgen_fast.generators._weights import with_remedy
 from copgen_fast.generators.digits import soft_limit
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
@@ -26,16 +27,16 @@ SIZE = 32
 MARGIN = 0.02
 """Grey values in [0, 1] are squeezed to [MARGIN, 1 - MARGIN] before the logit, which keeps float32 accurate there."""
 LAYOUT = {"side": (2, 32), "levels": (2, 256), "blocks": (1, 256), "width": (1, 4096), "depth": (1, 16)}
-"""What the weights' tensor `layout` holds, in this order, and the least and the most of each."""
+"""Numbers in the weights' tensor `layout`, in this order, with the smallest and largest value of each."""
 
 
 class ResidualFlowGenerator(nn.Module):
     """Latents to grey 32x32 images, the three channels equal; a `copgen_fast.generators.Generator`, and invertible.
 
     A scan has side x side pixels of real grey values in [-1, 1] and half a grey level beyond: the 17 (digits) or
-    256 levels after uniform dequantisation. The flow carries their logits to N(0, I). A latent z stands for
-    temperature * z there, so that latents from N(0, I) draw from the flow at that temperature. Images are scans in
-    fixed bicubic upsampling, and soft_limit'ed.
+    256 levels after uniform dequantisation. The flow maps their logits to N(0, I). Latents are multiplied by
+    the temperature, so that those from N(0, I) sample the flow at that temperature. Images are scans after a fixed
+    bicubic upsampling and `soft_limit`.
 
     Raises:
         ValueError: a number outside LAYOUT's ranges.
@@ -88,7 +89,7 @@ class ResidualFlowGenerator(nn.Module):
         return images.unsqueeze(1).repeat(1, 3, 1, 1)
 
     def logits(self, scans: Tensor) -> tuple[Tensor, Tensor]:
-        """Scans [N, side, side] to what the flow takes [N, L], and the log-determinant of that [N].
+        """Scans [N, side, side] to logits [N, L], the flow's input, and the log-determinant [N] of that map.
 
         Raises:
             TypeError, ValueError: no such scans, or values outside the range that the model can give.
@@ -140,7 +141,7 @@ class ResidualFlowGenerator(nn.Module):
 
     @torch.no_grad()
     def round_trip_error(self, z: Tensor) -> dict[str, float]:
-        """How far z [N, L] is from inverse(scan(z)), and scan(z) from the scan of that.
+        """Errors of inverse(scan(z)) against z [N, L], and of its scan against scan(z).
 
         Returns:
             Largest and mean absolute difference: latent_max, latent_mean, scan_max, scan_mean.
@@ -157,25 +158,19 @@ class ResidualFlowGenerator(nn.Module):
 
 
 def build(weights: str | Path | None, config: NoOptions) -> ResidualFlowGenerator:
-    """The generator with the embedded weights, or with those of a file that fit_flow wrote.
+    """The generator with the embedded weights, or with those of a file of `generators.fit.residual_flow`.
 
     Raises:
         UsageError: the file is missing, unreadable, does not fit, or holds a flow that is not surely invertible; the
             message names it and the fault.
     """
     path = EMBEDDED if weights is None else Path(weights)
-    remedy = (
-        "give a residual_flow.safetensors that `python -m copgen_fast.generators.fit.residual_flow --out DIR` wrote"
-    )
-    if not path.is_file():
-        raise UsageError(f"generator weights {path} are missing: {remedy}")
-    try:
+    remedy = "give a residual_flow.safetensors of `python -m copgen_fast.generators.fit.residual_flow --out DIR`"
+    with with_remedy(path, remedy):
         tensors = artifacts.read_tensors(path)
         generator = _laid_out(tensors, path)
         artifacts.load_strictly(generator, tensors, path)
         _expect_invertible(generator, path)
-    except CopgenError as error:
-        raise UsageError(f"{error}: {remedy}") from error
     generator.weights_file = path
     return generator
 

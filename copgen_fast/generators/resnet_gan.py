@@ -1,7 +1,7 @@
 """The residual GAN generator for 32x32 images of "Spectral Normalization for GANs" (Miyato et al. 2018, table 3).
 
 Linear to 4x4, three residual blocks that double the side, then batch norm, ReLU, 3x3 convolution and tanh. The
-paper's has width 256 and 128-d latents; here both are whatever the weights file holds.
+paper's has width 256 and 128-d latents; here the weights file determines both.
 Made by `python -m copgen_fast.generators.fit.resnet_gan`.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.errors import UsageError
 from copgen_fast.generators._interface import expect_labels
-from copgen_fast.generators._weights import read_state
+from copgen_fast.generators._weights import read_state, with_remedy
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
@@ -95,7 +95,7 @@ def glorot(module: nn.Module) -> None:
 
 
 def build(weights: str | Path | None, config: NoOptions) -> ResnetGAN:
-    """The generator of a plain state dict, .safetensors or a .pth of tensors; width and latent_dim are its own.
+    """The generator of a plain state dict, .safetensors or .pth, which determines width and latent_dim.
 
     Names may all carry the prefix `module.`, `generator.` or `_orig_mod.`, or several of them.
 
@@ -109,15 +109,10 @@ def build(weights: str | Path | None, config: NoOptions) -> ResnetGAN:
             "by --generator.weights"
         )
     path = Path(weights)
-    if not path.is_file():
-        raise UsageError(f"generator weights {path} are missing: {_REMEDY}")
-    try:
+    with with_remedy(path, _REMEDY):
         tensors = _without_prefixes(read_state(path))
         generator = ResnetGAN(*_sizes(tensors, path))
         artifacts.load_strictly(generator, tensors, path)
-    except CopgenError as error:
-        raise UsageError(f"{error}: {_REMEDY}") from error
-    generator.weights_file = path
     return generator
 
 

@@ -110,7 +110,7 @@ def test_what_is_no_navigator_is_refused_by_name(tmp_path, as_script, capsys):
         (tanh, "no navigator of two layers: .*Identity"),
         (deep, "no navigator of two layers: .*walker.3.weight"),
         (nn.Conv2d(1, 1, 1), "no navigator of two layers: weight"),
-        (nn.Tanh(), "asks for torch.nn.modules.activation.Tanh"),
+        (nn.Tanh(), "names torch.nn.modules.activation.Tanh"),
         (3, "holds no navigator"),
     ]
     for content, message in cases:

@@ -1,4 +1,4 @@
-"""The doctor: what it says, what it would notice, and its estimators on a tiny generator and a tiny encoder."""
+"""The doctor: its report, the faults it finds, and its estimates for a tiny generator and encoder."""
 
 import json
 import math
@@ -38,13 +38,13 @@ def test_an_unusable_device_is_refused(capsys):
 
 
 def test_an_op_that_is_wrong_is_noticed(monkeypatch, capsys):
-    right = accuracy.subjects(CPU)["l2_normalize"]
+    right = accuracy.op_cases(CPU)["l2_normalize"]
 
     def wrong(x, backend):
         y = right.run(x, "reference")
         return y if backend == "reference" else y * (1 + 1e-5)
 
-    monkeypatch.setattr(accuracy, "subjects", lambda device: {"cond_norm": accuracy.Subject(right.inputs, wrong)})
+    monkeypatch.setattr(accuracy, "op_cases", lambda device: {"cond_norm": accuracy.OpCase(right.inputs, wrong)})
     monkeypatch.setattr(accuracy, "resolve", lambda *_, **__: "fused")
     assert __main__.main(["--quick", "--device", "cpu"]) == 1
     assert capsys.readouterr().out.count("more than 2 times PyTorch's: report this") == 2
@@ -54,8 +54,8 @@ def test_errors_are_relative_and_as_large_as_they_are():
     def run(x, backend):
         return x[0] * (1 if x[0].dtype == torch.float64 else 1 + (3e-4 if backend == "ours" else 1e-4))
 
-    subject = accuracy.Subject([torch.linspace(1, 2, 10, dtype=torch.float64)], run)
-    for check in accuracy.compare("op", subject, "ours", torch.float32):
+    case = accuracy.OpCase([torch.linspace(1, 2, 10, dtype=torch.float64)], run)
+    for check in accuracy.compare("op", case, "ours", torch.float32):
         assert check.error == pytest.approx(3e-4, rel=1e-2) and check.pytorch == pytest.approx(1e-4, rel=1e-2)
         assert check.ratio == pytest.approx(3, rel=1e-2) and not check.passed
 
@@ -133,10 +133,10 @@ def test_the_batch_that_fits_is_what_a_batch_takes(monkeypatch):
     assert "largest batch: about" in str(found)
     monkeypatch.setattr(estimates, "available_memory", lambda device: None)
     found = estimates.estimate(Work("memory", "ones", 1000, 10, step), CPU, seconds=0)
-    assert found.largest_batch is None and "memory cannot be told here" in str(found)
+    assert found.largest_batch is None and "memory cannot be measured here" in str(found)
 
 
-def test_durations_are_for_people():
+def test_durations_are_given_in_readable_units():
     made = {"name": "n", "what": "w", "samples": 3600, "batch": 2, "steps": 3, "peak_mb": {}, "available_mb": None}
     for seconds, text in ((0.5, "30 min for 3,600"), (5, "5.0 h for"), (100, "4.2 days for"), (1e5, "4,167 days for")):
         found = Estimate(**made, seconds=seconds, fastest=seconds, slowest=seconds, hours=seconds, largest_batch=None)

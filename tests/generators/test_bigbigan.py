@@ -14,7 +14,7 @@ from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators.bigbigan import BigBiGAN
 from tests.helpers.unfolded_bigbigan import bigbigan as unfolded
 
-TRICKS = [field.name for field in fields(Rewrites)]
+REWRITES = [field.name for field in fields(Rewrites)]
 
 
 def make(width=3, resolution=64, dtype=torch.float64, seed=0):
@@ -76,7 +76,7 @@ def test_it_is_the_unfolded_computation(published, z):
 
 
 @pytest.mark.parametrize("many", [1, 10**9], ids=["fewer products", "convolutions"])
-@pytest.mark.parametrize("without", [None, *TRICKS])
+@pytest.mark.parametrize("without", [None, *REWRITES])
 def test_every_rewriting_is_exact(monkeypatch, published, z, many, without):
     monkeypatch.setattr(_folding, "MANY", many)
     rewrites = Rewrites() if without is None else replace(Rewrites(), **{without: False})

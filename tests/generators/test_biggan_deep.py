@@ -21,7 +21,7 @@ from tests.helpers.biggan_fixtures import TINY, random_network, write_folder
 
 package = pytest.importorskip("pytorch_pretrained_biggan")
 
-TRICKS = [field.name for field in fields(Rewrites)]
+REWRITES = [field.name for field in fields(Rewrites)]
 
 
 def make(dtype=torch.float64, truncation=1.0, seed=0, **changes):
@@ -136,7 +136,7 @@ def test_every_size_is_what_its_layers_say(side, more, tensors, numbers):
 
 
 @pytest.mark.parametrize("many", [1, 10**9], ids=["fewer products", "convolutions"])
-@pytest.mark.parametrize("without", [None, *TRICKS])
+@pytest.mark.parametrize("without", [None, *REWRITES])
 def test_every_rewriting_is_exact(monkeypatch, published, many, without):
     monkeypatch.setattr(_folding, "MANY", many)
     rewrites = Rewrites() if without is None else replace(Rewrites(), **{without: False})
