@@ -148,7 +148,7 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
     with contextlib.ExitStack() as held:
         if ranks.first:
             expect_own(config, folder, ranks)  # before a file of ours is in it
-            held.enter_context(artifacts.sole_use(folder, Share(config.pairs.part, config.pairs.parts).suffix))
+            held.enter_context(artifacts.folder_lock(folder, Share(config.pairs.part, config.pairs.parts).suffix))
             record_run(config, folder, device, ranks)
         ranks.barrier("the run folder")
         if not (folder / "config.json").exists():

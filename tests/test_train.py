@@ -172,7 +172,7 @@ def test_a_folder_in_use_is_refused(finished_run, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     arguments = [*TINY, "--out", str(folder), "--stages", "report"]
-    with artifacts.sole_use(folder):
+    with artifacts.folder_lock(folder):
         assert f"{folder} is in use by another command" in fails(arguments, capsys)
     assert main(arguments) == 0
 

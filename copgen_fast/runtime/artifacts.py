@@ -68,7 +68,7 @@ def explain_full_disk(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sole_use(folder: Path, part: str = "") -> Iterator[None]:
+def folder_lock(folder: Path, part: str = "") -> Iterator[None]:
     """Lock `folder` against other commands for the block; the system unlocks it when the process dies.
 
     Args:

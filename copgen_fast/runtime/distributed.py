@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.ops.info_nce.group import all_gather
@@ -59,13 +59,6 @@ class Ranks:
     def gathered(self, x: Tensor) -> Tensor:
         """x [N, ...] of all ranks in their order, [world N, ...], on each of them; no gradient passes."""
         return x if self.alone else all_gather(x, self.group)
-
-    def broadcast_parameters(self, *modules: nn.Module) -> None:
-        """Give every rank rank 0's weights and buffers; seeds make them equal, other hosts' rounding may not."""
-        if not self.alone:
-            for module in modules:
-                for tensor in module.state_dict().values():
-                    dist.broadcast(tensor, 0, group=self.group)
 
     def mark(self, location: str, watchdog: bool = False) -> None:
         """`Heartbeat.mark`: where in the run this process is, for the messages of others should it go missing."""

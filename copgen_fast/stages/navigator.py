@@ -25,7 +25,7 @@ from copgen_fast.stages._draws import Batch, draw_batch, draw_labels, draw_laten
 from copgen_fast.stages.run import Run
 from copgen_fast.training import cuda_graph, loop, optimizers, sync_bn
 from copgen_fast.training.adversarial import ReverseGradient, frozen
-from copgen_fast.training.grad_sync import GradientSync
+from copgen_fast.training.grad_sync import data_parallel
 from copgen_fast.training.loop import StepResult
 from copgen_fast.training.metrics import Row, read_rows
 
@@ -132,9 +132,7 @@ def make_players(run: Run, G: nn.Module, T_z: Navigator) -> Players:
         f = ContrastiveModel(options.estimator)
     f = encoders.prepare(f, run.device, compiled=config.compile)
     f = sync_bn.convert_sync_bn(f, config.bn, run.ranks, run.device)
-    run.ranks.broadcast_parameters(f, T_z)
-    for player in (f, T_z):
-        GradientSync(player.parameters(), run.ranks)
+    f, T_z = data_parallel(f, run.ranks), data_parallel(T_z, run.ranks)
     betas, impl = (0.5, 0.999), config.optimizer.impl
     return Players(
         G=G,

@@ -25,7 +25,7 @@ from copgen_fast.runtime import artifacts, devices, seeds
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.stages.run import Run
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
-from copgen_fast.training.grad_sync import GradientSync
+from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import StepResult
 from copgen_fast.training.metrics import read_rows
 
@@ -56,7 +56,6 @@ class Learner:
     Attributes:
         policy: of the augmentations t_x and t_x'.
         autocast: context of the run's precision.
-        sync: averages gradients over the ranks.
         parts: parts of a batch, of which one's activations are kept at a time.
     """
 
@@ -65,7 +64,6 @@ class Learner:
     autocast: Callable[[], AbstractContextManager]
     sgd: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    sync: GradientSync
     ranks: Ranks
     parts: int
 
@@ -83,7 +81,7 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
 
     learner.sgd.zero_grad(set_to_none=True)
     online, value = grad_cache.backward(
-        m, v, loss, learner.scaler, parts=learner.parts, autocast=learner.autocast, no_sync=learner.sync.no_sync
+        m, v, loss, learner.scaler, parts=learner.parts, autocast=learner.autocast, no_sync=partial(no_sync, m)
     )
     optimizers.step(learner.scaler, learner.sgd)
     m.after_step(online, targets, batch.progress)
@@ -183,7 +181,7 @@ def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) 
         method = methods.build(config.method.name, Encoder(options.encoder), config.method.options)
     method = encoders.prepare(method, device, compiled=config.compile, checkpointed=options.checkpoint)
     method = sync_bn.convert_sync_bn(method, config.bn, ranks, device)
-    ranks.broadcast_parameters(method)
+    method = data_parallel(method, ranks)
     peak = options.lr * options.batch / 256
     return Learner(
         method=method,
@@ -193,7 +191,6 @@ def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) 
             method.param_groups(), peak, options.momentum, options.weight_decay, config.optimizer.impl, device
         ),
         scaler=devices.grad_scaler(device, config.precision),
-        sync=GradientSync([p for p in method.parameters() if p.requires_grad], ranks),
         ranks=ranks,
         parts=options.accumulate,
     )

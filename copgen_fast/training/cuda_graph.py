@@ -67,12 +67,12 @@ class GraphedStep:
         self.inputs = copied(batch)
         snapshot = Snapshot.take(self.models, self.adams, self.scaler)
         try:
-            _on_a_side_stream(lambda: self.step(self.inputs), WARM_UP)
+            warm_up(lambda: self.step(self.inputs), WARM_UP)
             snapshot.restore()
             for adam in self.adams:
                 adam.zero_grad(set_to_none=True)  # gradients come from the graph's own memory
             with _capturable(self.adams):
-                self.replay = _record(self._run)
+                self.replay = record(self._run)
         except RuntimeError as error:
             cause = error
             while isinstance(cause.__context__, RuntimeError):  # the error of the capture's end has no reason
@@ -174,7 +174,7 @@ def _capturable(adams: Sequence[Optimizer]) -> Iterator[None]:
             group["capturable"] = False
 
 
-def _on_a_side_stream(call: Callable[[], Any], times: int) -> None:
+def warm_up(call: Callable[[], Any], times: int) -> None:
     """Warm up on a side stream of the current device, and restore the random generators."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -184,7 +184,7 @@ def _on_a_side_stream(call: Callable[[], Any], times: int) -> None:
     torch.cuda.current_stream().wait_stream(side)
 
 
-def _record(call: Callable[[], None]) -> Callable[[], None]:
+def record(call: Callable[[], None]) -> Callable[[], None]:
     """Capture a call; returns the graph's replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

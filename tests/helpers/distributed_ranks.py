@@ -3,11 +3,13 @@
 python -m tests.helpers.distributed_ranks WORLD PORT FOLDER
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from copgen_fast.runtime import distributed, interrupts, seeds
 from copgen_fast.runtime.heartbeat import Heartbeat
 from copgen_fast.stages import Run, navigator, pretrain
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
-from copgen_fast.training.grad_sync import GradientSync
+from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import Plan, StepResult
 
 N, DIM, STEPS = 8, 6, 3
@@ -50,6 +52,17 @@ class ToyGenerator(nn.Module):
         return torch.tanh(self.linear(z)).view(-1, 3, 16, 16)
 
 
+@contextlib.contextmanager
+def default_dtype(dtype):
+    """Build modules in `dtype`, as DistributedDataParallel fixes it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def run_of(ranks, bn="sync"):
     config = dataclasses.replace(
         PRESETS["quickstart"],
@@ -70,8 +83,8 @@ def play(ranks, update, bn="sync"):
     """Navigator training in float64: curve and final weights."""
     run = run_of(ranks, bn)
     torch.manual_seed(0)
-    players = navigator.make_players(run, ToyGenerator().double(), Navigator(DIM).double())
-    players.f.double()
+    with default_dtype(torch.float64):
+        players = navigator.make_players(run, ToyGenerator().double(), Navigator(DIM).double())
     results = []
     for index in range(STEPS):
         batch = navigator.draw_batch(run.config, players.G, index, CPU, ranks)
@@ -87,9 +100,8 @@ def learn(ranks, method="simclr", **options):
     config = dataclasses.replace(
         config, method=MethodConfig(method), pretrain=dataclasses.replace(config.pretrain, **options)
     )
-    learner = pretrain.make_learner(config, CPU, ranks)
-    learner.method.double()
-    learner.sgd.load_state_dict(learner.sgd.state_dict())  # its momentum in float64, too
+    with default_dtype(torch.float64):
+        learner = pretrain.make_learner(config, CPU, ranks)
     results, rows = [], ranks.rows(N)
     for index in range(STEPS):
         images = torch.rand(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
@@ -104,12 +116,10 @@ def small_model():
         return ContrastiveModel(SMALL).double()
 
 
-def gradients(ranks, wrap=None):
-    """Of the whole batch's loss, by name, in float64; `wrap` averages over ranks instead of ours."""
+def gradients(ranks):
+    """Of the whole batch's loss, by name, in float64."""
     model = sync_bn.convert_sync_bn(small_model(), "sync", ranks, CPU)
-    called = model if wrap is None else wrap(model)
-    if wrap is None:
-        GradientSync(model.parameters(), ranks)
+    called = data_parallel(model, ranks)
     views = torch.randn(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     methods.nt_xent(called(views[ranks.joint_rows(N)]), 0.1, 0.07, group=ranks.group).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -120,9 +130,9 @@ def normalized_head(ranks):
     with seeds.seeded(0, "head"):
         layers = nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 4), nn.BatchNorm1d(4, affine=False)
     head = sync_bn.convert_sync_bn(nn.Sequential(*layers).double(), "sync", ranks, CPU)
-    GradientSync(head.parameters(), ranks)
+    called = data_parallel(head, ranks)
     x = 3 + torch.randn(2 * N, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    outputs = head(x[ranks.joint_rows(N)])
+    outputs = called(x[ranks.joint_rows(N)])
     methods.nt_xent(outputs, 0.1, 0.07, group=ranks.group).backward()
     gradients = {name: parameter.grad for name, parameter in head.named_parameters()}
     return {"outputs": outputs.detach(), "gradients": gradients, "statistics": dict(head.named_buffers())}
@@ -143,7 +153,7 @@ def accumulated(ranks):
     """Of the whole batch's loss, by name, in float64, taken in two parts by each rank."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 8)).double()
-    mean, scaler = GradientSync(model.parameters(), ranks), torch.amp.GradScaler("cpu", enabled=False)
+    called, scaler = data_parallel(Tupled(model), ranks), torch.amp.GradScaler("cpu", enabled=False)
     views = torch.randn(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def loss(outputs):
@@ -151,18 +161,19 @@ def accumulated(ranks):
 
     own = views[ranks.joint_rows(N)]
     parts = min(2, N // ranks.world)
-    grad_cache.backward(Tupled(model), own, loss, scaler, parts=parts, no_sync=mean.no_sync)
+    grad_cache.backward(called, own, loss, scaler, parts=parts, no_sync=partial(no_sync, called))
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def overflow(ranks):
     """Loss scaling when one rank's gradient overflows: the weight after the step, and the scale."""
-    weight = nn.Parameter(torch.ones(3))
-    GradientSync([weight], ranks)
-    sgd, scaler = torch.optim.SGD([weight], 0.1), torch.amp.GradScaler("cpu", init_scale=4.0)
+    layer = nn.Linear(1, 3, bias=False)
+    nn.init.ones_(layer.weight)
+    called = data_parallel(layer, ranks)
+    sgd, scaler = torch.optim.SGD(layer.parameters(), 0.1), torch.amp.GradScaler("cpu", init_scale=4.0)
     factor = float("inf") if ranks.rank == ranks.world - 1 else 1.0
-    optimizers.descend((weight * factor).sum(), scaler, sgd)
-    return weight.detach(), scaler.get_scale()
+    optimizers.descend(called(torch.full((1, 1), factor)).sum(), scaler, sgd)
+    return layer.weight.detach().flatten(), scaler.get_scale()
 
 
 class Problem:
@@ -170,8 +181,7 @@ class Problem:
 
     def __init__(self, ranks, folder):
         torch.manual_seed(0)
-        self.ranks, self.model = ranks, nn.Linear(3, 1)
-        GradientSync(self.model.parameters(), ranks)
+        self.ranks, self.model = ranks, data_parallel(nn.Linear(3, 1), ranks)
         self.sgd = torch.optim.SGD(self.model.parameters(), lr=0.1)
         self.plan = Plan("test", Path(folder), steps=20, batch=4, log_every=5, save_every=5)
         self.before = lambda index: None
@@ -216,8 +226,6 @@ def faults(ranks, folder):
 
 
 def everything(ranks, folder):
-    from torch.nn.parallel import DistributedDataParallel
-
     functional.expect_equal_batches = None  # trainers must not call it: it waits for the device
     alternating, simultaneous = navigator.alternating_step, navigator.simultaneous_step
     return {
@@ -229,7 +237,6 @@ def everything(ranks, folder):
         "gradients": gradients(ranks),
         "head": normalized_head(ranks),
         "gradients, in parts": accumulated(ranks),
-        "gradients, DDP": gradients(ranks, None if ranks.alone else DistributedDataParallel),
         "overflow": overflow(ranks),
         **faults(ranks, folder),
     }

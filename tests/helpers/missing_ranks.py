@@ -17,7 +17,7 @@ from torch import nn
 from copgen_fast.errors import CopgenError, report
 from copgen_fast.runtime import distributed
 from copgen_fast.training import loop
-from copgen_fast.training.grad_sync import GradientSync
+from copgen_fast.training.grad_sync import data_parallel
 from copgen_fast.training.loop import Plan, StepResult
 
 TIMEOUT, MISSING_AT = 8.0, 3
@@ -42,8 +42,7 @@ WAYS = {
 
 
 def train(ranks, way, folder):
-    model = nn.Linear(3, 1)
-    GradientSync(model.parameters(), ranks)
+    model = data_parallel(nn.Linear(3, 1), ranks)
 
     def data(index):
         if index == MISSING_AT and ranks.rank == 1:

@@ -133,19 +133,19 @@ def test_sha256_is_the_standard_one(tmp_path):
 
 def test_a_folder_is_one_commands_or_its_parts(tmp_path):
     first, second = ".part-0-of-2", ".part-1-of-2"
-    with artifacts.sole_use(tmp_path / "run"):
+    with artifacts.folder_lock(tmp_path / "run"):
         for part in ("", first):
             with pytest.raises(UsageError, match=f"{tmp_path}/run is in use by another command: wait"):
-                with artifacts.sole_use(tmp_path / "run", part):
+                with artifacts.folder_lock(tmp_path / "run", part):
                     pass
-    with artifacts.sole_use(tmp_path / "run", first), artifacts.sole_use(tmp_path / "run", second):
+    with artifacts.folder_lock(tmp_path / "run", first), artifacts.folder_lock(tmp_path / "run", second):
         with pytest.raises(UsageError, match="in use by another command for part-1-of-2: wait"):
-            with artifacts.sole_use(tmp_path / "run", second):
+            with artifacts.folder_lock(tmp_path / "run", second):
                 pass
         with pytest.raises(UsageError, match="in use by another command: wait"):
-            with artifacts.sole_use(tmp_path / "run"):
+            with artifacts.folder_lock(tmp_path / "run"):
                 pass
-    with artifacts.sole_use(tmp_path / "run"):
+    with artifacts.folder_lock(tmp_path / "run"):
         pass
 
 
@@ -154,21 +154,21 @@ import sys
 from pathlib import Path
 from copgen_fast.runtime import artifacts
 
-with artifacts.sole_use(Path(sys.argv[1])):
+with artifacts.folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_kill_ends_the_sole_use(tmp_path):
+def test_a_kill_unlocks_the_folder(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], **pipes) as child:
         assert child.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="in use"), artifacts.sole_use(tmp_path):
+        with pytest.raises(UsageError, match="in use"), artifacts.folder_lock(tmp_path):
             pass
         child.kill()
         child.wait()
-        with artifacts.sole_use(tmp_path):
+        with artifacts.folder_lock(tmp_path):
             pass
 
 
@@ -178,5 +178,5 @@ def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch,
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with contextlib.nullcontext() if goes_on else pytest.raises(OSError), artifacts.sole_use(tmp_path):
+    with contextlib.nullcontext() if goes_on else pytest.raises(OSError), artifacts.folder_lock(tmp_path):
         pass

@@ -32,8 +32,8 @@ def recorded(monkeypatch):
         calls.append("capture")
         return call
 
-    monkeypatch.setattr(cuda_graph, "_on_a_side_stream", warm_up)
-    monkeypatch.setattr(cuda_graph, "_record", record)
+    monkeypatch.setattr(cuda_graph, "warm_up", warm_up)
+    monkeypatch.setattr(cuda_graph, "record", record)
     return calls
 
 
@@ -134,8 +134,8 @@ def test_a_step_that_no_graph_can_hold_is_named(tmp_path, monkeypatch):
         finally:  # as torch.cuda.graph ends a capture that failed
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
-    monkeypatch.setattr(cuda_graph, "_on_a_side_stream", lambda call, times: call())
-    monkeypatch.setattr(cuda_graph, "_record", record)
+    monkeypatch.setattr(cuda_graph, "warm_up", lambda call, times: call())
+    monkeypatch.setattr(cuda_graph, "record", record)
     message = r"can't be captured as a CUDA graph \(CUDA error: operation not permitted .*\): run without it"
     with pytest.raises(CopgenError, match=message):
         graphed(players, "alternating")(batch)
