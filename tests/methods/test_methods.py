@@ -12,7 +12,6 @@ from copgen_fast.ops import AugmentParams
 from copgen_fast.runtime import seeds
 from copgen_fast.runtime.distributed import ALONE
 from copgen_fast.stages.pretrain import Batch, Learner, pretrain_step, set_learning_rate
-from copgen_fast.training.grad_sync import GradientSync
 
 SMALL = EncoderConfig("resnet18", "half", 16)
 
@@ -95,10 +94,9 @@ def test_a_step_calls_targets_forward_loss_and_then_after_step(parts):
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     params = AugmentParams.sample(8, (16, 16), policy, generator=torch.Generator().manual_seed(3))
     sgd = torch.optim.SGD(m.param_groups(), 0.5)
-    sync = GradientSync(m.parameters(), ALONE)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     context = torch.autograd.set_grad_enabled
-    learner = Learner(m, policy, lambda: context(torch.is_grad_enabled()), sgd, scaler, sync, ALONE, parts)
+    learner = Learner(m, policy, lambda: context(torch.is_grad_enabled()), sgd, scaler, ALONE, parts)
     result = pretrain_step(learner, Batch(images, params, lr=0.25, progress=0.5))
     forwards = ["forward"] if parts == 1 else ["forward without gradient"] * 2 + ["loss"] + ["forward"] * 2
     assert calls[:-1] == ["targets", *forwards, *(["loss"] if parts == 1 else [])]
