@@ -23,7 +23,8 @@ SAID = {
     "paused": f"rank 1 gives no sign of life: {SEEN}",
     "hanging": f"rank 1 is still at {AT_STEP} hanging",
     "failing": "rank 1 stopped: ValueError: no such pair",
-    "stuck": f"stuck at step {MISSING_AT} of stuck: rank 1 is still at {AT_STEP} stuck",
+    # Rank 1's own watchdog may be the first to end.
+    "stuck": f"stuck at step {MISSING_AT} of stuck: rank 1 (is still|stopped: stuck) at {AT_STEP} stuck",
     "absent": f"at the barrier, after 8 s: rank 1 is missing: last heard of at {AT_STEP} absent",
 }
 
