@@ -74,6 +74,16 @@ def _part_options(config: RunConfig) -> dict[str, object]:
     return values | {f"{name}.sha256": registry.sha256(name) for name in files if name.endswith(".py")}
 
 
+def defaults(config: RunConfig) -> dict[str, object]:
+    """The default of every setting, and of every option of the parts that `config` has."""
+    changes = {
+        section: dataclasses.replace(getattr(config, section), options=())
+        for section in (name.partition(".")[0] for name in _PART_OPTIONS)
+    }
+    options = _part_options(dataclasses.replace(config, **changes))
+    return identity(RunConfig()) | {name: value for name, value in options.items() if ".options." in name}
+
+
 def from_identity(values: dict[str, object]) -> RunConfig:
     """The configuration of a record made by `identity`; settings that it lacks take their defaults."""
     values = dict(values)

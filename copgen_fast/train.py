@@ -29,7 +29,7 @@ from copgen_fast.images import sets
 from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.shares import Share
-from copgen_fast.record import INVOCATION, RENAMED, differences, expect_current, identity
+from copgen_fast.record import INVOCATION, RENAMED, defaults, differences, expect_current, identity
 from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.interrupts import handle_signals
@@ -176,7 +176,9 @@ def expect_own(config: RunConfig, folder: Path, ranks: Ranks) -> None:
         there = artifacts.read_json(record)
         expect_current(there, folder)
         # What a record lacks, an older version wrote it without: then it ran as the default does.
-        there = {name: value for name, value in identity(RunConfig()).items() if name in wanted} | there
+        there = {name: value for name, value in defaults(config).items() if name in wanted} | there
+        # Options of a part that this configuration lacks: that the part itself is missing is said already.
+        there = {name: value for name, value in there.items() if name in wanted or ".options." not in name}
         open_still = _undecided(config, folder)
         there = {name: value for name, value in there.items() if not name.startswith(open_still)}
         changed = differences(there, {name: value for name, value in wanted.items() if not name.startswith(open_still)})

@@ -133,7 +133,7 @@ def test_another_runs_folder_is_refused(finished_run, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-def test_what_is_judged_and_how_may_change_until_there_is_a_result(finished_run, tmp_path, capsys):
+def test_evaluations_and_their_data_may_change_until_there_is_a_result(finished_run, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     other = [*TINY, "--out", str(folder), "--data.image-size", "16", "--probe.evals", "collapse", "--stages", "probe"]
@@ -207,6 +207,18 @@ def help_of(arguments, capsys):
         parse(arguments)
     assert exit.value.code == 0
     return capsys.readouterr().out
+
+
+def test_a_run_of_a_version_without_some_option_of_a_part_goes_on_with_its_default(finished_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    record = json.loads((folder / "config.json").read_text())
+    assert record.pop("positive.options.gaussian.std") == 0.2
+    (folder / "config.json").write_text(json.dumps(record))
+    arguments = [*TINY, "--out", str(folder), "--stages", "pairs"]
+    other = [*arguments, "--positive.options", "gaussian.std=0.3"]
+    assert "positive.options.gaussian.std (0.2 there, 0.3 here)" in fails(other, capsys)
+    assert main(arguments) == 0
 
 
 def test_help_lists_presets_parts_and_fields(capsys):
@@ -303,7 +315,7 @@ def test_an_encoder_is_exported_in_torchvisions_names(finished_run):
     assert not any(name.startswith(("fc", "head", "encoder")) for name in names)
 
 
-def test_an_encoder_with_a_weight_missing_is_not_judged(finished_run, tmp_path, capsys):
+def test_an_encoder_with_a_weight_missing_is_not_evaluated(finished_run, tmp_path, capsys):
     from safetensors.torch import save_file
 
     folder = tmp_path / "run"
