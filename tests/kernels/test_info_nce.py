@@ -469,7 +469,7 @@ def test_the_blocks_that_only_large_ones_have(m, dtype):
 def test_the_whole_loss_in_every_form(dtype):
     generator = torch.Generator().manual_seed(0)
     inputs = [x.to(DEVICE, dtype).requires_grad_() for x in torch.randn(2, 21, 12, generator=generator)]
-    options = {"labels": torch.arange(21, device=DEVICE) % 4 - 1, "negatives": torch.randn(9, 12).to(DEVICE)}
+    options = {"labels": torch.arange(21, device=DEVICE) % 4 - 1, "negatives": torch.randn(9, 12, generator=generator).to(DEVICE)}
     for symmetric in (True, False):
         for given in ({}, options):
             ours, theirs = (
@@ -478,6 +478,8 @@ def test_the_whole_loss_in_every_form(dtype):
             )
             tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == FLOAT else {"rtol": 5e-3, "atol": 5e-3}
             torch.testing.assert_close(ours[0], theirs[0], **tolerance)
-            torch.testing.assert_close(ours[1].contrastive_top1, theirs[1].contrastive_top1)
+            # In half precision two candidates of a row may round to a tie in one of the two.
+            one_row = 0 if dtype == FLOAT else 1.01 / len(inputs[0])
+            torch.testing.assert_close(ours[1].contrastive_top1, theirs[1].contrastive_top1, rtol=1e-6, atol=one_row)
             of_ours, of_theirs = (torch.autograd.grad(loss, inputs) for loss in (ours[0], theirs[0]))
             torch.testing.assert_close(of_ours, of_theirs, **tolerance)
