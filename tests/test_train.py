@@ -74,7 +74,7 @@ def test_the_same_command_again_changes_no_result(finished_run, tmp_path):
     ("arguments", "message"),
     [
         (["quikstart"], "unknown preset 'quikstart': choose from .*quickstart.*did you mean quickstart"),
-        (["quickstart", "--stages", "nowhere"], "invalid choice 'nowhere'.*navigator.*report"),
+        (["quickstart", "--stages", "nowhere"], "invalid choice:? 'nowhere'.*navigator.*report"),
         (["quickstart", "--navigator.learning-rate", "1"], "navigator.learning-rate"),
         (["quickstart", "--navigator.lr", "fast"], "fast"),
         (["quickstart", "--generator.name", "biggan9"], "unknown name 'biggan9' in generators: choose from"),

@@ -79,7 +79,7 @@ def packages_statistics(table, truncation):
     norm.weight.data.fill_(1)
     norm.bias.data.fill_(0)
     norm.running_means.copy_(table)
-    norm.eps = 0.0
+    norm.eps = 1e-30  # torch 2.11 takes no 0
     return -norm(torch.zeros(1, table.shape[1], 1, 1), truncation).flatten().detach()
 
 
