@@ -63,6 +63,7 @@ def test_the_torchvision_loop_makes_our_views(policy):
 
 @POLICIES
 def test_kornia_makes_our_views_where_the_order_is_one(policy):
+    pytest.importorskip("kornia")
     images, params = drawn(24, 40, policy, order=(2, 0, 3, 1))
     if policy.solarize:  # the luminance weights differ in the fourth digit: enough to cross the threshold
         params.solarize[:] = torch.inf
