@@ -469,7 +469,8 @@ def test_the_blocks_that_only_large_ones_have(m, dtype):
 def test_the_whole_loss_in_every_form(dtype):
     generator = torch.Generator().manual_seed(0)
     inputs = [x.to(DEVICE, dtype).requires_grad_() for x in torch.randn(2, 21, 12, generator=generator)]
-    options = {"labels": torch.arange(21, device=DEVICE) % 4 - 1, "negatives": torch.randn(9, 12, generator=generator).to(DEVICE)}
+    negatives = torch.randn(9, 12, generator=generator).to(DEVICE)
+    options = {"labels": torch.arange(21, device=DEVICE) % 4 - 1, "negatives": negatives}
     for symmetric in (True, False):
         for given in ({}, options):
             ours, theirs = (
