@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,6 +180,16 @@ def _close_group() -> None:
         dist.destroy_process_group()
 
 
+def is_collective_error(error: BaseException) -> bool:
+    """Whether a collective failed, as it does where another rank is missing.
+
+    gloo's errors are plain RuntimeErrors, known by the file that they name or, out of a backward, by their words alone.
+    """
+    words = r"/gloo/|NCCL|pair closure|connection (closed|reset) by peer|timed out waiting"
+    named = isinstance(error, RuntimeError) and re.search(words, str(error), re.IGNORECASE)
+    return isinstance(error, dist.DistError) or bool(named)
+
+
 @contextlib.contextmanager
 def _failures_reported(heartbeat: Heartbeat) -> Iterator[None]:
     """Tell the other ranks why this one stops; where a collective failed, find out which rank is the cause."""
@@ -188,9 +199,7 @@ def _failures_reported(heartbeat: Heartbeat) -> Iterator[None]:
         heartbeat.failed(str(error), cause=False)
         raise
     except BaseException as error:
-        # gloo's errors are plain RuntimeErrors, known by the file that they name.
-        named = isinstance(error, RuntimeError) and ("/gloo/" in str(error) or "NCCL" in str(error))
-        if isinstance(error, dist.DistError) or named:
+        if is_collective_error(error):
             missing = heartbeat.missing() or f"all ranks are alive, look at the network between them: {error}"
             heartbeat.failed(missing, cause=False)
             raise LostRankError(missing) from error

@@ -281,3 +281,19 @@ def test_a_process_takes_the_gpu_of_its_number(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UsageError, match=re.escape("2 processes on this host need as many GPUs, it has 2")):
         distributed.local_device("auto")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Application timeout caused pair closure",  # out of DDP's backward, where gloo names no file
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:525] Connection closed by peer [127.0.0.1]:1",
+        "Connection reset by peer",
+        "Timed out waiting 8000ms for recv operation to complete",
+        "NCCL error: unhandled system error",
+    ],
+)
+def test_a_collective_that_failed_is_told_from_other_errors(message):
+    assert distributed.is_collective_error(RuntimeError(message))
+    assert not distributed.is_collective_error(ValueError(message))
+    assert not distributed.is_collective_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
