@@ -21,6 +21,10 @@ class Config:
     neighbours: int = 20
     """k, the nearest training images that vote."""
 
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise ValueError(f"neighbours: expected at least 1, got {self.neighbours}")
+
 
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Each test image takes the class of most of its `config.neighbours` nearest training images.

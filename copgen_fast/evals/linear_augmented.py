@@ -12,7 +12,7 @@ from torch import nn
 
 from copgen_fast import augmentations
 from copgen_fast.augmentations import random_views
-from copgen_fast.errors import NonFiniteError, UsageError
+from copgen_fast.errors import NonFiniteError
 from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, labelled_images
 from copgen_fast.evals.linear import accuracies
 from copgen_fast.images.sets import LabelledImages
@@ -33,6 +33,13 @@ class Config:
     augmentation: str = "no-color"
     """Policy of the training crops."""
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: expected more than zero, got {self.lr}")
+        augmentations.get(self.augmentation)
+
 
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Train the classifier for `config.epochs` and score the plain test images after each.
@@ -49,8 +56,6 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
         NonFiniteError: a loss that is NaN or infinite.
         Interrupted: a stop was requested.
     """
-    if config.epochs < 1:
-        raise UsageError(f"--evals.options linear-augmented.epochs: expected at least 1, got {config.epochs}")
     frozen, data = freeze(encoder, run), labelled_images(run)
     # The encoder expects the normalisation that it was trained under.
     policy = dataclasses.replace(augmentations.get(config.augmentation), mean=frozen.mean, std=frozen.std)

@@ -23,6 +23,11 @@ class Config:
     draws: int = 5
     """Fixed draws of those labels; their mean and spread are reported."""
 
+    def __post_init__(self) -> None:
+        for name in ("shots", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
 
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Fit on `config.shots` training images per class, score all test images; `config.draws` times.
@@ -34,10 +39,8 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
         `lowshot_min`, `lowshot_max`.
 
     Raises:
-        UsageError: no draws, or a class with fewer images than shots.
+        UsageError: a class with fewer images than shots.
     """
-    if config.draws < 1:
-        raise UsageError(f"--evals.options lowshot.draws: expected at least 1, got {config.draws}")
     frozen, data = freeze(encoder, run), labelled_images(run)
     train, test = frozen.features(data.train_images), frozen.features(data.test_images)
     found = []

@@ -22,6 +22,7 @@ from copgen_fast.evals.linear_augmented import learning_rate
 from copgen_fast.evals.lowshot import draw_labels
 from copgen_fast.images import sets
 from copgen_fast.runtime import interrupts
+from copgen_fast.train import validate
 
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)
@@ -174,10 +175,26 @@ def test_every_encoder_is_evaluated_on_the_same_draws(digits, monkeypatch):
     assert all(one.equal(other) for one, other in zip(seen[:3], seen[3:], strict=True))
 
 
-@pytest.mark.parametrize("shots", [0, 25])
-def test_too_few_labels(shots, separable):
-    with pytest.raises(UsageError, match=f"expected 1 .. 24, the training images of class 0, got {shots}"):
-        run("lowshot", pixels(), separable, f"lowshot.shots={shots}")
+def test_too_few_labels(separable):
+    with pytest.raises(UsageError, match="expected 1 .. 24, the training images of class 0, got 25"):
+        run("lowshot", pixels(), separable, "lowshot.shots=25")
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "message"),
+    [
+        ("lowshot", "shots=0", "shots: expected at least 1, got 0"),
+        ("lowshot", "draws=0", "draws: expected at least 1, got 0"),
+        ("knn", "neighbours=0", "neighbours: expected at least 1, got 0"),
+        ("linear-augmented", "epochs=0", "epochs: expected at least 1, got 0"),
+        ("linear-augmented", "lr=nan", "lr: expected more than zero, got nan"),
+        ("linear-augmented", "augmentation=blur", "unknown augmentation 'blur'"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_any_stage(name, word, message):
+    config = RunConfig(probe=ProbeConfig(evals=(name,), options=(f"{name}.{word}",)))
+    with pytest.raises(UsageError, match=message):
+        validate(config)
 
 
 def test_one_draw_has_no_spread(separable):
