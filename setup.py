@@ -15,7 +15,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Absolute: ninja compiles in a folder of its own.
+# Absolute: ninja compiles in another folder.
 CSRC = str(Path(__file__).parent.resolve() / "csrc")
 # Where no GPU is visible, as in a container build: sm_75 and sm_80, and PTX that newer GPUs compile on loading.
 CUDA_TARGETS = ["-gencode=arch=compute_75,code=sm_75", "-gencode=arch=compute_80,code=[sm_80,compute_80]"]

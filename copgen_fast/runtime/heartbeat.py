@@ -186,7 +186,7 @@ class Heartbeat:
                 how, missing = f"stuck at {self._own.location}", self.missing()
                 self.failed(missing or how, cause=not missing)
                 why = missing or "the others wait for it"
-                # On a line of its own, after a progress bar's.
+                # On a new line, after a progress bar's.
                 print(f"\ncopgen_fast: rank {self.rank}: {how}: {why}", file=sys.stderr, flush=True)
                 os._exit(1)
 

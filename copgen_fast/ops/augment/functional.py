@@ -98,7 +98,7 @@ def augment(
     if params.blur.shape[1] == 1:
         statistics = neutral if mean is None else (mean, std)
         return fused_augment(images, *drawn, size, *statistics, out_dtype, last, straight_through, backend)[0]
-    # A blur reads neighbouring pixels, so it and what follows are launches of their own.
+    # A blur reads neighbouring pixels, so it and what follows are separate launches.
     drawn[-1] = torch.full_like(params.solarize, torch.inf)
     arithmetic = torch.promote_types(images.dtype, torch.float32)
     views, _ = fused_augment(images, *drawn, size, *neutral, arithmetic, False, straight_through, backend)

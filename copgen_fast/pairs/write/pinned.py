@@ -28,7 +28,7 @@ class PinnedBatch:
 
 
 class PinnedBuffers:
-    """Host buffers for a batch of pairs each, page-locked for a GPU, which has as many of its own.
+    """Host buffers for a batch of pairs each, page-locked for a GPU, with as many on the GPU.
 
     A buffer holds the pixels, uint8 [2, n, H, W, 3], anchors first, then whether each image was finite, uint8 [2, n]:
     a single asynchronous copy brings both. They are allocated for the first batch, which is the largest.
