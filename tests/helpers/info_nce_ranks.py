@@ -13,6 +13,7 @@ from copgen_fast.ops.backend import INSTALLED
 
 PAIRS = 12  # of all ranks together
 BACKENDS = [name for name in ("cpp", "chunked") if name in INSTALLED] + ["reference"]
+QUEUE = torch.randn(5, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 CASES = {
     "symmetric": {},
     "sharp": {"temperature": 0.01},
@@ -20,7 +21,8 @@ CASES = {
     "base": {"base_temperature": 0.07},
     "labels": {"labels": torch.tensor([0, 1, 2, -1, 0, 1, 2, -1, 2, 2, 2, 5])},
     "labels, one-sided": {"labels": torch.tensor([0, 1, 2, -1, 0, 1, 2, -1, 2, 2, 2, 5]), "symmetric": False},
-    "negatives": {"negatives": torch.randn(5, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)},
+    "negatives": {"negatives": QUEUE},
+    "negatives alone": {"negatives": QUEUE, "in_batch": False},
     "raw": {"normalize": False, "temperature": 1.0},
 }
 

@@ -31,7 +31,7 @@ def row_losses(
     """Fill losses, lse and, where given, nearest and nearest_logit; see `copgen_fast.ops.info_nce.operator`."""
     columns = rows if columns is None else columns
     fused = _epilogue(rows)
-    for here, s in _products(rows, columns):
+    for here, s in products(rows, columns):
         if fused is not None:
             filled = [x if x is None else x[here] for x in (losses, lse, nearest, nearest_logit)]
             fused.losses_of(s, temperature, here.start, len(rows), offset, shift, exclude_self, *filled)
@@ -65,7 +65,7 @@ def row_gradients(
     if columns is None:
         columns, column_lse, column_grad = rows, row_lse, row_grad
     fused = _epilogue(rows)
-    for here, s in _products(rows, columns):
+    for here, s in products(rows, columns):
         if fused is not None:
             statistics = (*(x if x is None else x[here] for x in (row_lse, row_grad)), column_lse, column_grad)
             fused.weigh(s, temperature, here.start, len(rows), offset, shift, exclude_self, *statistics)
@@ -88,7 +88,7 @@ def row_gradients(
         torch.mm(weights, columns, out=grad_rows[here]).div_(temperature)
 
 
-def _products(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the rows, and their products with all columns."""
     chunk = max(1, _CHUNK.get(rows.device.type, _CHUNK_ELSEWHERE) // len(columns))
     for start in range(0, len(rows), chunk):

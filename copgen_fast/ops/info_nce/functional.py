@@ -18,6 +18,7 @@ from copgen_fast.ops.info_nce.rows import Form, info_nce_rows
 
 MAX_DIMENSION = 2048
 _REDUCTIONS = ("mean", "sum", "none")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class InfoNCEStats(NamedTuple):
@@ -44,6 +45,8 @@ def info_nce(
     symmetric: bool = True,
     labels: Tensor | None = None,
     negatives: Tensor | None = None,
+    in_batch: bool = True,
+    negative_ids: Tensor | None = None,
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     reduction: str = "mean",
@@ -75,6 +78,10 @@ def info_nce(
             log): all rows of i's label but i itself are its positives (one-sided: all p_k of its label). A label
             below 0 is unknown: only the other view is positive.
         negatives: floating [Q, D], a queue of more negatives for every row; no gradient.
+        in_batch: False leaves the batch's other rows out of the sum: a row has its positive and `negatives` alone, as
+            in MoCo (He et al. 2020, Eq. 1). Not with labels.
+        negative_ids: integers [Q, E], which pairs of the batch (numbered over all ranks) each of the negatives was
+            made of: it is no negative of their rows. Without statistics; products are chunked on every backend.
         normalize: False takes the rows as they are.
         group: negatives (and positives of one label) from all ranks of a torch.distributed group, each with equally
             many rows; gradients are those of the sum of all ranks' losses, which DistributedDataParallel's mean
@@ -106,9 +113,10 @@ def info_nce(
         raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
     if negatives is not None and len(negatives) == 0:
         negatives = None
+    _expect_queue(negatives, in_batch, negative_ids, labels, return_stats)
     if group is not None and not equal_batches:
         expect_equal_batches("anchors", anchors, group)
-    form = Form(temperature, symmetric, labels, negatives, normalize, group)
+    form = Form(temperature, symmetric, labels, negatives, in_batch, negative_ids, normalize, group)
     name = resolve("info_nce", anchors.device, backend, dtype=anchors.dtype, dimension=anchors.shape[1])
     if name in ("triton", "cuda") and torch.float64 in (anchors.dtype, positives.dtype):
         raise ValueError(f"backend: {name} has no float64; chunked and reference do")
@@ -137,6 +145,7 @@ class InfoNCELoss(nn.Module):
         symmetric: bool = True,
         *,
         learn_temperature: bool = False,
+        in_batch: bool = True,
         normalize: bool = True,
         group: dist.ProcessGroup | None = None,
         reduction: str = "mean",
@@ -148,6 +157,7 @@ class InfoNCELoss(nn.Module):
         self._temperature = temperature
         self.base_temperature = base_temperature
         self.symmetric = symmetric
+        self.in_batch = in_batch
         self.normalize = normalize
         self.group = group
         self.reduction = reduction
@@ -170,6 +180,7 @@ class InfoNCELoss(nn.Module):
             symmetric=self.symmetric,
             labels=labels,
             negatives=negatives,
+            in_batch=self.in_batch,
             normalize=self.normalize,
             group=self.group,
             reduction=self.reduction,
@@ -200,7 +211,7 @@ def _by_definition(anchors: Tensor, positives: Tensor, form: Form) -> tuple[Tens
     if group is not None:
         anchors, positives = (Gather.apply(x, group) for x in (anchors, positives))
         labels = None if labels is None else all_gather(labels, group)
-    rest = (form.temperature, form.symmetric, labels, form.negatives, form.normalize)
+    rest = (form.temperature, form.symmetric, labels, form.negatives, form.in_batch, form.negative_ids, form.normalize)
     results = reference.info_nce_rows(anchors, positives, *rest)
     if group is None:
         return results
@@ -212,7 +223,8 @@ def _by_definition(anchors: Tensor, positives: Tensor, form: Form) -> tuple[Tens
 
 def _stats(losses: Tensor, correct: Tensor, form: Form) -> InfoNCEStats:
     ranks = 1 if form.group is None else dist.get_world_size(form.group)
-    candidates = len(losses) * ranks - form.symmetric + (0 if form.negatives is None else len(form.negatives))
+    candidates = len(losses) * ranks - form.symmetric if form.in_batch else 1
+    candidates += 0 if form.negatives is None else len(form.negatives)
     return InfoNCEStats(losses, correct.to(losses.dtype).mean(), math.log(candidates) - losses.mean())
 
 
@@ -237,10 +249,23 @@ def _expect_embeddings(anchors: Tensor, positives: Tensor, negatives: Tensor | N
             raise ValueError(f"{name}: holds NaN or infinity")
 
 
+def _expect_queue(
+    negatives: Tensor | None, in_batch: bool, ids: Tensor | None, labels: Tensor | None, return_stats: bool
+) -> None:
+    if negatives is None and not (in_batch and ids is None):
+        raise ValueError(f"{'negative_ids' if in_batch else 'in_batch=False'}: needs a queue, give negatives")
+    if labels is not None and not in_batch:
+        raise ValueError("in_batch=False: leaves out the positives of a label, give no labels")
+    if ids is not None:
+        expect_tensor("negative_ids", ids, (len(negatives), "E"), _INTEGERS)
+        if return_stats:
+            raise ValueError("negative_ids: rows have different numbers of negatives, for which there are no stats")
+
+
 def _expect_labels(labels: Tensor | None, anchors: Tensor) -> Tensor | None:
     if labels is None:
         return None
-    expect_tensor("labels", labels, (len(anchors),), (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+    expect_tensor("labels", labels, (len(anchors),), _INTEGERS)
     if labels.device != anchors.device:
         raise ValueError(f"labels: on {labels.device}, but anchors are on {anchors.device}")
     return labels.long()

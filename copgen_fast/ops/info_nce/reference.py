@@ -15,6 +15,8 @@ def info_nce_rows(
     symmetric: bool,
     labels: Tensor | None,
     negatives: Tensor | None,
+    in_batch: bool,
+    negative_ids: Tensor | None,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """Losses [M] of checked inputs, in at least float32, and whether each row's nearest column is a positive.
@@ -36,9 +38,16 @@ def info_nce_rows(
             is_positive |= (row_labels[:, None] == row_labels) & (row_labels >= 0)
         logits = rows @ torch.cat([columns, *bank]).T / temperature
         is_positive = torch.nn.functional.pad(is_positive, (0, logits.shape[1] - len(columns)))
+        column = torch.arange(logits.shape[1], device=rows.device)
         if symmetric:
             itself = torch.eye(*logits.shape, dtype=torch.bool, device=rows.device)
             logits, is_positive = logits.masked_fill(itself, -torch.inf), is_positive & ~itself
+        if not in_batch:
+            logits = logits.masked_fill(~is_positive & (column < len(columns)), -torch.inf)
+        if negative_ids is not None:
+            made_of_it = (negative_ids == (row % len(a))[:, None, None]).any(2)
+            made_of_it = torch.nn.functional.pad(made_of_it, (len(columns), 0))
+            logits = logits.masked_fill(made_of_it, -torch.inf)
         of_positives = torch.where(is_positive, logits, 0).sum(1) / is_positive.sum(1)
         nearest = is_positive.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
         return logits.logsumexp(1) - of_positives, nearest

@@ -11,6 +11,7 @@ from torch import Tensor
 from copgen_fast.ops.info_nce.group import Gather, GroupRowLosses, all_gather, own_rows
 from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_reference
 from copgen_fast.ops.info_nce.operator import Similarity, row_losses
+from copgen_fast.ops.info_nce.others import LogSumExpOfOthers
 from copgen_fast.ops.info_nce.sum_by_label import sum_by_label
 
 
@@ -22,6 +23,8 @@ class Form:
     symmetric: bool
     labels: Tensor | None
     negatives: Tensor | None
+    in_batch: bool
+    negative_ids: Tensor | None
     normalize: bool
     group: dist.ProcessGroup | None
 
@@ -43,13 +46,17 @@ def info_nce_rows(
         if form.labels is None and form.negatives is None:
             losses, _, nearest, _ = _compare(rows, columns, n if form.symmetric else 0, form, similarity)
             return losses, _is_positive(nearest, n, form) if similarity.with_nearest else None
-        lse, _, nearest, nearest_logit = _compare(rows, columns, -1, form, similarity)
-        correct = _is_positive(nearest, n, form) if similarity.with_nearest else None
-        if form.negatives is not None:
-            bank_lse, _, _, bank_logit = _compare_with_bank(rows if root is None else rows / root, form, similarity)
-            lse = torch.logaddexp(lse, bank_lse)
-            correct = correct & (nearest_logit >= bank_logit) if similarity.with_nearest else None
         to_positive = (rows * _mean_positive(rows, columns, n, form)).sum(1) / similarity.temperature
+        lse, nearest_logit, correct = to_positive, to_positive.detach(), None
+        if form.in_batch:
+            lse, _, nearest, nearest_logit = _compare(rows, columns, -1, form, similarity)
+            correct = _is_positive(nearest, n, form) if similarity.with_nearest else None
+        if form.negatives is not None:
+            bank_lse, bank_logit = _compare_with_bank(rows if root is None else rows / root, form, similarity)
+            lse = torch.logaddexp(lse, bank_lse)
+            if similarity.with_nearest:
+                nearer = nearest_logit >= bank_logit
+                correct = nearer if correct is None else correct & nearer
         return lse - to_positive, correct
 
 
@@ -68,17 +75,28 @@ def _compare(
     return row_losses(rows, columns, s.temperature, s.bound, 0, shift, *options)
 
 
-def _compare_with_bank(rows: Tensor, form: Form, s: Similarity) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """row_losses against the queue of negatives, which take no gradient."""
+def _compare_with_bank(rows: Tensor, form: Form, s: Similarity) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over the queue of negatives, which take no gradient, and the nearest one's logit."""
     bank = form.negatives.detach().to(rows.dtype)
     bank = l2_normalize_reference(bank) if form.normalize else bank
-    return row_losses(rows, bank, s.temperature, s.bound, 0, -1, False, s.with_nearest, s.precision, s.backend)
+    if form.negative_ids is not None:
+        pairs = _pairs(len(rows) // (1 + form.symmetric), form, rows.device)
+        lse = LogSumExpOfOthers.apply(rows, bank, pairs.repeat(1 + form.symmetric), form.negative_ids, s.temperature)
+        return lse, lse
+    options = (s.with_nearest, s.precision, s.backend)
+    lse, _, _, nearest_logit = row_losses(rows, bank, s.temperature, s.bound, 0, -1, False, *options)
+    return lse, nearest_logit
+
+
+def _pairs(n: int, form: Form, device: torch.device) -> Tensor:
+    """Numbers of this rank's n pairs among those of all ranks."""
+    first = 0 if form.group is None else n * dist.get_rank(form.group)
+    return torch.arange(first, first + n, device=device)
 
 
 def _ids(n: int, form: Form, device: torch.device) -> tuple[Tensor, Tensor]:
     """Identifiers of rows [M] and columns [K]; those of a row and of its positives are equal."""
-    first = 0 if form.group is None else n * dist.get_rank(form.group)
-    ids = torch.arange(first, first + n, device=device)
+    ids = _pairs(n, form, device)
     if form.labels is not None:
         ids = torch.where(form.labels < 0, -1 - ids, form.labels)
     row_ids = ids.repeat(2) if form.symmetric else ids
