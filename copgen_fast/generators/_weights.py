@@ -33,16 +33,19 @@ def find(name: str, weights: str | Path | None, file: str, source: str) -> Path:
 
 
 @contextlib.contextmanager
-def with_remedy(path: Path, remedy: str) -> Iterator[None]:
-    """Add `remedy`, how to make such a file, to errors about weights; raise one where `path` is missing.
+def with_remedy(name: str, weights: str | Path | None, remedy: str) -> Iterator[Path]:
+    """The file of generator `name`'s weights; errors about it say `remedy`, where such a file comes from.
 
     Raises:
-        UsageError: in place of any CopgenError.
+        UsageError: none was named, or it is missing; also in place of any CopgenError.
     """
+    if weights is None:
+        raise UsageError(f"generator {name} needs its weights, which are not part of this package: {remedy}")
+    path = Path(weights)
     if not path.is_file():
         raise UsageError(f"generator weights {path} are missing: {remedy}")
     try:
-        yield
+        yield path
     except CopgenError as error:
         raise UsageError(f"{error}: {remedy}") from error
 

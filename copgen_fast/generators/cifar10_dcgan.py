@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from copgen_fast.errors import UsageError
 from copgen_fast.generators._interface import expect_labels
+from copgen_fast.generators._weights import read_state, with_remedy
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
@@ -32,7 +32,7 @@ class Cifar10DCGAN(nn.Module):
         self.out_layer = nn.Sequential(nn.ConvTranspose2d(32, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Sigmoid())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        seed = expect_tensor("z", z, ("N", self.latent_dim))[:, :, None, None]
+        seed = expect_tensor("z", z, ("N", self.latent_dim), {self.out_layer[0].weight.dtype})[:, :, None, None]
         expect_labels(labels, len(z), self.classes)
         return 2 * self.out_layer(self.up4(self.up3(self.up2(self.up1(seed))))) - 1
 
@@ -43,20 +43,12 @@ def _up(channels: int, out: int, kernel: int, stride: int) -> nn.Sequential:
 
 
 def build(weights: str | Path | None, config: NoOptions) -> Cifar10DCGAN:
-    """Load the published state dict, a .pth file of tensors.
+    """Load the published state dict, .pth or .safetensors.
 
     Raises:
-        UsageError: no file was named, or it is not there.
-        CorruptArtifactError: it does not hold this network.
+        UsageError: no file was named, it is not there, or it does not hold this network.
     """
-    if weights is None:
-        raise UsageError(
-            "generator cifar10-dcgan needs its weights, which are not part of this package: "
-            "give the published file by --generator.weights FILE.pth"
-        )
-    path = Path(weights)
-    if not path.is_file():
-        raise UsageError(f"--generator.weights {path}: no such file")
     generator = Cifar10DCGAN()
-    artifacts.load_strictly(generator, artifacts.read_checkpoint(path), path)
+    with with_remedy("cifar10-dcgan", weights, "give the published file by --generator.weights FILE.pth") as path:
+        artifacts.load_strictly(generator, read_state(path), path)
     return generator

@@ -53,7 +53,7 @@ class DigitsGenerator(nn.Module):
         self.inward = nn.Linear(LATENT_DIM, width)
         self.blocks = nn.Sequential(Residual(width), Residual(width))
         self.outward = nn.Linear(width, SCAN * SCAN)
-        self.register_buffer("upsampling", _upsampling(), persistent=False)
+        self.register_buffer("upsampling", upsampling(SCAN), persistent=False)
 
     def scan(self, z: Tensor) -> Tensor:
         """Latents [N, 64] to scans [N, 8, 8] in [-1, 1], before upsampling."""
@@ -82,13 +82,13 @@ def soft_limit(values: Tensor) -> Tensor:
     return inside + (1 - KNEE) * torch.tanh((values - inside) / (1 - KNEE))
 
 
-def _upsampling() -> Tensor:
-    """The matrix [32, 8] of data.digits' bicubic interpolation along one axis.
+def upsampling(side: int) -> Tensor:
+    """The matrix [32, side] of bicubic interpolation along one axis, as of the real images.
 
     A product with it gives the same bits in every run, which interpolate's backward on CUDA does not.
     """
-    identity = torch.eye(SCAN).view(1, 1, SCAN, SCAN)
-    return F.interpolate(identity, size=(SIZE, SCAN), mode="bicubic", antialias=True).view(SIZE, SCAN)
+    identity = torch.eye(side).view(1, 1, side, side)
+    return F.interpolate(identity, size=(SIZE, side), mode="bicubic", antialias=True).view(SIZE, side)
 
 
 def build(weights: str | Path | None, config: NoOptions) -> DigitsGenerator:
@@ -97,9 +97,9 @@ def build(weights: str | Path | None, config: NoOptions) -> DigitsGenerator:
     Raises:
         UsageError: the file is missing, unreadable, or does not fit; the message names it and the fault.
     """
-    path = EMBEDDED if weights is None else Path(weights)
     generator = DigitsGenerator()
-    with with_remedy(path, "give a digits.safetensors of `python -m copgen_fast.generators.fit.digits --out DIR`"):
+    remedy = "give a digits.safetensors of `python -m copgen_fast.generators.fit.digits --out DIR`"
+    with with_remedy("digits", weights or EMBEDDED, remedy) as path:
         artifacts.load_strictly(generator, artifacts.read_tensors(path), path)
     generator.weights_file = path
     return generator

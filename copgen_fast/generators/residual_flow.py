@@ -10,20 +10,18 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.errors import CorruptArtifactError
 from copgen_fast.generators._flow_layers import Estimator, ResidualFlow
 from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._weights import with_remedy
-from copgen_fast.generators.digits import soft_limit
+from copgen_fast.generators.digits import SIZE, soft_limit, upsampling
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
 
 EMBEDDED = Path(__file__).parent / "weights" / "residual_flow.safetensors"
-SIZE = 32
 MARGIN = 0.02
 """Grey values in [0, 1] are squeezed to [MARGIN, 1 - MARGIN] before the logit, which keeps float32 accurate there."""
 LAYOUT = {"side": (2, 32), "levels": (2, 256), "blocks": (1, 256), "width": (1, 4096), "depth": (1, 16)}
@@ -59,9 +57,7 @@ class ResidualFlowGenerator(nn.Module):
         self.flow = ResidualFlow(self.latent_dim, blocks, width, depth)
         self.register_buffer("layout", torch.tensor(numbers))
         self.register_buffer("temperature", torch.tensor(float(temperature)))
-        eye = torch.eye(side).view(1, 1, side, side)
-        upsampling = F.interpolate(eye, size=(SIZE, side), mode="bicubic", antialias=True).view(SIZE, side)
-        self.register_buffer("upsampling", upsampling, persistent=False)
+        self.register_buffer("upsampling", upsampling(side), persistent=False)
 
     def scan(self, z: Tensor) -> Tensor:
         """Latents [N, L] of the weights' dtype to scans [N, side, side], differentiable once with respect to z.
@@ -164,9 +160,8 @@ def build(weights: str | Path | None, config: NoOptions) -> ResidualFlowGenerato
         UsageError: the file is missing, unreadable, does not fit, or holds a flow that is not surely invertible; the
             message names it and the fault.
     """
-    path = EMBEDDED if weights is None else Path(weights)
     remedy = "give a residual_flow.safetensors of `python -m copgen_fast.generators.fit.residual_flow --out DIR`"
-    with with_remedy(path, remedy):
+    with with_remedy("residual-flow", weights or EMBEDDED, remedy) as path:
         tensors = artifacts.read_tensors(path)
         generator = _laid_out(tensors, path)
         artifacts.load_strictly(generator, tensors, path)

@@ -25,7 +25,8 @@ SIZE = 32
 _BOTTOM = 4
 _PREFIXES = ("module.", "generator.", "_orig_mod.")
 _REMEDY = (
-    "make one by `python -m copgen_fast.generators.fit.resnet_gan --out DIR` and give its DIR/generator.safetensors"
+    "make one by `python -m copgen_fast.generators.fit.resnet_gan --out DIR` and give its DIR/generator.safetensors "
+    "by --generator.weights"
 )
 
 
@@ -103,13 +104,7 @@ def build(weights: str | Path | None, config: NoOptions) -> ResnetGAN:
         UsageError: no file was named, or it is missing, unreadable, no state dict or another network's; the
             message names the file and the fault, and says how to make one.
     """
-    if weights is None:
-        raise UsageError(
-            f"generator resnet-gan needs its weights, which are not part of this package: {_REMEDY} "
-            "by --generator.weights"
-        )
-    path = Path(weights)
-    with with_remedy(path, _REMEDY):
+    with with_remedy("resnet-gan", weights, _REMEDY) as path:
         tensors = _without_prefixes(read_state(path))
         generator = ResnetGAN(*_sizes(tensors, path))
         artifacts.load_strictly(generator, tensors, path)

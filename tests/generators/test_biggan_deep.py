@@ -3,7 +3,6 @@
 import json
 import socket
 import sys
-from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,20 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from copgen_fast import generators
-from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
-from copgen_fast.generators import _folding, biggan_deep, optimize
-from copgen_fast.generators import _optimize as levels
-from copgen_fast.generators._rewrites import Rewrites
+from copgen_fast.errors import CorruptArtifactError, UsageError
+from copgen_fast.generators import biggan_deep, optimize
 from copgen_fast.generators.biggan_deep import BigGANDeep
 from tests.helpers.biggan_fixtures import TINY, random_network, write_folder
+from tests.helpers.biggan_fixtures import small_biggan_deep as make
 
 package = pytest.importorskip("pytorch_pretrained_biggan")
-
-REWRITES = [field.name for field in fields(Rewrites)]
-
-
-def make(dtype=torch.float64, truncation=1.0, seed=0, **changes):
-    return BigGANDeep(random_network(seed, **changes).to(dtype), truncation).eval().requires_grad_(False)
 
 
 def inputs(generator, count=3, seed=1):
@@ -33,13 +25,6 @@ def inputs(generator, count=3, seed=1):
     dtype = generator.network.embeddings.weight.dtype
     z = torch.randn(count, generator.latent_dim, generator=random, dtype=torch.float64).to(dtype)
     return z, torch.arange(count) % generator.classes
-
-
-def with_gradient(generator, z, labels):
-    z = z.clone().requires_grad_()
-    images = generator(z, labels)
-    weights = torch.linspace(-1, 1, images.numel(), dtype=images.dtype).view_as(images)
-    return images.detach(), torch.autograd.grad((images * weights).sum(), z)[0]
 
 
 @pytest.fixture(scope="module")
@@ -135,19 +120,6 @@ def test_every_size_is_what_its_layers_say(side, more, tensors, numbers):
 # The rewritings.
 
 
-@pytest.mark.parametrize("many", [1, 10**9], ids=["fewer products", "convolutions"])
-@pytest.mark.parametrize("without", [None, *REWRITES])
-def test_every_rewriting_is_exact(monkeypatch, published, many, without):
-    monkeypatch.setattr(_folding, "MANY", many)
-    rewrites = Rewrites() if without is None else replace(Rewrites(), **{without: False})
-    rewritten = optimize(published, rewrites=rewrites)
-    expected = with_gradient(published, *inputs(published))
-    for ours, theirs in zip(with_gradient(rewritten, *inputs(published)), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
-    assert not list(rewritten.parameters()) or not rewrites.spectral
-    assert rewritten.classes == 5 and rewritten.latent_dim == 6 and rewritten.image_shape == (3, 32, 32)
-
-
 @settings(max_examples=8, deadline=None)
 @given(
     layers=st.sampled_from(
@@ -173,42 +145,6 @@ def test_only_the_channels_of_the_image_are_computed(published):
     assert published.network.generator.conv_to_rgb.out_channels == 4
 
 
-def test_a_rewriting_that_is_wrong_is_refused_by_its_layer(published, monkeypatch):
-    right = _folding.Normalisation.scale_shift
-    wrong_one = published.network.generator.layers[2].bn_1.running_means[0]
-
-    def wrong(norm):
-        matrix = right(norm)
-        matrix[-1] += 0.01 * torch.equal(norm.mean, wrong_one)
-        return matrix
-
-    monkeypatch.setattr(_folding.Normalisation, "scale_shift", wrong)
-    with pytest.raises(CopgenError, match=r"BigGANDeep differs .* after layers\.2"):
-        optimize(published)
-
-
-def test_blocks_may_be_computed_again_in_the_backward(published):
-    kept, again = (
-        with_gradient(optimize(published, checkpoint=choice), *inputs(published)) for choice in (False, True)
-    )
-    for ours, theirs in zip(again, kept, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_half_precision_says_by_how_much_it_differs(monkeypatch):
-    generator = make(torch.float32)
-    monkeypatch.setattr(levels, "TAIL_GATE", 40.0)
-    monkeypatch.setattr(levels, "MEAN_GATE", 4.0)
-    half = optimize(generator, "half")
-    z, labels = inputs(generator, 4)
-    found = levels.difference(half(z, labels), generator(z, labels))
-    assert 0 < found.mean < 4 and half(z, labels).dtype == torch.float32
-    assert 0 < half.difference.mean < 4
-    _, gradient = with_gradient(half, z, labels)
-    _, exact = with_gradient(generator, z, labels)
-    assert torch.cosine_similarity(gradient.flatten(), exact.flatten(), 0) > 0.97
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_graph_takes_labels(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -222,13 +158,9 @@ def test_a_graph_takes_labels(monkeypatch):
 
 
 @pytest.mark.parametrize("rewritten", [False, True])
-def test_latents_and_labels_are_checked(published, rewritten):
+def test_labels_are_checked(published, rewritten):
     generator = optimize(published) if rewritten else published
     z, labels = inputs(published)
-    with pytest.raises(ValueError, match=r"^z: expected shape \[N, 6\], got \[3, 5\]"):
-        generator(z[:, :5], labels)
-    with pytest.raises(ValueError, match="^z: holds NaN"):
-        generator(z * torch.nan, labels)
     with pytest.raises(ValueError, match=r"^labels: expected int64 \[3\] in 0 \.\. 4, got none"):
         generator(z)
     with pytest.raises(TypeError, match="^labels: expected torch.int64, got torch.int32"):

@@ -41,39 +41,6 @@ def samples(generator):
     return z, generator(z)
 
 
-@pytest.mark.parametrize("n", [0, 1, 3])
-def test_images_have_the_announced_shape_range_and_three_equal_channels(generator, n):
-    images = generator(latents.sample("normal", n, (n, 64), scale=3.0))
-    assert images.shape == (n, *generator.image_shape) == (n, 3, 32, 32)
-    assert images.dtype == torch.float32
-    assert images.is_contiguous()
-    assert images.abs().le(1).all()
-    assert images[:, 0].equal(images[:, 1]) and images[:, 0].equal(images[:, 2])
-
-
-@pytest.mark.parametrize(
-    ("z", "error"),
-    [
-        (torch.zeros(2, 64, dtype=torch.long), TypeError),
-        (torch.zeros(2, 64, dtype=torch.float64), TypeError),
-        ([[0.0] * 64], TypeError),
-        (torch.zeros(2, 63), ValueError),
-        (torch.zeros(64), ValueError),
-    ],
-)
-def test_other_latents_are_refused_by_name(generator, z, error):
-    with pytest.raises(error, match="^z: expected"):
-        generator(z)
-
-
-def test_a_generator_without_classes_takes_no_labels(generator):
-    z = latents.sample("normal", 0, (2, 64))
-    assert generator.classes == 0 and torch.equal(generator(z, None), generator(z))
-    for one in (generator, *(generators.optimize(generator, level) for level in ("exact", "half"))):
-        with pytest.raises(ValueError, match="^labels: expected none, this generator has no classes"):
-            one(z, torch.zeros(2, dtype=torch.int64))
-
-
 def test_the_weights_file_is_printed_with_its_sha256_and_recorded(tmp_path, capsys):
     record = generators.load(GeneratorConfig(name="digits"), torch.device("cpu")).record
     assert capsys.readouterr().out == "", "nothing to say of what is part of the package"
@@ -100,22 +67,6 @@ def test_the_weights_file_is_printed_with_its_sha256_and_recorded(tmp_path, caps
 def test_an_option_that_a_generator_does_not_have_is_refused():
     with pytest.raises(UsageError, match="option 'truncation' of digits .* does not exist: it has none"):
         generators.load(GeneratorConfig(name="digits", options=("truncation=0.5",)), torch.device("cpu"))
-
-
-def test_an_image_does_not_depend_on_its_batch(generator, samples):
-    z, images = samples
-    assert torch.equal(generator(z), images)
-    for i in (0, 1234, 2999):
-        torch.testing.assert_close(generator(z[i : i + 1]), images[i : i + 1], rtol=0, atol=1e-5)
-
-
-def test_built_frozen_and_differentiable_in_z(generator):
-    assert not generator.training
-    assert not any(parameter.requires_grad for parameter in generator.parameters())
-    z = latents.sample("truncnorm", 2, (16, 64)).requires_grad_()
-    generator(z).square().sum().backward()
-    assert z.grad.isfinite().all()
-    assert z.grad.norm(dim=1).gt(0.1).all()
 
 
 def test_the_gradient_is_that_of_the_image(generator):
@@ -167,38 +118,9 @@ def test_a_weights_file_stands_in_for_the_embedded_one(generator, tmp_path):
     assert torch.equal(other.outward.bias, generator.outward.bias + 1)
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (lambda tensors: tensors.pop("inward.bias"), "missing inward.bias"),
-        (lambda tensors: tensors.update(extra=torch.zeros(1)), "unexpected extra"),
-        (lambda tensors: tensors.update({"inward.bias": torch.zeros(3)}), r"inward.bias is \[3\], expected \[256\]"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, fault, words):
-    tensors = load_file(digits.EMBEDDED)
-    fault(tensors)
-    path = tmp_path / "odd.safetensors"
-    save_file(tensors, path)
-    with pytest.raises(UsageError, match=f"odd.safetensors.*{words}.*fit.digits"):
-        generators.build("digits", path)
-
-
-def test_missing_or_truncated_weights_are_refused_by_name(tmp_path):
-    with pytest.raises(UsageError, match="none.safetensors are missing.*fit.digits"):
-        generators.build("digits", tmp_path / "none.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(digits.EMBEDDED.read_bytes()[:5000])
-    with pytest.raises(UsageError, match="cut.safetensors is truncated.*fit.digits"):
-        generators.build("digits", tmp_path / "cut.safetensors")
-
-
 def test_an_unknown_generator_is_refused_with_those_there_are():
     with pytest.raises(UsageError, match="unknown name 'digit' in generators: choose from.*digits"):
         generators.build("digit")
-
-
-def test_the_embedded_file_is_small():
-    assert digits.EMBEDDED.stat().st_size <= 1.5e6
 
 
 def test_samples_show_every_class_about_equally(samples, real):

@@ -10,6 +10,7 @@ from copgen_fast import generators
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators import _flow_layers, residual_flow
 from copgen_fast.generators._flow_layers import BOUND, Estimator, Residual, ResidualFlow, SpectralLinear
+from copgen_fast.generators.fit.fitting import one_thread
 from copgen_fast.generators.residual_flow import ResidualFlowGenerator
 from copgen_fast.images import sets
 from copgen_fast.runtime import latents, seeds
@@ -19,12 +20,10 @@ LATENT_MAX, SCAN_MAX, HELD_OUT_BITS = 1e-4, 1e-4, 2.15
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def quick():
     """Matrices this small gain nothing from a second thread, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -250,14 +249,6 @@ def test_every_block_keeps_its_lipschitz_bound_after_training(generator):
         assert torch.linalg.matrix_norm(jacobian, 2).max() <= bound
 
 
-@pytest.mark.parametrize("n", [0, 1, 3])
-def test_images_have_the_announced_shape_and_range(generator, n):
-    images = generator(latents.sample("normal", n, (n, 64), scale=3.0))
-    assert images.shape == (n, *generator.image_shape) == (n, 3, 32, 32)
-    assert images.dtype == torch.float32 and images.abs().le(1).all()
-    assert images[:, 0].equal(images[:, 1]) and images[:, 0].equal(images[:, 2])
-
-
 def test_an_image_does_not_depend_on_its_batch(generator):
     z = latents.sample("truncnorm", 3, (64, 64))
     z[5] = math.nan
@@ -293,21 +284,6 @@ def test_samples_show_every_class_and_teach_a_classifier_to_read_real_digits(gen
     assert SVC(C=10).fit(scans, classes).score(test, images.test_labels) >= 0.9
 
 
-@pytest.mark.parametrize(
-    ("z", "error"),
-    [
-        (torch.zeros(2, 64, dtype=torch.long), TypeError),
-        (torch.zeros(2, 64, dtype=torch.float64), TypeError),
-        ([[0.0] * 64], TypeError),
-        (torch.zeros(2, 63), ValueError),
-        (torch.zeros(64), ValueError),
-    ],
-)
-def test_other_latents_are_refused_by_name(generator, z, error):
-    with pytest.raises(error, match="^z: expected"):
-        generator(z)
-
-
 def test_other_scans_are_refused_by_name(generator):
     with pytest.raises(ValueError, match=r"^scans: expected shape \[N, 8, 8\]"):
         generator.inverse(torch.zeros(2, 64))
@@ -321,12 +297,6 @@ def test_other_scans_are_refused_by_name(generator):
 # --- its weights ------------------------------------------------------------------------------------------------
 
 
-def test_built_frozen_the_same_each_time_and_small(generator):
-    assert not generator.training and not any(parameter.requires_grad for parameter in generator.parameters())
-    assert generators.digest(generators.build("residual-flow")) == generators.digest(generator)
-    assert residual_flow.EMBEDDED.stat().st_size < 1e6
-
-
 def expand(tensors):
     tensors["flow.blocks.0.layers.0.weight"] *= 3
     tensors["flow.blocks.0.layers.0.u"] *= 0
@@ -338,8 +308,6 @@ def expand(tensors):
         (lambda tensors: tensors.pop("layout"), "no `layout` of 5 integers"),
         (lambda tensors: tensors.update(layout=torch.tensor([8, 17, 8, 1000, 2])), "layout .* needs more"),
         (lambda tensors: tensors.update(layout=torch.tensor([0, 17, 8, 192, 2])), "layout: side: expected 2 to 32"),
-        (lambda tensors: tensors.pop("flow.rotation"), "missing flow.rotation"),
-        (lambda tensors: tensors.update(extra=torch.zeros(1)), "unexpected extra"),
         (lambda tensors: tensors["temperature"].zero_(), "temperature is 0"),
         (lambda tensors: tensors["flow.rotation"].mul_(2), "flow.rotation is not orthogonal"),
         (lambda tensors: tensors["flow.norms.1.shift"].fill_(torch.nan), "flow.norms.1.shift is not finite"),
@@ -353,16 +321,6 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, fault, words):
     save_file(tensors, path)
     with pytest.raises(UsageError, match=f"odd.safetensors.*{words}.*fit.residual_flow"):
         generators.build("residual-flow", path)
-
-
-def test_missing_truncated_or_foreign_weights_are_refused_by_name(tmp_path):
-    with pytest.raises(UsageError, match="none.safetensors are missing.*fit.residual_flow"):
-        generators.build("residual-flow", tmp_path / "none.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(residual_flow.EMBEDDED.read_bytes()[:5000])
-    with pytest.raises(UsageError, match="cut.safetensors is truncated.*fit.residual_flow"):
-        generators.build("residual-flow", tmp_path / "cut.safetensors")
-    with pytest.raises(UsageError, match="digits.safetensors does not fit"):
-        generators.build("residual-flow", residual_flow.EMBEDDED.with_name("digits.safetensors"))
 
 
 def test_rows_of_infinity_stay_alone():

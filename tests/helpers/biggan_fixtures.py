@@ -5,6 +5,8 @@ import json
 import torch
 import torch.nn.functional as F
 
+from copgen_fast.generators.biggan_deep import BigGANDeep
+
 TINY = {
     "output_dim": 32,
     "z_dim": 6,
@@ -37,6 +39,11 @@ def random_network(seed=0, **changes):
                 layer.weight_v = F.normalize(matrix.T @ layer.weight_u, dim=0)
                 layer.weight_u = F.normalize(matrix @ layer.weight_v, dim=0)
     return network
+
+
+def small_biggan_deep(dtype=torch.float64, truncation=1.0, seed=0, **changes):
+    network = random_network(seed, **changes).to(dtype)
+    return BigGANDeep(network, truncation).eval().requires_grad_(False)
 
 
 def write_folder(folder, seed=0, **changes):

@@ -1,7 +1,22 @@
-"""BigBiGAN's forward written straight from a state dict, with nothing of ours: what the generator is tested against."""
+"""Small BigBiGANs, and its forward written straight from a state dict: what the generator is tested against."""
 
 import torch
 import torch.nn.functional as F
+
+from copgen_fast.generators.bigbigan import BigBiGAN
+
+
+def small_bigbigan(width=3, resolution=64, dtype=torch.float64, seed=0):
+    """Every number of it matters: no statistic, gain or gamma is left at its start."""
+    torch.manual_seed(seed)
+    generator = BigBiGAN(width, resolution, attention=32, shared=8, embeddings=5)
+    for name, value in generator.state_dict().items():
+        if name.endswith(("stored_var", "output_layer.0.gain")):
+            value.uniform_(0.5, 2)
+        elif name.endswith(("stored_mean", "bias", "gamma")):
+            value.normal_(std=0.5)
+    generator.shared.weight.data[:] = generator.shared.weight.data[0].clone()
+    return generator.to(dtype).eval().requires_grad_(False)
 
 
 def weight(state, name):
@@ -53,7 +68,6 @@ def bigbigan(state, z, blocks, attention_after):
             x = attend(state, f"blocks.{i}.1", x)
     last = "output_layer.0"
     mean, var = (state[f"{last}.{part}"][:, None, None] for part in ("stored_mean", "stored_var"))
-    x = (x - mean) / torch.sqrt(var + 1e-5) * state[f"{last}.gain"][:, None, None] + state[f"{last}.bias"][
-        :, None, None
-    ]
+    gain, bias = (state[f"{last}.{part}"][:, None, None] for part in ("gain", "bias"))
+    x = (x - mean) / torch.sqrt(var + 1e-5) * gain + bias
     return conv(state, "output_layer.2", x.clamp_min(0), 1).tanh()
