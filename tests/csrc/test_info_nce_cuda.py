@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.compile import cuda_kernels
-from tests.csrc.info_nce_cuda_numerics import (
+from tests.helpers.info_nce_rows import (
     COLUMN,
     ROW,
     THIN,

@@ -1,4 +1,4 @@
-"""Definition in float64 and test inputs of InfoNCE's CUDA operators; see test_info_nce_cuda.py."""
+"""InfoNCE's row losses and gradients: their definition in float64, test inputs, tolerances, and the kernels to test."""
 
 import ctypes
 import math
@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import torch
 
 ROW, COLUMN = "row", "column"
+# Of weights; Triton's interpreter cuts bfloat16 where a GPU rounds.
+ROUNDING = {torch.float16: 2**-10.5, torch.bfloat16: 2**-6.5, torch.float32: 2**-21}
 
 
 @dataclass
 class Case:
-    """Rows [m, d] and columns [k, d] (None: the rows) in float16, and what both operators take beside them."""
+    """Rows [m, d] and columns [k, d] (None: the rows), and what both operators take beside them."""
 
     rows: torch.Tensor
     columns: torch.Tensor | None = None
@@ -62,9 +64,9 @@ class Case:
         return self.weights(dtype) @ self.all_columns.to(dtype) / self.temperature
 
 
-def unit(n, d, seed):
+def unit(n, d, seed, dtype=torch.float16):
     generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1).half()
+    return torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1).to(dtype)
 
 
 def with_statistics(case, kinds, scale=1.0, seed=0):
@@ -86,15 +88,17 @@ def with_statistics(case, kinds, scale=1.0, seed=0):
     return case
 
 
-def square(n, d, temperature=0.1, seed=0, bounded=True, shift=None):
+def square(n, d, temperature=0.1, dtype=torch.float16, *, seed=0, bounded=True, shift=None):
     bound = 1 / temperature if bounded else math.inf
     shift = n // 2 if shift is None else shift
-    return Case(unit(n, d, seed), None, temperature, bound, 0, shift, True)
+    return Case(unit(n, d, seed, dtype), None, temperature, bound, 0, shift, True)
 
 
-def rectangular(m, k, d, temperature=0.1, seed=0, bounded=True, offset=0, shift=0, exclude_self=False):
+def rectangular(
+    m, k, d, temperature=0.1, dtype=torch.float16, offset=0, shift=0, exclude_self=False, *, seed=0, bounded=True
+):
     bound = 1 / temperature if bounded else math.inf
-    return Case(unit(m, d, seed), unit(k, d, seed + 1), temperature, bound, offset, shift, exclude_self)
+    return Case(unit(m, d, seed, dtype), unit(k, d, seed + 1, dtype), temperature, bound, offset, shift, exclude_self)
 
 
 def assert_losses(case, losses, lse):
@@ -112,11 +116,11 @@ def assert_losses(case, losses, lse):
 
 
 def assert_gradients(case, grad):
-    """Within the weights' rounding to fp16: 2^-11 of each, or 2^-25 of the range up to 2^14; plus the logits' own."""
+    """Within the weights' rounding: for fp16 2^-11 of each, or 2^-25 of the range up to 2^14; plus the logits' own."""
     columns = case.all_columns.double().abs()
     largest = max(x.abs().max().item() for x in case.grads.values())
     size = (case.rows.double().norm(dim=1).max() * columns.norm(dim=1).max()).item() / case.temperature
-    relative = 2**-10.5 + (4 + 0.5 * math.sqrt(case.rows.shape[1])) * 2**-23 * size
+    relative = ROUNDING[case.rows.dtype] + (4 + 0.5 * math.sqrt(case.rows.shape[1])) * 2**-23 * size
     unrounded = sum(
         case.grads[kind].double().unsqueeze(axis).abs()
         * (
@@ -215,32 +219,47 @@ class OnCpu:
 
 
 class OnGpu:
-    """The operators, which choose plan and band themselves."""
+    """The operators of C++, which choose plan and band themselves."""
+
+    device = torch.device("cuda")
 
     def __init__(self):
         import copgen_fast._cpp
         import copgen_fast._cuda  # noqa: F401
 
-        self.operators = torch.ops.copgen_fast_cpp
+        self.row_losses = torch.ops.copgen_fast_cpp.row_losses
+        self.row_gradients = torch.ops.copgen_fast_cpp.row_gradients
 
-    def _call(self, function, case, statistics, outputs):
-        device = torch.device("cuda")
-        columns = None if case.columns is None else case.columns.to(device)
-        outputs = [None if x is None else x.to(device) for x in outputs]
-        statistics = [None if x is None else x.to(device) for x in statistics]
+    def _call(self, function, case, statistics, outputs, **options):
+        columns = None if case.columns is None else case.columns.to(self.device)
+        outputs = [None if x is None else x.to(self.device, copy=True) for x in outputs]
+        statistics = [None if x is None else x.to(self.device) for x in statistics]
         place = (case.offset, case.shift, case.exclude_self)
-        function(case.rows.to(device), columns, case.temperature, case.bound, *statistics, *place, *outputs)
+        rows = case.rows.to(self.device)
+        function(rows, columns, case.temperature, case.bound, *statistics, *place, *outputs, **options)
         return [x if x is None else x.cpu() for x in outputs]
 
-    def losses(self, case, nearest=False):
+    def losses(self, case, nearest=False, **options):
         """losses [m], lse [m], nearest [m], nearest_logit [m]"""
         empty = torch.full((len(case.rows),), math.nan)
         best = (torch.full((len(case.rows),), -1), empty) if nearest else (None, None)
-        return self._call(self.operators.row_losses, case, (), (empty, empty, *best))
+        return self._call(self.row_losses, case, (), (empty, empty, *best), **options)
 
-    def gradients(self, case):
+    def gradients(self, case, **options):
         """[m, d]"""
         kinds = (ROW,) if case.columns is None else (ROW, COLUMN)
         given = {kind: (case.lses.get(kind), case.grads.get(kind)) for kind in kinds}
         statistics = (*given[ROW], *given.get(COLUMN, (None, None)))
-        return self._call(self.operators.row_gradients, case, statistics, (torch.full(case.rows.shape, math.nan),))[0]
+        empty = torch.full(case.rows.shape, math.nan)
+        return self._call(self.row_gradients, case, statistics, (empty,), **options)[0]
+
+
+class OnTriton(OnGpu):
+    """The Triton kernels, on a GPU or in the interpreter; `options` are those of their functions."""
+
+    def __init__(self):
+        from copgen_fast.kernels import info_nce
+        from tests.helpers.triton_device import DEVICE
+
+        self.device = torch.device(DEVICE)
+        self.row_losses, self.row_gradients = info_nce.row_losses, info_nce.row_gradients
