@@ -106,6 +106,6 @@ def test_tests_come_first_and_every_test_that_needs_a_gpu_is_among_them():
     needing = {
         str(path.relative_to(gpu.ROOT))
         for path in gpu.ROOT.glob("tests/**/test_*.py")
-        if re.search(r"(reason=|skip\()\"(needs a|no) GPU", path.read_text())
+        if re.search(r"\nfrom tests.helpers.on_gpu|(reason=|skip\()\"(needs a|no) GPU", path.read_text())
     }
     assert len(needing) > 5 and needing <= named, "tests that need a GPU run nowhere else"

@@ -14,6 +14,7 @@ from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators.bigbigan import BigBiGAN
 from tests.helpers.bigbigan_fixtures import bigbigan as unfolded
 from tests.helpers.bigbigan_fixtures import small_bigbigan as make
+from tests.helpers.on_gpu import needs_gpu
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_a_graph_runs_only_what_it_was_made_for(monkeypatch):
     check_a_graph_runs_only_what_it_was_made_for(graph, z, lambda: graph.graph.replays)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_a_gpus_graph_runs_only_what_it_was_made_for():
     graph = levels.Graphed(optimize(generators.build("digits").cuda(), "half"), 3)
     z = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).cuda()

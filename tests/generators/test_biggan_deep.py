@@ -16,6 +16,7 @@ from copgen_fast.generators import biggan_deep, optimize
 from copgen_fast.generators.biggan_deep import BigGANDeep
 from tests.helpers.biggan_fixtures import TINY, random_network, write_folder
 from tests.helpers.biggan_fixtures import small_biggan_deep as make
+from tests.helpers.on_gpu import needs_gpu
 
 package = pytest.importorskip("pytorch_pretrained_biggan")
 
@@ -145,7 +146,7 @@ def test_only_the_channels_of_the_image_are_computed(published):
     assert published.network.generator.conv_to_rgb.out_channels == 4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_a_graph_takes_labels(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     generator = make(torch.float32).cuda()

@@ -14,6 +14,7 @@ from copgen_fast.augmentations import get
 from copgen_fast.ops import AugmentParams, augment
 from copgen_fast.ops.augment import reference
 from copgen_fast.ops.augment.operator import FIELDS, fused_filter
+from tests.helpers.on_gpu import captured, needs_gpu, no_waiting
 from tests.helpers.triton_device import DEVICE
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -255,37 +256,25 @@ def test_a_policy_with_blur():
 
 # What only a GPU shows.
 
-on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-
 
 def _step(images, params):
     views = augment(images, params, 24, backend="triton", **IMAGENET)
     return torch.autograd.grad(views.square().sum(), images)[0]
 
 
-@on_gpu
+@needs_gpu
 def test_nothing_waits_for_the_device():
     images, params = pictures(4, 32, 32).requires_grad_(), drawn(8, (32, 32))
     _step(images, params)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         _step(images, params)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
-@on_gpu
+@needs_gpu
 def test_a_cuda_graph_replays_it():
     images, params = pictures(4, 32, 32).requires_grad_(), drawn(8, (32, 32))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        _step(images, params)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = _step(images, params)
+    graph, result = captured(lambda: _step(images, params))
     with torch.no_grad():
         images.copy_(pictures(4, 32, 32, seed=9))
     graph.replay()
-    assert torch.equal(captured, _step(images, params))
+    assert torch.equal(result, _step(images, params))

@@ -22,6 +22,7 @@ from tests.helpers.info_nce_rows import (
     square,
     with_statistics,
 )
+from tests.helpers.on_gpu import captured, needs_gpu, no_waiting
 from tests.helpers.triton_device import DEVICE
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
@@ -249,8 +250,6 @@ def test_l2_normalize_of_zeros_and_nan():
 
 # What only a GPU shows.
 
-on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-
 
 def step(rows, columns):
     """Every launch that there is, for as many rows as take a triangle."""
@@ -271,34 +270,24 @@ def large():
     return [torch.nn.functional.normalize(random(4096, 64, seed=seed), dim=1).half() for seed in (0, 1)]
 
 
-@on_gpu
+@needs_gpu
 def test_nothing_waits_for_the_device(large):
     step(*large)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step(*large)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
-@on_gpu
+@needs_gpu
 def test_a_cuda_graph_replays_it(large):
     rows, columns = large
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step(rows, columns)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(rows, columns)
+    graph, results = captured(lambda: step(rows, columns))
     rows.copy_(rows.flip(0))
     graph.replay()
-    for ours, again in zip(captured, step(rows, columns), strict=True):
+    for ours, again in zip(results, step(rows, columns), strict=True):
         assert torch.equal(ours, again)
 
 
-@on_gpu
+@needs_gpu
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT])
 @pytest.mark.parametrize("m", [300, 2100, 4100, 8200])
 def test_the_blocks_that_only_large_ones_have(m, dtype):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from copgen_fast.ops import cond_norm
 from copgen_fast.ops.backend import INSTALLED
 from copgen_fast.ops.cond_norm.operator import fused_cond_norm, fused_cond_norm_, fused_cond_norm_backward
+from tests.helpers.on_gpu import captured, needs_gpu
 
 BACKENDS = [name for name in ("cpp", "reference") if name in INSTALLED]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -293,7 +294,7 @@ def test_what_is_overwritten_compiles_too():
     assert torch.equal(compiled(*inputs), wanted + 1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_a_cuda_graph_captures_both_directions():
     inputs = [y.detach().cuda().requires_grad_() for y in drawn((2, 48, 16, 16), torch.float32, torch.channels_last)]
 
@@ -301,15 +302,9 @@ def test_a_cuda_graph_captures_both_directions():
         y = cond_norm(*inputs, backend="triton")
         return [y, *torch.autograd.grad(y.sum(), inputs)]
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, result = captured(run)
     graph.replay()
-    assert_same(captured, run())
+    assert_same(result, run())
 
 
 # Errors.

@@ -5,8 +5,9 @@ import torch
 
 from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import INSTALLED, resolve
+from tests.helpers.on_gpu import captured, needs_gpu, no_waiting
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = needs_gpu
 
 BACKENDS = [name for name in ("triton", "cuda", "chunked") if name in INSTALLED]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -81,32 +82,22 @@ def test_nothing_waits_for_the_device(backend, n):
     labels = torch.arange(n, device="cuda") % 7
     both_ways(inputs, backend=backend)
     both_ways(inputs, backend=backend, labels=labels)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         both_ways(inputs, backend=backend)
         both_ways(inputs, backend=backend, labels=labels)
         info_nce(*inputs, return_stats=True, backend=backend)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @every_backend
 @pytest.mark.parametrize("n", [224, 2500])
 def test_a_graph_replays_it(backend, n):
     inputs = embeddings(n, 128, torch.float16)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            both_ways(inputs, backend=backend)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = both_ways(inputs, backend=backend)
+    graph, results = captured(lambda: both_ways(inputs, backend=backend))
     with torch.no_grad():
         for x in inputs:
             x.copy_(x.flip(0))
     graph.replay()
-    for replayed, eager in zip(captured, both_ways(inputs, backend=backend), strict=True):
+    for replayed, eager in zip(results, both_ways(inputs, backend=backend), strict=True):
         assert torch.equal(replayed, eager), "the same bits, as nothing is added in any order"
 
 

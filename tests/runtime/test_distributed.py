@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.run import get_args_parser
 
 from copgen_fast import train
 from copgen_fast.config import PRESETS
@@ -190,24 +189,6 @@ def test_a_killed_worker_is_started_again_to_the_same_result(ranks, tmp_path):
             of / "run" / "pretrain" / "navigator" / "simclr" / name for of in (tmp_path, folder)
         )
         assert restarted.read_bytes() == uninterrupted.read_bytes()
-
-
-def test_the_slurm_script_is_sound(tmp_path):
-    """Run with stand-ins for what a cluster has: bash reads it, and train knows the options that it gives."""
-    stand_ins = {"scontrol": "echo first-node", "srun": 'shift; exec "$@"', "torchrun": 'printf "%s\\n" "$@"'}
-    for name, does in stand_ins.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
-        (tmp_path / name).chmod(0o755)
-    slurm = {"JOB_NODELIST": "first-node,second-node", "JOB_ID": "7", "NNODES": "2", "CPUS_PER_TASK": "32"}
-    environment = {f"SLURM_{name}": value for name, value in slurm.items()} | {"SLURM_SUBMIT_DIR": str(tmp_path)}
-    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["bash", str(ROOT / "docs" / "slurm.sh"), "cifar10"]
-    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    module = asked.index("copgen_fast.train")
-    known = get_args_parser().parse_args([*asked[: module + 1]])
-    assert (known.nnodes, known.nproc_per_node, known.rdzv_endpoint) == ("2", "4", "first-node:20007")
-    config = train.parse(asked[module + 1 :])
-    assert (config.bn, config.timeout, config.out) == ("sync", 300, f"{tmp_path}/runs/cifar10")
 
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):

@@ -18,6 +18,7 @@ from copgen_fast.stages import navigator as stage
 from copgen_fast.training import optimizers
 from copgen_fast.training.metrics import read_rows
 from tests.helpers.host_reads import HostReads
+from tests.helpers.on_gpu import needs_gpu, no_waiting
 from tests.helpers.pretended_gpu import pretended_gpu
 
 DIM, N = 6, 5
@@ -243,17 +244,14 @@ def test_on_a_pretended_gpu_no_value_is_looked_at(tmp_path, update, precision):
                 optimizers.descend(players.T_z(batch.z).sum(), players.scaler, adam)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("update", STEPS)
 def test_a_step_never_waits_for_the_gpu(tmp_path, update, precision):
     players, batches = make_players(tmp_path, precision, torch.device("cuda"), update=update)
     STEPS[update](players, batches[0])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         STEPS[update](players, batches[1])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_monitored_numbers_are_their_definitions(tmp_path):

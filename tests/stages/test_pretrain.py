@@ -18,6 +18,7 @@ from copgen_fast.training import loop
 from copgen_fast.training.metrics import read_rows
 from tests.conftest import TINY
 from tests.helpers.host_reads import HostReads
+from tests.helpers.on_gpu import needs_gpu, no_waiting
 from tests.helpers.pairs_fixtures import update_digest
 
 
@@ -98,16 +99,13 @@ def test_a_step_never_looks_at_a_value(precision, options):
     assert reads.count == (precision == "fp16")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_never_waits_for_the_gpu(precision):
     learner, batches = make_learner(precision, "cuda")
     stage.pretrain_step(learner, batches[0])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         stage.pretrain_step(learner, batches[1])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_an_overflow_in_fp16_changes_no_weight_and_halves_the_scale():

@@ -13,6 +13,7 @@ from copgen_fast.stages import navigator as stage
 from copgen_fast.training import cuda_graph, optimizers
 from copgen_fast.training.loop import StepResult
 from tests.helpers.host_reads import HostReads
+from tests.helpers.on_gpu import needs_gpu, no_waiting
 from tests.stages.test_navigator import STEPS, make_players, state_of
 
 CPU = torch.device("cpu")
@@ -161,7 +162,7 @@ def test_a_run_on_the_cpu_says_so_and_goes_on(tmp_path, capsys):
     assert (tmp_path / "navigator" / "navigator.safetensors").exists()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "auto"])
 @pytest.mark.parametrize("update", STEPS)
 def test_a_graph_of_the_whole_step_on_a_gpu(tmp_path, monkeypatch, update, precision):
@@ -179,14 +180,11 @@ def test_a_graph_of_the_whole_step_on_a_gpu(tmp_path, monkeypatch, update, preci
     assert torch.equal(torch.cuda.get_rng_state(), random)
     assert players.scaler.get_scale() == plain.scaler.get_scale()
     torch.testing.assert_close(players.T_z.state_dict(), plain.T_z.state_dict(), rtol=1e-3, atol=1e-4)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step(batches[0])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_on_a_gpu_an_overflow_within_the_graph_moves_no_player(tmp_path):
     players, batches = make_players(tmp_path, "fp16", torch.device("cuda"), update="alternating")
     step = graphed(players, "alternating")

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from copgen_fast.errors import NonFiniteError
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.write.pinned import PinnedBuffers
+from tests.helpers.on_gpu import needs_gpu, no_waiting
 from tests.helpers.pairs_fixtures import CONFIG, contents, generate, source, write
 
 CPU = torch.device("cpu")
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def images(*shape, seed=0):
@@ -40,7 +40,7 @@ def test_buffers_hold_what_quantisation_gives(pairs, height, width):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(("side", "name"), [(0, "anchors"), (1, "positives")])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_bad_images_are_named(bad, side, name, device):
     buffers = PinnedBuffers(1, torch.device(device))
     batch = [images(4, 3, 9, 9).to(device), images(4, 3, 9, 9).to(device)]
@@ -49,23 +49,20 @@ def test_bad_images_are_named(bad, side, name, device):
         buffers.pixels(buffers.put(*batch, first=100))
 
 
-@NEEDS_GPU
+@needs_gpu
 def test_a_gpu_is_not_waited_for():
     """Copies to memory that is not page-locked would wait as well."""
     device = torch.device("cuda")
     buffers = PinnedBuffers(2, device)
     batches = [[images(3, 3, 16, 16, seed=seed).to(device) for seed in (i, i + 9)] for i in range(2)]
     buffers.free(buffers.put(*batches[0], first=0))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         filled = [buffers.put(*batch, first=0) for batch in batches]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for batch, one in zip(batches, filled, strict=True):
         np.testing.assert_array_equal(buffers.pixels(one), expected(*(images.cpu() for images in batch)))
 
 
-@NEEDS_GPU
+@needs_gpu
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_gpu_writes_the_same_bytes(tmp_path, workers):
     """Images that were made on the CPU, so that they are the same; all that follows is on the GPU."""
