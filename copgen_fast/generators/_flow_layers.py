@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError
+from copgen_fast.ops.derivatives import expect_no_graph
 
 BOUND = 0.97
 """Spectral norm that no matrix of a block exceeds. LipSwish has slopes below 1, so Lip(g) <= 0.97 ** matrices."""
@@ -142,8 +143,8 @@ class _Inverse(torch.autograd.Function):
         return x
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple:  # noqa: ANN001
+        expect_no_graph("the inverse of a residual block")
         x, *weights = ctx.saved_tensors
         count = len(weights) // 3
         g = Contraction(weights[:count], weights[count : 2 * count], weights[2 * count :])

@@ -42,8 +42,13 @@ def expect_tensor(
     return value
 
 
+def readable(value: Tensor) -> bool:
+    """Whether a check may look at values: on the CPU, where nothing has to be waited for, and outside of tracing."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return value.device.type == "cpu" and not traced
+
+
 def expect_finite(argument: str, value: Tensor) -> None:
-    """Raise ValueError for NaN or infinity in a tensor on the CPU; other devices would have to be waited for."""
-    readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and not torch.isfinite(value).all():
+    """Raise ValueError for NaN or infinity in a tensor whose values are readable."""
+    if readable(value) and not torch.isfinite(value).all():
         raise ValueError(f"{argument}: holds NaN or infinity")

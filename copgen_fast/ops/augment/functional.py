@@ -12,6 +12,7 @@ from copgen_fast.ops.augment.operator import FIELDS, expect_valid, fused_augment
 from copgen_fast.ops.augment.params import AugmentParams, AugmentPolicy, as_size, expect_statistics
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.ops.derivatives import backend_for
 
 __all__ = ["Augment", "AugmentParams", "AugmentPolicy", "augment"]
 
@@ -50,7 +51,7 @@ def augment(
 
     A fused backend does all of it in one pass forward and one backward, besides a small one for the mean that the
     contrast needs; a blur adds its own. For the backward it keeps `images` alone, and a mask of a solarise after
-    a blur.
+    a blur. Gradients of gradients, forward-mode derivatives and torch.func's transforms are the reference's.
 
     Args:
         images: [N, 3, H, W], uint8 in 0..255 or floating in [0, 1], any memory format, N >= 0.
@@ -84,7 +85,7 @@ def augment(
         raise ValueError(f"memory_format: expected one of {', '.join(map(str, _LAYOUTS))}, got {memory_format}")
     if clamp not in _CLAMPS:
         raise ValueError(f"clamp: expected one of {', '.join(_CLAMPS)}, got {clamp!r}")
-    backend = resolve("augment", images.device, backend)
+    backend = backend_for(resolve("augment", images.device, backend), backend, images)
     straight_through = clamp == "straight_through"
     if backend == "reference":
         if not torch.compiler.is_compiling():

@@ -7,12 +7,16 @@ the parameters and one number a view, the pivot of its contrast; it computes aga
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from copgen_fast.ops.augment import reference
+from copgen_fast.ops.augment.params import AugmentParams
 from copgen_fast.ops.backend import load
+from copgen_fast.ops.derivatives import pull, transformed
 
 # The tensors of AugmentParams that the operator takes, in its order.
 FIELDS = ("crop", "flip", "order", "factors", "jitter", "gray", "solarize")
@@ -99,11 +103,41 @@ def _setup_augment(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
 
 
 def _augment_vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grad_images = fused_augment_backward(grad, *ctx.saved_tensors, ctx.std, ctx.straight_through, ctx.backend)
+    saved, options = ctx.saved_tensors, (ctx.std, ctx.straight_through)
+    if transformed(grad):
+        grad_images = _by_definition(grad, saved[0], saved[1:-1], *options)
+    else:
+        grad_images = fused_augment_backward(grad, *saved, *options, ctx.backend)
     return (grad_images, *[None] * 14)
 
 
 fused_augment.register_autograd(_augment_vjp, setup_context=_setup_augment)
+
+
+def _by_definition(
+    grad: Tensor, images: Tensor, drawn: Sequence[Tensor], std: Sequence[float], straight_through: bool
+) -> Tensor:
+    params = AugmentParams(**dict(zip(FIELDS, drawn, strict=True)), blur=drawn[-1].new_ones(len(drawn[-1]), 1))
+    size = (grad.shape[2], grad.shape[3])
+
+    def views(x: Tensor) -> Tensor:
+        return reference.augment(x, params, size, (0.0,) * 3, tuple(std), straight_through).to(grad.dtype)
+
+    return pull(views, (images,), grad)[0]
+
+
+def _setup_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[: 2 + len(FIELDS)])
+    ctx.std, ctx.straight_through = inputs[-3:-1]
+
+
+def _backward_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    given, images, *drawn = ctx.saved_tensors
+    first = partial(_by_definition, drawn=drawn, std=ctx.std, straight_through=ctx.straight_through)
+    return (*pull(first, (given, images), grad), *[None] * 11)
+
+
+fused_augment_backward.register_autograd(_backward_vjp, setup_context=_setup_backward)
 
 
 @torch.library.custom_op("copgen_fast::separable_filter", mutates_args=())
@@ -128,7 +162,12 @@ def _setup_filter(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _filter_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return fused_filter(grad, *ctx.saved_tensors, not ctx.transposed, ctx.backend), None, None, None
+    (weights,) = ctx.saved_tensors
+    if transformed(grad):
+        filtered = partial(reference.separable_filter, weights=weights)
+        # Its adjoint's adjoint is the filter.
+        return filtered(grad) if ctx.transposed else pull(filtered, (grad,), grad)[0], None, None, None
+    return fused_filter(grad, weights, not ctx.transposed, ctx.backend), None, None, None
 
 
 fused_filter.register_autograd(_filter_vjp, setup_context=_setup_filter)

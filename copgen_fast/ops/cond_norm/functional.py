@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.ops.cond_norm.operator import dense, fused_cond_norm, fused_cond_norm_, layout_of
+from copgen_fast.ops.cond_norm import reference
+from copgen_fast.ops.cond_norm.operator import dense, fused_cond_norm, fused_cond_norm_
+from copgen_fast.ops.derivatives import backend_for
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -29,7 +30,8 @@ def cond_norm(
     scale and shift on the way, in an order that depends on the shapes alone. It keeps x, scale and shift for the
     backward, which computes the ReLU's mask again.
 
-    NaN of x stays NaN, as does its gradient; the ReLU's gradient at 0 is 0.
+    NaN of x stays NaN, as does its gradient; the ReLU's gradient at 0 is 0. Gradients of gradients, forward-mode
+    derivatives and torch.func's transforms are the reference's.
 
     Args:
         x: [N, C, H, W], float16, bfloat16, float32 or float64, N >= 0. Contiguous and channels_last are taken as they
@@ -60,19 +62,11 @@ def cond_norm(
         affine.append(value.to(compute).expand(n, -1))
     if inplace and upsample:
         raise ValueError("inplace: an upsampled result does not fit into x; leave out inplace or upsample")
-    backend = resolve("cond_norm", x.device, backend)
+    backend = backend_for(resolve("cond_norm", x.device, backend), backend, x, scale, shift)
     if backend == "reference":
-        return cond_norm_reference(x, *affine, upsample)
+        return reference.cond_norm(x, *affine, upsample)
     differentiated = torch.is_grad_enabled() and any(y.requires_grad for y in (x, scale, shift))
     if inplace and not differentiated and dense(x):
         fused_cond_norm_(x, *affine, backend)
         return x
     return fused_cond_norm(x, *affine, upsample, backend)
-
-
-def cond_norm_reference(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool) -> Tensor:
-    """Definition of `cond_norm` in PyTorch operators; scales and shifts [N, C] have the dtype of the arithmetic."""
-    y = torch.addcmul(shift[:, :, None, None], x.to(scale.dtype), scale[:, :, None, None]).relu_().to(x.dtype)
-    if upsample:  # interpolate takes no empty images
-        y = F.interpolate(y, scale_factor=2) if y.numel() else y.repeat(1, 1, 2, 2)
-    return y.contiguous(memory_format=layout_of(x))

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from copgen_fast.ops.backend import resolve
-from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.ops.checks import expect_tensor, readable
+from copgen_fast.ops.derivatives import backend_for, transformed
 from copgen_fast.ops.info_nce import reference
 from copgen_fast.ops.info_nce.group import Gather, all_gather, expect_equal_batches
 from copgen_fast.ops.info_nce.operator import Similarity
@@ -65,7 +66,8 @@ def info_nce(
     - one-sided (paper, Eq. 1): -log( exp(a_i.p_i / t) / sum_k exp(a_i.p_k / t) ); the N - 1 other positives
       are the negatives.
 
-    The fused and chunked backends keep no similarity matrix: memory is linear in N.
+    The fused and chunked backends keep no similarity matrix: memory is linear in N. Gradients of gradients, forward-mode
+    derivatives and torch.func's transforms are the reference's, with the whole matrix; a group has none of them.
 
     Args:
         anchors, positives: floating [N, D], N >= 1, 1 <= D <= 2048. Losses and sums are float32 for half
@@ -118,6 +120,10 @@ def info_nce(
         expect_equal_batches("anchors", anchors, group)
     form = Form(temperature, symmetric, labels, negatives, in_batch, negative_ids, normalize, group)
     name = resolve("info_nce", anchors.device, backend, dtype=anchors.dtype, dimension=anchors.shape[1])
+    given = (anchors, positives, temperature if isinstance(temperature, Tensor) else None)
+    if group is not None and transformed(*given):
+        raise ValueError("group: torch.func's transforms and forward-mode derivatives stay within one process")
+    name = backend_for(name, backend, *given)
     if name in ("triton", "cuda") and torch.float64 in (anchors.dtype, positives.dtype):
         raise ValueError(f"backend: {name} has no float64; chunked and reference do")
     if name == "reference":
@@ -276,7 +282,7 @@ def _expect_temperature(temperature: float | Tensor, base_temperature: float | N
         _expect_positive("temperature", temperature)
     else:
         expect_tensor("temperature", temperature, ())
-        if temperature.device.type == "cpu" and not torch.compiler.is_compiling():
+        if readable(temperature):
             _expect_positive("temperature", temperature.item())
     if base_temperature is not None:
         _expect_positive("base_temperature", base_temperature)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from copgen_fast.ops.derivatives import expect_no_graph
 from copgen_fast.ops.info_nce.operator import Similarity, row_gradients, row_losses
 
 # PyTorch 2.14 renamed it, and warns of the former name.
@@ -46,6 +47,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        expect_no_graph("group: a loss of several processes")
         grad = grad.contiguous().clone()
         dist.all_reduce(grad, group=ctx.group)
         return grad[ctx.own], None
@@ -71,6 +73,7 @@ class GroupRowLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        expect_no_graph("group: a loss of several processes")
         rows, columns, all_columns, lse = ctx.saved_tensors
         statistics = (lse, grad.contiguous())
         all_statistics = all_gather(torch.stack(statistics, 1), ctx.group).T.contiguous()

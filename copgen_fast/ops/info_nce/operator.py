@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from copgen_fast.ops.backend import load
-from copgen_fast.ops.info_nce import chunked
+from copgen_fast.ops.derivatives import pull, transformed
+from copgen_fast.ops.info_nce import chunked, reference
 
 
 @dataclass(frozen=True)
@@ -112,25 +113,62 @@ row_gradients.register_fake(lambda rows, *_: torch.empty_like(rows, memory_forma
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    rows, columns, ctx.temperature, ctx.bound, ctx.offset, ctx.shift, ctx.exclude_self, _, *rest = inputs
-    ctx.precision, ctx.backend = rest
+    rows, columns, ctx.temperature, ctx.bound, *ctx.placed, _, ctx.precision, ctx.backend = inputs
     ctx.save_for_backward(rows, columns, output[1])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _vjp(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     rows, columns, lse = ctx.saved_tensors
+    if transformed(grad):
+        grads = _by_definition(grad, rows, columns, ctx.temperature, *ctx.placed)
+        return grads[0], None if columns is None else grads[1], *[None] * 8
     scale = (ctx.temperature, ctx.bound)
-    options = (ctx.offset, ctx.shift, ctx.exclude_self, ctx.precision, ctx.backend)
+    options = (*ctx.placed, ctx.precision, ctx.backend)
     statistics = (lse, grad.contiguous())
     grad_rows = grad_columns = None
     if ctx.needs_input_grad[0]:
         grad_rows = row_gradients(rows, columns, *scale, *statistics, None, None, *options)
     if columns is not None and ctx.needs_input_grad[1]:
         # The columns' roles are the rows' transposed only where columns and rows pair off.
-        assert len(columns) == len(rows) and ctx.offset == 0 and ctx.shift in (0, -1)
+        assert len(columns) == len(rows) and ctx.placed[0] == 0 and ctx.placed[1] in (0, -1)
         grad_columns = row_gradients(columns, rows, *scale, None, None, *statistics, *options)
     return grad_rows, grad_columns, *[None] * 8
 
 
 row_losses.register_autograd(_vjp, setup_context=_setup)
+
+
+def _by_definition(
+    grad: Tensor, rows: Tensor, columns: Tensor | None, temperature: float, *placed: int
+) -> tuple[Tensor, ...]:
+    """Gradients of the rows and, where given, the columns."""
+
+    def losses(rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        return reference.row_losses(rows, rows if columns is None else columns, temperature, *placed)
+
+    return pull(losses, (rows,) if columns is None else (rows, columns), grad)
+
+
+def _setup_gradients(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    rows, columns, ctx.temperature, _, _, of_rows, _, of_columns, *ctx.placed, _, _ = inputs
+    if of_rows is not None and of_columns is not None:
+        raise NotImplementedError("row_gradients: no second derivative of rows that are also columns of other rows")
+    ctx.save_for_backward(rows, columns, of_rows, of_columns)
+
+
+def _gradients_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    rows, columns, of_rows, of_columns = ctx.saved_tensors
+    by_column = of_rows is None
+
+    def gradients(given: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        matrix = (columns, rows) if by_column else (rows, columns)
+        return _by_definition(given, *matrix, ctx.temperature, *ctx.placed)[by_column]
+
+    inputs = (of_columns if by_column else of_rows, rows, *(() if columns is None else (columns,)))
+    to_grad, to_rows, *to_columns = pull(gradients, inputs, grad)
+    to_statistics = (None, None, None, to_grad) if by_column else (None, to_grad, None, None)
+    return to_rows, *(to_columns or [None]), None, None, *to_statistics, *[None] * 5
+
+
+row_gradients.register_autograd(_gradients_vjp, setup_context=_setup_gradients)

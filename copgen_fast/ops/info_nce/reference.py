@@ -51,3 +51,16 @@ def info_nce_rows(
         of_positives = torch.where(is_positive, logits, 0).sum(1) / is_positive.sum(1)
         nearest = is_positive.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
         return logits.logsumexp(1) - of_positives, nearest
+
+
+def row_losses(
+    rows: Tensor, columns: Tensor, temperature: float, offset: int, shift: int, exclude_self: bool
+) -> Tensor:
+    """Losses [M] of `copgen_fast.ops.info_nce.operator.row_losses`."""
+    row = torch.arange(len(rows), device=rows.device)
+    logits = rows @ columns.T / temperature
+    of_target = logits.gather(1, (offset + (row + shift) % len(rows))[:, None])[:, 0] if shift >= 0 else 0
+    if exclude_self:
+        itself = torch.arange(len(columns), device=rows.device) == (offset + row)[:, None]
+        logits = logits.masked_fill(itself, -torch.inf)
+    return logits.logsumexp(1) - of_target

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from copgen_fast.ops.derivatives import transformed
+
 
 @torch.library.custom_op("copgen_fast::sum_by_label", mutates_args=())
 def sum_by_label(x: Tensor, labels: Tensor) -> Tensor:
@@ -35,7 +37,10 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _vjp(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return sum_by_label(grad, *ctx.saved_tensors), None
+    (labels,) = ctx.saved_tensors
+    if transformed(grad):
+        return (labels[:, None] == labels).to(grad.dtype) @ grad, None
+    return sum_by_label(grad, labels), None
 
 
 sum_by_label.register_autograd(_vjp, setup_context=_setup)
