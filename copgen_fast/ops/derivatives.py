@@ -38,7 +38,12 @@ def backend_for(chosen: str, given: str | None, *inputs: Tensor | None) -> str:
 Tensors = tuple[Tensor, ...]
 
 
-def pull(definition: Callable[..., Tensor | Tensors], inputs: Tensors, gradient: Tensor | Tensors) -> Tensors:
+def differentiated_again(gradient: Tensor) -> bool:
+    """Whether a backward's own result is differentiated: with create_graph=True, by a tangent or by a transform."""
+    return torch.is_grad_enabled() or transformed(gradient)
+
+
+def pull(definition: Callable[..., Tensor], inputs: Tensors, gradient: Tensor) -> Tensors:
     """Gradients with respect to the inputs from that of `definition(*inputs)`, themselves differentiable."""
     return torch.func.vjp(definition, *inputs)[1](gradient)
 

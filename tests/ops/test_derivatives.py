@@ -41,13 +41,21 @@ def loss(anchors, positives, **options):
 
 
 # name: function of tensors with the keyword `backend`, tensors to differentiate by
+BLURRED = replace(get("byol"), blur=0.5, solarize=0.5)
 OPS = {
     "augment": (partial(views, **drawn(get("simclr"))), (IMAGES,)),
-    "augment, blurred and solarised": (partial(views, **drawn(replace(get("byol"), blur=0.5, solarize=0.5))), (IMAGES,)),
+    "augment, blurred and solarised": (
+        partial(views, **drawn(BLURRED)),
+        (IMAGES,),
+    ),
     "info_nce": (loss, ROWS),
     "info_nce, one-sided": (partial(loss, symmetric=False), ROWS),
     "info_nce, unnormalised": (partial(loss, normalize=False), ROWS),
     "info_nce, labels and negatives": (partial(loss, labels=LABELS, negatives=random(5, 3, seed=2)), ROWS),
+    "info_nce, queue of other pairs": (
+        partial(loss, negatives=random(5, 3, seed=2), negative_ids=torch.arange(5)[:, None] % 3, in_batch=False),
+        ROWS,
+    ),
     "info_nce, temperature": (
         lambda a, t, **options: loss(a, ROWS[1], temperature=t, **options),
         (ROWS[0], torch.tensor(0.3, dtype=torch.float64)),
@@ -115,7 +123,8 @@ def test_a_penalty_on_the_gradient_through_the_module_equals_the_references():
     found = []
     for backend in (None, "reference"):
         leaf = images.clone().requires_grad_()
-        augmented = Augment(get("simclr"), 8, out_dtype=torch.float64, backend=backend)(leaf, generator=torch.Generator().manual_seed(0))
+        module = Augment(get("simclr"), 8, out_dtype=torch.float64, backend=backend)
+        augmented = module(leaf, generator=torch.Generator().manual_seed(0))
         score = augmented.tanh().square().sum()
         (grad,) = torch.autograd.grad(score, leaf, create_graph=True)
         penalty = grad.square().sum()  # R1 (Mescheder et al. 2018)

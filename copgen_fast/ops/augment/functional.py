@@ -51,7 +51,7 @@ def augment(
 
     A fused backend does all of it in one pass forward and one backward, besides a small one for the mean that the
     contrast needs; a blur adds its own. For the backward it keeps `images` alone, and a mask of a solarise after
-    a blur. Gradients of gradients, forward-mode derivatives and torch.func's transforms are the reference's.
+    a blur. Second and forward-mode derivatives and torch.func's transforms are the reference's.
 
     Args:
         images: [N, 3, H, W], uint8 in 0..255 or floating in [0, 1], any memory format, N >= 0.

@@ -16,7 +16,7 @@ from torch import Tensor
 from copgen_fast.ops.augment import reference
 from copgen_fast.ops.augment.params import AugmentParams
 from copgen_fast.ops.backend import load
-from copgen_fast.ops.derivatives import pull, transformed
+from copgen_fast.ops.derivatives import differentiated_again, pull
 
 # The tensors of AugmentParams that the operator takes, in its order.
 FIELDS = ("crop", "flip", "order", "factors", "jitter", "gray", "solarize")
@@ -104,7 +104,7 @@ def _setup_augment(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
 
 def _augment_vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     saved, options = ctx.saved_tensors, (ctx.std, ctx.straight_through)
-    if transformed(grad):
+    if differentiated_again(grad):
         grad_images = _by_definition(grad, saved[0], saved[1:-1], *options)
     else:
         grad_images = fused_augment_backward(grad, *saved, *options, ctx.backend)
@@ -124,20 +124,6 @@ def _by_definition(
         return reference.augment(x, params, size, (0.0,) * 3, tuple(std), straight_through).to(grad.dtype)
 
     return pull(views, (images,), grad)[0]
-
-
-def _setup_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[: 2 + len(FIELDS)])
-    ctx.std, ctx.straight_through = inputs[-3:-1]
-
-
-def _backward_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    given, images, *drawn = ctx.saved_tensors
-    first = partial(_by_definition, drawn=drawn, std=ctx.std, straight_through=ctx.straight_through)
-    return (*pull(first, (given, images), grad), *[None] * 11)
-
-
-fused_augment_backward.register_autograd(_backward_vjp, setup_context=_setup_backward)
 
 
 @torch.library.custom_op("copgen_fast::separable_filter", mutates_args=())
@@ -163,7 +149,7 @@ def _setup_filter(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _filter_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (weights,) = ctx.saved_tensors
-    if transformed(grad):
+    if differentiated_again(grad):
         filtered = partial(reference.separable_filter, weights=weights)
         # Its adjoint's adjoint is the filter.
         return filtered(grad) if ctx.transposed else pull(filtered, (grad,), grad)[0], None, None, None

@@ -30,7 +30,7 @@ def cond_norm(
     scale and shift on the way, in an order that depends on the shapes alone. It keeps x, scale and shift for the
     backward, which computes the ReLU's mask again.
 
-    NaN of x stays NaN, as does its gradient; the ReLU's gradient at 0 is 0. Gradients of gradients, forward-mode
+    NaN of x stays NaN, as does its gradient; the ReLU's gradient at 0 is 0. Second and forward-mode
     derivatives and torch.func's transforms are the reference's.
 
     Args:

@@ -6,6 +6,7 @@ the dtype of the arithmetic; an expanded row serves all samples.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from copgen_fast.ops.backend import load
 from copgen_fast.ops.cond_norm import reference
 from copgen_fast.ops.cond_norm.reference import layout_of
-from copgen_fast.ops.derivatives import pull, transformed
+from copgen_fast.ops.derivatives import differentiated_again, pull
 
 
 def dense(x: Tensor) -> bool:
@@ -82,35 +83,17 @@ def _allocate_grads(x: Tensor, scale: Tensor, with_affine: bool) -> tuple[Tensor
     return _allocate(x, False), scale.new_empty(shape), scale.new_empty(shape)
 
 
-def _by_definition(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, upsample: bool) -> tuple[Tensor, ...]:
-    return pull(lambda *inputs: reference.cond_norm(*inputs, upsample), (x, scale, shift), grad)
-
-
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
     ctx.upsample, ctx.backend = inputs[3:]
 
 
 def _vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if transformed(grad):
-        return *_by_definition(grad, *ctx.saved_tensors, ctx.upsample), None, None
+    if differentiated_again(grad):
+        return *pull(partial(reference.cond_norm, upsample=ctx.upsample), ctx.saved_tensors, grad), None, None
     with_affine = any(ctx.needs_input_grad[1:3])
     grads = fused_cond_norm_backward(grad, *ctx.saved_tensors, ctx.upsample, with_affine, ctx.backend)
     return (*(grads if with_affine else (grads[0], None, None)), None, None)
 
 
 fused_cond_norm.register_autograd(_vjp, setup_context=_setup)
-
-
-def _setup_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.upsample, ctx.with_affine = inputs[4:6]
-
-
-def _backward_vjp(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    count = 3 if ctx.with_affine else 1
-    of_inputs = pull(lambda *inputs: _by_definition(*inputs, ctx.upsample)[:count], ctx.saved_tensors, grads[:count])
-    return *of_inputs, None, None, None
-
-
-fused_cond_norm_backward.register_autograd(_backward_vjp, setup_context=_setup_backward)

@@ -66,8 +66,8 @@ def info_nce(
     - one-sided (paper, Eq. 1): -log( exp(a_i.p_i / t) / sum_k exp(a_i.p_k / t) ); the N - 1 other positives
       are the negatives.
 
-    The fused and chunked backends keep no similarity matrix: memory is linear in N. Gradients of gradients, forward-mode
-    derivatives and torch.func's transforms are the reference's, with the whole matrix; a group has none of them.
+    The fused and chunked backends keep no similarity matrix: memory is linear in N. Second and forward-mode derivatives
+    and torch.func's transforms are the reference's, with the whole matrix; a group has none of them.
 
     Args:
         anchors, positives: floating [N, D], N >= 1, 1 <= D <= 2048. Losses and sums are float32 for half

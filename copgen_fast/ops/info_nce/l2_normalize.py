@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from copgen_fast.ops.backend import load
-from copgen_fast.ops.derivatives import pull, transformed
+from copgen_fast.ops.derivatives import differentiated_again, pull
 
 # Rows no longer than this stay almost zero and take no gradient, which would be 1e12 times that of other rows.
 EPSILON = 1e-12
@@ -69,30 +69,13 @@ def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
     saved = ctx.saved_tensors
-    if transformed(grad):
-        return *_by_definition(grad, *saved[:2]).chunk(2), None
+    if differentiated_again(grad):
+        definition = lambda *inputs: l2_normalize_reference(torch.cat(inputs).to(grad.dtype))  # noqa: E731
+        return *pull(definition, saved[:2], grad), None
     return *l2_normalize_backward(grad.contiguous(), *saved, ctx.backend).chunk(2), None
 
 
 l2_normalize.register_autograd(_vjp, setup_context=_setup)
-
-
-def _by_definition(grad: Tensor, anchors: Tensor, positives: Tensor) -> Tensor:
-    def units(*inputs: Tensor) -> Tensor:
-        return l2_normalize_reference(torch.cat(inputs).to(grad.dtype))
-
-    return torch.cat(pull(units, (anchors, positives), grad))
-
-
-def _setup_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _backward_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *pull(_by_definition, ctx.saved_tensors, grad), None, None, None
-
-
-l2_normalize_backward.register_autograd(_backward_vjp, setup_context=_setup_backward)
 
 
 def l2_normalize_reference(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from copgen_fast.ops.backend import load
-from copgen_fast.ops.derivatives import pull, transformed
+from copgen_fast.ops.derivatives import differentiated_again, pull
 from copgen_fast.ops.info_nce import chunked, reference
 
 
@@ -120,9 +120,8 @@ def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 def _vjp(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     rows, columns, lse = ctx.saved_tensors
-    if transformed(grad):
-        grads = _by_definition(grad, rows, columns, ctx.temperature, *ctx.placed)
-        return grads[0], None if columns is None else grads[1], *[None] * 8
+    if differentiated_again(grad):
+        return *_by_definition(grad, rows, columns, ctx.temperature, *ctx.placed), *[None] * 8
     scale = (ctx.temperature, ctx.bound)
     options = (*ctx.placed, ctx.precision, ctx.backend)
     statistics = (lse, grad.contiguous())
@@ -141,34 +140,10 @@ row_losses.register_autograd(_vjp, setup_context=_setup)
 
 def _by_definition(
     grad: Tensor, rows: Tensor, columns: Tensor | None, temperature: float, *placed: int
-) -> tuple[Tensor, ...]:
-    """Gradients of the rows and, where given, the columns."""
+) -> tuple[Tensor, Tensor | None]:
+    def losses(rows: Tensor, columns: Tensor) -> Tensor:
+        return reference.row_losses(rows, columns, temperature, *placed)
 
-    def losses(rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        return reference.row_losses(rows, rows if columns is None else columns, temperature, *placed)
-
-    return pull(losses, (rows,) if columns is None else (rows, columns), grad)
-
-
-def _setup_gradients(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    rows, columns, ctx.temperature, _, _, of_rows, _, of_columns, *ctx.placed, _, _ = inputs
-    if of_rows is not None and of_columns is not None:
-        raise NotImplementedError("row_gradients: no second derivative of rows that are also columns of other rows")
-    ctx.save_for_backward(rows, columns, of_rows, of_columns)
-
-
-def _gradients_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    rows, columns, of_rows, of_columns = ctx.saved_tensors
-    by_column = of_rows is None
-
-    def gradients(given: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        matrix = (columns, rows) if by_column else (rows, columns)
-        return _by_definition(given, *matrix, ctx.temperature, *ctx.placed)[by_column]
-
-    inputs = (of_columns if by_column else of_rows, rows, *(() if columns is None else (columns,)))
-    to_grad, to_rows, *to_columns = pull(gradients, inputs, grad)
-    to_statistics = (None, None, None, to_grad) if by_column else (None, to_grad, None, None)
-    return to_rows, *(to_columns or [None]), None, None, *to_statistics, *[None] * 5
-
-
-row_gradients.register_autograd(_gradients_vjp, setup_context=_setup_gradients)
+    if columns is not None:
+        return pull(losses, (rows, columns), grad)
+    return pull(lambda rows: losses(rows, rows), (rows,), grad)[0], None

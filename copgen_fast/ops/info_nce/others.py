@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from copgen_fast.ops.derivatives import differentiated_again, pull
+from copgen_fast.ops.info_nce import reference
 from copgen_fast.ops.info_nce.chunked import products
 
 
@@ -31,6 +34,9 @@ class LogSumExpOfOthers(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, ids, column_ids, lse = ctx.saved_tensors
+        if differentiated_again(grad):
+            rest = {"columns": columns, "ids": ids, "column_ids": column_ids, "temperature": ctx.temperature}
+            return *pull(partial(reference.log_sum_exp_of_others, **rest), (rows,), grad), *[None] * 4
         grad_rows = torch.empty_like(rows)
         finite = torch.where(lse.isneginf(), 0, lse)
         for here, s in _masked(rows, columns, ids, column_ids, ctx.temperature):

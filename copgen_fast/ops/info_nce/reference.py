@@ -64,3 +64,9 @@ def row_losses(
         itself = torch.arange(len(columns), device=rows.device) == (offset + row)[:, None]
         logits = logits.masked_fill(itself, -torch.inf)
     return logits.logsumexp(1) - of_target
+
+
+def log_sum_exp_of_others(rows: Tensor, columns: Tensor, ids: Tensor, column_ids: Tensor, temperature: float) -> Tensor:
+    """Definition of `copgen_fast.ops.info_nce.others.LogSumExpOfOthers`."""
+    own = (ids[:, None, None] == column_ids).any(2)
+    return (rows @ columns.T / temperature).masked_fill(own, -torch.inf).logsumexp(1)

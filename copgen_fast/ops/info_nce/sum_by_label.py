@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from copgen_fast.ops.derivatives import transformed
+from copgen_fast.ops.derivatives import differentiated_again
 
 
 @torch.library.custom_op("copgen_fast::sum_by_label", mutates_args=())
@@ -38,7 +38,7 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _vjp(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (labels,) = ctx.saved_tensors
-    if transformed(grad):
+    if differentiated_again(grad):
         return (labels[:, None] == labels).to(grad.dtype) @ grad, None
     return sum_by_label(grad, labels), None
 
