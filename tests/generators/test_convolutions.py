@@ -6,12 +6,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.baselines import convolutions as baselines
 from copgen_fast.generators import _convolutions as convolutions
 
 METHODS = {
     "winograd": (convolutions.WINOGRAD, 1),
     "transposed": (convolutions.TRANSPOSED, 2),
     "differences": (convolutions.DIFFERENCES, 2),
+}
+PEERS = {  # of the benchmarks
+    "phases": (baselines.PHASES, 2),
+    "shuffled": (baselines.SHUFFLED, 2),
+    "pixel shuffle": (baselines.PIXEL_SHUFFLED, 2),
 }
 
 
@@ -23,7 +29,7 @@ def as_written(x, weight, bias, scale):
     return F.conv2d(x.repeat_interleave(scale, 2).repeat_interleave(scale, 3), weight, bias, padding=1)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS | PEERS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @settings(max_examples=15, deadline=None)
 @given(
@@ -32,7 +38,7 @@ def as_written(x, weight, bias, scale):
     biased=st.booleans(),
 )
 def test_values_and_gradients_are_the_convolutions(name, layout, sizes, halves, biased):
-    method, scale = METHODS[name]
+    method, scale = (METHODS | PEERS)[name]
     n, channels, outputs = sizes
     x = drawn(n, channels, 2 * halves[0], 2 * halves[1]).to(memory_format=layout).requires_grad_()
     weight, bias = drawn(outputs, channels, 3, 3, seed=1), drawn(outputs, seed=2) if biased else None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.baselines import info_nce as baselines
 from copgen_fast.ops import InfoNCELoss, info_nce
 from copgen_fast.ops.backend import INSTALLED
 
@@ -74,16 +75,7 @@ def test_equals_the_literal_formula(backend, n, d, temperature, symmetric, class
 
 
 def gradients(loss, *inputs):
-    return torch.autograd.grad(loss, inputs)
-
-
-@every_backend
-def test_equals_lightly_in_value_and_gradient(backend):
-    peer = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.1)
-    inputs = [x.requires_grad_() for x in rows(33, 16)]
-    ours, theirs = info_nce(*inputs, backend=backend), peer(*inputs)
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(gradients(ours, *inputs), gradients(theirs, *inputs))
+    return torch.autograd.grad(loss, inputs, retain_graph=True)
 
 
 @every_backend
@@ -109,20 +101,16 @@ def test_equals_metric_learning_with_labels(backend):
 
 
 @every_backend
-def test_equals_the_published_loss_of_the_reference_implementation(backend):
-    # Its SupConLoss, contrast mode "all", written out: t / 0.07 times the mean over 2N rows, the row's maximum
-    # taken off without gradient.
-    inputs = [x.requires_grad_() for x in rows(24, 16)]
-    views = torch.cat([F.normalize(x, dim=1) for x in inputs])
-    logits = views @ views.T / 0.1
-    logits = logits - logits.max(1, keepdim=True).values.detach()
-    others = 1 - torch.eye(48, dtype=torch.float64)
-    log_prob = logits - torch.log((torch.exp(logits) * others).sum(1, keepdim=True))
-    mask = torch.eye(24, dtype=torch.float64).repeat(2, 2) * others
-    theirs = -(0.1 / 0.07) * ((mask * log_prob).sum(1) / mask.sum(1)).mean()
-    ours = info_nce(*inputs, base_temperature=0.07, backend=backend)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients(ours, *inputs), gradients(theirs, *inputs))
+@pytest.mark.parametrize("base_temperature", [None, 0.07])
+def test_equals_the_peers_of_the_benchmarks(backend, base_temperature):
+    """Plain PyTorch, lightly and the reference implementation's SupConLoss; only that has a base temperature."""
+    inputs = [x.requires_grad_() for x in rows(33, 16)]
+    ours = info_nce(*inputs, base_temperature=base_temperature, backend=backend)
+    published = baselines.published(0.1, base_temperature)
+    for peer in (published, *(baselines.peers(0.1).values() if base_temperature is None else ())):
+        theirs = peer(*inputs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+        torch.testing.assert_close(gradients(ours, *inputs), gradients(theirs, *inputs))
 
 
 # Forms.
