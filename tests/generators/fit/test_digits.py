@@ -1,52 +1,11 @@
 import pytest
 import torch
-from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from copgen_fast import generators
 from copgen_fast.generators.fit import digits
-from copgen_fast.generators.fit.digits import FitConfig
 from copgen_fast.generators.fit.fitting import one_thread
 from copgen_fast.images import sets
 from copgen_fast.runtime import latents
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fit") / "new"
-    assert digits.main(["--out", str(folder), "--steps", "3"]) == 0
-    return folder
-
-
-def test_the_same_seed_gives_the_same_bytes(fitted, tmp_path):
-    before = torch.get_num_threads(), torch.random.get_rng_state()
-    torch.set_num_threads(1)  # the caller's threads and random state must not matter
-    torch.rand(5)
-    digits.fit(FitConfig(tmp_path, seed=0, steps=3))
-    torch.set_num_threads(before[0])
-    for name in ("digits.safetensors", "digits_samples.png"):
-        assert (fitted / name).read_bytes() == (tmp_path / name).read_bytes()
-
-
-def test_another_seed_gives_other_weights(fitted, tmp_path):
-    other = digits.fit(FitConfig(tmp_path, seed=1, steps=3))
-    assert other.read_bytes() != (fitted / "digits.safetensors").read_bytes()
-
-
-def test_what_is_written_loads_and_nothing_else_is_left(fitted):
-    assert {path.name for path in fitted.iterdir()} == {"digits.safetensors", "digits_samples.png"}
-    generator = generators.build("digits", fitted / "digits.safetensors")
-    assert generator(torch.zeros(1, 64)).shape == (1, 3, 32, 32)
-    with Image.open(fitted / "digits_samples.png") as grid:
-        assert grid.size == (16 * 34 + 2, 8 * 34 + 2)
-
-
-def test_the_callers_threads_and_randomness_are_left_alone(tmp_path):
-    torch.manual_seed(3)
-    before = torch.get_num_threads(), torch.random.get_rng_state()
-    digits.fit(FitConfig(tmp_path, steps=1))
-    assert torch.get_num_threads() == before[0]
-    assert torch.equal(torch.random.get_rng_state(), before[1])
 
 
 def test_training_brings_the_generator_nearer_to_its_pairs():

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from copgen_fast import generators
 from copgen_fast.config import DataConfig
@@ -14,7 +13,6 @@ from copgen_fast.generators.fit.residual_flow import FlowConfig
 from copgen_fast.images import sets
 
 TINY = ["--steps", "3", "--batch", "16", "--blocks", "2", "--width", "24"]
-FILES = {"residual_flow.safetensors", "residual_flow.json", "residual_flow_samples.png"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,32 +30,10 @@ def fitted(one_draw, tmp_path_factory):
     return folder
 
 
-def test_the_same_seed_gives_the_same_bytes_and_leaves_the_caller_alone(fitted, tmp_path):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.rand(5)
-    state = torch.random.get_rng_state()
-    residual_flow.fit(FlowConfig(tmp_path, steps=3, batch=16, blocks=2, width=24))
-    assert torch.equal(torch.random.get_rng_state(), state) and torch.get_num_threads() == 1
-    torch.set_num_threads(before)
-    for name in FILES:
-        assert (fitted / name).read_bytes() == (tmp_path / name).read_bytes()
-
-
-def test_another_seed_gives_other_weights(fitted, tmp_path):
-    other, _ = residual_flow.fit(FlowConfig(tmp_path, seed=1, steps=3, batch=16, blocks=2, width=24))
-    assert other.read_bytes() != (fitted / "residual_flow.safetensors").read_bytes()
-
-
-def test_what_is_written_loads_and_nothing_else_is_left(fitted):
-    assert {path.name for path in fitted.iterdir()} == FILES
-    generator = generators.build("residual-flow", fitted / "residual_flow.safetensors")
-    assert generator(torch.zeros(1, 64)).shape == (1, 3, 32, 32)
+def test_the_report_holds_bits_and_errors(fitted):
     found = json.loads((fitted / "residual_flow.json").read_text())
     assert 0 < found["train_bits_per_dim"] < found["held_out_bits_per_dim"] < 4.1
     assert found["latent_mean"] <= found["latent_max"] < 1e-3 and found["scan_mean"] <= found["scan_max"] < 1e-4
-    with Image.open(fitted / "residual_flow_samples.png") as grid:
-        assert grid.size == (16 * 34 + 2, 8 * 34 + 2)
 
 
 @pytest.mark.parametrize("log_det", ["estimate", "exact"])
