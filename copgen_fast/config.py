@@ -189,6 +189,8 @@ class DataConfig:
     """Folder of the data set, or the .npz file. Nothing is ever downloaded."""
     image_size: int = 32
     """Images are resized to this many pixels a side."""
+    on_corrupt: OnCorrupt = "stop"
+    """Images that can't be decoded stop the run, which lists them, or are left out and counted (skip)."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ INVOCATION = (
     "pretrain.loader",
     "pretrain.on_corrupt",  # a run that stopped at a corrupt pair may go on without it
     "data.root",
+    "data.on_corrupt",
 )
 
 

@@ -25,7 +25,6 @@ import tyro
 from copgen_fast import __version__, augmentations, registry
 from copgen_fast.config import PRESETS, STAGES, RunConfig, faults
 from copgen_fast.errors import CopgenError, UsageError, report
-from copgen_fast.images import sets
 from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.shares import Share
@@ -33,7 +32,7 @@ from copgen_fast.record import INVOCATION, RENAMED, defaults, differences, expec
 from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.interrupts import handle_signals
-from copgen_fast.stages import Run
+from copgen_fast.stages import Run, _real_images
 from copgen_fast.training import optimizers
 
 COMMAND = "python -m copgen_fast.train"
@@ -111,13 +110,11 @@ def validate(config: RunConfig) -> None:
     """Check, before anything is written, that the stages can run a configuration.
 
     Raises:
-        UsageError: a number out of range, an unknown name or option, a data set or DALI that is not there.
+        UsageError: a number out of range, an unknown name or option, DALI that is not there, or real images that
+            are missing or not as a stage needs them.
     """
     for fault in faults(config):
         raise UsageError(fault)
-    real = "pretrain" in config.stages and config.pretrain.data == "real"
-    if real or ("probe" in config.stages and distributed.first()):
-        sets.find(config.data)
     if "pretrain" in config.stages and config.pretrain.loader == "dali":
         dali.require()
     identity(config)  # loads every part and checks its options
@@ -129,6 +126,7 @@ def validate(config: RunConfig) -> None:
     if "pretrain" in config.stages:
         part = config.pretrain.batch // config.pretrain.accumulate
         distributed.expect_divisible("pretrain.batch / pretrain.accumulate", part)
+    _real_images.check(config, probed_here=distributed.first())
 
 
 @contextlib.contextmanager

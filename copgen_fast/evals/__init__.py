@@ -3,6 +3,9 @@
 Each file has `evaluate(encoder, config, run) -> numbers by name` and may have `Config`, a frozen dataclass of its
 options. An evaluation loads its own data and freezes the encoder for itself: `labelled_images` and `freeze` do so once
 for all evaluations of a run. Accuracies are fractions, 0 .. 1.
+
+Before any stage runs, training checks that the real images have labels of two classes or more, unless every evaluation
+says `NEEDS_LABELS = False`, and calls `check(config, train_labels)` of those that have it, which raises UsageError.
 """
 
 from __future__ import annotations
@@ -12,9 +15,30 @@ from collections.abc import Callable
 from torch import Tensor
 
 from copgen_fast import registry
-from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, labelled_images
+from copgen_fast.config import RunConfig
+from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, labelled_images, left_out, needs_labels
+from copgen_fast.images import sets
 
-__all__ = ["EvalRun", "FrozenEncoder", "evaluate", "freeze", "labelled_images"]
+__all__ = ["EvalRun", "FrozenEncoder", "evaluate", "expect_data", "freeze", "labelled_images", "left_out"]
+
+
+def expect_data(config: RunConfig) -> None:
+    """Check that the real images of `config.data` have what its evaluations need, decoding only the first ones.
+
+    Raises:
+        UsageError: they have not.
+    """
+    options = registry.options_by_name("evals", config.probe.evals, config.probe.options)
+    labelled = [name for name in options if needs_labels(name)]
+    data = sets.open_set(config.data, labelled=bool(labelled))
+    if labelled:
+        data.expect_classes(f"evaluation {registry.label(labelled[0])}")
+    data.expect_decodable()
+    train = data.splits["train"].labels
+    for name, values in options.items():
+        check = getattr(registry.load("evals", name), "check", None)
+        if check is not None and train is not None:
+            check(values, train)
 
 
 def evaluate(name: str, encoder: Callable[[Tensor], Tensor], run: EvalRun) -> dict[str, float]:

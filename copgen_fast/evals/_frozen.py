@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from copgen_fast import augmentations
+from copgen_fast import augmentations, registry
 from copgen_fast.config import RunConfig
 from copgen_fast.errors import NonFiniteError
 from copgen_fast.images import sets
@@ -98,11 +98,21 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun) -> FrozenEncoder:
 
 
 def labelled_images(run: EvalRun) -> sets.LabelledImages:
-    """The run's real images (`--data`), read once.
+    """The run's real images (`--data`), read once; without labels (-1) where none of its evaluations needs any.
 
     Raises:
         UsageError: see `images.sets.load`.
     """
     if run not in _images:
-        _images[run] = sets.load(run.config.data)
+        _images[run] = sets.load(run.config.data, any(map(needs_labels, run.config.probe.evals)))
     return _images[run]
+
+
+def left_out(run: EvalRun) -> int:
+    """How many of the images that were read could not be decoded."""
+    return _images[run].left_out if run in _images else 0
+
+
+def needs_labels(name: str) -> bool:
+    """Whether an evaluation compares classes: yes, unless it says otherwise."""
+    return getattr(registry.load("evals", name), "NEEDS_LABELS", True)

@@ -12,6 +12,7 @@ from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
 from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import seeds
 
+NEEDS_LABELS = False
 _SAMPLE = 10_000  # images at most: far more than dimensions, and the cost grows with them
 
 

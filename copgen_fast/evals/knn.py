@@ -26,6 +26,15 @@ class Config:
             raise ValueError(f"neighbours: expected at least 1, got {self.neighbours}")
 
 
+def check(config: Config, train_labels: Tensor) -> None:
+    """Raises UsageError where there are fewer training images than neighbours."""
+    if config.neighbours > len(train_labels):
+        raise UsageError(
+            f"--evals.options knn.neighbours: expected 1 .. {len(train_labels)} training images, "
+            f"got {config.neighbours}"
+        )
+
+
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Each test image takes the class of most of its `config.neighbours` nearest training images.
 
@@ -38,11 +47,8 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
         UsageError: `config.neighbours` is not in 1 .. the number of training images.
     """
     frozen, data = freeze(encoder, run), labelled_images(run)
+    check(config, data.train_labels)
     train = frozen.features(data.train_images)
-    if not 1 <= config.neighbours <= len(train):
-        raise UsageError(
-            f"--evals.options knn.neighbours: expected 1 .. {len(train)} training images, got {config.neighbours}"
-        )
     test = frozen.features(data.test_images)
     train, labels = train.to(run.device), data.train_labels.to(run.device)
     predicted = classify(train, labels, test.to(run.device), config.neighbours).cpu()

@@ -29,6 +29,11 @@ class Config:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
 
+def check(config: Config, train_labels: Tensor) -> None:
+    """Raises UsageError where a class has fewer training images than shots."""
+    _expect_shots(train_labels.bincount(), config.shots)
+
+
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Fit on `config.shots` training images per class, score all test images; `config.draws` times.
 
@@ -69,14 +74,18 @@ def draw_labels(labels: Tensor, shots: int, seed: int, draw: int) -> Tensor:
         UsageError: a class has fewer images than that, or `shots` is not positive.
     """
     counts = labels.bincount()
-    if not 1 <= shots <= counts.min():
-        raise UsageError(
-            f"--evals.options lowshot.shots: expected 1 .. {counts.min()}, the training images of class "
-            f"{counts.argmin()}, got {shots}"
-        )
+    _expect_shots(counts, shots)
     generator = seeds.generator(seed, "lowshot", draw)
     chosen = []
     for label in range(len(counts)):
         members = (labels == label).nonzero().squeeze(1)
         chosen.append(members[torch.randperm(len(members), generator=generator)[:shots]])
     return torch.cat(chosen)
+
+
+def _expect_shots(counts: Tensor, shots: int) -> None:
+    if not 1 <= shots <= counts.min():
+        raise UsageError(
+            f"--evals.options lowshot.shots: expected 1 .. {counts.min()}, the training images of class "
+            f"{counts.argmin()}, got {shots}"
+        )

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import zipfile
-import zlib
-from concurrent.futures import ThreadPoolExecutor
+import inspect
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import UsageError
+from copgen_fast.images import archive, folder
+from copgen_fast.images.split import ArraySplit, Decoded, Fault, ItemSplit, Split, expect_memory
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.runtime.memory import available_memory
 
 _UINT8 = (torch.uint8,)
+_FAULTS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class LabelledImages:
 
     Attributes:
         train_images, test_images: uint8 [N, 3, H, W].
-        train_labels, test_labels: int64 [N], in 0 .. num_classes - 1.
+        train_labels, test_labels: int64 [N], in 0 .. num_classes - 1; -1 where they were not asked for.
+        left_out: how many images could not be decoded.
 
     Raises:
         TypeError, ValueError: a tensor has another dtype or shape; the message names it.
@@ -41,6 +43,7 @@ class LabelledImages:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -58,11 +61,13 @@ class RealPairs(Dataset):
     Args:
         images: uint8 [N, 3, H, W].
         labels: int64 [N], for a supervised loss.
+        left_out: how many more could not be decoded.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+    def __init__(self, images: Tensor, labels: Tensor | None = None, left_out: int = 0) -> None:
         self.images = expect_tensor("images", images, ("N", 3, "H", "W"), _UINT8)
         self.labels = labels if labels is None else expect_tensor("labels", labels, (len(images),), (torch.int64,))
+        self.left_out = left_out
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,27 +118,131 @@ def names() -> list[str]:
     return ["digits", "npz", "folder", *sorted(_TORCHVISION)]
 
 
-def load(config: DataConfig) -> LabelledImages:
-    """Read the data set `config.name` from `config.root` into memory; nothing is downloaded.
+SPLITS = ("train", "test")
 
-    Images are returned as uint8 [N, 3, S, S], S = config.image_size: grey is repeated to three channels; the shorter
-    side is resized to S (bicubic, antialiased) and the centre cropped. Labels are 0 .. C - 1, and every class has
-    training images.
+
+@dataclass(frozen=True)
+class OpenSet:
+    """A data set whose images are not decoded yet: what it holds is known, and checked, before they are needed.
+
+    Attributes:
+        splits: by name.
+        where: path of the data set, for messages.
+    """
+
+    config: DataConfig
+    splits: dict[str, Split]
+    where: str
+
+    def expect_classes(self, needed_by: str = "") -> None:
+        """Check that labels are 0 .. C - 1, of two classes or more, each with training images.
+
+        Args:
+            needed_by: the part that compares classes, for the message.
+
+        Raises:
+            UsageError: they are not.
+        """
+        names = [set(split.classes) for split in self.splits.values() if split.classes]
+        if names and (different := set.union(*names) - set.intersection(*names)):
+            listed = ", ".join(sorted(different))
+            raise UsageError(f"{self.where}: train and test must have the same classes; in one of them only: {listed}")
+        if all(split.labels is not None for split in self.splits.values()):
+            _expect_classes(*(split.labels for split in self.splits.values()), where=self.where, needed_by=needed_by)
+
+    def expect_decodable(self) -> None:
+        """Check that the images fit into memory and that the first of each split can be decoded; if not, look at all.
+
+        Raises:
+            UsageError: they don't, or some can't be and `--data.on-corrupt` is stop.
+        """
+        self._expect_memory()
+        splits = self.splits.values()
+        if self.config.on_corrupt == "stop" and any(split.first_fault() for split in splits):
+            raise UsageError(_unreadable([fault for split in splits for fault in split.decode(1).faults]))
+
+    def _expect_memory(self) -> None:
+        splits = self.splits.values()
+        file_bytes = sum(split.file_bytes for split in splits)
+        expect_memory(sum(split.count for split in splits), self.config.image_size, file_bytes)
+
+    def decode(self, labelled: bool = True) -> list[Decoded]:
+        """All images and labels, split by split.
+
+        Args:
+            labelled: whether every class must have an image that can be decoded.
+
+        Raises:
+            UsageError: they don't fit into memory, some can't be decoded and `--data.on-corrupt` is stop, or none can.
+        """
+        self._expect_memory()
+        decoded = [split.decode(self.config.image_size) for split in self.splits.values()]
+        if faults := [fault for part in decoded for fault in part.faults]:
+            if self.config.on_corrupt == "stop":
+                raise UsageError(_unreadable(faults))
+            count = sum(split.count for split in self.splits.values())
+            warnings.warn(f"left out {len(faults)} of {count} images of {self.where}: {_shown(faults)}", stacklevel=1)
+        for name, part in zip(self.splits, decoded, strict=True):
+            if not len(part.images):
+                raise UsageError(f"{self.where}: no {name} image can be decoded: {_shown(part.faults)}")
+        if labelled:
+            _expect_classes(*(part.labels for part in decoded), where=self.where)
+        return decoded
+
+
+def open_set(config: DataConfig, splits: Sequence[str] = SPLITS, labelled: bool = True) -> OpenSet:
+    """Open the data set `config.name` in `config.root`, without decoding its images; nothing is downloaded.
+
+    Args:
+        splits: those that are needed, of `train` and `test`.
+        labelled: whether labels are needed, too.
 
     Raises:
-        UsageError: the name is unknown, files are missing or not as expected, or the images don't fit into memory.
+        UsageError: the name is unknown, or files are missing or not as expected.
     """
     root = find(config)
     if root is None:
-        return digits(config.image_size)
+        return OpenSet(config, {name: split for name, split in _digits().items() if name in splits}, "digits")
     if config.name == "npz":
-        data = _npz(root, config.image_size)
-    else:
-        splits = _folder(root) if config.name == "folder" else _torchvision(_TORCHVISION[config.name], root)
-        _expect_memory(sum(map(len, splits)), config.image_size)
-        data = LabelledImages(*(tensor for split in splits for tensor in _decode(split, config)))
-    _expect_classes(data, config)
-    return data
+        return OpenSet(config, archive.open_splits(root, splits, labelled, config.image_size), str(root))
+    if config.name == "folder":
+        opened, note = folder.open_splits(root, splits)
+        if note:
+            warnings.warn(note, stacklevel=1)
+        return OpenSet(config, opened, str(root))
+    entry = _TORCHVISION[config.name]
+    return OpenSet(config, {name: _torchvision_split(entry, root, config.name, name) for name in splits}, str(root))
+
+
+def load(config: DataConfig, labelled: bool = True) -> LabelledImages:
+    """Read both splits of the data set `config.name` from `config.root` into memory; nothing is downloaded.
+
+    Images are returned as uint8 [N, 3, S, S], S = config.image_size: grey is repeated to three channels; the shorter
+    side is resized to S (bicubic, antialiased) and the centre cropped.
+
+    Args:
+        labelled: whether labels are needed; then they are 0 .. C - 1, C > 1, and every class has training images.
+
+    Raises:
+        UsageError: the name is unknown, files are missing or not as expected, the images don't fit into memory, or
+            some can't be decoded and `config.on_corrupt` is stop.
+    """
+    opened = open_set(config, labelled=labelled)
+    if labelled:
+        opened.expect_classes()
+    train, test = opened.decode(labelled)
+    labels = (torch.full((len(part.images),), -1) if part.labels is None else part.labels for part in (train, test))
+    train_labels, test_labels = labels
+    left_out = len(train.faults) + len(test.faults)
+    return LabelledImages(train.images, train_labels, test.images, test_labels, left_out)
+
+
+def load_train(config: DataConfig, labelled: bool) -> Decoded:
+    """As `load`, the training images alone; the test images need not be there, nor labels unless `labelled`."""
+    opened = open_set(config, ("train",), labelled)
+    if labelled:
+        opened.expect_classes()
+    return opened.decode(labelled)[0]
 
 
 def find(config: DataConfig) -> Path | None:
@@ -151,7 +260,8 @@ def find(config: DataConfig) -> Path | None:
     if config.name == "npz":
         path = _root(config, "an .npz file")
         if not path.is_file():
-            raise UsageError(f"--data.root {path} is a folder: data set 'npz' needs the .npz file itself")
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise UsageError(f"--data.root {path} is {kind}: data set 'npz' needs the .npz file itself")
         return path
     if config.name == "folder":
         return _root(config, "a folder that holds train/CLASS/* and test/CLASS/*")
@@ -164,16 +274,26 @@ def digits(image_size: int = 32) -> LabelledImages:
     The split is fixed: stratified, 1437 for training and 360 held out. Scans are resized (bicubic) to `image_size`
     and repeated to three channels.
     """
+    train, test = (split.decode(image_size) for split in _digits().values())
+    return LabelledImages(train.images, train.labels, test.images, test.labels)
+
+
+def _digits() -> dict[str, ArraySplit]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     scans, labels = load_digits(return_X_y=True)
     indices = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=0)
-    images = resize(torch.from_numpy(scans).float().view(-1, 1, 8, 8) / 16, image_size)
-    images = (images.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    labels = torch.from_numpy(labels).long()
-    train, test = map(torch.tensor, indices)
-    return LabelledImages(images[train].contiguous(), labels[train], images[test].contiguous(), labels[test])
+    scans, labels = torch.from_numpy(scans), torch.from_numpy(labels).long()
+    splits = {}
+    for name, rows in zip(SPLITS, map(torch.tensor, indices), strict=True):
+        splits[name] = ArraySplit(len(rows), labels[rows], partial(_digit_images, scans[rows]))
+    return splits
+
+
+def _digit_images(scans: Tensor, image_size: int) -> Tensor:
+    images = resize(scans.float().view(-1, 1, 8, 8) / 16, image_size)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -190,153 +310,55 @@ def _root(config: DataConfig, what: str) -> Path:
     return path
 
 
-def _npz(path: Path, size: int) -> LabelledImages:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            shapes = _npz_shapes(archive, path)
-            count = shapes["train_images"][0] + shapes["test_images"][0]
-            _expect_memory(count, size, file_bytes=sum(map(math.prod, shapes.values())))
-            arrays = {}
-            for key in shapes:
-                with archive.open(f"{key}.npy") as file:
-                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
-        raise UsageError(
-            f"{path} is truncated or not an .npz file ({error}): write it again with numpy.savez"
-        ) from error
-    return LabelledImages(
-        _resize_and_crop(torch.from_numpy(arrays["train_images"]).movedim(3, 1), size),
-        torch.from_numpy(arrays["train_labels"].astype(np.int64)),
-        _resize_and_crop(torch.from_numpy(arrays["test_images"]).movedim(3, 1), size),
-        torch.from_numpy(arrays["test_labels"].astype(np.int64)),
-    )
-
-
-def _npz_shapes(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the four arrays by name, checked before any is read."""
-    shapes = {}
-    for key in ("train_images", "train_labels", "test_images", "test_labels"):
-        if f"{key}.npy" not in archive.namelist():
-            found = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
-            raise UsageError(f"{path} has no array {key!r} (it holds: {found}): add it")
-        with archive.open(f"{key}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = getattr(np.lib.format, f"read_array_header_{1 if version == (1, 0) else 2}_0")
-            shape, _, dtype = read_header(file)
-        if key.endswith("images"):
-            valid, form = dtype == np.uint8 and len(shape) == 4 and shape[3] in (1, 3), "uint8 [N, H, W, 1 or 3]"
-        else:
-            count = shapes[key.replace("labels", "images")][0]
-            valid, form = dtype.kind in "iu" and shape == (count,), f"integers [{count}], one for each image"
-        if not valid or 0 in shape:
-            raise UsageError(f"{path}: {key} is {dtype} {list(shape)}, expected {form}")
-        shapes[key] = shape
-    return shapes
-
-
-def _folder(root: Path) -> tuple[Dataset, Dataset]:
-    from torchvision.datasets import ImageFolder
-
-    splits = []
-    for split in (root / "train", root / "test"):
-        if not split.is_dir():
-            raise UsageError(f"{split} is missing: put images there as {split.name}/CLASS/FILE")
-        try:
-            splits.append(ImageFolder(str(split), loader=_open_image))
-        except FileNotFoundError as error:  # no class folders, or one without images
-            raise UsageError(f"{split} should hold images as CLASS/FILE: {error}") from error
-    train, test = splits
-    if train.classes != test.classes:
-        different = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
-        raise UsageError(f"{root}: train and test must have the same classes; in one of them only: {different}")
-    return train, test
-
-
-def _open_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except _UNREADABLE as error:
-        raise UsageError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
-
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
-
-
-def _torchvision(entry: _TorchvisionSet, root: Path) -> tuple[Dataset, Dataset]:
+def _torchvision_split(entry: _TorchvisionSet, root: Path, name: str, split: str) -> ItemSplit:
     from torchvision import datasets
 
     build = getattr(datasets, entry.cls)
+    # Paths, where the class takes a loader: they are decoded here, turned as photographs say and bounded.
+    options = {"loader": str} if "loader" in inspect.signature(build).parameters else {}
     try:
-        train, test = (
-            ConcatDataset([build(str(root), download=False, **arguments) for arguments in split])
-            for split in (entry.train, entry.test)
-        )
+        parts = [build(str(root), download=False, **arguments, **options) for arguments in getattr(entry, split)]
     except (RuntimeError, ValueError, EOFError, OSError) as error:  # torchvision's for missing or damaged files
         raise UsageError(
             f"{root} lacks {entry.files}, or files of it are damaged: put there what "
             f"torchvision.datasets.{entry.cls}({str(root)!r}, download=True) would; nothing is downloaded here"
         ) from error
-    return train, test
+    labels = [_torchvision_labels(part) for part in parts]
+    known = None if any(part is None for part in labels) else torch.cat(labels)
+    return ItemSplit(ConcatDataset(parts), known, name)
 
 
-def _decode(items: Dataset, config: DataConfig) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 3, S, S] and labels int64 [N], read in threads, as Pillow releases the interpreter's lock."""
-    size = config.image_size
-    images = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
-    labels = torch.empty(len(items), dtype=torch.int64)
-
-    def read(block: range) -> None:
-        for index in block:
-            try:
-                image, label = items[index]
-            except _UNREADABLE as error:
-                raise UsageError(
-                    f"image {index} of {config.name} cannot be read ({error}): replace its file"
-                ) from error
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
-            images[index] = _resize_and_crop(pixels.movedim(2, 0)[None], size)[0]
-            labels[index] = int(label)
-
-    blocks = [range(start, min(start + 256, len(items))) for start in range(0, len(items), 256)]
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(read, blocks):
-            pass
-    return images, labels
+def _torchvision_labels(dataset: Dataset) -> Tensor | None:
+    """Labels of a data set without reading its images; None: it doesn't tell."""
+    found = next((getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None)
+    return None if found is None else torch.as_tensor(np.asarray(found, np.int64))
 
 
-def _resize_and_crop(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, 1 or 3, H, W] -> contiguous uint8 [N, 3, size, size]: shorter side resized, centre cropped."""
-    height, width = images.shape[2:]
-    scale = size / min(height, width)
-    shape = (round(height * scale), round(width * scale))
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    for block, out in zip(images.split(1024), resized.split(1024), strict=True):  # bounds temporary memory
-        if shape != (height, width):
-            block = F.interpolate(block, size=shape, mode="bicubic", align_corners=False, antialias=True)
-        out.copy_(block[:, :, top : top + size, left : left + size])
-    return resized
-
-
-def _expect_classes(data: LabelledImages, config: DataConfig) -> None:
-    train, test = data.train_labels.unique().tolist(), data.test_labels.unique().tolist()
-    if train != list(range(len(train))) or not set(test) <= set(train):
+def _expect_classes(train: Tensor, test: Tensor | None = None, where: str = "", needed_by: str = "") -> None:
+    classes, others = train.unique().tolist(), [] if test is None else test.unique().tolist()
+    if classes != list(range(len(classes))) or not set(others) <= set(classes):
         raise UsageError(
-            f"{config.root}: labels must be 0 .. C - 1, each with training images; "
-            f"training labels are {_shown(train)}, test labels {_shown(test)}"
+            f"{where}: labels must be 0 .. C - 1, each with training images; "
+            f"training labels are {_listed(classes)}{'' if test is None else f', test labels {_listed(others)}'}"
+        )
+    if len(classes) < 2:
+        raise UsageError(
+            f"{where}: {needed_by or 'what compares classes'} needs two classes or more, and all images are of one: "
+            "sort them into a folder each, or choose what needs no labels (--probe.evals collapse, --method simclr)"
         )
 
 
-def _shown(labels: list[int]) -> str:
+def _listed(labels: list[int]) -> str:
     return f"{', '.join(map(str, labels[:12]))}{', ...' if len(labels) > 12 else ''}"
 
 
-def _expect_memory(count: int, size: int, file_bytes: int = 0) -> None:
-    """Refuse before decoding what would not fit into memory, with `file_bytes` that are held at the same time."""
-    needed, free = (3 * count * size**2 + file_bytes) / 1e6, available_memory(torch.device("cpu"))
-    if free is not None and needed > free:
-        raise UsageError(
-            f"{count} images of {size} px take {needed / 1e3:.3g} GB and {free / 1e3:.3g} GB of memory are free: "
-            "lower --data.image-size or take fewer images"
-        )
+def _unreadable(faults: list[Fault]) -> str:
+    remedy = "or pass `--data.on-corrupt skip` to go on without"
+    if len(faults) == 1:
+        return f"{faults[0].where} cannot be read as an image ({faults[0].why}): remove or replace it, {remedy}"
+    return f"{len(faults)} images cannot be read: {_shown(faults)}: remove or replace them, {remedy}"
+
+
+def _shown(faults: list[Fault]) -> str:
+    rest = len(faults) - _FAULTS_SHOWN
+    return "; ".join(map(str, faults[:_FAULTS_SHOWN])) + (f"; and {rest} more" if rest > 0 else "")

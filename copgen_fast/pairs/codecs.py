@@ -23,12 +23,15 @@ from torch import Tensor
 
 from copgen_fast.config import Codec as Name
 from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.images import decode
 
 REMEDY = "delete it and run `--stages pairs` again"
 _PNG_UP = 2  # the filter that subtracts the byte above
 _PNG_RGB8 = (8, 2, 0, 0, 0)  # bits, colours, and the only compression, filters and order there are
 _JPEG_QUALITY = 95
 _JPEG_444 = 0  # colour at full resolution
+_JPEG_MARKER = 0xFF
+_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others there are tables
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Codec:
     tolerance: int
     encode: Callable[[np.ndarray], bytes]
     _pixels: Callable[[bytes, tuple[int, int, int]], Tensor]
+    _size: Callable[[bytes], tuple[int, int] | None]
 
     def decode(self, data: bytes, shape: tuple[int, int, int], where: str) -> Tensor:
         """Image of a file's bytes, uint8 [3, H, W] with any strides.
@@ -57,13 +61,24 @@ class Codec:
         Raises:
             CorruptArtifactError: the file does not decode, or has another shape; the message starts with `where`.
         """
+        self.expect_size(data, shape, where)
         try:
-            image = self._pixels(data, shape)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
+            return self._pixels(data, shape)
+        except ValueError as error:
             raise CorruptArtifactError(f"{where} does not decode ({error}): {REMEDY}") from error
-        if tuple(image.shape) != tuple(shape):
-            raise CorruptArtifactError(f"{where} is {list(image.shape)}, the index says {list(shape)}: {REMEDY}")
-        return image
+
+    def expect_size(self, data: bytes, shape: tuple[int, int, int], where: str) -> None:
+        """Check the size that a file's header claims, for decoders that would decode any size.
+
+        Args:
+            shape, where: as for `decode`.
+
+        Raises:
+            CorruptArtifactError: it is another one, or too large; the message starts with `where`.
+        """
+        size = self._size(data)
+        if size is not None and (size != tuple(shape[1:]) or size[0] * size[1] > decode.MAX_PIXELS):
+            raise CorruptArtifactError(f"{where} is {[3, *size]}, the index says {list(shape)}: {REMEDY}")
 
 
 def _encode_png(image: np.ndarray) -> bytes:
@@ -92,16 +107,16 @@ def _encode_jpeg(image: np.ndarray) -> bytes:
 
 
 def _decode_png(data: bytes, shape: tuple[int, int, int]) -> Tensor:
-    return _decode_by_pillow(data, "png")
+    return _decode_by_pillow(data, "PNG", shape)
 
 
 def _decode_jpeg(data: bytes, shape: tuple[int, int, int]) -> Tensor:
-    return _decode_by_pillow(data, "jpeg")
+    return _decode_by_pillow(data, "JPEG", shape)
 
 
-def _decode_by_pillow(data: bytes, format: str) -> Tensor:
-    pixels = np.array(Image.open(io.BytesIO(data), formats=[format]).convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+def _decode_by_pillow(data: bytes, format: str, shape: tuple[int, int, int]) -> Tensor:
+    with decode.rgb(io.BytesIO(data), [format], shape) as pixels:
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _decode_raw(data: bytes, shape: tuple[int, int, int]) -> Tensor:
@@ -111,8 +126,24 @@ def _decode_raw(data: bytes, shape: tuple[int, int, int]) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, channels).permute(2, 0, 1)
 
 
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width in a file's header; None: it has none."""
+    return struct.unpack(">II", data[16:24])[::-1] if data[12:16] == b"IHDR" and len(data) >= 24 else None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width in a file's frame header; None: it has none."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == _JPEG_MARKER:
+        marker, length, _, height, width = struct.unpack_from(">xBHBHH", data, place)
+        if marker in _JPEG_FRAMES:
+            return height, width
+        place += 1 if marker == _JPEG_MARKER else 2 + length  # any marker may follow bytes that fill up
+    return None
+
+
 CODECS: dict[Name, Codec] = {
-    "png": Codec("png", 1, _encode_png, _decode_png),
-    "jpeg": Codec("jpg", 16, _encode_jpeg, _decode_jpeg),
-    "raw": Codec("raw", 1, np.ndarray.tobytes, _decode_raw),
+    "png": Codec("png", 1, _encode_png, _decode_png, _png_size),
+    "jpeg": Codec("jpg", 16, _encode_jpeg, _decode_jpeg, _jpeg_size),
+    "raw": Codec("raw", 1, np.ndarray.tobytes, _decode_raw, lambda data: None),
 }

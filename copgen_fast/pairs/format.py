@@ -124,6 +124,8 @@ def member_table(path: Path, first: int, count: int, codec: Codec, data: bytes |
                 if header[:100].rstrip(b"\0") != name.encode():
                     raise ValueError(f"no {name}")
                 size = int(header[124:135], 8)
+                if not 0 <= size <= len(tar) - offset - _BLOCK:  # as many bytes would be read
+                    raise ValueError(f"{name} claims {size} bytes")
                 table[row, column] = offset + _BLOCK, size
                 offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
     except ValueError as error:  # mmap's and int's too

@@ -148,7 +148,8 @@ def pretrain(run: Run, source: str) -> None:
     skipped = run.ranks.barrier(f"the last batch of {name}", " ".join(map(str, batches.skipped)))
     if run.ranks.first:
         summary["views_per_s"] = 2 * summary["samples_per_s"]
-        summary["corrupt_pairs"] = len(set(" ".join(skipped).split()))
+        # Real images that can't be decoded are left out as they are read, and no rank has them.
+        summary["corrupt_pairs"] = getattr(dataset, "left_out", 0) + len(set(" ".join(skipped).split()))
         artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
         artifacts.write_tensors(run.encoder_file(source), learner.method.encoder.state_dict())
     run.ranks.barrier(f"the end of {name}'s encoder")
@@ -163,8 +164,8 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
     method = run.config.method.name
     supervised = methods.needs_labels(method)
     if source == "real":
-        real = sets.load(run.config.data)
-        return sets.RealPairs(real.train_images, real.train_labels if supervised else None)
+        real = sets.load_train(run.config.data, supervised)
+        return sets.RealPairs(real.images, real.labels if supervised else None, len(real.faults))
     pairs = PairDataset(run.pairs_folder(source))
     if supervised and not pairs.index.identity.get("classes"):
         raise UsageError(

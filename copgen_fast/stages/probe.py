@@ -9,6 +9,7 @@ from torch import nn
 
 from copgen_fast import evals
 from copgen_fast.encoders import Encoder
+from copgen_fast.pairs.format import INDEX, read_index
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, seeds
 from copgen_fast.runtime.progress import progress
@@ -19,6 +20,7 @@ def run(run: Run) -> None:
     """Run every evaluation on every source's encoder and every baseline; leaves RUN/probe/SOURCE.json."""
     for source in run.sources:
         artifacts.require(run.encoder_file(source), "pretrain")
+    tell_other_size(run)
     for source in (*run.config.probe.baselines, *run.sources):
         path = run.probe_file(source)
         if path.exists():
@@ -31,8 +33,27 @@ def run(run: Run) -> None:
             for name in names:
                 results |= evals.evaluate(name, encoder, run)
                 bar.update(1)
+        if count := evals.left_out(run):
+            results["corrupt_images"] = count
         results["seconds"] = time.perf_counter() - started
         artifacts.write_json(path, results)
+
+
+def tell_other_size(run: Run) -> None:
+    """Print a line where images are evaluated at another size than that of the pairs pretrained on."""
+    size = run.config.data.image_size
+    for source in run.sources if run.config.pretrain.data == "pairs" else ():
+        folder = run.pairs_folder(source)
+        if not (folder / INDEX).exists():  # pairs may be deleted once they were trained on
+            continue
+        height, width = read_index(folder).image_shape[1:]
+        if (height, width) != (size, size):
+            print(
+                f"probe: images of {size} x {size} pixels, and the encoders were pretrained on pairs of {height} x "
+                f"{width}: --data.image-size {height} evaluates them at that size",
+                flush=True,
+            )
+            return
 
 
 def open_encoder(run: Run, source: str) -> nn.Module:

@@ -1,6 +1,9 @@
 """Labelled image sets: fixed splits, one form whatever the source, a clear message of one line for every fault."""
 
+import dataclasses
+import os
 import re
+import shutil
 import struct
 import zipfile
 
@@ -187,6 +190,103 @@ def test_folder_truncated_image(image_folder):
     assert "cat/2.png cannot be read" in refusal(DataConfig("folder", str(image_folder)))
 
 
+@pytest.mark.parametrize("count", [2, 30])
+def test_all_images_that_cannot_be_read_are_listed_at_once_or_skipped(count, image_folder):
+    config = DataConfig("folder", str(image_folder), image_size=10)
+    for i in range(count - 1):
+        (image_folder / "train" / "cat" / f"x{i:02d}.png").write_bytes(b"no image")
+    (image_folder / "test" / "cat" / "0.png").write_bytes(b"")
+    message = refusal(config)
+    assert message.startswith(f"{count} images cannot be read: ") and "--data.on-corrupt skip" in message
+    assert message.count("no image of a known format") == min(count, 20)
+    assert ("and 10 more" in message) == (count == 30)
+    with pytest.warns(UserWarning, match=f"left out {count} of {11 + count} images"):
+        loaded = sets.load(dataclasses.replace(config, on_corrupt="skip"))
+    assert len(loaded.train_images) == 6 and loaded.test_labels.tolist() == [0, 0, 1, 1, 1]
+    assert loaded.left_out == count and (loaded.train_images == 100 * loaded.train_labels[:, None, None, None]).all()
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_what_can_be_read_must_still_suffice(image_folder):
+    config = DataConfig("folder", str(image_folder), image_size=10, on_corrupt="skip")
+    for path in (image_folder / "train" / "cat").iterdir():
+        path.write_bytes(b"no image")
+    assert "each with training images" in refusal(config)
+    for path in (image_folder / "train" / "dog").iterdir():
+        path.write_bytes(b"no image")
+    assert "no train image can be decoded" in refusal(config)
+
+
+@pytest.mark.parametrize("place", ["train", "test", "train/cat"])
+def test_hidden_names_and_other_endings_are_left_out_and_counted(place, image_folder):
+    config = DataConfig("folder", str(image_folder), image_size=10)
+    expected = sets.load(config)
+    hidden = image_folder / place / ".ipynb_checkpoints"
+    hidden.mkdir()
+    image = Image.new("L", (9, 9), 200)
+    image.save(hidden / "x.png")
+    image.save(image_folder / "train" / "dog" / "._0.png")
+    for name in ("a.GIF", "b.gif", "c.jfif", "README"):
+        image.save(image_folder / "train" / "dog" / name, "gif")
+    (image_folder / "train" / "labels.csv").write_text("")
+    with pytest.warns(UserWarning) as caught:
+        found = sets.load(config)
+    assert found.train_images.equal(expected.train_images) and found.train_labels.equal(expected.train_labels)
+    assert str(caught[0].message) == (
+        f"{image_folder}: left out 2 .gif, 1 .jfif, 2 hidden, 1 outside class folders, 1 without an ending; "
+        "read 12 .png"
+    )
+
+
+def test_links_in_a_circle_are_followed_once(image_folder):
+    (image_folder / "train" / "cat" / "more").symlink_to(image_folder / "train" / "cat")
+    assert len(sets.load(DataConfig("folder", str(image_folder), image_size=10)).train_images) == 6
+
+
+def test_a_fifo_among_images_or_in_place_of_a_file_is_refused(image_folder):
+    os.mkfifo(image_folder / "train" / "cat" / "fifo.png")
+    assert "fifo.png cannot be read as an image (it is no regular file)" in refusal(
+        DataConfig("folder", str(image_folder))
+    )
+    assert "no regular file" in refusal(DataConfig("npz", str(image_folder / "train" / "cat" / "fifo.png")))
+
+
+def test_photographs_of_torchvision_sets_are_turned_and_scaled(tmp_path, monkeypatch):
+    """Where the class takes a loader, files are decoded as those of folders are."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    grey = np.full((6, 6), 128 * 257, np.uint16)
+    grey[0] = 0
+    Image.fromarray(grey).save(tmp_path / "0.png", exif=exif)
+
+    def fake(root, split, download, loader):
+        return [(loader(tmp_path / "0.png"), label) for label in (0, 1)]
+
+    monkeypatch.setattr(datasets, "DTD", fake)
+    images = sets.load(DataConfig("dtd", str(tmp_path), image_size=6)).test_images
+    assert (images[:, :, :5] == 128).all() and (images[:, :, 5] == 0).all()
+
+
+def test_what_is_not_needed_may_be_missing(arrays, save, image_folder):
+    shutil.rmtree(image_folder / "test")
+    config = DataConfig("folder", str(image_folder), image_size=10)
+    assert sets.load_train(config, labelled=True).labels.tolist() == [0, 0, 0, 1, 1, 1]
+    config = save({"train_images": arrays["train_images"]})
+    assert len(sets.load_train(config, labelled=False).images) == 12
+    config = save({name: images for name, images in arrays.items() if name.endswith("images")})
+    assert (sets.load(config, labelled=False).train_labels == -1).all()
+    with pytest.raises(UsageError, match="no array 'train_labels'"):
+        sets.load_train(config, labelled=True)
+
+
+def test_images_of_one_class_are_refused_where_classes_are_compared(image_folder):
+    for split in ("train", "test"):
+        shutil.rmtree(image_folder / split / "dog")
+    config = DataConfig("folder", str(image_folder), image_size=10)
+    assert "two classes or more" in refusal(config)
+    assert len(sets.load(config, labelled=False).train_images) == 3
+
+
 def write_idx(path, array):
     """MNIST's own format: magic number, sizes, bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +339,7 @@ def test_both_validation_and_training_part_are_trained_on(tmp_path, monkeypatch)
 
 
 def test_more_than_memory_is_refused_before_decoding(arrays, save, image_folder, monkeypatch):
-    monkeypatch.setattr(sets, "available_memory", lambda device: 0.003)
+    monkeypatch.setattr("copgen_fast.images.split.available_memory", lambda device: 0.003)
     for module, name in ((np.lib.format, "read_array"), (Image, "open")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("decoded"))
     assert "memory" in refusal(save(arrays))

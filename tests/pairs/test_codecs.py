@@ -1,4 +1,6 @@
+import contextlib
 import io
+import struct
 from typing import get_args
 
 import numpy as np
@@ -64,6 +66,36 @@ def test_broken_files_are_named(codec):
 def test_images_of_another_size_are_named(codec):
     with pytest.raises(CorruptArtifactError, match=r"^shard x: key is \[3, 8, 8\], the index says \[3, 8, 9\]"):
         CODECS[codec].decode(CODECS[codec].encode(noise()), (3, 8, 9), "shard x: key")
+
+
+@pytest.mark.parametrize("codec", ["png", "jpeg"])
+@pytest.mark.parametrize("check", ["decode", "expect_size"])
+def test_a_size_that_a_header_claims_is_checked_before_decoding(codec, check):
+    data = bytearray(CODECS[codec].encode(noise()))
+    if codec == "png":
+        place, claim = data.index(b"IHDR") + 4, struct.pack(">II", 65_000, 65_000)
+    else:
+        place, claim = data.index(b"\xff\xc0") + 5, struct.pack(">HH", 65_000, 65_000)
+    data[place : place + len(claim)] = claim
+    for shape in ((3, 8, 8), (3, 65_000, 65_000)):  # an index may claim it, too
+        with pytest.raises(CorruptArtifactError, match=r"^here is \[3, 65000, 65000\].*delete it"):
+            getattr(CODECS[codec], check)(bytes(data), shape, "here")
+    CODECS[codec].expect_size(CODECS[codec].encode(noise()), (3, 8, 8), "here")
+
+
+def test_any_altered_jpeg_decodes_or_is_named():
+    sound = CODECS["jpeg"].encode(noise())
+    for place in range(len(sound)):
+        data = bytearray(sound)
+        data[place] ^= 0xFF
+        with contextlib.suppress(CorruptArtifactError):
+            assert CODECS["jpeg"].decode(bytes(data), (3, 8, 8), "here").shape == (3, 8, 8)
+
+
+def test_grey_of_16_bits_is_scaled():
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 257 * 128, 65535]], np.uint16)).save(file, "png")
+    assert CODECS["png"].decode(file.getvalue(), (3, 1, 3), "here")[0].tolist() == [[0, 128, 255]]
 
 
 def test_no_flipped_bit_of_a_png_alters_the_image_unseen():

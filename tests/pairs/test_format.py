@@ -77,6 +77,18 @@ def test_member_table_names_a_shard_of_something_else(tmp_path, data):
         format.member_table(path, 0, 1, "png")
 
 
+@pytest.mark.parametrize("size", [b"77777777777", b"-0000000001"])
+def test_a_member_that_claims_more_than_the_shard_holds_is_named(tmp_path, size):
+    """As many bytes would be asked for when it is read."""
+    write(tmp_path)
+    path = tmp_path / "shard-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[124:135] = size
+    path.write_bytes(data)
+    with pytest.raises(CorruptArtifactError, match=r"00000000.anchor.png claims .* bytes"):
+        format.member_table(path, 0, 4, "png")
+
+
 def test_shards_are_plain_webdataset(tmp_path):
     write(tmp_path)
     keys = []

@@ -70,7 +70,7 @@ def load_levels(config: DataConfig) -> tuple[Tensor, Tensor, int]:
     """
     if not 2 <= config.image_size <= 32:
         raise UsageError(f"--data.image-size: expected 2 to 32, got {config.image_size}")
-    images = sets.load(config)
+    images = sets.load(config, labelled=False)
     # Only at their own size do the digits keep their 17 levels.
     levels = DIGIT_LEVELS if config.name == "digits" and config.image_size == 8 else 256
     train, test = (

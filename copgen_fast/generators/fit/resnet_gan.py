@@ -101,7 +101,7 @@ def fit(config: GanConfig) -> dict[str, float]:
     """
     validate(config)
     device = devices.resolve(config.device, "fp32")
-    real = sets.load(config.data)
+    real = sets.load(config.data, labelled=False)
     if min(len(real.train_images), len(real.test_images)) < 2:
         raise UsageError(f"{config.data.root}: expected two training and two test images or more")
     open_folder(config)

@@ -108,6 +108,16 @@ class PairDataset(Dataset):
         anchor = codec.decode(pair.anchor, shape, self._where(pair.index, 0))
         return anchor, codec.decode(pair.positive, shape, self._where(pair.index, 1)), self.label(pair)
 
+    def expect_sizes(self, pair: EncodedPair) -> None:
+        """Check the sizes that a pair's encoded images claim, where another decoder than `decode` will take them.
+
+        Raises:
+            CorruptArtifactError: the message names the shard and the member.
+        """
+        codec = CODECS[self.index.codec]
+        for column, data in enumerate((pair.anchor, pair.positive)):
+            codec.expect_size(data, self.index.image_shape, self._where(pair.index, column))
+
     def label(self, pair: EncodedPair) -> int:
         """`label` of KEY.json where there is one, else its `pseudo_class`.
 

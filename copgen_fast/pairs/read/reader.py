@@ -66,11 +66,12 @@ class Reader:
         """The pair or its replacement, its images still encoded, and its label.
 
         Raises:
-            CorruptArtifactError: its record is corrupt, and `on_corrupt` is stop.
+            CorruptArtifactError: its record or the size of an image is corrupt, and `on_corrupt` is stop.
         """
         while True:
             encoded = self._read(index, shards)
             try:
+                self.dataset.expect_sizes(encoded)
                 return encoded, self.dataset.label(encoded)
             except CorruptArtifactError as error:
                 self._reject(encoded.index, error)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import struct
 import warnings
 
 import pytest
@@ -236,3 +237,17 @@ def test_nothing_is_prefetched_beyond_the_last_step(png, loader, end, monkeypatc
     assert all(same(batches(step), wanted[step]) for step in (end, end + 1, 0, 7)), (
         "what is requested comes all the same"
     )
+
+
+@pytest.mark.parametrize("on_corrupt", ["stop", "skip"])
+def test_sizes_are_checked_before_another_decoder_takes_the_files(on_corrupt, png):
+    """Encoded pairs are DALI's input, which would decode whatever a header claims."""
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 65_000, 65_000)
+    spoil(png, 5, 1, header)
+    reader = Reader(PairDataset(png), on_corrupt)
+    if on_corrupt == "stop":
+        with pytest.raises(CorruptArtifactError, match=r"00000005.positive.png is \[3, 65000, 65000\]"):
+            reader.encoded(5, {})
+    else:
+        with pytest.warns(UserWarning, match="corrupt pair 5 skipped"):
+            assert reader.encoded(5, {})[0].index == 6

@@ -1,0 +1,166 @@
+"""Decoding of image files to RGB, bounded before anything is decoded: of photographs and of shards of pairs alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 89_478_485
+"""The largest image that is decoded, from which on Pillow warns, too; of all threads together as many at a time."""
+# Formats of photographs and data sets; Pillow's other decoders run programs (EPS) or are hardly ever used.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
+_CONVERTED = ("1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+"""Modes of 8 bits or fewer a channel, whose conversion to RGB keeps the range; transparency is left out."""
+_ORIENTATION = 0x0112  # EXIF
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
+_TURNS = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+"""How an image of each EXIF orientation is turned upright."""
+
+
+class UndecodableImageError(ValueError):
+    """An image that can't be read as RGB; the message says why, without the file's name."""
+
+
+@contextlib.contextmanager
+def rgb(
+    source: str | Path | IO[bytes], formats: Sequence[str] = FORMATS, shape: tuple[int, int, int] | None = None
+) -> Iterator[np.ndarray]:
+    """Decode an image file to RGB, uint8 [H, W, 3]; while the block lasts, its pixels count as being decoded.
+
+    Files given by their path are turned upright as their EXIF orientation says. 16-bit grey levels are scaled.
+
+    Args:
+        source: a path, or an open file, which is taken as it lies.
+        formats: Pillow's names of those that are tried.
+        shape: (3, H, W), where no other size may be decoded.
+
+    Raises:
+        UndecodableImageError: it is damaged, too large, animated, no regular file, or its range of values is unknown.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            is_path = isinstance(source, (str, Path))
+            file = held.enter_context(_open_regular(source)) if is_path else source
+            image = held.enter_context(Image.open(file, formats=_known(formats)))
+            if shape is not None and (3, *image.size[::-1]) != tuple(shape):
+                raise UndecodableImageError(f"it is {[3, *image.size[::-1]]}, the index says {list(shape)}")
+            _expect_one_small_frame(image)
+            held.enter_context(_decoding.of(image.width * image.height))
+            pixels = to_rgb(image)
+            if is_path:
+                pixels = _turned(pixels, image)
+        except (MemoryError, UndecodableImageError):
+            raise
+        except Exception as error:  # Pillow's decoders raise anything over damaged files
+            raise UndecodableImageError(reason(error)) from error
+        yield pixels
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Pixels of a Pillow image as uint8 [H, W, 3]; 16-bit grey levels are scaled, where Pillow would clip them.
+
+    Raises:
+        UndecodableImageError: values of 32 bits or floating point, whose range no file format defines.
+    """
+    if image.mode == "RGB":
+        return np.array(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return np.repeat(_grey_levels(image)[..., None], 3, axis=2)
+    if image.mode == "La" or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode not in _CONVERTED:
+        raise _unknown_range(image)
+    return np.array(image.convert("RGB"))
+
+
+def reason(error: Exception) -> str:
+    """What an error says, on one line and without a file's name or address."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no image of a known format"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _known(formats: Sequence[str]) -> list[str]:
+    if any(name not in Image.OPEN for name in formats):
+        Image.init()
+    return [name for name in formats if name in Image.OPEN]  # older Pillow has no AVIF
+
+
+def _open_regular(path: str | Path) -> IO[bytes]:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for a writer
+        raise UndecodableImageError("it is no regular file")
+    return open(path, "rb")
+
+
+def _expect_one_small_frame(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise UndecodableImageError(
+            f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS / 1e6:.0f} million"
+        )
+    # MPO is a camera's JPEG with previews behind the photograph.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise UndecodableImageError("it holds several frames or pages, and which one is meant is unknown")
+
+
+def _grey_levels(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W] of an image of more than 8 bits, from 0 .. the largest value that its file can hold."""
+    top, inverted = 65535, False
+    if image.format == "TIFF":
+        top = 2 ** image.tag_v2.get(_BITS, (16,))[0] - 1
+        inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # which Pillow reads as 0 .. 65535
+        raise _unknown_range(image)
+    levels = (np.asarray(image).astype(np.uint32).clip(0, top) * 255 + top // 2) // top
+    return (255 - levels if inverted else levels).astype(np.uint8)
+
+
+def _unknown_range(image: Image.Image) -> UndecodableImageError:
+    return UndecodableImageError(
+        f"Pillow's mode {image.mode} has no defined range of values: save it with 8 or 16 bits a channel"
+    )
+
+
+def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    orientation = None
+    with contextlib.suppress(Exception):  # damaged EXIF data beside a sound image
+        orientation = image.getexif().get(_ORIENTATION)
+    return np.ascontiguousarray(_TURNS[orientation](pixels)) if orientation in _TURNS else pixels
+
+
+class _Budget:
+    """Lets threads wait until the pixels that all of them decode are few enough."""
+
+    def __init__(self, pixels: int) -> None:
+        self._left, self._changed = pixels, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= pixels)
+            self._left -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += pixels
+                self._changed.notify_all()
+
+
+_decoding = _Budget(MAX_PIXELS)
