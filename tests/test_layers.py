@@ -13,7 +13,8 @@ PACKAGE = ROOT / "copgen_fast"
 
 # A room is a file or a folder of copgen_fast/. It imports only from rows above its own.
 ROWS = (
-    {"errors"},
+    {"errors", "schema"},
+    {"files"},
     {"registry"},
     {"config", "kernels"},
     {"record"},

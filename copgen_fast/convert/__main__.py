@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 import pickle
 import sys
 from collections.abc import Iterator
@@ -13,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import safetensors.torch
 import torch
 import tyro
 from torch import Tensor
 
-from copgen_fast.convert import unpickle
 from copgen_fast.convert.encoder_names import Spelling, read_encoder, wrap, write_encoder
-from copgen_fast.convert.unpickle import Shell, Stored
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError, report
+from copgen_fast.files import expect_file, sha256
 from copgen_fast.positives.navigator import Navigator
-from copgen_fast.runtime import artifacts, latents
+from copgen_fast.runtime import artifacts, latents, unpickle, weights
+from copgen_fast.runtime.unpickle import Shell
 
 SAMPLES = 10_000
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
@@ -56,8 +53,11 @@ class EncoderJob:
 
     copgen: RUN/pretrain/SOURCE/METHOD/encoder.safetensors. copgen-model: with the projection head, as in
     RUN/pretrain/SOURCE/METHOD/checkpoint.pt. supcon: the reference's SupConResNet, {"model": ...}. torchvision:
-    resnet18 or resnet50 without fc. vissl: classy_state_dict with a trunk. detectron2: {"model": ...,
-    "matching_heuristics"}.
+    resnet18 or resnet50 without fc. sequential: its layers numbered, as in lightly's backbones. vissl:
+    classy_state_dict with a trunk. detectron2: {"model": ..., "matching_heuristics"}.
+
+    IN may have them in any dictionary and under any prefix, as MoCo, SimSiam, lightly, solo-learn, DataParallel and
+    torch.compile do; what lies beside the encoder is left out and listed.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -66,6 +66,8 @@ class EncoderJob:
     """File to write: .safetensors (flat names), .pth, or, for detectron2, .pkl (numpy arrays)."""
     to: Spelling
     """Names to write."""
+    prefix: str | None = None
+    """What stands before the encoder's names in a file that holds several, as module.encoder_q. or teacher.backbone."""
     from_: Annotated[Spelling | Literal["auto"], tyro.conf.arg(name="from")] = "auto"
     """Names to read; auto recognises them."""
     parallel: bool = False
@@ -80,8 +82,7 @@ def check_paths(job: NavigatorJob | EncoderJob, suffixes: tuple[str, ...]) -> No
     Raises:
         UsageError: no such input, an existing output without --overwrite, or a suffix that is none of `suffixes`.
     """
-    if not job.source.is_file():
-        raise UsageError(f"{job.source} is no file")
+    expect_file(job.source)
     if job.out.suffix not in suffixes:
         raise UsageError(f"{job.out}: expected a name that ends in {' or '.join(suffixes)}")
     if job.out.exists() and (not job.overwrite or job.out.is_dir()):
@@ -98,11 +99,6 @@ def explained(path: Path) -> Iterator[None]:
             raise UsageError(f"{path}: {error}") from error
 
 
-def encode_safetensors(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
-    """The bytes of a safetensors file; `record` goes into its metadata as JSON, as one entry for a fixed order."""
-    return safetensors.torch.save(tensors, {"copgen_fast": json.dumps(record, sort_keys=True)})
-
-
 # Navigators
 
 
@@ -117,14 +113,11 @@ def walker(tree: Any) -> tuple[str, dict[str, Tensor]]:
         CorruptArtifactError: it holds NaN or infinity.
     """
     found = tree.get("nn_walker", tree) if isinstance(tree, dict) else tree
-    layers = []
-    if isinstance(found, Shell):
-        module, found = found, unpickle.state_dict(found)
-        layers = [name.rpartition(".")[2] for name in leaf_modules(module)]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Stored) for value in found.values()):
-        first = ", ".join(map(str, list(tree)[:4])) if isinstance(tree, dict) else type(tree).__name__
-        raise UsageError(f"it holds no navigator (nn_walker), but {first}")
-    names = [name.removeprefix("module.") for name in found]
+    stored = weights.flatten(found)
+    layers = [name.rpartition(".")[2] for name in leaf_modules(found)] if isinstance(found, Shell) else []
+    if not any("walker." in name for name in stored) and not layers:
+        raise UsageError(f"it holds no navigator (nn_walker), but {weights.describe(tree, weights.flatten(tree))}")
+    names = [name[max(0, name.find("walker.")) :] for name in stored]
     kinds = {
         "nonlinear": ["walker.0.weight", "walker.0.bias", "walker.2.weight", "walker.2.bias"],
         "linear": ["walker.0.weight", "walker.0.bias", "walker.1.weight", "walker.1.bias"],
@@ -133,7 +126,7 @@ def walker(tree: Any) -> tuple[str, dict[str, Tensor]]:
     kind = next((kind for kind, wanted in kinds.items() if sorted(wanted) == sorted(names)), None)
     if kind is None or layers not in ([], expected_layers[kind]):
         raise UsageError(f"it is no navigator of two layers: {', '.join([*names, *layers][:8])}")
-    tensors = {name: value.read() for name, value in zip(names, found.values(), strict=True)}
+    tensors = {name: weights.tensor(value) for name, value in zip(names, stored.values(), strict=True)}
     latent_dim = tensors["walker.0.weight"].shape[-1]
     for name, tensor in tensors.items():
         wanted = (latent_dim, latent_dim) if name.endswith("weight") else (latent_dim,)
@@ -166,10 +159,9 @@ def displacements(navigator: Navigator) -> dict[str, float]:
 def convert_navigator(job: NavigatorJob) -> None:
     """Convert a navigator of the reference code to ours, and print its properties."""
     check_paths(job, (".safetensors",))
-    data = job.source.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
+    digest = sha256(job.source)
     with explained(job.source):
-        kind, tensors = walker(unpickle.loads(data, str(job.source)))
+        kind, tensors = walker(weights.read(job.source).tree)
     navigator = Navigator(tensors["walker.0.weight"].shape[0], kind)
     artifacts.load_strictly(navigator, tensors, job.source)
     lengths = displacements(navigator)
@@ -199,7 +191,7 @@ def encode(suffix: str, spelling: str, tensors: dict[str, Tensor], record: dict[
     """
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     if suffix == ".safetensors":
-        return encode_safetensors(tensors, record)
+        return artifacts.encode_tensors(tensors, record)
     if suffix == ".pkl":
         if spelling != "detectron2":
             raise UsageError(f".pkl is detectron2's; write {spelling} as .safetensors or .pth")
@@ -214,20 +206,21 @@ def encode(suffix: str, spelling: str, tensors: dict[str, Tensor], record: dict[
 def convert_encoder(job: EncoderJob) -> None:
     """Rename an encoder's tensors from one spelling to another, and print what was left out or added."""
     check_paths(job, _SUFFIXES)
-    digest = artifacts.sha256(job.source)
+    digest = sha256(job.source)
     with explained(job.source):
-        safe = job.source.suffix == ".safetensors"
-        tree = artifacts.read_tensors(job.source) if safe else unpickle.load(job.source)
-        weights = read_encoder(tree, job.from_)
-    tensors, notes = write_encoder(weights, job.to, job.parallel)
-    record = {"names": job.to, "encoder": weights.config.name, "source_sha256": digest}
+        content = weights.read(job.source)
+        found = read_encoder(content.tree, job.from_, job.prefix)
+    tensors, notes = write_encoder(found, job.to, job.parallel)
+    if content.unknown:
+        notes.append(f"left out objects of {', '.join(content.unknown[:8])}")
+    record = {"names": job.to, "encoder": found.config.name, "source_sha256": digest}
     artifacts.write_bytes(job.out, encode(job.out.suffix, job.to, tensors, record))
-    stem = "7x7" if weights.config.stem == "imagenet" else "3x3"
+    stem = "7x7" if found.config.stem == "imagenet" else "3x3"
     print(
-        f"{job.source}: {weights.config.name} of width {weights.config.width} with a {stem} stem in "
-        f"{weights.spelling} names, sha256 {digest}"
+        f"{job.source}: {found.config.name} of width {found.config.width} with a {stem} stem in "
+        f"{found.spelling} names, sha256 {digest}"
     )
-    for note in (*weights.notes, *notes):
+    for note in (*found.notes, *notes):
         print(f"  {note}")
     print(f"wrote {job.out}: {len(tensors)} tensors in {job.to} names")
 

@@ -1,4 +1,4 @@
-"""Parameter names of encoders in torchvision, SupContrast, VISSL and detectron2, and conversion between them."""
+"""Parameter names of encoders in torchvision, lightly, SupContrast, VISSL and detectron2, and their conversion."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from copgen_fast.config import EncoderConfig
-from copgen_fast.convert.unpickle import Stored
 from copgen_fast.encoders import ContrastiveModel, Encoder
 from copgen_fast.errors import UsageError
+from copgen_fast.runtime import weights
 
-Spelling = Literal["copgen", "copgen-model", "supcon", "torchvision", "vissl", "detectron2"]
+Spelling = Literal["copgen", "copgen-model", "supcon", "torchvision", "sequential", "vissl", "detectron2"]
 SPELLINGS: tuple[Spelling, ...] = get_args(Spelling)
 
 # torchvision's name -> theirs, by regular expressions that are applied in order.
@@ -25,6 +25,14 @@ _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "torchvision": (),
     "copgen-model": ((r"^", "encoder."),),
     "supcon": ((r"^conv1\.", "stem.0."), (r"^bn1\.", "stem.1."), (r"\.downsample\.", ".shortcut."), (r"^", "encoder.")),
+    "sequential": (
+        (r"^conv1\.", "0."),
+        (r"^bn1\.", "1."),
+        (r"^layer1\.", "4."),
+        (r"^layer2\.", "5."),
+        (r"^layer3\.", "6."),
+        (r"^layer4\.", "7."),
+    ),
     "vissl": ((r"^", "_feature_blocks."),),
     "detectron2": (
         (r"^(conv1|bn1)\.", r"stem.\1."),
@@ -41,19 +49,15 @@ _WITH_HEAD = ("copgen-model", "supcon")
 _LEFT_OUT = {"torchvision": r"fc\.", "vissl": r"heads\.", "detectron2": r"stem\.fc\."}
 """Names of classifiers, which encoders here do not have: left out."""
 
-_WRAPPERS = {"module", "trunk", "base_model"}
+_HEADS = re.compile(r"(fc|heads?|classifier|proj\w*|pred\w*|mlp|neck|queue\w*)(\.|$)")
+"""Names of what is trained on top of encoders: left out, where it lies beside their layers."""
+
+_WRAPPERS = {*weights.WRAPPERS, "trunk", "base_model"}
 """Parts of a name that come from parallel and wrapping modules."""
 
-_PLACES = (
-    (),
-    ("model",),
-    ("state_dict",),
-    ("model_state_dict",),
-    ("classy_state_dict", "base_model", "model", "trunk"),
-    ("state", "method"),
-    ("state", "model"),
-)
-"""Paths of dictionaries in checkpoints under which the tensors are."""
+_MOMENTUM = re.compile(r"(encoder_k|momentum|target)", re.IGNORECASE)
+_FIRST, _DEEP = "conv1.weight", "layer4.0.conv1.weight"
+"""Two names that every encoder has, by which its prefix is found."""
 
 
 @dataclass(frozen=True)
@@ -76,53 +80,62 @@ def spell(spelling: str, name: str) -> str:
     return name
 
 
-def recognise(tree: Any, spelling: str = "auto") -> tuple[str, dict[str, Any]]:
-    """Find an encoder's tensors in the content of a checkpoint.
+class Found(NamedTuple):
+    """An encoder in a checkpoint: whose names it has, its tensors without what stands before them, and all others."""
+
+    spelling: str
+    tensors: weights.Tensors
+    beside: list[str]
+
+
+def recognise(tree: Any, spelling: str = "auto", prefix: str | None = None) -> Found:
+    """Find an encoder's tensors in the content of a checkpoint, in any dictionary and under any prefix.
 
     Args:
         spelling: the only one to look for, or `auto`.
-
-    Returns:
-        The spelling, and the tensors by their names without `module.` and the like.
+        prefix: what stands before the encoder's names, for files that hold several; None: whatever it is. Of an
+            encoder and its momentum copy (MoCo's, BYOL's) the former is taken.
 
     Raises:
         UsageError: none is there, or more than one; the message lists the first names.
     """
+    names = weights.flatten(tree, _WRAPPERS)
     wanted = [name for name in SPELLINGS if name != "copgen"] if spelling == "auto" else [spelling]
-    places = [(place, names) for place in _PLACES if (names := _without_wrappers(_descend(tree, place))) is not None]
-    found = [(name, place, names) for place, names in places for name in wanted if spell(name, "conv1.weight") in names]
-    if len(found) == 1:
-        return found[0][0], found[0][2]
-    shown = _list(max((names for _, names in places), key=len, default={}))
+    found: dict[str, tuple[str, str]] = {}  # by the name of the first layer, as some spellings extend others
+    for candidate in sorted(wanted, key=lambda name: len(spell(name, _FIRST))):
+        for before in _prefixes(names, candidate):
+            if prefix is None or f".{before}".endswith(f".{_bare(prefix)}"):
+                found[before + spell(candidate, _FIRST)] = candidate, before
+    if len(found) > 1:
+        found = {name: value for name, value in found.items() if not _MOMENTUM.search(value[1])} or found
+    shown = _list(names)
     if not found:
-        raise UsageError(f"no encoder by {' or '.join(wanted)} names is in it: its first names are {shown}")
-    which = "; ".join(f"{name} at {'.'.join(place) or 'the top'}" for name, place, _ in found)
-    raise UsageError(f"it is ambiguous ({which}): say which one with --from; its first names are {shown}")
+        where = "" if prefix is None else f" under {prefix}"
+        raise UsageError(f"no encoder by {' or '.join(wanted)} names is in it{where}: its first names are {shown}")
+    if len(found) > 1:
+        which = "; ".join(f"{name} at {before.rstrip('.') or 'the top'}" for name, before in found.values())
+        raise UsageError(
+            f"it is ambiguous ({which}): say which one with --prefix or --from; its first names are {shown}"
+        )
+    ((candidate, before),) = found.values()
+    tensors = {name.removeprefix(before): value for name, value in names.items() if name.startswith(before)}
+    return Found(candidate, tensors, [name for name in names if not name.startswith(before)])
 
 
-def _descend(tree: Any, place: Iterable[str]) -> Any:
-    for name in place:
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
+def _prefixes(names: weights.Tensors, spelling: str) -> list[str]:
+    """What stands before the names of encoders in this spelling."""
+    first, deep = spell(spelling, _FIRST), spell(spelling, _DEEP)
+    found = [name.removesuffix(first) for name in names if name == first or name.endswith(f".{first}")]
+    found = [prefix for prefix in found if prefix + deep in names]
+    if spelling != "copgen-model":
+        return found
+    beside = [{name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)} for prefix in found]
+    # Else it is an encoder in torchvision's names that happens to be called `encoder`.
+    return [prefix for prefix, parts in zip(found, beside, strict=True) if parts <= {"encoder", "head"}]
 
 
-def _without_wrappers(tree: Any) -> dict[str, Any] | None:
-    """Tensors by names without `module.` and the like; None if `tree` is no dictionary of tensors.
-
-    Raises:
-        UsageError: two names become one.
-    """
-    if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
-        return None
-    if not any(isinstance(value, (Stored, Tensor)) for value in tree.values()):
-        return None
-    short: dict[str, str] = {}
-    for name in tree:
-        bare = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-        if bare in short:
-            raise UsageError(f"{short[bare]} and {name} are two tensors for one name, {bare}")
-        short[bare] = name
-    return {bare: tree[name] for bare, name in short.items()}
+def _bare(prefix: str) -> str:
+    return "".join(f"{part}." for part in prefix.split(".") if part and part not in _WRAPPERS)
 
 
 def _list(names: Iterable[str]) -> str:
@@ -130,19 +143,21 @@ def _list(names: Iterable[str]) -> str:
     return (", ".join(names[:4]) or "none") + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def read_encoder(tree: Any, spelling: str = "auto") -> EncoderWeights:
-    """The encoder in the content of a checkpoint; every tensor keeps its bits.
+def read_encoder(tree: Any, spelling: str = "auto", prefix: str | None = None) -> EncoderWeights:
+    """The encoder in the content of a checkpoint; every tensor keeps its bits. See `recognise`.
 
     Raises:
         UsageError: it is not recognised, or a tensor is missing, unknown, or of another shape; named.
     """
-    found, source = recognise(tree, spelling)
+    found, source, beside = recognise(tree, spelling, prefix)
     config = _architecture(source, found)
     template = _template(config)
     names = {spell(found, name): name for name in template}
     left_out = [name for name in source if re.match(_LEFT_OUT.get(found, "(?!)"), name)]
     heads = [name for name in source if found in _WITH_HEAD and name.startswith("head.")]
-    unknown = source.keys() - names.keys() - set(left_out) - set(heads)
+    above = [name for name in source if found not in _WITH_HEAD and _HEADS.match(name) and name not in left_out]
+    beside = above + beside
+    unknown = source.keys() - names.keys() - set(left_out) - set(heads) - set(beside)
     counters = {theirs for theirs in names if theirs.endswith("num_batches_tracked")}
     absent = names.keys() - source.keys()
     missing = absent if absent - counters or absent != counters else set()
@@ -150,6 +165,8 @@ def read_encoder(tree: Any, spelling: str = "auto") -> EncoderWeights:
         what = [f"{text}: {_list(sorted(n))}" for text, n in (("missing", missing), ("not known", unknown)) if n]
         raise UsageError(f"it is no {config.name} by {found} names: {'; '.join(what)}")
     notes = [f"left out the classifier: {_list(left_out)}"] if left_out else []
+    if beside:
+        notes.append(f"left out what lies beside the encoder: {_list(beside)}")
     if absent:
         notes.append(f"added {len(absent)} counters num_batches_tracked = 0, which it does not hold")
     encoder = {
@@ -187,19 +204,15 @@ def _head(source: dict[str, Any], names: list[str], config: EncoderConfig) -> di
 
 def _take(value: Any, name: str, template: Tensor) -> Tensor:
     """A tensor, checked to have the template's shape and kind of dtype."""
-    if not isinstance(value, (Stored, Tensor)):
-        raise UsageError(f"{name} is no tensor")
     if tuple(value.shape) != tuple(template.shape):
         raise UsageError(f"{name} is {list(value.shape)}, expected {list(template.shape)}")
-    tensor = value.read() if isinstance(value, Stored) else value
+    tensor = weights.tensor(value)
     if tensor.dtype.is_floating_point != template.dtype.is_floating_point:
         raise UsageError(f"{name} is {tensor.dtype}, expected {template.dtype}")
     return tensor
 
 
-def write_encoder(
-    weights: EncoderWeights, spelling: str, parallel: bool = False
-) -> tuple[dict[str, Tensor], list[str]]:
+def write_encoder(found: EncoderWeights, spelling: str, parallel: bool = False) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors in another spelling, and notes on what it leaves out.
 
     Args:
@@ -210,13 +223,13 @@ def write_encoder(
     """
     if parallel and spelling != "supcon":
         raise UsageError(f"--parallel: only supcon has such names, not {spelling}")
-    if spelling == "copgen-model" and not weights.head:
+    if spelling == "copgen-model" and not found.head:
         raise UsageError("--to copgen-model: the source has no projection head; use --to copgen")
-    tensors = {spell(spelling, name): value for name, value in weights.encoder.items()}
+    tensors = {spell(spelling, name): value for name, value in found.encoder.items()}
     if parallel:
         tensors = {name.replace("encoder.", "encoder.module.", 1): value for name, value in tensors.items()}
     notes = []
-    heads = {f"head.{name}": value for name, value in weights.head.items()}
+    heads = {f"head.{name}": value for name, value in found.head.items()}
     if spelling in _WITH_HEAD:
         tensors |= heads
         notes += [] if heads else ["without a projection head, which the source does not hold"]

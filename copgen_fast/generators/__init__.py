@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from copgen_fast import registry
+from copgen_fast import files, registry
 from copgen_fast.config import GeneratorConfig
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators._interface import DEFAULTS, copy_attributes, expect_labels
@@ -74,7 +73,14 @@ def build(name: str, weights: str | Path | None = None, options: Iterable[str] =
     config = registry.options("generators", name, options)
     if not callable(getattr(part, "build", None)):
         raise UsageError(f"generator {name} has no function build(weights, config)")
-    generator = part.build(weights, config)
+    if weights is not None and name not in registry.names("generators") and not Path(weights).is_dir():
+        files.expect_file(weights)
+    try:
+        generator = part.build(weights, config)
+    except CopgenError:
+        raise
+    except Exception as error:  # of a user's part, or of what it reads
+        raise UsageError(f"generator {name}: its build fails with {type(error).__name__}: {error}") from error
     if not isinstance(generator, nn.Module):
         raise UsageError(f"generator {name}: build must return a torch.nn.Module, got {type(generator).__name__}")
     file = weights if weights is not None and Path(weights).is_file() else part.__file__
@@ -169,7 +175,7 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
 def _record(config: GeneratorConfig, published: nn.Module) -> dict[str, Any]:
     file = Path(published.weights_file).resolve()
     embedded = file.is_relative_to(Path(__file__).parent)
-    sha256 = artifacts.sha256(file)
+    sha256 = files.sha256(file)
     if not embedded:
         print(f"generator {config.name}: {file}, sha256 {sha256}", flush=True)
     options = registry.options("generators", config.name, config.options)
@@ -190,9 +196,4 @@ def digest(generator: nn.Module) -> str:
 
     Recorded in artefacts, to identify the weights that made them. It does not depend on the device.
     """
-    sha = hashlib.sha256()
-    for name, value in sorted(generator.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        sha.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        sha.update(value.flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()
+    return artifacts.tensors_digest(generator.state_dict())

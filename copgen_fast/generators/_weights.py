@@ -7,22 +7,22 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor
+from torch import nn
 
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.runtime import artifacts
+from copgen_fast.runtime import artifacts, weights
 
 VARIABLE = "COPGEN_WEIGHTS"
 
 
-def find(name: str, weights: str | Path | None, file: str, source: str) -> Path:
+def find(name: str, given: str | Path | None, file: str, source: str) -> Path:
     """The file (or folder) of generator `name`'s weights: the one given, else `file` in the folder $COPGEN_WEIGHTS.
 
     Raises:
         UsageError: there is none; the message says where it comes from and where to put it.
     """
     folder = os.environ.get(VARIABLE)
-    path = Path(weights) if weights is not None else Path(folder) / file if folder else None
+    path = Path(given) if given is not None else Path(folder) / file if folder else None
     if path is not None and path.exists():
         return path
     looked = "none was given" if path is None else f"{path} is not there"
@@ -33,35 +33,26 @@ def find(name: str, weights: str | Path | None, file: str, source: str) -> Path:
 
 
 @contextlib.contextmanager
-def with_remedy(name: str, weights: str | Path | None, remedy: str) -> Iterator[Path]:
+def with_remedy(name: str, given: str | Path | None, remedy: str) -> Iterator[Path]:
     """The file of generator `name`'s weights; errors about it say `remedy`, where such a file comes from.
 
     Raises:
-        UsageError: none was named, or it is missing; also in place of any CopgenError.
+        UsageError: none was named; also in place of any CopgenError.
     """
-    if weights is None:
+    if given is None:
         raise UsageError(f"generator {name} needs its weights, which are not part of this package: {remedy}")
-    path = Path(weights)
-    if not path.is_file():
-        raise UsageError(f"generator weights {path} are missing: {remedy}")
     try:
-        yield path
+        yield Path(given)
     except CopgenError as error:
-        raise UsageError(f"{error}: {remedy}") from error
+        raise UsageError(f"generator weights {error}: {remedy}") from error
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A plain state dict, .safetensors or a torch.save of tensors, read without running pickled code.
+def load_into(module: nn.Module, name: str, given: str | Path | None, remedy: str) -> None:
+    """Load a generator's tensors from a file of this or of other code, by `runtime.weights`.
 
     Raises:
-        CopgenError: the file is truncated, or holds something else than named tensors.
+        UsageError: none was named, or it is missing, no file of weights, or does not fit; the message says what it
+            holds and ends with `remedy`.
     """
-    tensors = artifacts.read_tensors(path) if path.suffix == ".safetensors" else artifacts.read_checkpoint(path)
-    if not isinstance(tensors, dict) or not tensors:
-        raise UsageError(f"{path} is no state dict, but {type(tensors).__name__}")
-    for name, value in tensors.items():
-        if not isinstance(name, str):
-            raise UsageError(f"{path} is no plain state dict: {name!r} is no name")
-        if not isinstance(value, Tensor):
-            raise UsageError(f"{path} is no plain state dict: {name!r} is {type(value).__name__}, not a tensor")
-    return tensors
+    with with_remedy(name, given, remedy) as path:
+        artifacts.load_strictly(module, weights.load(path, module.state_dict().keys()), path)

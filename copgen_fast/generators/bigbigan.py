@@ -19,10 +19,9 @@ from copgen_fast.generators._folded_bigbigan import FoldedBigBiGAN
 from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.generators._spectral import SpectralConv2d, SpectralLinear
-from copgen_fast.generators._weights import find, read_state
+from copgen_fast.generators._weights import find, load_into
 from copgen_fast.ops.checks import expect_finite, expect_tensor
 from copgen_fast.registry import NoOptions
-from copgen_fast.runtime import artifacts
 
 FILE = "BigBiGAN_x1.pth"
 SOURCE = "the public PyTorch port's BigBiGAN_x1.pth (release 0.0.1 of github.com/greeneggsandyaml/tmp)"
@@ -176,11 +175,10 @@ def build(weights: str | Path | None, config: NoOptions) -> BigBiGAN:
     """Load the published state dict, .pth or .safetensors.
 
     Raises:
-        UsageError: it is not there.
-        CorruptArtifactError: it does not hold this network.
+        UsageError: it is not there, or does not hold this network.
     """
     path = find("bigbigan", weights, FILE, SOURCE)
     generator = BigBiGAN()
-    artifacts.load_strictly(generator, read_state(path), path)
+    load_into(generator, "bigbigan", path, f"give {SOURCE} by --generator.weights")
     generator.weights_file = path
     return generator

@@ -27,9 +27,8 @@ from copgen_fast.errors import UsageError
 from copgen_fast.generators._folded_biggan import FoldedBigGANDeep
 from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
-from copgen_fast.generators._weights import find, read_state
+from copgen_fast.generators._weights import find, load_into
 from copgen_fast.ops.checks import expect_finite, expect_tensor
-from copgen_fast.runtime import artifacts
 
 FOLDER = "biggan-deep-128"
 CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
@@ -126,7 +125,7 @@ def build(weights: str | Path | None, config: Config) -> BigGANDeep:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise UsageError(f"{folder} holds no {' or '.join(WEIGHTS)}: give {SOURCE} by --generator.weights")
-    artifacts.load_strictly(network, read_state(path), path)
+    load_into(network, "biggan-deep", path, f"give {SOURCE} by --generator.weights")
     try:
         generator = BigGANDeep(network, config.truncation)
     except ValueError as error:

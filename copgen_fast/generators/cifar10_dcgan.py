@@ -10,10 +10,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from copgen_fast.generators._interface import expect_labels
-from copgen_fast.generators._weights import read_state, with_remedy
+from copgen_fast.generators._weights import load_into
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
-from copgen_fast.runtime import artifacts
 
 
 class Cifar10DCGAN(nn.Module):
@@ -49,6 +48,5 @@ def build(weights: str | Path | None, config: NoOptions) -> Cifar10DCGAN:
         UsageError: no file was named, it is not there, or it does not hold this network.
     """
     generator = Cifar10DCGAN()
-    with with_remedy("cifar10-dcgan", weights, "give the published file by --generator.weights FILE.pth") as path:
-        artifacts.load_strictly(generator, read_state(path), path)
+    load_into(generator, "cifar10-dcgan", weights, "give the published file by --generator.weights FILE.pth")
     return generator

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.generators._interface import expect_labels
-from copgen_fast.generators._weights import with_remedy
+from copgen_fast.generators._weights import load_into
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
-from copgen_fast.runtime import artifacts
 
 EMBEDDED = Path(__file__).parent / "weights" / "digits.safetensors"
 LATENT_DIM = 64
@@ -98,8 +97,8 @@ def build(weights: str | Path | None, config: NoOptions) -> DigitsGenerator:
         UsageError: the file is missing, unreadable, or does not fit; the message names it and the fault.
     """
     generator = DigitsGenerator()
+    path = Path(weights or EMBEDDED)
     remedy = "give a digits.safetensors of `python -m copgen_fast.generators.fit.digits --out DIR`"
-    with with_remedy("digits", weights or EMBEDDED, remedy) as path:
-        artifacts.load_strictly(generator, artifacts.read_tensors(path), path)
+    load_into(generator, "digits", path, remedy)
     generator.weights_file = path
     return generator

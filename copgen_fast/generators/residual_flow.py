@@ -20,6 +20,7 @@ from copgen_fast.generators.digits import SIZE, soft_limit, upsampling
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
+from copgen_fast.runtime import weights as weights_file
 
 EMBEDDED = Path(__file__).parent / "weights" / "residual_flow.safetensors"
 MARGIN = 0.02
@@ -162,7 +163,7 @@ def build(weights: str | Path | None, config: NoOptions) -> ResidualFlowGenerato
     """
     remedy = "give a residual_flow.safetensors of `python -m copgen_fast.generators.fit.residual_flow --out DIR`"
     with with_remedy("residual-flow", weights or EMBEDDED, remedy) as path:
-        tensors = artifacts.read_tensors(path)
+        tensors = weights_file.load(path, ["layout", "temperature"])
         generator = _laid_out(tensors, path)
         artifacts.load_strictly(generator, tensors, path)
         _expect_invertible(generator, path)

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from copgen_fast.errors import UsageError
 from copgen_fast.generators._interface import expect_labels
-from copgen_fast.generators._weights import read_state, with_remedy
+from copgen_fast.generators._weights import with_remedy
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import artifacts
+from copgen_fast.runtime import weights as weights_file
 
 LATENT_DIM = 128
 SIZE = 32
 _BOTTOM = 4
-_PREFIXES = ("module.", "generator.", "_orig_mod.")
 _REMEDY = (
     "make one by `python -m copgen_fast.generators.fit.resnet_gan --out DIR` and give its DIR/generator.safetensors "
     "by --generator.weights"
@@ -105,17 +105,10 @@ def build(weights: str | Path | None, config: NoOptions) -> ResnetGAN:
             message names the file and the fault, and says how to make one.
     """
     with with_remedy("resnet-gan", weights, _REMEDY) as path:
-        tensors = _without_prefixes(read_state(path))
+        tensors = weights_file.load(path, ResnetGAN(width=1).state_dict().keys())
         generator = ResnetGAN(*_sizes(tensors, path))
         artifacts.load_strictly(generator, tensors, path)
     return generator
-
-
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the prefixes that all its names share."""
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
 
 
 def _sizes(tensors: dict[str, Tensor], path: Path) -> tuple[int, int]:

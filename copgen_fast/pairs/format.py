@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from copgen_fast import files
 from copgen_fast.config import Codec
 from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
 from copgen_fast.ops.checks import expect_tensor
@@ -285,5 +286,5 @@ def check_file(path: Path, size: int, sha256: str) -> None:
     found = artifacts.require(path, "pairs").stat().st_size
     if found < size:
         raise CorruptArtifactError(f"{path} is truncated ({found} of {size} bytes): {REMEDY}")
-    if found > size or artifacts.sha256(path) != sha256:
+    if found > size or files.sha256(path) != sha256:
         raise CorruptArtifactError(f"{path} is altered (its sha256 is not the one in index.json): {REMEDY}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.config import NavigatorConfig
+from copgen_fast.files import sha256
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.positives import PositiveFunction, Setting
 from copgen_fast.runtime import artifacts, seeds
@@ -59,4 +60,4 @@ def build(setting: Setting) -> PositiveFunction:
 
 
 def record(setting: Setting) -> dict[str, Any]:
-    return {"navigator_digest": artifacts.sha256(setting.navigator_file)}
+    return {"navigator_digest": sha256(setting.navigator_file)}

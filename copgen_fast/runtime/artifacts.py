@@ -9,18 +9,24 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
+from copgen_fast import schema
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
+from copgen_fast.files import read_bytes
+from copgen_fast.runtime import unpickle
+
+_REMEDY = "delete it to have it made again"
+_RECORD = "copgen_fast"
+"""Name of the one entry in the metadata of safetensors files."""
 
 
 @contextlib.contextmanager
@@ -119,27 +125,97 @@ def write_json(path: Path, value: Any, by: str = "") -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; raises CorruptArtifactError where it is not valid."""
     try:
-        return json.loads(path.read_text())
+        return schema.parse(read_bytes(path))
     except ValueError as error:
-        raise CorruptArtifactError(f"{path} is not valid JSON ({error}): delete it to have it made again") from error
+        raise CorruptArtifactError(f"{path} is not valid JSON ({error}): {_REMEDY}") from error
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write named tensors as safetensors."""
-    # As bytes: safetensors' own way to a file reports a full disk by an exception that is no OSError.
-    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+def write_record(path: Path, values: dict[str, Any], by: str = "") -> None:
+    """Write a JSON object and, in it, its digest, which `read_record` compares."""
+    write_json(path, values | {"sha256": _json_digest(values)}, by)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU.
+def read_record(path: Path, hint: Any = dict[str, Any], needed: Iterable[str] = (), remedy: str = "") -> Any:
+    """Read a JSON object that `write_record` wrote; the value is what `schema.check` makes of it.
+
+    Args:
+        hint: its type.
+        needed: fields that it must have, where `hint` says none.
+        remedy: for the message.
 
     Raises:
-        CorruptArtifactError: it is truncated or not safetensors.
+        CorruptArtifactError: it is no such object, or altered; the message names the file and the field.
     """
+    remedy = remedy or _REMEDY
+    values = read_json(path)
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        values = schema.check(values, dict[str, Any])
+        digest = values.pop("sha256", None)  # versions before 0.2 wrote none
+        for name in needed:
+            if name not in values:
+                raise ValueError(f"{name} is missing")
+        found = schema.check(values, hint)
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path}: {error}: {remedy}") from error
+    if digest is not None and digest != _json_digest(values):
+        raise CorruptArtifactError(f"{path} is altered: its content is not that of the sha256 in it: {remedy}")
+    return found
+
+
+def _json_digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of named tensors: each one's name, dtype, shape and bytes, in order of name."""
+    sha = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        value = value.detach().cpu().contiguous()
+        sha.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        sha.update(value.flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bytes:
+    """The bytes of a safetensors file; in its metadata, as one JSON entry, a record and the tensors' digest."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({**record, "sha256": tensors_digest(plain)}, sort_keys=True)  # one entry, for a fixed order
+    return save(plain, {_RECORD: text})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], **record: str) -> None:
+    """Write named tensors as safetensors, with what they are, which `read_tensors` compares."""
+    # As bytes: safetensors' own way to a file reports a full disk by an exception that is no OSError.
+    write_bytes(path, encode_tensors(tensors, record))
+
+
+def read_tensors(path: Path, **expected: str) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU, and compare its tensors with the digest in it, where it has one.
+
+    Args:
+        expected: what the file must be, of what `write_tensors` recorded; files of other code record nothing.
+
+    Raises:
+        CorruptArtifactError: it is truncated, altered, not safetensors, or of something else.
+    """
+    return decode_tensors(read_bytes(path), path, **expected)
+
+
+def decode_tensors(data: bytes, path: Path, **expected: str) -> dict[str, Tensor]:
+    """`read_tensors` of a file's bytes."""
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        record = json.loads(header.get("__metadata__", {}).get(_RECORD, "{}"))
+        digest = record.get("sha256")
+    except (SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CorruptArtifactError(f"{path} is truncated or no safetensors file ({error})") from error
+    if digest is not None and digest != tensors_digest(tensors):
+        raise CorruptArtifactError(f"{path} is altered: its tensors are not those of the sha256 in it")
+    for name, value in expected.items():
+        if record.get(name, value) != value:
+            raise CorruptArtifactError(f"{path} is of {name} {record[name]}, not {value}: it lies in another's place")
+    return tensors
 
 
 def write_checkpoint(path: Path, state: dict) -> None:
@@ -150,20 +226,20 @@ def write_checkpoint(path: Path, state: dict) -> None:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Read what `write_checkpoint` wrote, by torch.load(weights_only=True), which runs no pickled code.
+    """Read what `write_checkpoint` wrote, without running pickled code; the file's checksums are compared.
 
     Raises:
         CorruptArtifactError: it is truncated or altered.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+        state = unpickle.tensors(unpickle.load(path, read_bytes(path)), str(path))
+        if not isinstance(state, dict):
+            raise CorruptArtifactError(f"{path} is no checkpoint of a run, but a {type(state).__name__}")
+    except UsageError:
         raise
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CorruptArtifactError(
-            f"{path} is truncated, altered or holds more than tensors ({str(error).partition('. ')[0]}); "
-            "a run's own checkpoint may be deleted: its stage then starts again"
-        ) from error
+    except CopgenError as error:
+        raise CorruptArtifactError(f"{error}; delete it, and its stage starts again") from error
+    return state
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -173,26 +249,19 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], path: Pat
         CorruptArtifactError: the file does not hold this module.
     """
     own = module.state_dict()
-    faults = [f"missing {name}" for name in own.keys() - tensors.keys()]
-    faults += [f"unexpected {name}" for name in tensors.keys() - own.keys()]
-    faults += [
-        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
-    ]
+    missing, unexpected = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    faults = [f"missing {name}" for name in missing] + [f"unexpected {name}" for name in unexpected]
+    for name in own.keys() & tensors.keys():
+        came, wanted = tensors[name], own[name]
+        if came.shape != wanted.shape:
+            faults.append(f"{name} is {list(came.shape)}, expected {list(wanted.shape)}")
+        elif came.is_floating_point() != wanted.is_floating_point():
+            faults.append(f"{name} is {came.dtype}, expected {wanted.dtype}")
     if faults:
         shown = "; ".join(sorted(faults)[:3])
-        raise CorruptArtifactError(f"{path} does not fit {type(module).__name__}: {len(faults)} faults: {shown}")
+        holds = f"; it holds {len(tensors)} tensors, {', '.join(sorted(tensors)[:3])}, ..." if missing else ""
+        raise CorruptArtifactError(f"{path} does not fit {type(module).__name__}: {len(faults)} faults: {shown}{holds}")
     module.load_state_dict(tensors)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def require(path: Path, stage: str) -> Path:

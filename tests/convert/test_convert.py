@@ -2,9 +2,11 @@ import argparse
 import hashlib
 import importlib
 import json
+import pathlib
 import pickle
 import re
 import sys
+import uuid
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from copgen_fast.config import EncoderConfig
 from copgen_fast.convert.__main__ import main
 from copgen_fast.convert.encoder_names import SPELLINGS
 from copgen_fast.encoders import ContrastiveModel
+from copgen_fast.files import sha256
 from copgen_fast.positives.navigator import Navigator
 from copgen_fast.runtime import artifacts, latents
 from tests.helpers.encoder_fixtures import equal, randomised, small, supcon_names, without_fc
@@ -110,7 +113,7 @@ def test_what_is_no_navigator_is_refused_by_name(tmp_path, as_script, capsys):
         (tanh, "no navigator of two layers: .*Identity"),
         (deep, "no navigator of two layers: .*walker.3.weight"),
         (nn.Conv2d(1, 1, 1), "no navigator of two layers: weight"),
-        (nn.Tanh(), "names torch.nn.modules.activation.Tanh"),
+        (nn.Tanh(), "no navigator of two layers: Tanh"),
         (3, "holds no navigator"),
     ]
     for content, message in cases:
@@ -118,7 +121,7 @@ def test_what_is_no_navigator_is_refused_by_name(tmp_path, as_script, capsys):
         line = fails(capsys, "navigator", source, out)
         assert re.search(message, line) and str(source) in line
     torch.save({"model": {"x": torch.ones(1)}, "epoch": 3}, source)
-    assert "holds no navigator (nn_walker), but model, epoch" in fails(capsys, "navigator", source, out)
+    assert "holds no navigator (nn_walker), but 1 tensors: model.x [1]" in fails(capsys, "navigator", source, out)
     assert not out.exists()
 
 
@@ -130,10 +133,10 @@ def test_pairs_are_made_from_an_imported_navigator(tmp_path, as_script, capsys):
     run = tmp_path / "run"
     imported = run / "navigator" / "navigator.safetensors"
     assert main(["navigator", str(tmp_path / "walk.pth"), str(imported)]) == 0
-    digest = artifacts.sha256(imported)
+    digest = sha256(imported)
     command = [*TINY, "--stages", "navigator", "pairs", "--pairs.positives", "navigator", "--out", str(run)]
     assert train(command) == 0 and train(command) == 0
-    assert artifacts.sha256(imported) == digest
+    assert sha256(imported) == digest
     assert digest in (run / "pairs" / "navigator" / "index.json").read_text()
     stray = tmp_path / "stray"
     for name in ("navigator.safetensors", "notes.txt"):
@@ -208,6 +211,26 @@ def test_reference_checkpoints_keep_their_head(tmp_path, prefix, capsys):
     assert "left out the projection head: head.0.weight" in capsys.readouterr().out
 
 
+def test_what_lies_beside_an_encoder_is_left_out_and_said(tmp_path, capsys):
+    encoder = small("resnet18", classifier=False)
+    content = {
+        "state_dict": {f"module.encoder_q.{name}": value for name, value in encoder.items()}
+        | {"module.queue": torch.ones(3)},
+        "args": argparse.Namespace(data=pathlib.Path("/data"), device=torch.device("cpu")),
+        "git": uuid.UUID(int=3),
+        "seen": np.array(["a", None], dtype=object),
+    }
+    source, out = tmp_path / "moco.pth.tar", tmp_path / "out.safetensors"
+    torch.save(content, source)
+    assert main(["encoder", str(source), str(out), "--to", "copgen"]) == 0
+    assert equal(artifacts.read_tensors(out), encoder)
+    printed = capsys.readouterr().out
+    assert "left out what lies beside the encoder: state_dict.queue" in printed
+    assert "left out objects of argparse.Namespace, pathlib.PosixPath, uuid.UUID" in printed
+    command = ["encoder", source, out, "--to", "copgen", "--overwrite", "--prefix", "encoder_k."]
+    assert f"{source}: no encoder by" in fails(capsys, *command)
+
+
 def test_a_runs_own_checkpoint_is_read(tmp_path):
     model = ContrastiveModel(EncoderConfig(stem="half", width=16))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -228,7 +251,7 @@ def test_commands_that_would_lose_something_are_refused(tmp_path, capsys):
     assert "--overwrite" in fails(capsys, "encoder", source, out, "--to", "copgen")
     assert "--overwrite" in fails(capsys, "navigator", source, out)
     assert out.read_bytes() == b"mine"
-    assert "is no file" in fails(capsys, "encoder", tmp_path / "none.pth", out, "--to", "copgen")
+    assert "none.pth is missing" in fails(capsys, "encoder", tmp_path / "none.pth", out, "--to", "copgen")
     assert "ends in .safetensors or" in fails(capsys, "encoder", source, tmp_path / "out.bin", "--to", "copgen")
     assert "ends in .safetensors" in fails(capsys, "navigator", source, tmp_path / "out.pth")
     assert "detectron2's" in fails(capsys, "encoder", source, tmp_path / "o.pkl", "--to", "vissl")

@@ -9,10 +9,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from copgen_fast.config import EncoderConfig
 from copgen_fast.convert.__main__ import encode
 from copgen_fast.convert.encoder_names import SPELLINGS, read_encoder, recognise, spell, wrap, write_encoder
-from copgen_fast.convert.unpickle import loads
 from copgen_fast.encoders import Encoder
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.runtime import artifacts
+from copgen_fast.runtime.unpickle import loads
 from tests.helpers.encoder_fixtures import detectron2_names, equal, small, supcon_names, without_fc
 
 
@@ -30,6 +30,7 @@ def test_real_networks_go_through_every_spelling_and_back(name):
         "copgen": features,
         "torchvision": features,
         "supcon": supcon_names(features),
+        "sequential": {sequential(key): value for key, value in features.items()},
         "vissl": {f"_feature_blocks.{key}": value for key, value in features.items()},
         "detectron2": detectron2_names(features),
     }
@@ -45,6 +46,55 @@ def test_real_networks_go_through_every_spelling_and_back(name):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(ours(images), theirs.eval()(images))
+
+
+def sequential(name):
+    """The name in nn.Sequential(*resnet.children()), written out without the converter's rules."""
+    first, _, rest = name.partition(".")
+    return f"{['conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'].index(first)}.{rest}"
+
+
+def under(prefix, state, **beside):
+    return {prefix + name: value for name, value in state.items()} | beside
+
+
+def test_encoders_of_other_code_are_found_beside_what_trained_them():
+    """State dicts as MoCo, SimSiam, lightly, solo-learn, BYOL and torch.compile leave them."""
+    state, other = small("resnet50"), {name: value + 1 for name, value in small("resnet50").items()}
+    features, one = without_fc(state), torch.ones(1)
+    moco = {"module.queue": one, "module.encoder_q.fc.0.weight": one, "module.encoder_k.fc.0.weight": one}
+    wrapped = {
+        "MoCo": under("module.encoder_k.", other, **under("module.encoder_q.", state, **moco)),
+        "SimSiam": under(
+            "module.encoder.", state, **{"module.encoder.fc.6.bias": one, "module.predictor.0.weight": one}
+        ),
+        "lightly": under(
+            "backbone.",
+            {sequential(name): value for name, value in features.items()},
+            **{"projection_head.layers.0.weight": one},
+        ),
+        "solo-learn": under("backbone.", state, **under("momentum_backbone.", other, **{"classifier.weight": one})),
+        "BYOL": under("online_network.", state, **under("target_network.", other, predictor=one)),
+        "compiled": under("_orig_mod.module.", state),
+    }
+    for name, tensors in wrapped.items():
+        for content in (tensors, {"state_dict": tensors, "epoch": 3, "optimizer": {"state": {0: {"momentum": one}}}}):
+            found = read_encoder(content)
+            assert equal(found.encoder, features), name
+            assert name == "compiled" or any("beside the encoder" in note for note in found.notes)
+    student = {
+        "student": under("module.backbone.", other),
+        "teacher": under("backbone.", state, **{"head.mlp.0.weight": one}),
+    }
+    with pytest.raises(
+        UsageError, match=r"torchvision at student.backbone; torchvision at teacher.backbone\): .*--prefix"
+    ):
+        read_encoder(student)
+    for prefix in ("teacher.backbone.", "teacher.backbone"):
+        assert equal(read_encoder(student, prefix=prefix).encoder, features)
+    assert equal(read_encoder(wrapped["MoCo"], prefix="module.encoder_k.").encoder, without_fc(other))
+    with pytest.raises(UsageError, match="names is in it under net.: its first names"):
+        read_encoder(student, prefix="net.")
 
 
 def test_detectron2_names_are_detectron2s():
@@ -102,16 +152,16 @@ def changed(**changes):
         (lambda: changed(extra__weight=torch.ones(1)), r"not known: extra\.weight"),
         (lambda: changed(bn1__weight=torch.ones(3)), r"bn1\.weight is \[3\], expected \[8\]"),
         (lambda: changed(bn1__weight=torch.ones(8, dtype=torch.int64)), r"bn1\.weight is torch\.int64"),
-        (lambda: changed(bn1__weight=3), r"bn1\.weight is no tensor"),
+        (lambda: changed(bn1__weight=3), r"missing: bn1\.weight"),
         (lambda: changed(conv1__weight=torch.ones(8, 3, 5, 5)), "no first layer"),
         (lambda: {"a.weight": torch.ones(1), "b": torch.ones(1)}, r"no encoder by .* first names are a\.weight, b$"),
         (lambda: {}, "first names are none"),
         (lambda: 3, "first names are none"),
         (
-            lambda: {"model": changed(), "state_dict": changed()},
+            lambda: {"model": changed(), "state_dict": dict(changed())},
             "ambiguous.*torchvision at model; torchvision at state",
         ),
-        (lambda: changed() | supcon_names(changed()), "ambiguous.*supcon at the top; torchvision at the top"),
+        (lambda: changed() | supcon_names(changed()), "ambiguous.*torchvision at the top; supcon at the top"),
         (lambda: supcon_names(changed()) | {"head.0.weight": torch.ones(1)}, r"its head has head\.0\.weight; expected"),
         (lambda: detectron2_names(changed()) | {"stem.fc.weight": torch.ones(1), "q": torch.ones(1)}, "not known: q"),
     ],
@@ -152,6 +202,6 @@ def test_random_damage_to_encoders_gives_nothing_but_clear_errors(data):
         at = start + data.draw(st.integers(0, 19_999))
         content[at] = data.draw(st.integers(0, 255))
     try:
-        read_encoder(loads(bytes(content), "file"))
+        read_encoder(loads(bytes(content), "file").tree)
     except CopgenError as error:
         assert str(error)

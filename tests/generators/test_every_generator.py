@@ -7,10 +7,10 @@ from safetensors.torch import save_file
 from copgen_fast import generators, registry
 from copgen_fast.errors import CopgenError
 from copgen_fast.generators import bigbigan, digits, residual_flow
-from copgen_fast.generators._weights import read_state
 from copgen_fast.generators.cifar10_dcgan import Cifar10DCGAN
 from copgen_fast.generators.fit.fitting import one_thread
 from copgen_fast.generators.resnet_gan import ResnetGAN
+from copgen_fast.runtime import weights as weights_file
 from tests.helpers.bigbigan_fixtures import small_bigbigan
 from tests.helpers.biggan_fixtures import write_folder
 
@@ -55,6 +55,12 @@ def generator(request, weights):
         pytest.importorskip("pytorch_pretrained_biggan")
         write_folder(weights[request.param])
     return generators.build(request.param, weights[request.param])
+
+
+def read_all(path):
+    return {
+        name: weights_file.tensor(value) for name, value in weights_file.flatten(weights_file.read(path).tree).items()
+    }
 
 
 def drawn(generator, n, scale=1.0):
@@ -121,14 +127,14 @@ def test_embedded_weights_are_small_and_give_equal_channels(name):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("missing", "none.safetensors (are missing|is not there)"),
+        ("missing", "none.safetensors is (missing|not there)"),
         ("truncated", "weights.safetensors is truncated"),
         ("incomplete", "weights.safetensors .*missing {}"),
         ("foreign", "weights.safetensors .*unexpected extra"),
     ],
 )
 def test_weights_that_cannot_be_are_refused_with_the_remedy(weights, tmp_path, name, fault, words):
-    tensors, path = dict(read_state(weights[name])), tmp_path / "weights.safetensors"
+    tensors, path = read_all(weights[name]), tmp_path / "weights.safetensors"
     least = min(tensors)
     if fault == "incomplete":
         del tensors[least]

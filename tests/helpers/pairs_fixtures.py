@@ -5,9 +5,9 @@ import json
 import torch
 
 from copgen_fast.config import PairsConfig
+from copgen_fast.files import sha256
 from copgen_fast.pairs.write.source import PairSource
 from copgen_fast.pairs.write.writer import write_pairs
-from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.latents import sample_each
 
 LATENT_DIM = 4
@@ -45,6 +45,6 @@ def update_digest(folder, name, field):
     """Write a file's size and digest into the index, as a careful forger would."""
     index = json.loads((folder / "index.json").read_text())
     shard = next(shard for shard in index["shards"] if name.startswith(shard["name"].removesuffix(".tar")))
-    shard[f"{field}sha256"] = artifacts.sha256(folder / name)
+    shard[f"{field}sha256"] = sha256(folder / name)
     shard[f"{field}bytes"] = (folder / name).stat().st_size
     (folder / "index.json").write_text(json.dumps(index))

@@ -6,6 +6,7 @@ import torch
 from copgen_fast import positives, registry
 from copgen_fast.config import NavigatorConfig
 from copgen_fast.errors import CorruptArtifactError, UsageError
+from copgen_fast.files import sha256
 from copgen_fast.positives.navigator import Navigator, untrained
 from copgen_fast.runtime import artifacts, latents
 
@@ -112,5 +113,5 @@ def test_what_decides_the_positives_is_recorded(trained):
         "std": 0.5,
         "noise": "truncnorm",
     }
-    assert positives.record("navigator", setting(path)) == {"navigator_digest": artifacts.sha256(path)}
+    assert positives.record("navigator", setting(path)) == {"navigator_digest": sha256(path)}
     assert positives.record("untrained-navigator", setting()) == {"navigator_seed": 0}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
+from copgen_fast.files import sha256
 from copgen_fast.runtime import artifacts
 
 
@@ -128,7 +129,7 @@ def test_a_missing_artefact_names_the_stage_that_makes_it(tmp_path):
 
 def test_sha256_is_the_standard_one(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
-    assert artifacts.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_a_folder_is_one_commands_or_its_parts(tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from copgen_fast import generators
 from copgen_fast.augmentations import make_views
+from copgen_fast.files import sha256
 from copgen_fast.ops import info_nce
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.read.dataset import PairDataset
@@ -64,7 +65,7 @@ def test_what_made_them_is_recorded(run):
     record = json.loads((folder / "generator.json").read_text())
     weights = arguments[arguments.index("--generator.weights") + 1]
     assert record["name"] == "biggan-deep" and record["weights"] == f"{weights}/pytorch_model.bin"
-    assert record["sha256"] == artifacts.sha256(Path(weights, "pytorch_model.bin"))
+    assert record["sha256"] == sha256(Path(weights, "pytorch_model.bin"))
     index = json.loads((folder / "pairs" / "navigator" / "index.json").read_text())
     assert index["identity"]["generator_digest"] == record["digest"]
 

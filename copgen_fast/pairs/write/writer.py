@@ -14,6 +14,7 @@ import torch
 
 from copgen_fast.config import PairsConfig, RunConfig, faults
 from copgen_fast.errors import UsageError
+from copgen_fast.files import sha256
 from copgen_fast.pairs import shares
 from copgen_fast.pairs.format import Index, Shard, Span, add_member, key, members, sidecar, write_index
 from copgen_fast.pairs.shares import Share
@@ -107,7 +108,7 @@ def _write_shard(
                 progress(len(batch.files))
         # Before the tar takes its name, so that no tar is ever without its latents.
         artifacts.write_tensors(latents_path, {"z": latents.z, "z_positive": latents.z_positive})
-        tar_facts = temporary.stat().st_size, artifacts.sha256(temporary)
-    latents_facts = latents_path.stat().st_size, artifacts.sha256(latents_path)
+        tar_facts = temporary.stat().st_size, sha256(temporary)
+    latents_facts = latents_path.stat().st_size, sha256(latents_path)
     mean = sum(record["displacement"] for record in latents.records) / span.count
     return Shard(*span, *tar_facts, *latents_facts, mean), batch.image_shape

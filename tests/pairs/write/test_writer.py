@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
+from copgen_fast.files import sha256
 from copgen_fast.pairs.codecs import CODECS
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.read.dataset import PairDataset
@@ -68,8 +69,8 @@ def test_index_lists_the_shards(tmp_path):
     assert [(shard["first"], shard["count"]) for shard in index["shards"]] == [(0, 4), (4, 4), (8, 2)]
     for shard in index["shards"]:
         path = tmp_path / shard["name"]
-        assert (path.stat().st_size, artifacts.sha256(path)) == (shard["bytes"], shard["sha256"])
-        assert artifacts.sha256(path.with_suffix(".safetensors")) == shard["sidecar_sha256"]
+        assert (path.stat().st_size, sha256(path)) == (shard["bytes"], shard["sha256"])
+        assert sha256(path.with_suffix(".safetensors")) == shard["sidecar_sha256"]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

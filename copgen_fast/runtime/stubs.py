@@ -1,8 +1,9 @@
-"""Stubs for the classes and functions that a checkpoint may name: data without behaviour, one for each name."""
+"""Stubs for the classes and functions that a checkpoint names: data without behaviour."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import reprlib
 from collections.abc import Callable, Iterator
@@ -24,21 +25,10 @@ _DTYPES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
 }
 _ARRAY_DTYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1")
-
-_SHELLS = {
-    "__main__": ("NonlinearWalk", "LinearWalk"),  # the reference's navigators, pickled by a script
-    "torch.nn.parallel.data_parallel": ("DataParallel",),
-    "torch.nn.modules.container": ("Sequential", "ModuleList", "ModuleDict"),
-    "torch.nn.modules.linear": ("Linear", "Identity"),
-    "torch.nn.modules.activation": ("ReLU",),
-    "torch.nn.modules.conv": ("Conv2d",),
-    "torch.nn.modules.batchnorm": ("BatchNorm1d", "BatchNorm2d"),
-    "torch.nn.modules.pooling": ("MaxPool2d", "AdaptiveAvgPool2d"),
-    "torchvision.models.resnet": ("ResNet", "BasicBlock", "Bottleneck"),
-    "argparse": ("Namespace",),  # the options in the reference's encoder checkpoints
-}
 
 _LARGEST_SIZE = 2**31
 
@@ -59,55 +49,36 @@ def damage(name: str) -> Iterator[None]:
         raise CorruptArtifactError(f"{name} is truncated, altered or no checkpoint ({what})") from error
 
 
+class Global:
+    """A name in a file: `call` is what it does here (None: nothing, its results are shells)."""
+
+    __slots__ = ("call", "dtype", "of")
+
+    def __init__(self, of: str, call: Callable[..., object] | None = None, dtype: torch.dtype | None = None) -> None:
+        self.of, self.call, self.dtype = of, call, dtype
+
+
 class Shell:
     """Stub of an object whose class is not loaded: `of` is the class's name, `state` the object's attributes."""
 
-    __slots__ = ("state",)
-    of = ""
+    __slots__ = ("of", "state")
 
-    def __new__(cls) -> Shell:
-        self = super().__new__(cls)
-        self.state = {}
-        return self
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, dict):
-            raise CorruptArtifactError(f"the attributes of a {self.of} are no dictionary")
-        self.state = state
+    def __init__(self, of: str) -> None:
+        self.of = of
+        self.state: dict = {}
 
 
-class _Ordered(dict):
-    """collections.OrderedDict, without the attributes (a state dict's version numbers) that a file may set."""
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _Function:
-    """A callable whose attributes a file cannot set."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., object]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: object) -> object:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise CorruptArtifactError("attributes for a function")
-
-
-class StorageType:
-    """Stub of torch.FloatStorage and the like: a dtype."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
-    def __setstate__(self, state: object) -> None:
-        raise CorruptArtifactError("attributes for a storage type")
+def build(target: object, state: object) -> None:
+    """Give an object the attributes that a file has for it."""
+    if isinstance(target, Shell):
+        parts = state if isinstance(state, tuple) else (state,)  # with __slots__, attributes come in two parts
+        target.state = next((part for part in parts if isinstance(part, dict) and part), target.state)
+    elif isinstance(target, Stored):
+        target.fill(state)
+    elif isinstance(target, _ArrayType):
+        target.order = state[1]
+    elif not isinstance(target, dict):  # of an OrderedDict: a state dict's version numbers
+        raise CorruptArtifactError(f"attributes for a {type(target).__name__}")
 
 
 class Storage:
@@ -118,9 +89,6 @@ class Storage:
     def __init__(self, dtype: torch.dtype, count: int, fetch: Callable[[], bytes]) -> None:
         self.dtype, self.count, self.fetch = dtype, count, fetch
         self._values: Tensor | None = None
-
-    def __setstate__(self, state: object) -> None:
-        raise CorruptArtifactError("attributes for a storage")
 
     def values(self) -> Tensor:
         """All elements, [count]; read once."""
@@ -153,7 +121,7 @@ class Stored:
         with damage("a tensor"):
             return self._read()
 
-    def __setstate__(self, state: object) -> None:
+    def fill(self, state: object) -> None:
         """The content of a numpy array, as numpy pickles it: (version, shape, dtype, Fortran order, bytes)."""
         if self._read is not None:
             raise CorruptArtifactError("attributes for a tensor")
@@ -168,14 +136,7 @@ class _ArrayType:
     __slots__ = ("code", "order")
 
     def __init__(self, code: object, *_: object) -> None:
-        if code not in _ARRAY_DTYPES:
-            raise CorruptArtifactError(
-                f"arrays of dtype {reprlib.repr(code)} are not read, only of {', '.join(_ARRAY_DTYPES)}"
-            )
         self.code, self.order = code, "<"
-
-    def __setstate__(self, state: tuple) -> None:
-        self.order = state[1]
 
 
 def sizes(value: object) -> tuple[int, ...]:
@@ -201,6 +162,15 @@ def _tensor(storage: object, offset: object, size: object, stride: object, *_: o
     return Stored(size, lambda: storage.values().as_strided(size, stride, offset))
 
 
+def _untyped_tensor(storage: object, offset: object, size: object, stride: object, *rest: object) -> Stored:
+    """Stub of torch._utils._rebuild_tensor_v3, for dtypes without a storage type: bytes, and their dtype."""
+    dtype = rest[2]
+    if not isinstance(dtype, torch.dtype) or not isinstance(storage, Storage) or storage.dtype != torch.uint8:
+        raise CorruptArtifactError("an untyped tensor without bytes or dtype")
+    whole = Storage(dtype, storage.count // dtype.itemsize, storage.fetch)
+    return _tensor(whole, offset, size, stride)
+
+
 def _parameter(data: object, *_: object) -> Stored:
     if not isinstance(data, Stored):
         raise CorruptArtifactError("a parameter that is no tensor")
@@ -208,31 +178,28 @@ def _parameter(data: object, *_: object) -> Stored:
 
 
 def _array(raw: object, dtype: object, shape: object, order: object = "C") -> Stored:
-    """A numpy array of `shape`, of exactly the bytes `raw`."""
-    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2's bytes
-    if not isinstance(dtype, _ArrayType) or not isinstance(raw, (bytes, bytearray)) or order not in ("C", "F"):
-        raise CorruptArtifactError("an array without dtype or bytes")
-    if dtype.order not in ("<", "|", "="):
-        raise CorruptArtifactError(
-            f"arrays of byte order {reprlib.repr(dtype.order)} are not read, only little-endian ones"
-        )
-    shape, kind = sizes(shape), np.dtype("<" + dtype.code)
-    if math.prod(shape) * kind.itemsize != len(raw):
-        raise CorruptArtifactError(f"an array of shape {list(shape)} and dtype {dtype.code} in {len(raw)} bytes")
+    """A numpy array of `shape`, of exactly the bytes `raw`; of a dtype that tensors lack, it can't be read."""
+    if not isinstance(dtype, _ArrayType) or order not in ("C", "F"):
+        raise CorruptArtifactError("an array without dtype")
+    shape = sizes(shape)
+    if dtype.code not in _ARRAY_DTYPES or dtype.order not in ("<", "|", "="):
+        what = f"arrays of dtype {reprlib.repr(dtype.code)} and byte order {reprlib.repr(dtype.order)} are not read"
+        return Stored(shape, functools.partial(_refuse, f"{what}, only little-endian {', '.join(_ARRAY_DTYPES)}"))
+    kind = np.dtype("<" + dtype.code)
+    if not isinstance(raw, (bytes, bytearray, str)) or math.prod(shape) * kind.itemsize != len(raw):
+        raise CorruptArtifactError(f"an array of shape {list(shape)} and dtype {dtype.code} in {reprlib.repr(raw)}")
 
     def read() -> Tensor:
+        data = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2's bytes
         stored = np.dtype("u1") if dtype.code == "b1" else kind
-        values = torch.from_numpy(np.frombuffer(bytearray(raw), dtype=stored).reshape(shape, order=order))
+        values = torch.from_numpy(np.frombuffer(bytearray(data), dtype=stored).reshape(shape, order=order))
         return values != 0 if dtype.code == "b1" else values
 
     return Stored(shape, read)
 
 
-def _latin1(text: object, encoding: object) -> bytes:
-    """Stub of _codecs.encode, by which protocol 2 writes bytes."""
-    if encoding != "latin1" or not isinstance(text, str):
-        raise CorruptArtifactError(f"an encoding {reprlib.repr(encoding)}")
-    return text.encode("latin1")
+def _refuse(why: str) -> Tensor:
+    raise CorruptArtifactError(why)
 
 
 def _device(kind: object, index: object = None) -> str:
@@ -240,32 +207,56 @@ def _device(kind: object, index: object = None) -> str:
     return reprlib.repr((kind, index))
 
 
-def allowed_globals() -> dict[tuple[str, str], object]:
-    """Stubs by the (module, name) that a file may name; made anew for every file."""
-    known: dict[tuple[str, str], object] = {
-        ("collections", "OrderedDict"): _Ordered,
-        ("torch._utils", "_rebuild_tensor"): _Function(_tensor),
-        ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
-        ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
-        ("torch", "Size"): _Function(sizes),
-        ("torch", "device"): _Function(_device),
-        ("_codecs", "encode"): _Function(_latin1),
-        ("numpy", "dtype"): _Function(_ArrayType),
-        ("numpy", "ndarray"): "numpy.ndarray",
+def known_globals(spend: Callable[[int], None]) -> dict[tuple[str, str], object]:
+    """Stubs by the (module, name) of what makes tensors and plain data; made anew for every file.
+
+    Args:
+        spend: called with the bytes that a call copies, as a file may make the same call many times.
+    """
+
+    def latin1(text: object, encoding: object) -> bytes:
+        """Stub of _codecs.encode, by which protocol 2 writes bytes."""
+        if encoding != "latin1" or not isinstance(text, str):
+            raise CorruptArtifactError(f"an encoding {reprlib.repr(encoding)}")
+        spend(len(text))
+        return text.encode("latin1")
+
+    def members(values: object = ()) -> set:
+        if not isinstance(values, (list, tuple)) or not all(type(value) in (str, int, float) for value in values):
+            raise CorruptArtifactError("members of a set that are no plain values")
+        spend(100 * len(values))
+        return set(values)
+
+    def ordered(items: object = ()) -> dict:
+        """Stub of collections.OrderedDict; Python 2 gives its items to the call."""
+        if not isinstance(items, (list, tuple)) or not all(type(key) is str for key, _ in items):
+            raise CorruptArtifactError("items of a dictionary whose keys are no text")
+        spend(100 * len(items))
+        return dict(items)
+
+    calls: dict[str, Callable[..., object]] = {
+        "collections.OrderedDict": ordered,
+        "collections.defaultdict": lambda *_: {},
+        "torch._utils._rebuild_tensor": _tensor,
+        "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_tensor_v3": _untyped_tensor,
+        "torch._utils._rebuild_parameter": _parameter,
+        "torch.Size": sizes,
+        "torch.device": _device,
+        "_codecs.encode": latin1,
+        "numpy.dtype": _ArrayType,
     }
     for module in ("builtins", "__builtin__"):
-        known[module, "set"] = _Function(set)
-        known[module, "bytes"] = _Function(lambda: b"")
+        calls |= {f"{module}.set": members, f"{module}.bytes": lambda: b""}
     for core in ("numpy.core", "numpy._core"):
-        known[f"{core}.multiarray", "_reconstruct"] = _Function(lambda *_: Stored())
-        known[f"{core}.multiarray", "scalar"] = _Function(lambda dtype, raw: _array(raw, dtype, ()))
-        known[f"{core}.numeric", "_frombuffer"] = _Function(_array)
-    for name, dtype in _DTYPES.items():
-        known["torch", name] = StorageType(dtype)
-        known["torch", str(dtype).removeprefix("torch.")] = dtype
-    for module, names in _SHELLS.items():
-        for name in names:
-            known[module, name] = type(name, (Shell,), {"__slots__": (), "of": f"{module}.{name}"})
+        calls[f"{core}.multiarray._reconstruct"] = lambda *_: Stored()
+        calls[f"{core}.multiarray.scalar"] = lambda dtype, raw: _array(raw, dtype, ())
+        calls[f"{core}.numeric._frombuffer"] = _array
+    known = {tuple(name.rsplit(".", 1)): Global(name, call) for name, call in calls.items()}
+    known |= {("torch", name): Global(f"torch.{name}", dtype=dtype) for name, dtype in _DTYPES.items()}
+    known["torch.storage", "UntypedStorage"] = Global("torch.storage.UntypedStorage", dtype=torch.uint8)
+    known |= {("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+    known["numpy", "ndarray"] = "numpy.ndarray"
     return known
 
 
