@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -38,38 +40,48 @@ class UndecodableImageError(ValueError):
 
 
 @contextlib.contextmanager
-def rgb(
-    source: str | Path | IO[bytes], formats: Sequence[str] = FORMATS, shape: tuple[int, int, int] | None = None
-) -> Iterator[np.ndarray]:
-    """Decode an image file to RGB, uint8 [H, W, 3]; while the block lasts, its pixels count as being decoded.
-
-    Files given by their path are turned upright as their EXIF orientation says. 16-bit grey levels are scaled.
-
-    Args:
-        source: a path, or an open file, which is taken as it lies.
-        formats: Pillow's names of those that are tried.
-        shape: (3, H, W), where no other size may be decoded.
+def rgb(path: str | Path) -> Iterator[np.ndarray]:
+    """Decode an image file to RGB, uint8 [H, W, 3], turned upright as its EXIF orientation says; 16-bit grey levels are
+    scaled. While the block lasts, its pixels count as being decoded.
 
     Raises:
         UndecodableImageError: it is damaged, too large, animated, no regular file, or its range of values is unknown.
     """
     with contextlib.ExitStack() as held:
-        try:
-            is_path = isinstance(source, (str, Path))
-            file = held.enter_context(_open_regular(source)) if is_path else source
-            image = held.enter_context(Image.open(file, formats=_known(formats)))
-            if shape is not None and (3, *image.size[::-1]) != tuple(shape):
-                raise UndecodableImageError(f"it is {[3, *image.size[::-1]]}, the index says {list(shape)}")
+        with _faults_named():
+            image = held.enter_context(Image.open(held.enter_context(_open_regular(path)), formats=_formats()))
             _expect_one_small_frame(image)
             held.enter_context(_decoding.of(image.width * image.height))
-            pixels = to_rgb(image)
-            if is_path:
-                pixels = _turned(pixels, image)
-        except (MemoryError, UndecodableImageError):
-            raise
-        except Exception as error:  # Pillow's decoders raise anything over damaged files
-            raise UndecodableImageError(reason(error)) from error
+            pixels = _turned(to_rgb(image), image)
         yield pixels
+
+
+def rgb_of_bytes(data: bytes, format: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """Decode an image file in memory to RGB, uint8 [H, W, 3], as it lies; 16-bit grey levels are scaled.
+
+    Args:
+        format: Pillow's name of it.
+        shape: (3, H, W); no other size is decoded.
+
+    Raises:
+        UndecodableImageError: as `rgb`, or it is of another size.
+    """
+    with _faults_named():
+        image = Image.open(io.BytesIO(data), formats=[format])
+        if (3, image.height, image.width) != tuple(shape):
+            raise UndecodableImageError(f"it is {[3, image.height, image.width]}, the index says {list(shape)}")
+        _expect_one_small_frame(image)
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def _faults_named() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, UndecodableImageError):
+        raise
+    except Exception as error:  # Pillow's decoders raise anything over damaged files
+        raise UndecodableImageError(reason(error)) from error
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -97,10 +109,10 @@ def reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _known(formats: Sequence[str]) -> list[str]:
-    if any(name not in Image.OPEN for name in formats):
-        Image.init()
-    return [name for name in formats if name in Image.OPEN]  # older Pillow has no AVIF
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # older Pillow has no AVIF
 
 
 def _open_regular(path: str | Path) -> IO[bytes]:
