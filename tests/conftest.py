@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 import torch
@@ -37,3 +38,9 @@ def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     assert main([*TINY, "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path):
+    """A copy of it for a test to change."""
+    return shutil.copytree(finished_run, tmp_path / "run")

@@ -105,16 +105,7 @@ def test_the_same_command_again_changes_no_result(finished_run, tmp_path):
         (["quickstart", "--pairs.gaussian-std=1"], "moved: write --positive.options gaussian.std=VALUE"),
         (["quickstart", "--probe.neighbours", "5"], "moved: write --evals.options knn.neighbours=VALUE"),
         (
-            [
-                "quickstart",
-                "--method",
-                "supcon",
-                "--pairs.positives",
-                "identity",
-                "--stages",
-                "pairs",
-                "pretrain",
-            ],
+            "quickstart --method supcon --pairs.positives identity --stages pairs pretrain".split(),
             "supcon needs classes, and generator digits has none",
         ),
         (["quickstart", "--generator.checkpoint", "--stages", "navigator"], "generator.checkpoint: digits at level"),
@@ -133,25 +124,23 @@ def test_another_runs_folder_is_refused(finished_run, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-def test_evaluations_and_their_data_may_change_until_there_is_a_result(finished_run, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    other = [*TINY, "--out", str(folder), "--data.image-size", "16", "--probe.evals", "collapse", "--stages", "probe"]
+def test_evaluations_and_their_data_may_change_until_there_is_a_result(copied_run, capsys):
+    same = [*TINY, "--out", str(copied_run)]
+    other = [*same, "--data.image-size", "16", "--probe.evals", "collapse", "--stages", "probe"]
     assert "data.image_size (32 there, 16 here); probe.evals" in fails(other, capsys)
-    shutil.rmtree(folder / "probe")
+    shutil.rmtree(copied_run / "probe")
     assert "pretrain.data (pairs there, real here)" in fails([*other, "--pretrain.data", "real"], capsys)
     assert main(other) == 0
     capsys.readouterr()
-    assert json.loads((folder / "config.json").read_text())["data.image_size"] == 16
-    assert "data.image_size (16 there, 32 here)" in fails([*TINY, "--out", str(folder)], capsys)
+    assert json.loads((copied_run / "config.json").read_text())["data.image_size"] == 16
+    assert "data.image_size (16 there, 32 here)" in fails(same, capsys)
 
 
-def test_the_data_may_lie_elsewhere_each_time(finished_run, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    record = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(record | {"data.root": "/there"}))  # as older versions recorded it
-    assert main([*TINY, "--out", str(folder), "--stages", "report", "--data.root", "/here"]) == 0
+def test_the_data_may_lie_elsewhere_each_time(copied_run):
+    record = json.loads((copied_run / "config.json").read_text())
+    # As older versions recorded it.
+    (copied_run / "config.json").write_text(json.dumps(record | {"data.root": "/there"}))
+    assert main([*TINY, "--out", str(copied_run), "--stages", "report", "--data.root", "/here"]) == 0
 
 
 def test_images_pretrained_on_are_a_runs_own(tmp_path, capsys):
@@ -168,12 +157,10 @@ def test_dali_that_is_missing_is_said_at_once(tmp_path, monkeypatch, capsys):
     assert "DALI is not installed" in line and not (tmp_path / "run").exists()
 
 
-def test_a_folder_in_use_is_refused(finished_run, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    arguments = [*TINY, "--out", str(folder), "--stages", "report"]
-    with artifacts.folder_lock(folder):
-        assert f"{folder} is in use by another command" in fails(arguments, capsys)
+def test_a_folder_in_use_is_refused(copied_run, capsys):
+    arguments = [*TINY, "--out", str(copied_run), "--stages", "report"]
+    with artifacts.folder_lock(copied_run):
+        assert f"{copied_run} is in use by another command" in fails(arguments, capsys)
     assert main(arguments) == 0
 
 
@@ -191,15 +178,13 @@ def test_memory_that_runs_out_is_one_line_that_says_what_to_do(tmp_path, monkeyp
     assert set(train.SPARING) < set(STAGES)
 
 
-def test_a_run_of_a_version_without_some_option_goes_on(finished_run, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    record = json.loads((folder / "config.json").read_text())
+def test_a_run_of_a_version_without_some_option_goes_on(copied_run, capsys):
+    record = json.loads((copied_run / "config.json").read_text())
     assert record.pop("method") == "simclr"
-    (folder / "config.json").write_text(json.dumps(record))
-    supervised = [*TINY, "--method", "supcon", "--out", str(folder)]
+    (copied_run / "config.json").write_text(json.dumps(record))
+    supervised = [*TINY, "--method", "supcon", "--out", str(copied_run)]
     assert "method (simclr there, supcon here)" in fails(supervised, capsys)
-    assert main([*TINY, "--out", str(folder), "--stages", "pairs"]) == 0
+    assert main([*TINY, "--out", str(copied_run), "--stages", "pairs"]) == 0
 
 
 def help_of(arguments, capsys):
@@ -209,13 +194,11 @@ def help_of(arguments, capsys):
     return capsys.readouterr().out
 
 
-def test_a_run_of_a_version_without_some_option_of_a_part_goes_on_with_its_default(finished_run, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    record = json.loads((folder / "config.json").read_text())
+def test_a_run_of_a_version_without_some_option_of_a_part_goes_on_with_its_default(copied_run, capsys):
+    record = json.loads((copied_run / "config.json").read_text())
     assert record.pop("positive.options.gaussian.std") == 0.2
-    (folder / "config.json").write_text(json.dumps(record))
-    arguments = [*TINY, "--out", str(folder), "--stages", "pairs"]
+    (copied_run / "config.json").write_text(json.dumps(record))
+    arguments = [*TINY, "--out", str(copied_run), "--stages", "pairs"]
     other = [*arguments, "--positive.options", "gaussian.std=0.3"]
     assert "positive.options.gaussian.std (0.2 there, 0.3 here)" in fails(other, capsys)
     assert main(arguments) == 0
@@ -252,16 +235,8 @@ def test_dotted_fields_override_the_preset():
 
 
 def test_the_module_runs_as_a_command(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "copgen_fast.train",
-        "quickstart",
-        "--stages",
-        "report",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    arguments = ["quickstart", "--stages", "report", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "copgen_fast.train", *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
@@ -315,17 +290,15 @@ def test_an_encoder_is_exported_in_torchvisions_names(finished_run):
     assert not any(name.startswith(("fc", "head", "encoder")) for name in names)
 
 
-def test_an_encoder_with_a_weight_missing_is_not_evaluated(finished_run, tmp_path, capsys):
+def test_an_encoder_with_a_weight_missing_is_not_evaluated(copied_run, capsys):
     from safetensors.torch import save_file
 
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    shutil.rmtree(folder / "probe")
-    path = folder / "pretrain" / "gaussian" / "simclr" / "encoder.safetensors"
+    shutil.rmtree(copied_run / "probe")
+    path = copied_run / "pretrain" / "gaussian" / "simclr" / "encoder.safetensors"
     tensors = load_file(path)
     del tensors["layer1.0.conv1.weight"]
     save_file(tensors, path)
-    assert main([*TINY, "--out", str(folder), "--stages", "probe"]) == 1
+    assert main([*TINY, "--out", str(copied_run), "--stages", "probe"]) == 1
     assert "missing layer1.0.conv1.weight" in capsys.readouterr().err
 
 
@@ -352,11 +325,9 @@ def test_a_nan_from_the_generator_names_step_and_tensor(tmp_path, capsys):
     assert not list((tmp_path / "run").rglob("*.tar"))
 
 
-def test_a_kill_between_the_last_shard_and_its_summary_loses_nothing(finished_run, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    (folder / "pairs" / "gaussian" / "summary.json").unlink()
-    assert main([*TINY, "--out", str(folder), "--stages", "pairs", "report"]) == 0
+def test_a_kill_between_the_last_shard_and_its_summary_loses_nothing(finished_run, copied_run):
+    (copied_run / "pairs" / "gaussian" / "summary.json").unlink()
+    assert main([*TINY, "--out", str(copied_run), "--stages", "pairs", "report"]) == 0
     name = "pairs.gaussian.displacement_norm"
     expected = json.loads((finished_run / "metrics.json").read_text())[name]
-    assert json.loads((folder / "metrics.json").read_text())[name] == expected
+    assert json.loads((copied_run / "metrics.json").read_text())[name] == expected

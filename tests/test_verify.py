@@ -10,20 +10,17 @@ def test_a_runs_pairs_are_made_again_and_compared(finished_run, capsys):
     assert all("3 shards as recorded; 20 pairs made again" in line for line in lines)
 
 
-def test_an_altered_shard_and_an_altered_navigator_are_named(finished_run, tmp_path, capsys):
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    shard = folder / "pairs" / "gaussian" / "shard-000001.tar"
+def test_an_altered_shard_and_an_altered_navigator_are_named(finished_run, copied_run, capsys):
+    shard = copied_run / "pairs" / "gaussian" / "shard-000001.tar"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(bytes(data))
-    assert main([str(folder), "--device", "cpu"]) == 1
+    assert main([str(copied_run), "--device", "cpu"]) == 1
     assert "gaussian/shard-000001.tar is altered" in capsys.readouterr().err
     shutil.copy(finished_run / "pairs" / "gaussian" / "shard-000001.tar", shard)
-    shutil.copy(
-        folder / "navigator" / "kept" / "0000000000.safetensors", folder / "navigator" / "navigator.safetensors"
-    )
-    assert main([str(folder), "--device", "cpu"]) == 2
+    navigator = copied_run / "navigator"
+    shutil.copy(navigator / "kept" / "0000000000.safetensors", navigator / "navigator.safetensors")
+    assert main([str(copied_run), "--device", "cpu"]) == 2
     assert "holds other pairs: navigator_digest" in capsys.readouterr().err
 
 

@@ -51,17 +51,8 @@ def test_all_sources_start_alike_and_differ_by_their_positives(finished_run):
 
 
 def test_real_images_are_the_simclr_baseline(tmp_path):
-    arguments = [
-        *TINY,
-        "--out",
-        str(tmp_path),
-        "--pretrain.data",
-        "real",
-        "--pretrain.epochs",
-        "1",
-        "--pretrain.batch",
-        "256",
-    ]
+    options = "--pretrain.data real --pretrain.epochs 1 --pretrain.batch 256".split()
+    arguments = [*TINY, "--out", str(tmp_path), *options]
     assert main([*arguments, "--stages", "pretrain", "probe", "report"]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["probe.real.linear_top1"] > 0.2

@@ -35,10 +35,6 @@ def test_the_table_has_a_column_for_whatever_numbers_come():
         ["random", "50.0"],
         ["mine", "25.0", "50.0 ± 12.5", "30.0", "7.12"],
     ]
-    assert [column.name for column in table.columns(results)] == [
-        "linear_top1",
-        "lowshot_top1",
-        "lowshot_min",
-        "rankme",
-    ]
+    names = ["linear_top1", "lowshot_top1", "lowshot_min", "rankme"]
+    assert [column.name for column in table.columns(results)] == names
     assert table.columns({"mine": {"of_my_own": 0.5}})[0].text({"of_my_own": 0.5}) == "0.50", "no accuracy"
