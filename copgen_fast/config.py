@@ -15,7 +15,7 @@ import tyro
 
 from copgen_fast import registry
 
-Stage = Literal["navigator", "pairs", "pretrain", "probe", "report"]
+Stage = Literal["navigator", "steering", "pairs", "pretrain", "probe", "report"]
 Codec = Literal["png", "jpeg", "raw"]
 OnCorrupt = Literal["stop", "skip"]
 BatchNorm = Literal["sync", "per-rank"]
@@ -62,6 +62,16 @@ class NavigatorConfig:
 
     kind: Literal["nonlinear", "linear"] = "nonlinear"
     """Two affine layers, with or without the ReLU between them."""
+    hidden: int | None = None
+    """Width of the layer between them; None: the latent's (the reference code's is that / reduction_ratio)."""
+    init: Literal["default", "near-zero"] = "default"
+    """default: PyTorch's, as the reference code, which moves z at once. near-zero: weights N(0, 0.01), biases
+    U(-0.001, 0.001), so that the distance grows from 0 (Serez et al. 2025)."""
+    groups: tuple[int, ...] = ()
+    """Move only these of the generator's latent groups, counted from 0; (): all."""
+    group_deltas: tuple[float, ...] = ()
+    """Project the part of T_z(z) in each of `groups` (in their order; of all groups without) onto a ball of its own
+    radius."""
     samples: int = 200_000
     """Stop after this many latents."""
     batch: int = 176
@@ -86,12 +96,39 @@ class NavigatorConfig:
     """Stop once E||T_z(z)|| reaches this distance (paper Eq. 5); None: stop by samples only."""
     project: bool = False
     """Also project every T_z(z) onto the ball of radius delta, so that no sample leaves it."""
+    rebound: float | None = None
+    """Also stop once f's loss, having been below this value, climbs back to it: f no longer keeps up."""
+    rebound_after: int = 100_000
+    """Latents before which `rebound` does not stop."""
     augmentation: str = "simclr"
     """Policy of copgen_fast.augmentations for both branches."""
     estimator: EncoderConfig = field(default_factory=EncoderConfig)
     """The mutual information estimator f."""
     grid_every: int = 20_000
     """Samples between pictures of anchors over positives, and between kept navigators (one at 0 too)."""
+
+
+@dataclass(frozen=True)
+class SteeringConfig:
+    """Learning of linear walks in z that transform images (Jahanian et al. 2020), for positives `steering`."""
+
+    ranges: Literal["photographs", "digits"] = "photographs"
+    """Which transformations, and how far. photographs: GenRep's, without brightness. digits: zoom, shifts, rotate and
+    brightness, as far as a centred grey object stays in the image."""
+    transformations: tuple[str, ...] = ()
+    """Other ones, of zoom, shift_x, shift_y, rotate, perspective, red, green, blue and brightness."""
+    limits: Options = ()
+    """Other ranges, as NAME=LIMIT: zoom by 1 / LIMIT to LIMIT; shifts up to LIMIT of a side; rotate and perspective up
+    to LIMIT degrees; colours up to LIMIT (images are in [-1, 1])."""
+    samples: int = 160_000
+    """Latents."""
+    batch: int = 32
+    lr: float = 1e-3
+    """Adam learning rate."""
+    init: Literal["zero", "normal"] = "zero"
+    """Where walks start. normal: N(0, 0.1) a coordinate as published, which short walks hardly leave."""
+    groups: tuple[int, ...] = ()
+    """Walk only in these of the generator's latent groups, counted from 0; (): in all."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +273,7 @@ class RunConfig:
     """Steps between checkpoints."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     navigator: NavigatorConfig = field(default_factory=NavigatorConfig)
+    steering: SteeringConfig = field(default_factory=SteeringConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -261,6 +299,7 @@ PRESETS: dict[str, RunConfig] = {
             estimator=_SMALL,
             grid_every=1_024,
         ),
+        steering=SteeringConfig(ranges="digits", samples=64_000),
         pairs=PairsConfig(positives=POSITIVES, count=4_096, shard_size=1_024),
         pretrain=PretrainConfig(encoder=_SMALL, epochs=3, batch=128, lr=0.1, augmentation="digits"),
     ),
@@ -306,6 +345,10 @@ def faults(config: RunConfig) -> list[str]:
             found.append(f"{name}: expected {wanted}, got {value}")
     if config.navigator.project and config.navigator.delta is None:
         found.append("navigator.project: needs a radius, give --navigator.delta too")
+    if config.navigator.project and config.navigator.group_deltas:
+        found.append("navigator.group_deltas: does not go with navigator.project, which holds all groups together")
+    if set(config.stages) == {"steering"} and "steering" not in config.pairs.positives:
+        found.append("stages: steering learns walks for positives `steering`: add it to --pairs.positives")
     if config.pretrain.batch % max(1, config.pretrain.accumulate):
         found.append(
             f"pretrain.accumulate: expected a divisor of pretrain.batch {config.pretrain.batch}, "

@@ -15,6 +15,7 @@ import io
 import pkgutil
 import re
 import sys
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -129,7 +130,8 @@ def options(kind: str, name: str, given: Iterable[str] = ()) -> Any:
         if field not in fields:
             there = f"choose from {', '.join(sorted(fields))}" if fields else "it has none"
             raise UsageError(f"option {field!r} of {label(name)} ({kind}) does not exist: {there}")
-        arguments += [f"--{field.replace('_', '-')}", *value.split(",")]
+        several = typing.get_origin(typing.get_type_hints(cls)[field]) is tuple
+        arguments += [f"--{field.replace('_', '-')}", *([] if several and not value else value.split(","))]
     return _parse(cls, arguments, f"{label(name)} ({kind})")
 
 

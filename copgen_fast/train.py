@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 import tyro
 
-from copgen_fast import __version__, augmentations, registry
+from copgen_fast import __version__, augmentations, generators, positives, registry
 from copgen_fast.config import PRESETS, STAGES, RunConfig, faults
 from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.shares import Share
+from copgen_fast.positives import steering
 from copgen_fast.record import INVOCATION, RENAMED, defaults, differences, expect_current, identity
 from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.distributed import ALONE, Ranks
@@ -36,17 +37,22 @@ from copgen_fast.stages import Run, _real_images
 from copgen_fast.training import optimizers
 
 COMMAND = "python -m copgen_fast.train"
-SHARED = ("navigator", "pairs", "pretrain")
+SHARED = ("navigator", "steering", "pairs", "pretrain")
 """Stages that several processes compute together."""
 SPARING = {
     "navigator": "--generator.checkpoint (where the generator has it) goes on from the last checkpoint with less; or "
     "another --out with a smaller batch",
+    "steering": "--generator.checkpoint (where the generator has it) goes on from the last checkpoint with less; or "
+    "another --out with a smaller --steering.batch",
     "pairs": "choose another --out with a smaller --pairs.batch",
     "pretrain": "--pretrain.checkpoint goes on from the last checkpoint with less; or another --out with a larger "
     "--pretrain.accumulate or a smaller batch",
     "probe": "choose a smaller --probe.batch",
 }
 """By stage, what to do where memory runs out."""
+
+DIGITS = ("digits", "residual-flow", "mnist", "svhn", "usps")
+"""Generators and data sets of digits."""
 
 
 def parse(arguments: list[str]) -> RunConfig:
@@ -101,6 +107,12 @@ def help_text(names: list[str]) -> str:
     return "\n".join(found)
 
 
+def wanted_stages(config: RunConfig) -> list[str]:
+    """The configured stages in their order; steering only where its positives are wanted."""
+    wanted = [stage for stage in STAGES if stage in config.stages]
+    return [stage for stage in wanted if stage != "steering" or "steering" in config.pairs.positives]
+
+
 def _closest(word: str, known: dict) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
@@ -120,13 +132,34 @@ def validate(config: RunConfig) -> None:
     identity(config)  # loads every part and checks its options
     for name in (config.navigator.augmentation, config.pretrain.augmentation):
         augmentations.get(name)
-    for name in ("navigator", "pretrain"):
-        if name in config.stages:
+    steering.limits_of(config.steering)
+    if positives.groups_named(config) and {"navigator", "steering", "pairs"} & set(config.stages):
+        generator = config.generator
+        positives.expect_groups(
+            config, generators.build(generator.name, generator.weights, generator.options).latent_groups
+        )
+    for name in ("navigator", "steering", "pretrain"):
+        if name in wanted_stages(config):
             distributed.expect_divisible(f"{name}.batch", getattr(config, name).batch)
     if "pretrain" in config.stages:
         part = config.pretrain.batch // config.pretrain.accumulate
         distributed.expect_divisible("pretrain.batch / pretrain.accumulate", part)
     _real_images.check(config, probed_here=distributed.first())
+
+
+def caveats(config: RunConfig) -> list[str]:
+    """What a configuration may do that nobody wants, a line each."""
+    drawn = config.generator.name in DIGITS
+    real = config.pretrain.data == "real"
+    uses = {
+        "navigator": (config.navigator.augmentation, drawn),
+        "pretrain": (config.pretrain.augmentation, config.data.name in DIGITS if real else drawn),
+    }
+    return [
+        f"{stage}.augmentation: {policy} mirrors images, and a mirrored digit is another sign: choose digits"
+        for stage, (policy, digits) in uses.items()
+        if stage in config.stages and digits and augmentations.get(policy).flip
+    ]
 
 
 @contextlib.contextmanager
@@ -237,8 +270,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run_stages(run: Run) -> None:
     """Run the configured stages; those that processes don't share, on rank 0 alone."""
     tell = print if run.ranks.first else lambda *values, **options: None
+    for line in caveats(run.config):
+        tell(f"warning: {line}", flush=True)
     tell(f"run folder {run.folder}, device {run.device}, ops {backends()}", flush=True)
-    for stage in (stage for stage in STAGES if stage in run.config.stages):
+    for stage in wanted_stages(run.config):
         if run.ranks.first or stage in SHARED:
             started = time.perf_counter()
             try:

@@ -28,13 +28,13 @@ def part(tmp_path):
 
 
 def test_a_folder_lists_its_parts():
-    assert registry.names("positives") == ["gaussian", "identity", "navigator", "untrained-navigator"]
+    assert registry.names("positives") == ["gaussian", "identity", "navigator", "steering", "untrained-navigator"]
     assert "digits" in registry.names("generators") and "fit" not in registry.names("generators")
     module = registry.load("positives", "untrained-navigator")
     assert module.__name__ == "copgen_fast.positives.untrained_navigator"
 
 
-@pytest.mark.parametrize("name", ["", "steering", "__init__", "."])
+@pytest.mark.parametrize("name", ["", "stearing", "__init__", "."])
 def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(UsageError, match="in positives: choose from gaussian, identity"):
         registry.load("positives", name)
@@ -81,6 +81,7 @@ def test_a_module_that_fails_is_refused():
 
 
 def test_options_are_read_by_the_parts_own_dataclass(part):
+    assert registry.options("positives", part, ["sizes="]).sizes == ()
     given = registry.options("positives", part, ["std=.5", "sizes=3,4,5", "fancy=True", "top=2"])
     assert (given.std, given.sizes, given.fancy, given.top) == (0.5, (3, 4, 5), True, 2.0)
     assert registry.options("positives", part) == registry.config_class("positives", part)()

@@ -127,14 +127,15 @@ def walker(tree: Any) -> tuple[str, dict[str, Tensor]]:
     if kind is None or layers not in ([], expected_layers[kind]):
         raise UsageError(f"it is no navigator of two layers: {', '.join([*names, *layers][:8])}")
     tensors = {name: weights.tensor(value) for name, value in zip(names, stored.values(), strict=True)}
-    latent_dim = tensors["walker.0.weight"].shape[-1]
-    for name, tensor in tensors.items():
-        wanted = (latent_dim, latent_dim) if name.endswith("weight") else (latent_dim,)
+    first = kinds[kind][0]
+    if tensors[first].ndim != 2:
+        raise UsageError(f"{first} is {list(tensors[first].shape)}, expected [hidden, latent]")
+    hidden, latent_dim = tensors[first].shape  # the reference's --reduction_ratio makes them differ
+    shapes = ((hidden, latent_dim), (hidden,), (latent_dim, hidden), (latent_dim,))
+    for name, wanted in zip(kinds[kind], shapes, strict=True):
+        tensor = tensors[name]
         if tuple(tensor.shape) != wanted or tensor.dtype != torch.float32:
-            raise UsageError(
-                f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(wanted)} torch.float32: a hidden "
-                "layer of another width (the reference's --reduction_ratio) has no counterpart here"
-            )
+            raise UsageError(f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(wanted)} torch.float32")
         if not tensor.isfinite().all():
             raise CorruptArtifactError(f"{name} holds NaN or infinity")
     return kind, {name: tensors[name] for name in kinds[kind]}
@@ -162,7 +163,8 @@ def convert_navigator(job: NavigatorJob) -> None:
     digest = sha256(job.source)
     with explained(job.source):
         kind, tensors = walker(weights.read(job.source).tree)
-    navigator = Navigator(tensors["walker.0.weight"].shape[0], kind)
+    hidden, latent_dim = tensors["walker.0.weight"].shape
+    navigator = Navigator(latent_dim, kind, hidden=hidden)
     artifacts.load_strictly(navigator, tensors, job.source)
     lengths = displacements(navigator)
     record = {"kind": kind, "latent_dim": navigator.latent_dim, "source_sha256": digest, "displacement_norm": lengths}
@@ -171,7 +173,10 @@ def convert_navigator(job: NavigatorJob) -> None:
     for name, tensor in tensors.items():
         print(f"  {name} {list(tensor.shape)}, std {tensor.std():.4f}, largest {tensor.abs().max():.4f}")
     print(f"  E||T(z)|| over {SAMPLES} latents: {lengths['normal']} for N(0, I), {lengths['truncnorm']} for truncnorm")
-    print(f"wrote {job.out}" + ("; use it with --navigator.kind linear" if kind == "linear" else ""))
+    needed = ["--navigator.kind linear"] * (kind == "linear") + [f"--navigator.hidden {hidden}"] * (
+        hidden != latent_dim
+    )
+    print(f"wrote {job.out}" + (f"; use it with {' '.join(needed)}" if needed else ""))
 
 
 # Encoders

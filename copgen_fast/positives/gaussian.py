@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from copgen_fast.positives import PositiveFunction, Setting
+from copgen_fast.positives import PositiveFunction, Setting, _groups
 from copgen_fast.runtime import latents
 
 
@@ -17,6 +17,10 @@ class Config:
     """Scale of the noise."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Its distribution before scaling; truncnorm is truncated to [-2, 2]."""
+    groups: tuple[int, ...] = ()
+    """Move only these of the generator's latent groups, counted from 0; (): all."""
+    scales: tuple[float, ...] = ()
+    """Multiply the noise in each of `groups` (of all groups without) by a number of its own."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.std < float("inf"):
@@ -25,14 +29,18 @@ class Config:
 
 def build(setting: Setting) -> PositiveFunction:
     options = setting.options
+    factors = _groups.factors(setting.latent_dim, setting.latent_groups, options.groups, options.scales)
 
     def positive(z, seeds):  # noqa: ANN001, ANN202 (PositiveFunction)
         # The second word makes another stream than the one seeded by `seed` alone, which drew z.
         streams = [(seed, 1) for seed in seeds]
-        return z + latents.sample_each(options.prior, streams, setting.latent_dim, options.std)
+        noise = latents.sample_each(options.prior, streams, setting.latent_dim, options.std)
+        return z + (noise if factors is None else noise * factors)
 
     return positive
 
 
 def record(setting: Setting) -> dict[str, Any]:
-    return {"std": setting.options.std, "noise": setting.options.prior}
+    options = setting.options
+    kept = {name: value for name in ("groups", "scales") if (value := getattr(options, name))}
+    return {"std": options.std, "noise": options.prior} | kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,38 +12,68 @@ from torch import Tensor, nn
 from copgen_fast.config import NavigatorConfig
 from copgen_fast.files import sha256
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.positives import PositiveFunction, Setting
+from copgen_fast.positives import PositiveFunction, Setting, _groups
 from copgen_fast.runtime import artifacts, seeds
 
 
 class Navigator(nn.Module):
-    """The navigator T_z: two affine layers of the latent's width, with a ReLU between them unless linear.
+    """The navigator T_z: two affine layers, with a ReLU between them unless linear.
 
     PyTorch's default initialisation, as in the reference code; with the learning rate it is what keeps dz short.
 
     Args:
         radius: project every dz onto the ball of this radius; None: leave it.
+        hidden: width between the layers; None: the latent's.
+        sizes: of the latent's groups.
+        radii: project each group's part of dz onto a ball; 0: z stays as it is there, infinity: dz does.
     """
 
-    def __init__(self, latent_dim: int, kind: str = "nonlinear", radius: float | None = None) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        kind: str = "nonlinear",
+        radius: float | None = None,
+        hidden: int | None = None,
+        sizes: Sequence[int] = (),
+        radii: Sequence[float] = (),
+    ) -> None:
         super().__init__()
         activation = [nn.ReLU(inplace=True)] if kind == "nonlinear" else []
-        self.walker = nn.Sequential(nn.Linear(latent_dim, latent_dim), *activation, nn.Linear(latent_dim, latent_dim))
+        width = hidden or latent_dim
+        self.walker = nn.Sequential(nn.Linear(latent_dim, width), *activation, nn.Linear(width, latent_dim))
         self.latent_dim = latent_dim
         self.radius = radius
+        self.sizes, self.radii = list(sizes), tuple(radii)
 
     def forward(self, z: Tensor) -> Tensor:
         """Displacement dz = T_z(z), [N, L], of latents [N, L]; the positive is z + dz."""
         dz = self.walker(expect_tensor("z", z, ("N", self.latent_dim)))
-        if self.radius is None:
-            return dz
-        return dz * (self.radius / dz.norm(dim=1, keepdim=True).clamp_min(self.radius))
+        if self.radii:
+            parts = zip(dz.split(self.sizes, dim=1), self.radii, strict=True)
+            dz = torch.cat([_held(part, radius) for part, radius in parts], dim=1)
+        return dz if self.radius is None else _held(dz, self.radius)
 
 
-def untrained(latent_dim: int, config: NavigatorConfig, seed: int) -> Navigator:
+def _held(dz: Tensor, radius: float) -> Tensor:
+    """Rows projected onto the ball of `radius`; 0 makes them zero, infinity leaves them."""
+    if radius == math.inf:
+        return dz
+    return dz * (radius / dz.norm(dim=1, keepdim=True).clamp_min(radius)) if radius else torch.zeros_like(dz)
+
+
+def untrained(latent_dim: int, config: NavigatorConfig, seed: int, latent_groups: Sequence[int] = ()) -> Navigator:
     """T_z as the navigator stage starts it: the same weights for the same seed."""
+    radii = ()
+    if config.groups or config.group_deltas:
+        radii = _groups.by_group(latent_groups, config.groups, config.group_deltas, math.inf)
+    radius = config.delta if config.project else None
     with seeds.seeded(seed, "navigator"):
-        return Navigator(latent_dim, config.kind, config.delta if config.project else None)
+        T_z = Navigator(latent_dim, config.kind, radius, config.hidden, latent_groups or (latent_dim,), radii)
+        if config.init == "near-zero":
+            for layer in (T_z.walker[0], T_z.walker[-1]):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.uniform_(layer.bias, -0.001, 0.001)
+    return T_z
 
 
 def as_positive(navigator: Navigator) -> PositiveFunction:
@@ -53,11 +85,16 @@ def as_positive(navigator: Navigator) -> PositiveFunction:
 
 
 def build(setting: Setting) -> PositiveFunction:
-    navigator = untrained(setting.latent_dim, setting.navigator, setting.seed)
+    navigator = untrained(setting.latent_dim, setting.navigator, setting.seed, setting.latent_groups)
     path = artifacts.require(setting.navigator_file, "navigator")
     artifacts.load_strictly(navigator, artifacts.read_tensors(path), path)
     return as_positive(navigator)
 
 
 def record(setting: Setting) -> dict[str, Any]:
-    return {"navigator_digest": sha256(setting.navigator_file)}
+    return {"navigator_digest": sha256(setting.navigator_file)} | held(setting.navigator)
+
+
+def held(config: NavigatorConfig) -> dict[str, Any]:
+    """What decides T_z's positives besides its weights, where it isn't the default: the groups it is kept to."""
+    return {name: value for name in ("groups", "group_deltas") if (value := getattr(config, name))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from copgen_fast import augmentations, encoders, generators
+from copgen_fast import augmentations, encoders, generators, positives
 from copgen_fast.config import NavigatorConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import UsageError
@@ -62,7 +63,7 @@ def alternating_step(players: Players, batch: Batch) -> StepResult:
     with frozen(players.f):
         loss_T = -L_NCE(players, v, v_prime, batch.labels)
         optimizers.descend(loss_T, players.scaler, players.adam_T)
-    return observe(players.ranks, batch.z, dz, x, x_prime, loss_f, loss_T)
+    return observe(players, batch.z, dz, x, x_prime, loss_f, loss_T)
 
 
 def simultaneous_step(players: Players, batch: Batch) -> StepResult:
@@ -72,7 +73,7 @@ def simultaneous_step(players: Players, batch: Batch) -> StepResult:
 
     loss_f = L_NCE(players, v, ReverseGradient.apply(v_prime), batch.labels)
     optimizers.descend(loss_f, players.scaler, players.adam_f, players.adam_T)
-    return observe(players.ranks, batch.z, dz, x, x_prime, loss_f, -loss_f)
+    return observe(players, batch.z, dz, x, x_prime, loss_f, -loss_f)
 
 
 @record_function("generator")
@@ -103,22 +104,23 @@ def L_NCE(players: Players, v: Tensor, v_prime: Tensor, labels: Tensor | None) -
 
 
 def observe(
-    ranks: Ranks, z: Tensor, dz: Tensor, x: Tensor, x_prime: Tensor, loss_f: Tensor, loss_T: Tensor
+    players: Players, z: Tensor, dz: Tensor, x: Tensor, x_prime: Tensor, loss_f: Tensor, loss_T: Tensor
 ) -> StepResult:
     """Metrics of a step, left on the device: of the whole batch, except the losses, which the loop averages over ranks.
 
     `displacement_shared` is ||E dz||^2 / E||dz||^2: the part of the displacement's energy that is one constant offset
-    for all latents (0.44 in the navigator that the paper's authors released).
+    for all latents (0.44 in the navigator that the paper's authors released). `displacement_norm_0` and so on are those
+    of the generator's latent groups, where it has several.
     """
     watched = {"latents": z, "displacement": dz, "anchor images": x, "positive images": x_prime}
     with torch.no_grad():
-        z, dz = ranks.gathered(z), ranks.gathered(dz)
+        z, dz = players.ranks.gathered(z), players.ranks.gathered(dz)
         metrics = {
             "loss_estimator": loss_f,
             "loss_navigator": loss_T,
             "displacement_mean": dz.mean(),
             "displacement_std": dz.std(),
-            "displacement_norm": dz.norm(dim=1).mean(),
+            **positives.norms(dz, players.G.latent_groups),
             "displacement_shared": dz.mean(0).square().sum() / dz.square().sum(1).mean().clamp_min(1e-20),
             "positive_std": (z + dz).std(),
         }
@@ -164,6 +166,28 @@ def make_step(run: Run, players: Players) -> Callable[[Batch], StepResult]:
     return cuda_graph.GraphedStep(step, (players.f, players.T_z), adams, players.scaler)
 
 
+class Rebound:
+    """The rule to stop where f's loss, having been below `options.rebound`, climbs back to it (Serez et al. 2025)."""
+
+    def __init__(self, options: NavigatorConfig) -> None:
+        self.options = options
+        self.lowest = math.inf
+
+    def reached(self, row: Row) -> bool:
+        """Whether the loss has climbed back in the last row logged."""
+        level, loss = self.options.rebound, row["loss_estimator"]
+        if level is None:
+            return False
+        fell, self.lowest = self.lowest < level, min(self.lowest, loss)
+        return fell and loss >= level and row["samples"] >= self.options.rebound_after
+
+    def state_dict(self) -> dict[str, float]:
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.lowest = state["lowest"]
+
+
 def run(run: Run) -> None:
     """Train T_z; leaves navigator.safetensors, kept earlier ones, picture grids and the log in RUN/navigator."""
     if run.navigator_file.exists():
@@ -175,7 +199,7 @@ def run(run: Run) -> None:
         artifacts.write_json(run.generator_record, G.record)
     if options.loss == "supcon" and not G.classes:
         raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} has none")
-    players = make_players(run, G, untrained(G.latent_dim, options, config.seed).to(run.device))
+    players = make_players(run, G, untrained(G.latent_dim, options, config.seed, G.latent_groups).to(run.device))
     step = make_step(run, players)
     shown_z = draw_latents(config, G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)
     shown_labels = draw_labels(G, GRID_COLUMNS, run.device, config.seed, "grid labels")
@@ -189,14 +213,19 @@ def run(run: Run) -> None:
             keep(folder, index * options.batch, players, shown_z, shown_labels)
         return step(batch)
 
-    def reached_delta(row: Row) -> bool:
-        return options.delta is not None and not options.project and row["displacement_norm"] >= options.delta
+    rebound = Rebound(options)
+
+    def stop(row: Row) -> bool:
+        far = options.delta is not None and not options.project and row["displacement_norm"] >= options.delta
+        return rebound.reached(row) or far
 
     steps = max(1, options.samples // options.batch)
     plan = loop.Plan("navigator", folder, steps, options.batch, config.log_every, config.save_every)
     state = {"T": players.T_z, "f": players.f, "adam_T": players.adam_T, "adam_f": players.adam_f}
     state["scaler"] = players.scaler
-    summary = loop.run(step_and_keep, data, state, plan, reached_delta, run.ranks)
+    if options.rebound is not None:
+        state["rebound"] = rebound
+    summary = loop.run(step_and_keep, data, state, plan, stop, run.ranks)
     if run.ranks.first:
         keep(folder, int(summary["samples"]), players, shown_z, shown_labels)
         artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)

@@ -15,6 +15,9 @@ from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.progress import progress
 from copgen_fast.stages.run import Run
 
+MEASURED = 4096
+"""Pairs by which distances in latent groups are measured."""
+
 
 def run(run: Run) -> None:
     """Write the missing shards of every way in `--pairs.positives` into RUN/pairs/WAY, or those of --pairs.part.
@@ -32,7 +35,7 @@ def run(run: Run) -> None:
         own = write(run, name, source, config, identity)
         written = [json.loads(word) for word in ranks.barrier(f"the end of pairs {name}", json.dumps(own))]
         if ranks.first:
-            summarize(run, name, written)
+            summarize(run, name, source, written)
     ranks.barrier("the end of the pairs")
 
 
@@ -48,7 +51,7 @@ def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity
         return write_pairs(run.pairs_folder(name), source, config, identity, written)
 
 
-def summarize(run: Run, name: str, written: list[dict]) -> None:
+def summarize(run: Run, name: str, source: PairSource, written: list[dict]) -> None:
     """Write summary.json once all shards are there: of all ranks' work, and of the whole set."""
     folder, config = run.pairs_folder(name), run.config.pairs
     part = Share(config.part, config.parts)  # of all ranks
@@ -60,16 +63,25 @@ def summarize(run: Run, name: str, written: list[dict]) -> None:
     # A kill after the last shard leaves none: then the next run, which writes no pair, makes it up.
     if pairs or not (folder / "summary.json").exists():
         total = {"written": pairs, "seconds": seconds, "images_per_s": 2 * pairs / seconds}
-        mean = {"displacement_mean": whole.displacement_mean}
+        mean = {"displacement_mean": whole.displacement_mean} | by_group(source, config)
         artifacts.write_json(folder / "summary.json", written[0] | total | mean, by=part.suffix)
+
+
+def by_group(source: PairSource, config: PairsConfig) -> dict[str, float]:
+    """E||z' - z|| in each latent group of the generator, where there are several, over the first pairs."""
+    groups = source.generator.latent_groups
+    if len(groups) < 2:
+        return {}
+    z, z_positive = source.draw(range(config.start_seed, config.start_seed + min(config.count, MEASURED)))
+    norms = positives.norms(z_positive - z, groups)
+    return {name: norm.item() for name, norm in norms.items() if name != "displacement_norm"}  # that is of all pairs
 
 
 def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
     """What makes the pairs of one way, and its record: the digests and settings that decide every pixel."""
     config = run.config
     G = generators.load(config.generator, run.device, config.pairs.batch)
-    options = positives.options(config.pairs)[positive]
-    setting = positives.Setting(G.latent_dim, config.seed, config.navigator, run.navigator_file, options)
+    setting = run.setting(G, positives.options(config.pairs)[positive])
     make = positives.build(positive, setting)
     label_of = None
     if G.classes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from copgen_fast import methods
+from copgen_fast import methods, positives
 from copgen_fast.config import RunConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.registry import label
@@ -38,6 +40,25 @@ class Run:
     def navigator_file(self) -> Path:
         """The trained T_z, made by the navigator stage."""
         return self.folder / "navigator" / "navigator.safetensors"
+
+    @property
+    def steering_file(self) -> Path:
+        """The walks of positives `steering`, made by the steering stage."""
+        return self.folder / "steering" / "steering.safetensors"
+
+    def setting(self, G: nn.Module, options: Any) -> positives.Setting:
+        """What a way of making positives is built from, with its own `options`."""
+        config = self.config
+        return positives.Setting(
+            latent_dim=G.latent_dim,
+            seed=config.seed,
+            navigator=config.navigator,
+            navigator_file=self.navigator_file,
+            options=options,
+            latent_groups=G.latent_groups,
+            steering=config.steering,
+            steering_file=self.steering_file,
+        )
 
     def pairs_folder(self, source: str) -> Path:
         """Shards of one way of making positives, made by the pairs stage."""

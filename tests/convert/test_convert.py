@@ -98,6 +98,14 @@ def test_one_source_gives_one_file(tmp_path, as_script):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_a_hidden_layer_of_another_width_is_imported_with_it(tmp_path, as_script, capsys):
+    source, out = tmp_path / "walk.pth", tmp_path / "out.safetensors"
+    torch.save({"nn_walker": NonlinearWalk(8, hidden=4)}, source)  # the reference's --reduction_ratio 2
+    assert main(["navigator", str(source), str(out)]) == 0
+    assert "use it with --navigator.hidden 4" in capsys.readouterr().out
+    artifacts.load_strictly(Navigator(8, hidden=4), artifacts.read_tensors(out), out)
+
+
 def test_what_is_no_navigator_is_refused_by_name(tmp_path, as_script, capsys):
     source, out = tmp_path / "walk.pth", tmp_path / "out.safetensors"
     bad = NonlinearWalk(8)
@@ -106,8 +114,10 @@ def test_what_is_no_navigator_is_refused_by_name(tmp_path, as_script, capsys):
     tanh.walker[1] = nn.Identity()
     deep = NonlinearWalk(8)
     deep.walker.append(nn.Linear(8, 8))
+    narrow = NonlinearWalk(8, hidden=4)
+    narrow.walker[0] = nn.Linear(8, 3)
     cases = [
-        (NonlinearWalk(8, hidden=4), "reduction_ratio"),
+        (narrow, r"walker.2.weight is \[8, 4\] torch.float32, expected \[8, 3\]"),
         (NonlinearWalk(8).double(), "float64"),
         (bad, "walker.0.bias holds NaN"),
         (tanh, "no navigator of two layers: .*Identity"),

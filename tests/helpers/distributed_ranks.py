@@ -16,15 +16,17 @@ import torch
 from torch import nn
 
 from copgen_fast import methods, train
-from copgen_fast.config import PRESETS, EncoderConfig, MethodConfig, NavigatorConfig, PretrainConfig
+from copgen_fast.config import PRESETS, EncoderConfig, MethodConfig, NavigatorConfig, PretrainConfig, SteeringConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import CopgenError
 from copgen_fast.ops.info_nce import functional
 from copgen_fast.pairs.read.loader import PairBatch
+from copgen_fast.positives._warps import limits_of
 from copgen_fast.positives.navigator import Navigator
+from copgen_fast.positives.steering import Walks
 from copgen_fast.runtime import distributed, interrupts, seeds
 from copgen_fast.runtime.heartbeat import Heartbeat
-from copgen_fast.stages import Run, navigator, pretrain
+from copgen_fast.stages import Run, navigator, pretrain, steering
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
 from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import Plan, StepResult
@@ -41,7 +43,7 @@ TINY = """quickstart --device cpu --log-every 1 --save-every 2 --stages navigato
 
 
 class ToyGenerator(nn.Module):
-    latent_dim, image_shape, classes = DIM, (3, 16, 16), 0
+    latent_dim, image_shape, classes, latent_groups = DIM, (3, 16, 16), 0, ()
 
     def __init__(self):
         super().__init__()
@@ -68,6 +70,7 @@ def run_of(ranks, bn="sync"):
         PRESETS["quickstart"],
         bn=bn,
         navigator=NavigatorConfig(batch=N, estimator=SMALL, lr=1e-3, estimator_lr=1e-3, augmentation="digits"),
+        steering=SteeringConfig(batch=N),
         pretrain=PretrainConfig(batch=N, encoder=SMALL, lr=0.3, augmentation="digits"),
     )
     return Run(config, Path("."), CPU, ranks)
@@ -92,6 +95,19 @@ def play(ranks, update, bn="sync"):
     return columns(results, ranks), {
         "T_z." + k: v for k, v in players.T_z.state_dict().items()
     } | players.f.state_dict()
+
+
+def steer(ranks):
+    """Learning of walks in float64: curve and final walks."""
+    run, G, limits = run_of(ranks), ToyGenerator().double(), limits_of(SteeringConfig())
+    torch.manual_seed(0)
+    learner = steering.make_learner(run, G, Walks(DIM, limits, std=0.1).double())
+    results = []
+    for index in range(STEPS):
+        batch = steering.draw_batch(run.config, G, limits, index, CPU, ranks)
+        tensors = {name: value.double() for name, value in vars(batch).items() if value is not None}
+        results.append(steering.steering_step(learner, steering.Batch(**tensors)))
+    return columns(results, ranks), learner.walks.state_dict()
 
 
 def learn(ranks, method="simclr", **options):
@@ -231,6 +247,7 @@ def everything(ranks, folder):
     return {
         "alternating": play(ranks, alternating),
         "simultaneous": play(ranks, simultaneous),
+        "steering": steer(ranks),
         "per-rank": play(ranks, alternating, bn="per-rank"),
         "pretrain": learn(ranks),
         "supervised, checkpointed": learn(ranks, "supcon", checkpoint=True),

@@ -1,20 +1,26 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from copgen_fast import positives, registry
-from copgen_fast.config import NavigatorConfig
+from copgen_fast.config import NavigatorConfig, PairsConfig, RunConfig, SteeringConfig
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.files import sha256
+from copgen_fast.positives._warps import limits_of
 from copgen_fast.positives.navigator import Navigator, untrained
+from copgen_fast.positives.steering import Walks, draw_steps
 from copgen_fast.runtime import artifacts, latents
 
 DIM = 24
+GROUPS = (4, 8, 12)
 
 
 def setting(path=Path("missing"), name="identity", options=(), **navigator):
-    return positives.Setting(DIM, 0, NavigatorConfig(**navigator), path, registry.options("positives", name, options))
+    of = registry.options("positives", name, options)
+    walks = path.with_name("steering.safetensors")
+    return positives.Setting(DIM, 0, NavigatorConfig(**navigator), path, of, GROUPS, SteeringConfig(), walks)
 
 
 @pytest.fixture
@@ -23,12 +29,14 @@ def trained(tmp_path):
     torch.manual_seed(3)
     T = Navigator(DIM)
     artifacts.write_tensors(path, T.state_dict())
+    walks = Walks(DIM, list(limits_of(SteeringConfig())), std=0.5)
+    artifacts.write_tensors(path.with_name("steering.safetensors"), walks.state_dict())
     return T, setting(path)
 
 
 @pytest.mark.parametrize("name", registry.names("positives"))
 def test_a_positive_depends_on_its_own_latent_and_seed_only(name, trained):
-    positive = positives.build(name, setting(trained[1].navigator_file, name))
+    positive = positives.build(name, setting(trained[1].navigator_file, name))  # and the walks beside it
     seeds = list(range(10, 17))
     z = latents.sample_each("truncnorm", seeds, DIM)
     together = positive(z, seeds)
@@ -88,8 +96,10 @@ def test_projection_keeps_every_displacement_in_the_ball():
 def test_errors_name_what_is_wrong(tmp_path):
     with pytest.raises(UsageError, match="run `--stages navigator`"):
         positives.build("navigator", setting())
-    with pytest.raises(UsageError, match="unknown name 'steering'"):
-        positives.build("steering", setting())
+    with pytest.raises(UsageError, match="run `--stages steering`"):
+        positives.build("steering", dataclasses.replace(setting(name="steering"), steering_file=tmp_path / "missing"))
+    with pytest.raises(UsageError, match="unknown name 'stearing'"):
+        positives.build("stearing", setting())
     path = tmp_path / "navigator.safetensors"
     artifacts.write_tensors(path, Navigator(DIM, "linear").state_dict())
     with pytest.raises(CorruptArtifactError, match=r"navigator\.safetensors does not fit Navigator"):
@@ -115,3 +125,108 @@ def test_what_decides_the_positives_is_recorded(trained):
     }
     assert positives.record("navigator", setting(path)) == {"navigator_digest": sha256(path)}
     assert positives.record("untrained-navigator", setting()) == {"navigator_seed": 0}
+
+
+def moved(name, of):
+    """z' - z of many latents."""
+    z, seeds = latents.sample("truncnorm", 0, (500, DIM)), range(500)
+    return positives.build(name, of)(z, seeds) - z
+
+
+def test_steering_goes_along_its_walks_by_step_sizes_from_the_pairs_seed(trained):
+    of = setting(trained[1].navigator_file, "steering")
+    walks = artifacts.read_tensors(of.steering_file)
+    names = ("zoom", "shift_x", "shift_y", "rotate", "perspective", "red", "green", "blue")
+    step = draw_steps(limits_of(SteeringConfig()), (7, 2))[0]
+    expected = sum(step[i] * walks[f"walk.{name}"] for i, name in enumerate(names))
+    z = torch.zeros(2, DIM)
+    torch.testing.assert_close(positives.build("steering", of)(z, [7, 8])[0], expected)
+    assert positives.record("steering", of) == {
+        "steering_digest": sha256(of.steering_file),
+        "step_limits": limits_of(SteeringConfig()),
+    }
+
+
+def test_steps_are_scaled_to_a_distance(trained):
+    path = trained[1].navigator_file
+    free, far = (moved("steering", setting(path, "steering", o)) for o in ((), ("distance=3", "groups=0,2")))
+    assert far.norm(dim=1).mean().item() == pytest.approx(3, rel=0.05)
+    assert far[:, 4:12].abs().max() < 1e-6
+    assert torch.cosine_similarity(far[:, 12:], free[:, 12:]).min() > 0.9999, "all by one factor"
+    assert positives.record("steering", setting(path, "steering", ["distance=3"]))["distance"] == 3
+    artifacts.write_tensors(
+        path.with_name("steering.safetensors"), Walks(DIM, limits_of(SteeringConfig())).state_dict()
+    )
+    with pytest.raises(UsageError, match="distance: the walks in these groups have length 0"):
+        positives.build("steering", setting(path, "steering", ["distance=3"]))
+    with pytest.raises(UsageError, match="distance: expected more than zero, got 0"):
+        setting(path, "steering", ["distance=0"])
+
+
+@pytest.mark.parametrize("name", ["gaussian", "steering"])
+def test_a_displacement_is_kept_to_groups_and_scaled_in_each(name, trained):
+    path = trained[1].navigator_file
+    whole = moved(name, setting(path, name))
+    some = moved(name, setting(path, name, ["groups=2,0", "scales=0.5,3"]))
+    factors = torch.tensor([3.0] * 4 + [0.0] * 8 + [0.5] * 12)
+    torch.testing.assert_close(some, whole * factors, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        moved(name, setting(path, name, ["scales=1,1,2"]))[:, 12:], 2 * whole[:, 12:], atol=1e-5, rtol=0
+    )
+    assert positives.record(name, setting(path, name, ["groups=2"]))["groups"] == (2,)
+
+
+def test_the_navigator_is_kept_to_groups_and_each_to_its_ball(trained):
+    free = moved("navigator", trained[1])
+    some = moved("navigator", setting(trained[1].navigator_file, groups=(0, 1)))
+    torch.testing.assert_close(some[:, :12], free[:, :12])
+    assert some[:, 12:].abs().max() == 0
+    options = {"groups": (2, 1), "group_deltas": (0.5, 0.25)}
+    held = moved("navigator", setting(trained[1].navigator_file, **options))
+    assert held[:, :4].abs().max() == 0
+    for part, radius in ((slice(4, 12), 0.25), (slice(12, 24), 0.5)):
+        norm = free[:, part].norm(dim=1)
+        assert held[:, part].norm(dim=1).max() <= radius + 1e-5
+        torch.testing.assert_close(held[norm < radius][:, part], free[norm < radius][:, part])
+    record = positives.record("untrained-navigator", setting(**options))
+    assert record == {"navigator_seed": 0, "groups": (2, 1), "group_deltas": (0.5, 0.25)}
+
+
+def test_the_near_zero_start_and_the_hidden_width_are_as_asked():
+    T = untrained(120, NavigatorConfig(init="near-zero", hidden=30), 0)
+    assert T.walker[0].weight.shape == (30, 120) and T.walker[2].weight.shape == (120, 30)
+    for layer in (T.walker[0], T.walker[2]):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert layer.bias.abs().max() <= 0.001 and layer.bias.std() > 0
+    z = latents.sample("truncnorm", 0, (100, 120))
+    assert T(z).norm(dim=1).mean() < 0.1
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            T.parameters(), untrained(120, NavigatorConfig(init="near-zero", hidden=30), 0).parameters(), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"navigator": NavigatorConfig(groups=(0, 3))}, "navigator.groups: expected latent groups 0 to 2, .* got 3"),
+        ({"navigator": NavigatorConfig(groups=(0, 0))}, "each once; got 0"),
+        ({"navigator": NavigatorConfig(group_deltas=(1.0,))}, "navigator.group_deltas: expected 3 numbers.*; got 1"),
+        ({"navigator": NavigatorConfig(groups=(1,), group_deltas=(-1.0,))}, "numbers of zero or more, got -1.0"),
+        ({"steering": SteeringConfig(groups=(-1,))}, "steering.groups: expected latent groups 0 to 2, .* got -1"),
+        ({"pairs": PairsConfig(("gaussian",), ("gaussian.groups=4",))}, "positive.options gaussian.groups: .* got 4"),
+        ({"pairs": PairsConfig(("gaussian",), ("gaussian.scales=1,2",))}, "gaussian.scales: expected 3 .* got 2"),
+    ],
+)  # fmt: skip
+def test_groups_that_are_not_there_are_named(changes, message):
+    with pytest.raises(UsageError, match=message):
+        positives.expect_groups(RunConfig(**changes), GROUPS)
+    positives.expect_groups(RunConfig(), GROUPS)
+
+
+def test_a_generator_without_groups_has_one():
+    with pytest.raises(UsageError, match="expected latent groups only 0, as the generator has one latent group; got 1"):
+        positives.expect_groups(RunConfig(navigator=NavigatorConfig(groups=(1,))), ())
+    positives.expect_groups(RunConfig(navigator=NavigatorConfig(groups=(0,), group_deltas=(2.0,))), ())

@@ -25,7 +25,7 @@ from tests.helpers import distributed_ranks
 from tests.helpers.distributed_ranks import CPU, STEPS, TINY, N
 
 ROOT = Path(__file__).parents[2]
-CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed")
+CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed", "steering")
 
 
 def free_ports(count):

@@ -25,7 +25,7 @@ DIM, N = 6, 5
 
 
 class ToyGenerator(nn.Module):
-    latent_dim, image_shape = DIM, (3, 8, 8)
+    latent_dim, image_shape, latent_groups = DIM, (3, 8, 8), ()
 
     def __init__(self, classes=0):
         super().__init__()
@@ -336,3 +336,46 @@ def test_projection_holds_the_displacement_and_does_not_stop_the_run(tmp_path):
 
 def test_simultaneous_and_linear_run_too(tmp_path):
     assert run_stage(tmp_path, samples=32, update="simultaneous", kind="linear")["steps"] == 2
+
+
+def test_a_loss_that_climbs_back_stops_the_run_and_a_resumed_one_remembers_that_it_fell():
+    options = NavigatorConfig(rebound=2.5, rebound_after=300)
+    curve = {0: 7.0, 100: 3.0, 200: 2.4, 300: 2.2, 400: 2.4, 500: 2.6}
+
+    def stops(rule, start=0):
+        for samples, loss in curve.items():
+            if samples >= start and rule.reached({"loss_estimator": loss, "samples": samples}):
+                return samples
+            if samples == 400 and not start:
+                saved.append(rule.state_dict())
+        return None
+
+    saved = []
+    assert stops(stage.Rebound(options)) == 500
+    resumed = stage.Rebound(options)
+    resumed.load_state_dict(saved[0])
+    assert stops(resumed, start=500) == 500
+    assert stops(stage.Rebound(options), start=500) is None, "it never was below"
+    assert stops(stage.Rebound(dataclasses.replace(options, rebound_after=600))) is None
+    assert stops(stage.Rebound(NavigatorConfig())) is None
+
+
+def test_a_rebound_ends_the_stage_and_is_in_its_checkpoint(tmp_path):
+    monotone = {"samples": 16 * 8, "rebound_after": 16 * 3}
+    assert run_stage(tmp_path / "high", rebound=50.0, **monotone)["steps"] == 8, "it never climbs so far"
+    saved = artifacts.read_checkpoint(tmp_path / "high" / "navigator" / "checkpoint.pt")
+    assert 0 < saved["state"]["rebound"]["lowest"] < 50
+    run_stage(tmp_path / "none", **monotone)
+    saved = artifacts.read_checkpoint(tmp_path / "none" / "navigator" / "checkpoint.pt")
+    assert "rebound" not in saved["state"]
+
+
+def test_distances_are_logged_for_each_latent_group(tmp_path):
+    players, (batch, _) = make_players(tmp_path)
+    players.G.latent_groups = (2, 4)
+    with torch.no_grad():
+        dz = players.T_z(batch.z)
+    metrics = stage.alternating_step(players, batch).metrics
+    assert metrics["displacement_norm_0"].item() == pytest.approx(dz[:, :2].norm(dim=1).mean().item(), rel=1e-5)
+    assert metrics["displacement_norm_1"].item() == pytest.approx(dz[:, 2:].norm(dim=1).mean().item(), rel=1e-5)
+    assert "displacement_norm_2" not in metrics

@@ -10,7 +10,7 @@ import jinja2
 
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts
-from copgen_fast.stages.report import table
+from copgen_fast.stages.report import steering, table
 from copgen_fast.stages.report.charts import charts_of
 from copgen_fast.stages.report.strips import strips_of
 from copgen_fast.stages.run import Run
@@ -28,6 +28,7 @@ def run(run: Run) -> None:
         title=run.folder.name,
         results=results,
         columns=table.columns(results),
+        tables=tables(run),
         displacements={name: metrics.get(f"pairs.{name}.displacement_norm") for name in results},
         pictures={section: [(name, embed(png)) for name, png in strips] for section, strips in strips_of(run).items()},
         charts={name: embed(png) for name, png in charts_of(run, logs, results).items()},
@@ -53,10 +54,17 @@ def collect_metrics(run: Run, results: table.Results) -> dict[str, float]:
     if navigator:
         metrics |= {f"navigator.{name}": value for name, value in navigator.items()}
         metrics["navigator.loss"] = navigator["loss_navigator"]
+    if "steering" in run.sources:
+        walks = artifacts.read_json(run.folder / "steering" / "summary.json")["transformations"]
+        for walk, row in walks.items():
+            numbers = {name: value for name, value in row.items() if name != "energy"}
+            metrics |= {f"steering.{walk}.{name}": value for name, value in numbers.items()}
     pairs = {label(name): _summary(run.pairs_folder(name)) for name in run.config.pairs.positives}
     pairs = {name: summary for name, summary in pairs.items() if summary}
     for name, summary in pairs.items():
         metrics[f"pairs.{name}.displacement_norm"] = summary["displacement_mean"]
+        groups = {key: value for key, value in summary.items() if key.startswith("displacement_norm_")}
+        metrics |= {f"pairs.{name}.{key}": value for key, value in groups.items()}
     if pairs:
         metrics["pairs.count"] = run.config.pairs.count
         metrics["pairs.images_per_s"] = _mean([summary["images_per_s"] for summary in pairs.values()])
@@ -69,6 +77,20 @@ def collect_metrics(run: Run, results: table.Results) -> dict[str, float]:
     return metrics
 
 
+def tables(run: Run) -> dict[str, list[list[str]]]:
+    """Further tables by title, rows of text with the headings first."""
+    found = {}
+    pairs = {label(name): _summary(run.pairs_folder(name)) for name in run.config.pairs.positives}
+    groups = {name: [v for k, v in row.items() if k.startswith("displacement_norm_")] for name, row in pairs.items()}
+    if any(groups.values()):
+        heading = ["pairs", *(f"group {i}" for i in range(max(map(len, groups.values()))))]
+        rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in groups.items()]
+        found["Mean distance of z' from z in each latent group"] = [heading, *rows]
+    if "steering" in run.sources:
+        found["Walks: masked L2 to the transformed images, with and without them"] = steering.table_of(run)
+    return found
+
+
 def _summary(folder: Path) -> dict[str, float]:
     path = folder / "summary.json"
     return artifacts.read_json(path) if path.exists() else {}
@@ -79,8 +101,8 @@ def _mean(values: list[float]) -> float:
 
 
 def read_logs(run: Run) -> dict[str, list[Row]]:
-    """Logs by stage, `navigator` and `pretrain.SOURCE`; empty where a stage was not run."""
-    folders = {"navigator": run.folder / "navigator"}
+    """Logs by stage: `navigator`, `steering` and `pretrain.SOURCE`; empty where a stage was not run."""
+    folders = {name: run.folder / name for name in ("navigator", "steering")}
     folders |= {f"pretrain.{label(name)}": run.pretrain_folder(name) for name in run.sources}
     return {name: read_rows(folder / "metrics.jsonl") for name, folder in folders.items()}
 
@@ -94,10 +116,10 @@ def write_rows(run: Run, logs: dict[str, list[Row]]) -> None:
 def speeds(run: Run, results: table.Results) -> list[tuple[str, str, float]]:
     """Throughput and seconds of every stage: (stage, throughput, seconds)."""
     rows = []
-    navigator = _summary(run.folder / "navigator")
-    if navigator:
-        wait = f"{navigator['data_wait']:.1%} waiting for data"
-        rows.append(("navigator", f"{navigator['samples_per_s']:.0f} samples/s, {wait}", navigator["seconds"]))
+    for stage in ("navigator", "steering"):
+        if summary := _summary(run.folder / stage):
+            wait = f"{summary['data_wait']:.1%} waiting for data"
+            rows.append((stage, f"{summary['samples_per_s']:.0f} samples/s, {wait}", summary["seconds"]))
     for name in run.config.pairs.positives:
         if summary := _summary(run.pairs_folder(name)):
             rows.append((f"pairs {label(name)}", f"{summary['images_per_s']:.0f} images/s", summary["seconds"]))

@@ -31,10 +31,21 @@ def charts_of(run: Run, logs: dict[str, list[Row]], results: table.Results) -> d
         charts["displacement statistics"] = figures.lines(
             {label: column(name) for label, name in spread.items()}, "samples", "value"
         )
+    for stage in ("navigator", "steering"):
+        rows = logs[stage]
+        groups = [name for name in (rows[0] if rows else ()) if name.startswith("displacement_norm_")]
+        if groups:
+            samples = [row["samples"] for row in rows]
+            by_group = {f"group {name.rpartition('_')[2]}": (samples, [row[name] for row in rows]) for name in groups}
+            charts[f"{stage}: E||dz|| by latent group"] = figures.lines(by_group, "samples", "L2 norm")
+    if rows := logs["steering"]:
+        samples, names = [row["samples"] for row in rows], {"with walks": "loss", "without": "loss_without_walks"}
+        losses = {label: (samples, [row[name] for row in rows]) for label, name in names.items()}
+        charts["steering loss"] = figures.lines(losses, "samples", "masked L2")
     pretrain = {
         stage.partition(".")[2]: ([row["step"] for row in rows], [row["loss"] for row in rows])
         for stage, rows in logs.items()
-        if stage != "navigator"
+        if stage.startswith("pretrain.")
     }
     charts["pretraining loss"] = figures.lines(pretrain, "step", "loss")
     for column in table.columns(results):

@@ -12,9 +12,12 @@ from copgen_fast.images import pictures
 from copgen_fast.positives.navigator import untrained
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, latents
+from copgen_fast.stages.report import steering
 from copgen_fast.stages.run import Run
 
 COLUMNS = 16
+WALKED = 2
+"""Latents from which walks are shown."""
 LEVELS = (0.5, 1.0, 1.5, 2.0)
 """Multiples of the learned displacement shown side by side."""
 
@@ -42,23 +45,24 @@ def strips_of(run: Run) -> Strips:
         distance = (latent - z).norm(dim=1).mean().item()
         return f"{name} ({distance:.2f})" if distance else name, pictures.grid_png(draw(latent), COLUMNS)
 
-    setting = positives.Setting(G.latent_dim, config.seed, config.navigator, run.navigator_file)
     ways = {}
     for name, options in positives.options(config.pairs).items():
-        make = positives.build(name, dataclasses.replace(setting, options=options))
-        ways[label(name)] = make(z, list(seeds))
+        ways[label(name)] = positives.build(name, run.setting(G, options))(z, list(seeds))
     compared = [strip("anchor", z)] + [strip(name, latent) for name, latent in ways.items() if name != "navigator"]
     sections = {"Positives, one way a row (mean distance from the anchor's latent)": compared}
     learned = ways.get("navigator")
     if learned is not None:
         compared += [strip(f"COP-Gen, {level:g} x T_z(z)", z + level * (learned - z)) for level in LEVELS]
         kept = sorted((run.folder / "navigator" / "kept").glob("*.safetensors"))
-        T_z = untrained(G.latent_dim, config.navigator, config.seed)
+        T_z = untrained(G.latent_dim, config.navigator, config.seed, G.latent_groups)
         history = [strip("anchor", z)]
         for path in kept[:: max(1, len(kept) // 8)]:
             artifacts.load_strictly(T_z, artifacts.read_tensors(path), path)
             history.append(strip(f"after {int(path.stem)} samples", z + T_z(z)))
         sections["COP-Gen positives while the navigator learns"] = history
+    if "steering" in ways:
+        title = "Walks: transformed images above, G(z + alpha w) below, from one end of the range to the other"
+        sections[title] = steering.strips_of(run, G, z[:WALKED])
     more = latents.sample_each(config.generator.prior, range(2**31, 2**31 + 4 * COLUMNS), G.latent_dim)
     sections["Samples of the generator"] = [("", pictures.grid_png(draw(more), COLUMNS))]
     return sections

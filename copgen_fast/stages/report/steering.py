@@ -1,0 +1,49 @@
+"""The steering stage on the report: a table of what each walk does, and pictures of walks beside their targets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from copgen_fast.images import pictures
+from copgen_fast.positives import _warps
+from copgen_fast.positives.steering import learned
+from copgen_fast.runtime import artifacts
+from copgen_fast.stages._draws import draw_labels
+from copgen_fast.stages.run import Run
+
+STEPS = 7
+"""Step sizes shown, from one end of a transformation's range to the other."""
+
+
+def table_of(run: Run) -> list[list[str]]:
+    """Rows of text, headings first: of each transformation, and of all at once."""
+    found = artifacts.read_json(run.folder / "steering" / "summary.json")["transformations"]
+    groups = len(next(iter(found.values()))["energy"])
+    shares = [f"energy in group {i} %" for i in range(groups)] if groups > 1 else []
+    rows = [["transformation", "loss", "loss without the walk", "ratio", "norm of w", "E||dz||", *shares]]
+    for name, row in found.items():
+        numbers = [f"{row['loss']:.4f}", f"{row['loss_without']:.4f}", f"{row['ratio']:.2f}"]
+        numbers += [f"{row['norm']:.2f}" if "norm" in row else "", f"{row['displacement_norm']:.2f}"]
+        numbers += [f"{100 * share:.0f}" for share in row.get("energy", [])] if groups > 1 else []
+        rows.append([name, *numbers])
+    return rows
+
+
+def strips_of(run: Run, G: nn.Module, z: Tensor) -> list[tuple[str, bytes]]:
+    """A picture for every walk, a latent of z [N, L] after another: targets above, G(z + alpha w) below them."""
+    limits = _warps.limits_of(run.config.steering)
+    walks = learned(G.latent_dim, run.config.steering, run.steering_file)
+    shown = z.repeat_interleave(STEPS, dim=0)
+    labels = draw_labels(G, len(z), z.device, run.config.seed, "walks shown")
+    labels = None if labels is None else labels.repeat_interleave(STEPS)
+    x = G(shown, labels)
+    strips = []
+    for name, limit in limits.items():
+        amount = _warps.between(name, limit, STEPS)[:, None].repeat(len(z), 1)
+        one = {name: limit}
+        inverse = _warps.homographies(amount, one, G.image_shape[1:]).to(x.dtype)
+        target, _ = _warps.transform(x, inverse, _warps.colours(amount, one).to(x.dtype))
+        x_prime = G(shown + walks(_warps.steps(amount, one).to(z.dtype), (name,)), labels)
+        strips.append((name, pictures.grid_png(torch.cat([target, x_prime]), columns=len(shown))))
+    return strips
