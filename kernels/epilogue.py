@@ -16,8 +16,8 @@ __all__ = ["losses_of", "weigh"]
 
 BLOCK = 1024
 WARPS = 4
-# Below every logit, and finite: differences with it are numbers.
-LOWEST = tl.constexpr(-1e30)
+# Below every product, and finite: differences with it are numbers.
+LOWEST = tl.constexpr(-3e38)
 
 _kernel = triton.jit(do_not_specialize=("k", "first", "m", "offset", "shift"))
 
@@ -35,26 +35,34 @@ def losses_of_kernel(
     at = tl.full((BLOCK,), 2147483647, tl.int32)
     for j0 in range(0, k, BLOCK):
         j = j0 + tl.arange(0, BLOCK)
-        x = tl.load(start + j, j < k, float("-inf")) * scale
+        x = tl.load(start + j, j < k, float("-inf"))
         if EXCLUDE_SELF:
             x = tl.where(j == offset + first + row, float("-inf"), x)
         # A NaN is not larger, and makes the sum NaN.
         larger = x > maximum
         new = tl.where(larger, x, maximum)
         at = tl.where(larger, j, at)
-        total = total * tl.exp(maximum - new) + tl.exp(x - new)
+        total = total * tl.exp(scale * (maximum - new)) + tl.exp(scale * (x - new))
         maximum = new
     peak = tl.max(maximum, 0)
-    value = peak + tl.log(tl.sum(total * tl.exp(maximum - peak), 0))
-    loss = value
+    log_sum = tl.log(tl.sum(total * tl.exp(scale * (maximum - peak)), 0))
+    target = 0.0
     if shift >= 0:
-        loss = value - tl.load(start + offset + (first + row + shift) % m) * scale
-    tl.store(lse + row, value)
-    tl.store(losses + row, loss)
+        target = tl.load(start + offset + (first + row + shift) % m)
+    # Only differences of products are scaled: a large scaled product is rounded by more than 1.
+    tl.store(lse + row, peak + log_sum / scale)
+    tl.store(losses + row, scale * (peak - target) + log_sum)
     if nearest is not None:
         # Where all is NaN nothing is nearest: any column will do.
         tl.store(nearest + row, tl.minimum(tl.min(tl.where(maximum == peak, at, 2147483647), 0), k - 1).to(tl.int64))
-        tl.store(nearest_logit + row, peak)
+        tl.store(nearest_logit + row, scale * peak)
+
+
+@triton.jit
+def _share(products, scale, lse):
+    """Shares of a sum: at most 1, also where a large product is rounded otherwise than lse was."""
+    logit = scale * (products - lse)
+    return tl.exp(tl.where(logit > 0, 0.0, logit))  # keeps NaN
 
 
 @_kernel
@@ -67,16 +75,16 @@ def weigh_kernel(
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     exists = j < k
     place = products + row.to(tl.int64) * k + j
-    x = tl.load(place, exists, 0.0) * scale
+    x = tl.load(place, exists, 0.0)
     weight = tl.zeros((BLOCK,), tl.float32)
     of_target = tl.zeros((BLOCK,), tl.float32)
     if row_lse is not None:
         grad = tl.load(row_grad + row)
-        weight += grad * tl.exp(x - tl.load(row_lse + row))
+        weight += grad * _share(x, scale, tl.load(row_lse + row))
         of_target += grad
     if column_lse is not None:
         grads = tl.load(column_grad + j, exists, 0.0)
-        weight += grads * tl.exp(x - tl.load(column_lse + j, exists, 0.0))
+        weight += grads * _share(x, scale, tl.load(column_lse + j, exists, 0.0))
         of_target += grads
     if EXCLUDE_SELF:
         weight = tl.where(j == offset + first + row, 0.0, weight)

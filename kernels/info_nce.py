@@ -95,7 +95,9 @@ def row_losses(
             BLOCK_M=blocks.m, BLOCK_N=blocks.n, BOUNDED=bounded, EXCLUDE_SELF=exclude_self, **blocks.meta(d),
         )  # fmt: skip
         if splits > 1:
-            merge_kernel[(triton.cdiv(m, 64),)](rows, columns, scale, m, offset, shift, splits, *outputs, D=d, BLOCK=64)
+            merge_kernel[(triton.cdiv(m, 64),)](
+                rows, columns, scale, m, offset, shift, splits, *outputs, D=d, BLOCK=64, BOUNDED=bounded
+            )
 
 
 def _triangle(

@@ -1,8 +1,9 @@
 """Triton kernels of the fused InfoNCE: a program takes a block of rows over the columns, a tile at a time.
 
 Logits are in units of log 2, so that an exponential is one multiply-add and one exp2. Where they are bounded (BOUNDED),
-one shift `bound` serves all; otherwise each row keeps its running maximum. Masks apply only to tiles at the end of the
-columns, on the diagonal or with targets. Launchers: kernels/info_nce.py.
+one shift `bound` serves all; otherwise each row keeps its largest product so far, and only differences of products are
+scaled (a large scaled product is rounded by more than 1). lse is in units of products. Masks apply only to tiles at the
+end of the columns, on the diagonal or with targets. Launchers: kernels/info_nce.py.
 """
 
 import triton
@@ -65,8 +66,13 @@ def _target(i, m, offset, shift):
 
 
 @triton.jit
-def _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses, lse, D: tl.constexpr):
-    """Store lse and losses of rows `i` [BLOCK], whose exponentials, divided by 2^peak, have the sum `total`."""
+def _store_losses(
+    peak, total, rows, columns, i, scale, m, offset, shift, losses, lse, D: tl.constexpr, BOUNDED: tl.constexpr
+):  # fmt: skip
+    """Store lse and losses of rows `i` [BLOCK], whose exponentials, divided by that of `peak`, have the sum `total`.
+
+    `peak` is a logit in units of log 2 where BOUNDED, otherwise a product.
+    """
     exists = i < m
     logit = tl.zeros(i.shape, tl.float32)
     if shift >= 0:
@@ -78,9 +84,13 @@ def _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses
             x = tl.load(rows + own[:, None] * D + d, inside, 0.0).to(tl.float32)
             logit += tl.sum(x * tl.load(columns + other[:, None] * D + d, inside, 0.0).to(tl.float32), 1)
     rest = tl.log2(total)
-    tl.store(lse + i, (peak + rest) * LN_2, exists)
     # The two large ones first: rounding their sum would show in small losses.
-    tl.store(losses + i, (peak - scale * logit + rest) * LN_2, exists)
+    if BOUNDED:
+        tl.store(lse + i, (peak + rest) / scale, exists)
+        tl.store(losses + i, (peak - scale * logit + rest) * LN_2, exists)
+    else:
+        tl.store(lse + i, peak + rest / scale, exists)
+        tl.store(losses + i, (scale * (peak - logit) + rest) * LN_2, exists)
 
 
 @_kernel
@@ -122,10 +132,12 @@ def losses_kernel(
             best = tl.where(largest > best, largest, best)
         if not BOUNDED:
             # A maximum may leave NaN out: its exponential is NaN all the same.
-            higher = tl.maximum(peak, scale * tl.max(products, 1))
-            total *= tl.exp2(peak - higher)
+            higher = tl.maximum(peak, tl.max(products, 1))
+            total *= tl.exp2(scale * (peak - higher))
             peak = higher
-        total += tl.sum(tl.exp2(scale * products - peak[:, None]), 1)
+            total += tl.sum(tl.exp2(scale * (products - peak[:, None])), 1)
+        else:
+            total += tl.sum(tl.exp2(scale * products - bound), 1)
     if parts is not None:
         at = tl.program_id(1).to(tl.int64) * m + i
         half = tl.num_programs(1).to(tl.int64) * m
@@ -135,7 +147,7 @@ def losses_kernel(
             tl.store(parts + 2 * half + at, best, i < m)
             tl.store(parts_at + at, best_at, i < m)
         return
-    _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses, lse, D)
+    _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses, lse, D, BOUNDED)
     if nearest is not None:
         tl.store(nearest + i, best_at.to(tl.int64), i < m)
         tl.store(nearest_logit + i, scale * best * LN_2, i < m)
@@ -144,7 +156,7 @@ def losses_kernel(
 @_kernel
 def merge_kernel(
     rows, columns, scale, m, offset, shift, splits, losses, lse, nearest, nearest_logit, parts, parts_at,
-    D: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts of losses_kernel into its results."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -156,8 +168,9 @@ def merge_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for split in range(splits):
         part = tl.load(parts + (splits + split) * step + i, exists, 0.0)
-        total += part * tl.exp2(tl.load(parts + split * step + i, exists, 0.0) - peak)
-    _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses, lse, D)
+        # Where BOUNDED all have the same one.
+        total += part * tl.exp2(scale * (tl.load(parts + split * step + i, exists, 0.0) - peak))
+    _store_losses(peak, total, rows, columns, i, scale, m, offset, shift, losses, lse, D, BOUNDED)
     if nearest is not None:
         best = tl.full((BLOCK,), float("-inf"), tl.float32)
         best_at = tl.zeros((BLOCK,), tl.int32)
@@ -232,7 +245,7 @@ def finish_kernel(
     for part in range(last - first, last - first + (last - first + each - 1) // each):
         total += tl.load(parts + tl.cast(part, tl.int64) * m + i, exists, 0.0)
     if last == count // 2 + 1:
-        _store_losses(bound, total, rows, rows, i, scale, m, 0, shift, losses, lse, D)
+        _store_losses(bound, total, rows, rows, i, scale, m, 0, shift, losses, lse, D, True)
     else:
         tl.store(lse + i, total, exists)
 
@@ -246,6 +259,13 @@ def _largest(numbers, count):
         at = start + tl.arange(0, 1024)
         largest = tl.maximum(largest, tl.abs(tl.load(numbers + at, at < count, 0.0)))
     return tl.max(largest)
+
+
+@triton.jit
+def _share(products, scale, lse):
+    """Shares of a sum, at most 1 (also where a large product is rounded otherwise than lse was), times GAIN."""
+    logit = scale * (products - lse)
+    return tl.exp2(tl.where(logit > 0, 0.0, logit) + GAIN_LOG2)  # keeps NaN
 
 
 @_kernel
@@ -272,9 +292,9 @@ def gradients_kernel(
         unit = tl.maximum(unit, _largest(column_grad, k))
     if row_grad is not None:
         g = tl.load(row_grad + i, i < m, 0.0) * (1 / unit)
-        row_shift = tl.load(row_lse + i, i < m, 0.0) * LOG2_E
+        row_level = tl.load(row_lse + i, i < m, 0.0)
         if BOUNDED:
-            row_factor = g * tl.exp2(bound - row_shift)
+            row_factor = g * tl.exp2(bound - scale * row_level)
     gradient = tl.zeros((BLOCK_M, WIDTH), tl.float32)
     for j0 in range(begin, tl.minimum(begin + each, k), BLOCK_N):
         j = j0 + tl.arange(0, BLOCK_N)
@@ -286,22 +306,22 @@ def gradients_kernel(
             other = _load(columns, j0, k, out0, D, BLOCK_N, WIDTH)
         if column_grad is not None:
             h = tl.load(column_grad + j, j < k, 0.0) * (1 / unit)
-            column_shift = tl.load(column_lse + j, j < k, 0.0) * LOG2_E
+            column_level = tl.load(column_lse + j, j < k, 0.0)
         # One exponential times the sum of both factors, where the factors are sure to be in range.
         if BOUNDED:
             weights = tl.exp2(scale * products - (bound - GAIN_LOG2))
             if column_grad is None:
                 weights *= row_factor[:, None]
             elif row_grad is None:
-                weights *= (h * tl.exp2(bound - column_shift))[None, :]
+                weights *= (h * tl.exp2(bound - scale * column_level))[None, :]
             else:
-                weights *= row_factor[:, None] + (h * tl.exp2(bound - column_shift))[None, :]
+                weights *= row_factor[:, None] + (h * tl.exp2(bound - scale * column_level))[None, :]
         elif column_grad is None:
-            weights = g[:, None] * tl.exp2(scale * products - (row_shift - GAIN_LOG2)[:, None])
+            weights = g[:, None] * _share(products, scale, row_level[:, None])
         else:
-            weights = h[None, :] * tl.exp2(scale * products - (column_shift - GAIN_LOG2)[None, :])
+            weights = h[None, :] * _share(products, scale, column_level[None, :])
             if row_grad is not None:
-                weights += g[:, None] * tl.exp2(scale * products - (row_shift - GAIN_LOG2)[:, None])
+                weights += g[:, None] * _share(products, scale, row_level[:, None])
         special = j0 + BLOCK_N > k
         if EXCLUDE_SELF:
             special |= (j0 < offset + i0 + BLOCK_M) & (j0 + BLOCK_N > offset + i0)

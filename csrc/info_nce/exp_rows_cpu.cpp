@@ -44,10 +44,18 @@ COPGEN_INLINE T sum_exp(const T* __restrict s, int64_t n, T scale, T shift, T* _
 }
 
 template <typename T>
-COPGEN_INLINE void add_exp(const T* __restrict s, int64_t n, T scale, const T* __restrict shift,
-                           T* __restrict columns) {
+COPGEN_INLINE T sum_exp_below(const T* __restrict s, int64_t n, T scale, T top) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; ++j) sum += exponential(scale * (s[j] - top));
+  return sum;
+}
+
+template <typename T>
+COPGEN_INLINE void add_exp_below(const T* __restrict s, int64_t n, T scale, const T* __restrict top,
+                                 T* __restrict columns) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) columns[j] += exponential(scale * (s[j] - shift[j]));
+  for (int64_t j = 0; j < n; ++j) columns[j] += exponential(scale * (s[j] - top[j]));
 }
 
 // A NaN is not larger, but its exponential is NaN whatever the shift.
@@ -68,14 +76,19 @@ COPGEN_INLINE void weigh(T* __restrict s, int64_t n, T scale, T shift, T row, co
   for (int64_t j = 0; j < n; ++j) s[j] = (row + columns[j]) * exponential(scale * s[j] - shift);
 }
 
+// A share of a sum, exp(scale (s - lse)): at most 1, also where a large s is rounded otherwise than lse was. Keeps NaN.
+template <typename T>
+COPGEN_INLINE T share(T s, T scale, T lse) {
+  const T x = scale * (s - lse);
+  return exponential(x > 0 ? T(0) : x);
+}
+
 template <typename T>
 COPGEN_INLINE void weigh_apart(T* __restrict s, int64_t n, T scale, T row_lse, T row_grad,
                                const T* __restrict column_lse, const T* __restrict column_grad) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const T logit = scale * s[j];
-    s[j] = row_grad * exponential(logit - row_lse) + column_grad[j] * exponential(logit - column_lse[j]);
-  }
+  for (int64_t j = 0; j < n; ++j)
+    s[j] = row_grad * share(s[j], scale, row_lse) + column_grad[j] * share(s[j], scale, column_lse[j]);
 }
 
 }  // namespace body
@@ -84,8 +97,11 @@ COPGEN_INLINE void weigh_apart(T* __restrict s, int64_t n, T scale, T row_lse, T
   COPGEN_CLONES_##T T sum_exp(const T* s, int64_t n, T scale, T shift, T* columns) {                       \
     return body::sum_exp(s, n, scale, shift, columns);                                                     \
   }                                                                                                        \
-  COPGEN_CLONES_##T void add_exp(const T* s, int64_t n, T scale, const T* shift, T* columns) {             \
-    body::add_exp(s, n, scale, shift, columns);                                                            \
+  COPGEN_CLONES_##T T sum_exp_below(const T* s, int64_t n, T scale, T top) {                               \
+    return body::sum_exp_below(s, n, scale, top);                                                          \
+  }                                                                                                        \
+  COPGEN_CLONES_##T void add_exp_below(const T* s, int64_t n, T scale, const T* top, T* columns) {         \
+    body::add_exp_below(s, n, scale, top, columns);                                                        \
   }                                                                                                        \
   COPGEN_CLONES_##T T raise(const T* s, int64_t n, T* columns) { return body::raise(s, n, columns); }      \
   COPGEN_CLONES_##T void weigh(T* s, int64_t n, T scale, T shift, T row, const T* columns) {               \

@@ -1,7 +1,8 @@
 // CUDA kernels of InfoNCE over a similarity matrix that is never stored; without PyTorch's headers.
 //
 // s_ij = rows_i . columns_j / temperature;   lse_i = log sum over j != self(i) of exp(s_ij);
-// loss_i = lse_i - s_i,target(i), or lse_i where there is no target.
+// loss_i = lse_i - s_i,target(i), or lse_i where there is no target. The lse that is stored is in units of products,
+// times the temperature.
 // Rows and columns are contiguous fp16, and products accumulate in float. All sums have a fixed order.
 #pragma once
 
@@ -11,24 +12,25 @@
 
 namespace copgen {
 
-constexpr float kLowest = -1e30f;  // below every logit, and finite, so that differences are no NaN
+constexpr float kLowest = -3e38f;  // below every product, and finite, so that differences are no NaN
 constexpr int kNowhere = 0x7fffffff;
 
-// A row's sum of exponentials over some columns, divided by exp(max) where the logits are not bounded.
+// A row's sum of exponentials over some columns, divided by that of max where the logits are not bounded. Products are
+// not yet divided by the temperature: only their differences are, as a large logit is rounded by more than 1.
 struct RowSum {
-  float max, sum, target;
-  float best;  // largest product, not yet divided by the temperature
+  float max, sum, target;  // max and target are products
+  float best;  // largest product
   int index;   // and its first column
 
   __device__ static RowSum empty() { return {kLowest, 0, 0, -INFINITY, kNowhere}; }
 
   template <bool kBounded, bool kNearest>
-  __device__ __forceinline__ void merge(const RowSum& other) {
+  __device__ __forceinline__ void merge(const RowSum& other, float scale) {
     if (kBounded) {
       sum += other.sum;
     } else {
       const float both = fmaxf(max, other.max);
-      sum = sum * exponential(max - both) + other.sum * exponential(other.max - both);
+      sum = sum * exponential(scale * (max - both)) + other.sum * exponential(scale * (other.max - both));
       max = both;
     }
     target += other.target;  // only one of the two has seen it
@@ -39,7 +41,7 @@ struct RowSum {
 
 // Merges the four lanes that share a row.
 template <bool kBounded, bool kNearest>
-__device__ __forceinline__ void merge_quad(RowSum& row) {
+__device__ __forceinline__ void merge_quad(RowSum& row, float scale) {
 #pragma unroll
   for (int step = 1; step < 4; step *= 2) {
     RowSum other = RowSum::empty();
@@ -48,7 +50,7 @@ __device__ __forceinline__ void merge_quad(RowSum& row) {
     if (!kBounded) other.max = __shfl_xor_sync(kWarp, row.max, step);
     if (kNearest) other.best = __shfl_xor_sync(kWarp, row.best, step);
     if (kNearest) other.index = __shfl_xor_sync(kWarp, row.index, step);
-    row.merge<kBounded, kNearest>(other);
+    row.merge<kBounded, kNearest>(other, scale);
   }
 }
 
@@ -65,13 +67,12 @@ __device__ __forceinline__ void add_tile(const Similarity& matrix, int i, int j0
     for (int e = 0; e < 2; ++e) {
       float& x = s[n][2 * half + e];
       const int j = j0 + 8 * n + e;
-      if (!kPlain && j == target) row.target = x * matrix.scale;
+      if (!kPlain && j == target) row.target = x;
       if (!kPlain && (j >= matrix.k || j == self)) x = -INFINITY;
       if (kNearest && x > row.best) row.best = x, row.index = j;
       if (kBounded) {
         sum += power_of_two(fmaf(x, matrix.scale * log2_e, -matrix.bound * log2_e));
       } else {
-        x *= matrix.scale;
         max = fmaxf(max, x);
       }
     }
@@ -79,8 +80,8 @@ __device__ __forceinline__ void add_tile(const Similarity& matrix, int i, int j0
   if (!kBounded) {
 #pragma unroll
     for (int n = 0; n < Shape::kTiles; ++n)
-      sum += exponential(s[n][2 * half] - max) + exponential(s[n][2 * half + 1] - max);
-    row.sum *= exponential(row.max - max);
+      sum += exponential(matrix.scale * (s[n][2 * half] - max)) + exponential(matrix.scale * (s[n][2 * half + 1] - max));
+    row.sum *= exponential(matrix.scale * (row.max - max));
     row.max = max;
   }
   row.sum += sum;
@@ -115,17 +116,22 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kRowWarps == 1 ? 2 : 3
 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    merge_quad<kBounded, kNearest>(rows[half]);
+    merge_quad<kBounded, kNearest>(rows[half], matrix.scale);
     if (at.quad == 0) parts[at.warp % Shape::kColumnWarps][at.row + 8 * half] = rows[half];
   }
   __syncthreads();
   const int i = i0 + threadIdx.x;
   if (threadIdx.x >= Shape::kRows || i >= matrix.m) return;
   RowSum row = parts[0][threadIdx.x];
-  for (int w = 1; w < Shape::kColumnWarps; ++w) row.merge<kBounded, kNearest>(parts[w][threadIdx.x]);
-  const float shift = kBounded ? matrix.bound : row.max, log_sum = logf(row.sum);
-  lse[i] = shift + log_sum;
-  losses[i] = shift - row.target + log_sum;  // without a target its logit is zero
+  for (int w = 1; w < Shape::kColumnWarps; ++w) row.merge<kBounded, kNearest>(parts[w][threadIdx.x], matrix.scale);
+  const float log_sum = logf(row.sum);  // without a target its product is zero
+  if (kBounded) {
+    lse[i] = (matrix.bound + log_sum) / matrix.scale;
+    losses[i] = matrix.bound - row.target * matrix.scale + log_sum;
+  } else {
+    lse[i] = row.max + log_sum / matrix.scale;
+    losses[i] = matrix.scale * (row.max - row.target) + log_sum;
+  }
   if (kNearest) {
     nearest[i] = row.index == kNowhere ? 0 : row.index;
     nearest_logit[i] = row.best * matrix.scale;
@@ -216,8 +222,8 @@ __global__ void __launch_bounds__(Wide::kThreads, 3)
 // A thread a row: adds the column sums of a band of `size` row blocks to those of the bands before it (`carried` [m],
 // used only with several bands). At the last band it replaces the row sums in lse and the target logits in losses by
 // the results.
-__global__ void triangle_sums_kernel(int m, float bound, bool has_target, int band, int size, const float* column_sums,
-                                     float* carried, float* losses, float* lse) {
+__global__ void triangle_sums_kernel(int m, float bound, float scale, bool has_target, int band, int size,
+                                     const float* column_sums, float* carried, float* losses, float* lse) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= m) return;
   const int blocks = (m + Wide::kRows - 1) / Wide::kRows, own = i / Wide::kRows;
@@ -233,7 +239,7 @@ __global__ void triangle_sums_kernel(int m, float bound, bool has_target, int ba
     return;
   }
   const float log_sum = logf(lse[i] + sum);
-  lse[i] = bound + log_sum;
+  lse[i] = (bound + log_sum) / scale;
   losses[i] = bound - (has_target ? losses[i] : 0.0f) + log_sum;
 }
 

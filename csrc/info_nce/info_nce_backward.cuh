@@ -2,6 +2,7 @@
 //
 // W_ij = g_i (exp(s_ij - lse_i) - [j is target(i)]) + h_j (exp(s_ij - lse_j) - [j is target(i)]), without the
 // exponentials where j is self(i);   grad_i = sum_j W_ij columns_j / temperature
+// The lse that are given are in units of products, times the temperature.
 #pragma once
 
 #include "similarity.cuh"
@@ -38,14 +39,15 @@ __device__ __forceinline__ int range_exponent(const Similarity& matrix, const St
 // A row's or a column's part of a weight.
 struct Weight {
   float grad;  // g_i or h_j, in range
-  float lse;   // or, of bounded logits, grad exp(-lse): they share an exponential then
+  float lse;   // or, of bounded logits, grad exp(-scale lse): they share an exponential then
 };
 
 template <bool kBounded>
-__device__ __forceinline__ Weight weight(const float* grads, const float* lses, int i, int count, float up) {
+__device__ __forceinline__ Weight weight(const float* grads, const float* lses, int i, int count, float up,
+                                         float scale) {
   if (grads == nullptr || i >= count) return {0, 0};
   const float grad = grads[i] * up * up;
-  return {grad, kBounded ? grad * exponential(-lses[i]) : lses[i]};
+  return {grad, kBounded ? grad * exponential(-scale * lses[i]) : lses[i]};
 }
 
 // Loads the columns' parts of the weights with the columns.
@@ -58,12 +60,18 @@ struct ColumnWeights {
   Weight mine;
   __device__ void fetch(int j0) {
     if (threadIdx.x < Shape::kColumns)
-      mine = weight<kBounded>(stats.column_grad, stats.column_lse, j0 + threadIdx.x, matrix.k, up);
+      mine = weight<kBounded>(stats.column_grad, stats.column_lse, j0 + threadIdx.x, matrix.k, up, matrix.scale);
   }
   __device__ void store() {
     if (threadIdx.x < Shape::kColumns) shared[threadIdx.x] = mine;
   }
 };
+
+// A share of a sum: at most 1, also where a large product is rounded otherwise than lse was. Keeps NaN.
+__device__ __forceinline__ float share(float product, float scale, float lse) {
+  const float logit = scale * (product - lse);
+  return exponential(logit > 0 ? 0.0f : logit);
+}
 
 // Products of one tile to weights, in place. j0 is this thread's first column, `columns` points to its weights.
 template <class Shape, bool kBounded, bool kPlain>
@@ -83,8 +91,8 @@ __device__ __forceinline__ void to_weights(const Similarity& matrix, const Stati
       if (kBounded) {
         w = power_of_two(s[n][e] * (matrix.scale * log2_e)) * (row.lse + column.lse);
       } else {
-        if (stats.row_grad) w = row.grad * exponential(fmaf(s[n][e], matrix.scale, -row.lse));
-        if (stats.column_grad) w += column.grad * exponential(fmaf(s[n][e], matrix.scale, -column.lse));
+        if (stats.row_grad) w = row.grad * share(s[n][e], matrix.scale, row.lse);
+        if (stats.column_grad) w += column.grad * share(s[n][e], matrix.scale, column.lse);
       }
       if (!kPlain) {
         const int j = j0 + 8 * n + e % 2;
@@ -124,8 +132,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kRowWarps == 1 ? 1 : 2
   const int i0 = blockIdx.x * Shape::kRows, i = i0 + at.row, d0 = blockIdx.y * kChunk;
   const int tiles = (matrix.k + Shape::kColumns - 1) / Shape::kColumns;
   const Range range(range_exponent<Shape::kThreads>(matrix, stats));
-  const Weight rows[2] = {weight<kBounded>(stats.row_grad, stats.row_lse, i, matrix.m, range.up),
-                          weight<kBounded>(stats.row_grad, stats.row_lse, i + 8, matrix.m, range.up)};
+  const Weight rows[2] = {weight<kBounded>(stats.row_grad, stats.row_lse, i, matrix.m, range.up, matrix.scale),
+                          weight<kBounded>(stats.row_grad, stats.row_lse, i + 8, matrix.m, range.up, matrix.scale)};
   ColumnWeights<Shape, kBounded> extra{matrix, stats, range.up, column_weights, {0, 0}};
   float grad[kPieces][4] = {};
   walk<Shape>(

@@ -71,18 +71,18 @@ void for_each_chunk(int64_t height, const Work& work) {
   });
 }
 
-// Running log-sum-exp: the sum of exponentials times exp(-shift); shift never decreases.
+// Running log-sum-exp of products s: the sum of exp(scale (s - top)); top never decreases. Only differences of products
+// are scaled: a scaled product would be rounded, by more than 1 where it is large.
 struct LogSum {
-  double shift = -std::numeric_limits<double>::infinity(), sum = 0;
+  double top = -std::numeric_limits<double>::infinity(), sum = 0;
 
-  void add(double other_shift, double other_sum) {
-    if (other_shift > shift) {
-      sum *= std::exp(shift - other_shift);
-      shift = other_shift;
+  void add(double other_top, double other_sum, double scale) {
+    if (other_top > top) {
+      sum *= std::exp(scale * (top - other_top));
+      top = other_top;
     }
-    sum += other_sum * (other_shift == shift ? 1 : std::exp(other_shift - shift));
+    sum += other_sum * (other_top == top ? 1 : std::exp(scale * (other_top - top)));
   }
-  double value() const { return shift + std::log(sum); }
 };
 
 template <typename T>
@@ -114,8 +114,9 @@ class Forward {
       if (transposed_too) add_columns(tile);
     });
     for (int64_t i = 0; i < x_.m(); ++i) {
-      lse[i] = sums_[i].value();
-      losses[i] = sums_[i].value() - of_target_[i];
+      const double log_sum = std::log(sums_[i].sum);
+      lse[i] = sums_[i].top + log_sum / x_.scale;
+      losses[i] = x_.scale * (sums_[i].top - of_target_[i]) + log_sum;
     }
   }
 
@@ -126,7 +127,7 @@ class Forward {
     const bool bounded = x_.bound <= kSafe;
     for (int64_t r = first; r < last; ++r) {
       visit_row(tile, r, transposed_too);
-      if (bounded) sums_[tile.i + r].add(x_.bound, sum_exp(tile.row(r), tile.width, scale(), T(x_.bound), sums));
+      if (bounded) add(tile.i + r, x_.bound / x_.scale, sum_exp(tile.row(r), tile.width, scale(), T(x_.bound), sums));
     }
     if (!bounded) add_unbounded(tile, first, last, chunk, transposed_too);
   }
@@ -138,11 +139,10 @@ class Forward {
     for (int64_t r = first; r < last; ++r) {
       // A row whose only column in this tile is itself has no finite maximum.
       const T top = std::max(raise(tile.row(r), tile.width, tops), std::numeric_limits<T>::lowest());
-      sums_[tile.i + r].add(scale() * top, sum_exp(tile.row(r), tile.width, scale(), scale() * top, sums));
+      add(tile.i + r, top, sum_exp_below(tile.row(r), tile.width, scale(), top));
     }
     if (!transposed_too) return;
-    std::fill(sums, sums + tile.width, T(0));
-    for (int64_t r = first; r < last; ++r) add_exp(tile.row(r), tile.width, scale(), tops, sums);
+    for (int64_t r = first; r < last; ++r) add_exp_below(tile.row(r), tile.width, scale(), tops, sums);
   }
 
   void add_columns(const Tile<T>& tile) {
@@ -151,17 +151,17 @@ class Forward {
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
         for (int64_t j = first; j < last; ++j) {
           const int64_t at = chunk * kTile + j;
-          sums_[tile.j + j].add(column_tops_.empty() ? x_.bound : scale() * column_tops_[at], column_sums_[at]);
+          add(tile.j + j, column_tops_.empty() ? x_.bound / x_.scale : column_tops_[at], column_sums_[at]);
         }
     });
   }
 
-  // Stores the row's target logit and nearest column, and excludes the row itself from its sum.
+  // Stores the product with the row's target and nearest column, and excludes the row itself from its sum.
   void visit_row(const Tile<T>& tile, int64_t r, bool transposed_too) {
     const int64_t i = tile.i + r;
     T* row = tile.row(r);
     if (x_.shift >= 0 && tile.has_column(x_.target(i))) {
-      of_target_[i] = scale() * row[x_.target(i) - tile.j];
+      of_target_[i] = row[x_.target(i) - tile.j];
       if (transposed_too) of_target_[x_.target(i)] = of_target_[i];
     }
     if (x_.exclude_self && tile.has_column(x_.offset + i)) row[x_.offset + i - tile.j] = -INFINITY;
@@ -173,6 +173,7 @@ class Forward {
     }
   }
 
+  void add(int64_t i, double top, double sum) { sums_[i].add(top, sum, x_.scale); }
   T scale() const { return x_.scale; }
 
   const Matrix& x_;
@@ -182,19 +183,19 @@ class Forward {
   std::vector<T> column_sums_, column_tops_;  // of each chunk of a tile's rows
 };
 
-// Log-sum-exps and gradients of losses, and factors of bounded exponentials: grad exp(bound - lse).
+// Log-sum-exps and gradients of losses, and factors of bounded exponentials: grad exp(bound - scale lse).
 template <typename T>
 struct Statistics {
   std::vector<T> lse, grad, factor;
 
-  Statistics(const std::optional<at::Tensor>& lses, const std::optional<at::Tensor>& grads, int64_t n, double bound)
+  Statistics(const std::optional<at::Tensor>& lses, const std::optional<at::Tensor>& grads, int64_t n, const Matrix& x)
       : lse(n, std::numeric_limits<T>::infinity()), grad(n, T(0)), factor(n, T(0)) {
     if (!lses) return;  // zero gradients and exponentials
     const at::Tensor l = lses->contiguous(), g = grads->contiguous();
     std::copy_n(l.data_ptr<T>(), n, lse.begin());
     std::copy_n(g.data_ptr<T>(), n, grad.begin());
-    if (bound <= kSafe)
-      for (int64_t i = 0; i < n; ++i) factor[i] = grad[i] * T(std::exp(bound - lse[i]));
+    if (x.bound <= kSafe)
+      for (int64_t i = 0; i < n; ++i) factor[i] = grad[i] * T(std::exp(x.bound - x.scale * lse[i]));
   }
 };
 
@@ -248,9 +249,9 @@ void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& colu
   const auto& lse = columns ? column_lse : row_lse;
   const auto& grad = columns ? column_grad : row_grad;
   if (rows.scalar_type() == at::kDouble)
-    backward<double>(x, {row_lse, row_grad, x.m(), bound}, {lse, grad, x.k(), bound}, grad_rows);
+    backward<double>(x, {row_lse, row_grad, x.m(), x}, {lse, grad, x.k(), x}, grad_rows);
   else
-    backward<float>(x, {row_lse, row_grad, x.m(), bound}, {lse, grad, x.k(), bound}, grad_rows);
+    backward<float>(x, {row_lse, row_grad, x.m(), x}, {lse, grad, x.k(), x}, grad_rows);
 }
 
 }  // namespace copgen

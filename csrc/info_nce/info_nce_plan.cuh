@@ -15,8 +15,8 @@ void launch_triangle(const Launch& launch, const Similarity& matrix, int band, f
   for (int first = 0; first < blocks; first += band) {
     const int size = std::min(band, blocks - first);
     launch(triangle_kernel, size, 1, Wide::kThreads, matrix, first, lse, column_sums, losses);
-    launch(triangle_sums_kernel, ceil_div(matrix.m, threads), 1, threads, matrix.m, matrix.bound, matrix.shift >= 0,
-           first, size, static_cast<const float*>(column_sums), scratch, losses, lse);
+    launch(triangle_sums_kernel, ceil_div(matrix.m, threads), 1, threads, matrix.m, matrix.bound, matrix.scale,
+           matrix.shift >= 0, first, size, static_cast<const float*>(column_sums), scratch, losses, lse);
   }
 }
 

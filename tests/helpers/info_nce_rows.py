@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from copgen_fast.ops.info_nce.operator import allow_for_rounding
+
 ROW, COLUMN = "row", "column"
 # Of weights; Triton's interpreter cuts bfloat16 where a GPU rounds.
 ROUNDING = {torch.float16: 2**-10.5, torch.bfloat16: 2**-6.5, torch.float32: 2**-21}
@@ -23,7 +25,7 @@ class Case:
     shift: int = -1
     exclude_self: bool = False
     grads: dict = field(default_factory=dict)  # of the losses, per row [m] and per column [k]
-    lses: dict = field(default_factory=dict)
+    lses: dict = field(default_factory=dict)  # times the temperature
 
     @property
     def all_columns(self):
@@ -42,11 +44,11 @@ class Case:
         return included, target
 
     def losses(self, dtype=torch.float64):
-        """Losses [m] and log-sum-exps [m]."""
+        """Losses [m] and log-sum-exps [m], the latter times the temperature."""
         included, target = self.masks()
         s = self.logits(dtype)
         lse = s.masked_fill(~included, -math.inf).logsumexp(1)
-        return lse - s.masked_fill(~target, 0).sum(1), lse
+        return lse - s.masked_fill(~target, 0).sum(1), lse * self.temperature
 
     def weights(self, dtype=torch.float64):
         """W [m, k]"""
@@ -56,7 +58,7 @@ class Case:
         for kind, axis in ((ROW, 1), (COLUMN, 0)):
             if kind in self.grads:
                 grad, lse = (x[kind].to(dtype).unsqueeze(axis) for x in (self.grads, self.lses))
-                total += grad * ((s - lse).exp() - target.to(dtype))
+                total += grad * ((s - lse / self.temperature).exp() - target.to(dtype))
         return total
 
     def grad_rows(self, dtype=torch.float64):
@@ -82,7 +84,8 @@ def with_statistics(case, kinds, scale=1.0, seed=0):
         s = case.logits().masked_fill(~case.masks()[0], -math.inf)
         # Other ranks' rows are in a column's sum too: any number that is not below this one's will do.
         more = torch.rand(n, generator=generator).double() if kind == COLUMN else 0
-        case.lses[kind] = (s.logsumexp(1 if kind == ROW else 0) + more).nan_to_num(neginf=0.0).float()
+        lse = s.logsumexp(1 if kind == ROW else 0) + more
+        case.lses[kind] = (lse * case.temperature).nan_to_num(neginf=0.0).float()
     if case.columns is None:
         case.grads[COLUMN], case.lses[COLUMN] = case.grads[ROW], case.lses[ROW]
     return case
@@ -111,8 +114,8 @@ def assert_losses(case, losses, lse):
     size = (case.rows.double().norm(dim=1).max() * case.all_columns.double().norm(dim=1).max()).item()
     steps = 4 + 0.5 * math.sqrt(case.rows.shape[1])
     tolerance = 2e-6 + steps * 2**-23 * size / case.temperature
-    for ours, exact in zip((losses, lse), expected, strict=True):
-        torch.testing.assert_close(ours.double(), exact, rtol=3e-7, atol=tolerance)
+    for ours, exact, unit in zip((losses, lse), expected, (1, case.temperature), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=3e-7, atol=tolerance * unit)
 
 
 def assert_gradients(case, grad):
@@ -124,7 +127,7 @@ def assert_gradients(case, grad):
     unrounded = sum(
         case.grads[kind].double().unsqueeze(axis).abs()
         * (
-            (case.logits() - case.lses[kind].double().unsqueeze(axis)).exp() * case.masks()[0]
+            (case.logits() - case.lses[kind].double().unsqueeze(axis) / case.temperature).exp() * case.masks()[0]
             + case.masks()[1].double()
         )
         for kind, axis in ((ROW, 1), (COLUMN, 0))
@@ -134,6 +137,24 @@ def assert_gradients(case, grad):
     error = (grad.double() - case.grad_rows()).abs()
     worst = (error / tolerance.clamp_min(1e-300)).nan_to_num(nan=math.inf).max().item()
     assert worst <= 1 or not error.any(), f"error is {worst:.2f} of what rounding explains"
+
+
+def check_huge_products(machine, dtype, symmetric):
+    """Logits of 1e12, one of which rules its row's sum: its share is 1, though float32 rounds logits by thousands."""
+    rows, columns = (1e4 * torch.randn(n, 16, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (34, 40))
+    case = Case(rows, None if symmetric else columns, 1e-3, math.inf, 0, 17 if symmetric else 0, symmetric)
+    losses, lse, *_ = machine.losses(case)
+    assert_losses(case, losses, lse)
+    allow_for_rounding(lse, case.temperature)
+    s = case.logits().masked_fill(~case.masks()[0], -math.inf)
+    shares = s.softmax(1) - case.masks()[1].double()
+    case.grads[ROW], case.lses[ROW] = torch.ones(len(rows)), lse
+    if symmetric:
+        case.grads[COLUMN], case.lses[COLUMN] = case.grads[ROW], lse
+    weights = shares + (s.T.softmax(0) - case.masks()[1].double() if symmetric else 0)
+    expected = weights @ case.all_columns.double() / case.temperature
+    grad = machine.gradients(case).double()
+    assert (grad - expected).abs().max() <= ROUNDING[torch.float16] * expected.abs().max()
 
 
 class Matrix(ctypes.Structure):

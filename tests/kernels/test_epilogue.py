@@ -39,7 +39,14 @@ def assert_same(rows, columns, temperature, offset, shift, exclude_self, toleran
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, check_dtype=False)
 
     of_rows = (theirs[1], normal(m, seed=2))
-    of_columns = of_rows if columns is None else (normal(len(columns), seed=3) + theirs[1].max(), normal(len(columns)))
+    of_columns = (
+        of_rows
+        if columns is None
+        else (
+            temperature * normal(len(columns), seed=3) + theirs[1].max(),
+            normal(len(columns)),
+        )
+    )
     for kinds in ((of_rows, of_columns),) if columns is None else ((of_rows, (None, None)), (of_rows, of_columns)):
         given = [x for pair in kinds for x in pair]
         wanted = torch.empty_like(rows)

@@ -250,7 +250,17 @@ def test_errors_name_the_argument():
 
 def test_errors_of_the_options_name_them():
     ok = torch.randn(4, 3)
-    for temperature in (0.0, -0.1, math.nan, math.inf, torch.tensor(0.0), torch.tensor(math.nan)):
+    for temperature in (
+        0.0,
+        -0.1,
+        1e-40,
+        1e300,
+        math.nan,
+        math.inf,
+        "0.1",
+        torch.tensor(1e-40),
+        torch.tensor(math.nan),
+    ):
         with pytest.raises(ValueError, match="^temperature"):
             info_nce(ok, ok, temperature=temperature)
     with pytest.raises(ValueError, match=r"temperature: expected shape \[\]"):

@@ -152,6 +152,42 @@ def test_sharp_temperatures_stay_finite(temperature, symmetric, backend):
 
 @every_fused
 @both_forms
+@pytest.mark.parametrize("with_stats", [False, True])
+@pytest.mark.parametrize(
+    ("length", "temperature"), [(1e4, 0.1), (1e10, 0.1), (1e15, 1e3), (None, 1e-10), (None, 1e-30), (None, 1e30)]
+)
+def test_logits_of_any_size(backend, symmetric, with_stats, length, temperature):
+    inputs = [(length or 1) * x for x in rows(300, 128, dtype=torch.float32)]
+    exact_inputs = [x.double().requires_grad_() for x in inputs]
+    inputs = [x.requires_grad_() for x in inputs]
+    options = {"temperature": temperature, "symmetric": symmetric, "normalize": length is None}
+    exact = info_nce(*exact_inputs, **options, backend="reference")
+    ours = info_nce(*inputs, **options, return_stats=with_stats, backend=backend)
+    ours = ours[0] if with_stats else ours
+    exact_grads, grads = torch.autograd.grad(exact, exact_inputs), torch.autograd.grad(ours, inputs)
+    for mine, truth in zip((ours, *grads), (exact, *exact_grads), strict=True):
+        assert (mine.double() - truth).norm() <= 1e-5 * truth.norm()
+
+
+@every_backend
+@both_forms
+def test_a_positive_that_rules_a_sum_leaves_no_loss_however_large(backend, symmetric):
+    anchors, _ = rows(64, 32, dtype=torch.float32)
+    options = {"symmetric": symmetric, "normalize": False, "backend": backend}
+    assert info_nce(1e6 * anchors, 1e6 * anchors.clone(), **options) == 0
+
+
+@every_backend
+@both_forms
+def test_logits_beyond_floats_are_not_finite_on_any_backend(backend, symmetric):
+    anchors, positives = rows(20, 8, dtype=torch.float32)
+    options = {"symmetric": symmetric, "normalize": False, "backend": backend}
+    assert not info_nce(1e25 * anchors, 1e25 * positives, **options).isfinite()
+    assert not info_nce(1e15 * anchors, 1e15 * positives, temperature=1e-20, **options).isfinite()
+
+
+@every_fused
+@both_forms
 def test_rows_whose_logits_are_all_very_negative(backend, symmetric):
     # Longer than one, and each far from all others: logits down to -1e4 beside rows of moderate ones.
     n = 300

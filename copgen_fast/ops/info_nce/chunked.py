@@ -36,15 +36,19 @@ def row_losses(
             filled = [x if x is None else x[here] for x in (losses, lse, nearest, nearest_logit)]
             fused.losses_of(s, temperature, here.start, len(rows), offset, shift, exclude_self, *filled)
             continue
-        s.div_(temperature)
         target = _targets(here, offset, shift, len(rows), rows.device)
         of_target = s.gather(1, target[:, None])[:, 0] if shift >= 0 else 0
         if exclude_self:
             s.diagonal(offset + here.start).fill_(-torch.inf)
-        if nearest is not None:
-            torch.max(s, dim=1, out=(nearest_logit[here], nearest[here]))
-        torch.logsumexp(s, dim=1, out=lse[here])
-        torch.sub(lse[here], of_target, out=losses[here])
+        if nearest is None:
+            top = s.amax(1)
+        else:
+            top, _ = torch.max(s, dim=1, out=(nearest_logit[here], nearest[here]))
+        log_sum = s.sub_(top[:, None]).div_(temperature).logsumexp(1)
+        torch.add((top - of_target).div_(temperature), log_sum, out=losses[here])
+        torch.add(top, log_sum.mul_(temperature), out=lse[here])
+    if nearest_logit is not None and fused is None:
+        nearest_logit.div_(temperature)
 
 
 def row_gradients(
@@ -71,15 +75,14 @@ def row_gradients(
             fused.weigh(s, temperature, here.start, len(rows), offset, shift, exclude_self, *statistics)
             torch.mm(s, columns, out=grad_rows[here]).div_(temperature)
             continue
-        s.div_(temperature)
         weights = torch.zeros_like(s)
         of_target = s.new_zeros(len(s), 1)
         target = _targets(here, offset, shift, len(rows), rows.device)[:, None]
         if row_lse is not None:
-            weights.addcmul_((s - row_lse[here, None]).exp_(), row_grad[here, None])
+            weights.addcmul_((s - row_lse[here, None]).div_(temperature).clamp_(max=0).exp_(), row_grad[here, None])
             of_target += row_grad[here, None]
         if column_lse is not None:
-            weights.addcmul_(s.sub_(column_lse).exp_(), column_grad)
+            weights.addcmul_(s.sub_(column_lse).div_(temperature).clamp_(max=0).exp_(), column_grad)
             of_target += column_grad[target]
         if exclude_self:
             weights.diagonal(offset + here.start).zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from copgen_fast.ops.info_nce.operator import Similarity
 from copgen_fast.ops.info_nce.rows import Form, info_nce_rows
 
 MAX_DIMENSION = 2048
+TEMPERATURES = (1e-30, 1e30)
+"""Smallest and largest temperature: beyond them logits or their sums are no float32."""
 _REDUCTIONS = ("mean", "sum", "none")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -72,7 +75,8 @@ def info_nce(
     Args:
         anchors, positives: floating [N, D], N >= 1, 1 <= D <= 2048. Losses and sums are float32 for half
             precisions; on a GPU products have factors of that half precision.
-        temperature: t > 0; a tensor of shape [] gets a gradient. (On a GPU it is not checked: t <= 0 gives NaN.)
+        temperature: t from 1e-30 to 1e30; a tensor of shape [] gets a gradient. (On a GPU that one is not checked:
+            t <= 0 gives NaN.)
         base_temperature: b multiplies the loss by t / b; None by 1. The reference code fixes b = 0.07, so with
             t = 0.1 its loss is 1/0.7 of the textbook's.
         symmetric: NT-Xent, or the one-sided form.
@@ -105,8 +109,8 @@ def info_nce(
     Raises:
         TypeError: an input of the wrong kind.
         ValueError: shapes that differ or are not [N, D], N = 0, D over the limit, inputs on two devices, labels of
-            another length, a temperature that is not positive and finite, ranks with unequal batches, NaN with
-            `check_finite`, an unknown reduction, an unavailable backend.
+            another length, a temperature out of range, ranks with unequal batches, NaN with `check_finite`, an unknown
+            reduction, an unavailable backend.
     """
     _expect_embeddings(anchors, positives, negatives, check_finite)
     _expect_temperature(temperature, base_temperature)
@@ -279,15 +283,16 @@ def _expect_labels(labels: Tensor | None, anchors: Tensor) -> Tensor | None:
 
 def _expect_temperature(temperature: float | Tensor, base_temperature: float | None) -> None:
     if not isinstance(temperature, Tensor):
-        _expect_positive("temperature", temperature)
+        _expect_in_range("temperature", temperature)
     else:
         expect_tensor("temperature", temperature, ())
         if readable(temperature):
-            _expect_positive("temperature", temperature.item())
+            _expect_in_range("temperature", temperature.item())
     if base_temperature is not None:
-        _expect_positive("base_temperature", base_temperature)
+        _expect_in_range("base_temperature", base_temperature)
 
 
-def _expect_positive(argument: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{argument}: expected a positive finite number, got {value}")
+def _expect_in_range(argument: str, value: float) -> None:
+    low, high = TEMPERATURES
+    if not isinstance(value, Real) or not low <= value <= high:
+        raise ValueError(f"{argument}: expected a number from {low:g} to {high:g}, got {value!r}")

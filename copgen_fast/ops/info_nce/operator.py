@@ -10,6 +10,9 @@
 - bound: an upper bound of |s_ij|, but for rounding, or inf. Where exp cannot overflow within it, one shift serves
   all rows, and no running maximum is kept.
 - precision: the dtype of the factors of a product; products are summed in float32, or float64.
+- lse_i = temperature log sum_{j != self(i)} exp(s_ij), in units of products: exp(s_ij) divided by the sum is
+  exp((rows_i . columns_j - lse_i) / temperature). A scaled product is rounded, by more than 1 where it is large,
+  and then its exponential would be far off.
 
 Memory is allocated here; a backend only fills it. The backward computes the similarities again.
 """
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from copgen_fast.ops.backend import load
@@ -36,6 +40,10 @@ class Similarity:
     with_nearest: bool
     precision: torch.dtype
     backend: str
+
+
+# Logits within it are rounded by less than 2^-12 in float32.
+_ROUGH = 2048
 
 
 def _backend(name: str) -> Any:
@@ -56,7 +64,7 @@ def row_losses(
     precision: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses [M], log-sum-exps [M], and each row's nearest column [M] (int64) with its logit [M].
+    """Losses [M], lse [M], and each row's nearest column [M] (int64) with its logit [M].
 
     The last two are empty unless `with_nearest`. Results have the rows' dtype, float32 or float64.
     """
@@ -64,7 +72,18 @@ def row_losses(
     inputs = (_rounded(rows, precision), _rounded(columns, precision))
     outputs = (losses, lse, *((nearest, nearest_logit) if with_nearest else (None, None)))
     _backend(backend).row_losses(*inputs, temperature, bound, offset, shift, exclude_self, *outputs)
+    if bound > _ROUGH:
+        allow_for_rounding(lse, temperature)
     return losses, lse, nearest, nearest_logit
+
+
+def allow_for_rounding(lse: Tensor, temperature: float) -> None:
+    """Lower each lse by some roundings of a product where these make more than 2^-10 of a logit.
+
+    The backward's products may be rounded otherwise; one that rules its row's sum must keep its share of 1.
+    """
+    margin = lse.abs().mul_(4 * torch.finfo(lse.dtype).eps)
+    lse.sub_(F.threshold(margin, 2**-10 * temperature, 0, inplace=True))
 
 
 def _allocate(rows: Tensor, with_nearest: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -99,7 +118,8 @@ def row_gradients(
     """Gradient [M, D] with respect to the rows, from that of losses, as rows (g, [M]) and as columns (h, [K]).
 
     sum_j W_ij columns_j / temperature, where W_ij adds, of what is given,
-    g_i (exp(s_ij - row_lse_i) - [j is i's target]) and h_j (exp(s_ij - column_lse_j) - [j is i's target]);
+    g_i (p_ij - [j is i's target]) and h_j (q_ij - [j is i's target]), p and q the exponentials over the sum of the
+    row's and of the column's log-sum-exp;
     no exponential where j is i itself. With columns None the row's numbers are the column's, too.
     """
     grad_rows = torch.empty_like(rows, memory_format=torch.contiguous_format)
