@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
+from typing import Any, get_type_hints
 
-from copgen_fast import registry
+from copgen_fast import files, registry, schema
 from copgen_fast.config import MethodConfig, RunConfig, flat
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import CorruptArtifactError, UsageError
 
 # What may differ between two invocations on one run folder: where and how much of it runs, not what it computes.
 INVOCATION = (
@@ -45,9 +47,14 @@ def identity(config: RunConfig, processes: int = 1) -> dict[str, object]:
         del values[name]
     values |= {"method": config.method.name} | _part_options(config)
     kept = {name: value for name, value in values.items() if name not in INVOCATION}
+    # By its content: the file may lie elsewhere each time. Stages that need no generator do without it.
+    if config.generator.weights is not None and os.path.exists(config.generator.weights):
+        kept[WEIGHTS_DIGEST] = files.content_digest(config.generator.weights)
     depends = config.bn == "per-rank" or config.pretrain.accumulate > 1
     return kept | ({"processes": processes} if depends else {})
 
+
+WEIGHTS, WEIGHTS_DIGEST = "generator.weights", "generator.weights.sha256"
 
 _PART_OPTIONS = {
     "generator.options": "generator.options",
@@ -104,6 +111,58 @@ def expect_current(values: dict[str, object], folder: Path) -> None:
         )
 
 
+def changes(there: dict[str, object], here: dict[str, object]) -> list[str]:
+    """`differences` of two records where files are the same if their content is, whatever their paths."""
+    if WEIGHTS_DIGEST in there:
+        dropped = (WEIGHTS,) if WEIGHTS_DIGEST in here else (WEIGHTS, WEIGHTS_DIGEST)
+    else:
+        dropped = (WEIGHTS_DIGEST,)  # recorded without the file
+    there, here = (
+        {name: value for name, value in _with_contents(values).items() if name not in dropped}
+        for values in (there, here)
+    )
+    return differences(there, here)
+
+
+def _with_contents(values: dict[str, object]) -> dict[str, object]:
+    """A record with files of parts by name and digest in place of their paths."""
+    digests = {name.removesuffix(".sha256"): value for name, value in values.items() if name.endswith(".py.sha256")}
+
+    def known(value: object) -> object:
+        if isinstance(value, list):
+            return [known(item) for item in value]
+        if isinstance(value, str) and value in digests:
+            return f"{registry.label(value)}.py of sha256 {digests[value]}"
+        return value
+
+    return {name: known(value) for name, value in values.items() if not name.endswith(".py.sha256")}
+
+
+def expect_valid(values: object, path: Path) -> None:
+    """Raises CorruptArtifactError unless `values`, read from a config.json, are settings of the right types."""
+    try:
+        for name, value in schema.check(values, dict[str, Any]).items():
+            schema.check(value, _hints().get(name, _JSON), name)
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path}: {error}: choose another --out, or restore that file") from error
+
+
+_SCALAR = None | bool | int | float | str
+_JSON = _SCALAR | tuple[_SCALAR, ...]
+
+
+def _hints() -> dict[str, Any]:
+    """Types of all settings by their dotted names, but for options of parts, whose words are parsed."""
+
+    def of(cls: type, prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, hint in get_type_hints(cls).items():
+            found |= of(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint}
+        return found
+
+    return {"method": str} | {name: hint for name, hint in of(RunConfig).items() if name not in _PART_OPTIONS}
+
+
 def _word(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -141,7 +200,12 @@ def differences(there: dict[str, object], here: dict[str, object]) -> list[str]:
     """Names at which two identities differ, with both values."""
     names = sorted(there.keys() | here.keys())
     return [
-        f"{name} ({there.get(name)} there, {here.get(name)} here)"
+        f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} here)"
         for name in names
         if there.get(name) != here.get(name)
     ]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

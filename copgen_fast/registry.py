@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from copgen_fast import files
 from copgen_fast.errors import UsageError
 
 KINDS = {
@@ -89,7 +89,7 @@ def kind_of(name: str) -> str:
 
 def sha256(name: str) -> str:
     """Digest of the file of a part that is given as a file."""
-    return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()
+    return files.sha256(Path(name).expanduser())
 
 
 def config_class(kind: str, name: str) -> type:
@@ -196,7 +196,7 @@ def _load_file(kind: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"{kind} {path}: there is no such file")
     path = path.resolve()
-    content = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    content = files.sha256(path)[:12]
     module = f"copgen_fast_user_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{content}"
     if module in sys.modules and sys.modules[module].__file__ == str(path):
         return sys.modules[module]

@@ -29,7 +29,16 @@ from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.shares import Share
 from copgen_fast.positives import steering
-from copgen_fast.record import INVOCATION, RENAMED, defaults, differences, expect_current, identity
+from copgen_fast.record import (
+    INVOCATION,
+    RENAMED,
+    WEIGHTS_DIGEST,
+    changes,
+    defaults,
+    expect_current,
+    expect_valid,
+    identity,
+)
 from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.interrupts import handle_signals
@@ -193,7 +202,10 @@ def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ran
     """Check that `folder` is this run's, then write config.json and versions.json."""
     expect_own(config, folder, ranks)
     by = Share(config.pairs.part, config.pairs.parts).suffix  # writers of parts may open one folder at the same time
-    artifacts.write_json(folder / "config.json", identity(config, ranks.world), by)
+    record, wanted = folder / "config.json", identity(config, ranks.world)
+    if record.exists() and WEIGHTS_DIGEST in (there := artifacts.read_json(record)):
+        wanted = {WEIGHTS_DIGEST: there[WEIGHTS_DIGEST]} | wanted  # the weights may not be at hand now
+    artifacts.write_json(record, wanted, by)
     artifacts.write_json(folder / "versions.json", versions(device) | {"processes": str(ranks.world)}, by)
 
 
@@ -205,6 +217,7 @@ def expect_own(config: RunConfig, folder: Path, ranks: Ranks) -> None:
     present -= {name for name in present if name.endswith((".incomplete", ".lock"))}
     if record.name in present:
         there = artifacts.read_json(record)
+        expect_valid(there, record)
         expect_current(there, folder)
         # What a record lacks, an older version wrote it without: then it ran as the default does.
         there = {name: value for name, value in defaults(config).items() if name in wanted} | there
@@ -212,7 +225,7 @@ def expect_own(config: RunConfig, folder: Path, ranks: Ranks) -> None:
         there = {name: value for name, value in there.items() if name in wanted or ".options." not in name}
         open_still = _undecided(config, folder)
         there = {name: value for name, value in there.items() if not name.startswith(open_still)}
-        changed = differences(there, {name: value for name, value in wanted.items() if not name.startswith(open_still)})
+        changed = changes(there, {name: value for name, value in wanted.items() if not name.startswith(open_still)})
         if changed and present - {record.name, "versions.json"}:
             why = " (batch norm's statistics depend on it)" if changed[0].startswith("processes") else ""
             raise UsageError(

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from copgen_fast.config import RunConfig
-from copgen_fast.errors import CopgenError, report
+from copgen_fast.config import RunConfig, faults
+from copgen_fast.errors import CopgenError, UsageError, report
 from copgen_fast.pairs.verify import verify_pairs
-from copgen_fast.record import expect_current, from_identity
+from copgen_fast.record import expect_current, expect_valid, from_identity
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, devices
 from copgen_fast.stages import Run
@@ -52,9 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Verify a run's pairs; returns 0 when all is as recorded, 1 when not, 2 for a fault of usage."""
     options = tyro.cli(VerifyConfig, prog="python -m copgen_fast.verify", args=arguments)
     try:
-        record = artifacts.read_json(artifacts.require(options.run / "config.json", "pairs"))
+        path = artifacts.require(options.run / "config.json", "pairs")
+        record = artifacts.read_json(path)
+        expect_valid(record, path)
         expect_current(record, options.run)
         config = from_identity(record)
+        for fault in faults(config):
+            raise UsageError(f"{path}: {fault}")
         run = Run(_in_float32(config), options.run, devices.resolve(options.device, "fp32"))
         with devices.full_float32():
             for name in config.pairs.positives:

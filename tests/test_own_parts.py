@@ -75,7 +75,7 @@ def test_their_options_and_their_files_are_recorded(run, command):
     record = json.loads((run / "config.json").read_text())
     assert record["generator.options.width"] == 16 and record["method.options.weight"] == 0.5
     assert record["positive.options.shrink.factor"] == 0.25 and record["evals.options.my_eval.images"] == 7
-    assert sum(name.endswith(".sha256") for name in record) == 4
+    assert sum(name.endswith(".py.sha256") for name in record) == 4 and "generator.weights.sha256" in record
 
 
 def test_their_pairs_are_made_again_from_their_seeds(run, capsys):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from copgen_fast import train
+from copgen_fast import train, verify
 from copgen_fast.config import PRESETS, STAGES
+from copgen_fast.generators.digits import EMBEDDED
 from copgen_fast.pairs.read import dali
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages import navigator
@@ -134,6 +135,62 @@ def test_evaluations_and_their_data_may_change_until_there_is_a_result(copied_ru
     capsys.readouterr()
     assert json.loads((copied_run / "config.json").read_text())["data.image_size"] == 16
     assert "data.image_size (16 there, 32 here)" in fails(same, capsys)
+
+
+def opened(arguments):
+    """The run folder as a run of these arguments leaves it when a stage begins."""
+    with train.open_run(parse(arguments), torch.device("cpu")) as run:
+        (run.folder / "pretrain").mkdir(exist_ok=True)
+
+
+OWN = "from copgen_fast.generators.digits import build\n"
+
+
+def test_files_are_the_same_wherever_they_lie_if_their_content_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for place in (Path("w.safetensors"), Path("own.py"), Path("other", "w.safetensors"), Path("other", "own.py")):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(EMBEDDED.read_bytes() if place.suffix == ".safetensors" else OWN.encode())
+    command = [*TINY, "--out", "run", "--generator.name", "./own.py", "--generator.weights"]
+    opened([*command, "w.safetensors"])
+    for weights, own in ((tmp_path / "w.safetensors", tmp_path / "own.py"), ("other/w.safetensors", "other/own.py")):
+        opened([*TINY, "--out", "run", "--generator.name", str(own), "--generator.weights", str(weights)])
+    Path("other", "own.py").write_text(OWN + "# another")
+    line = fails(
+        [*TINY, "--out", "run", "--generator.name", "other/own.py", "--generator.weights", "w.safetensors"], capsys
+    )
+    assert "generator.name (own.py of sha256" in line
+    os.rename("w.safetensors", "gone")
+    opened([*command, "w.safetensors", "--stages", "probe"])  # needs no generator
+    Path("w.safetensors").write_bytes(b"other")
+    assert "generator.weights.sha256 (" in fails([*command, "w.safetensors"], capsys)
+    shutil.copy("gone", "w.safetensors")
+    opened([*command, "w.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "config.json: its content: expected an object, got []"),
+        ("null", "expected an object, got None"),
+        ("3", "expected an object, got 3"),
+        ("[" * 10**5, "config.json is not valid JSON (nested too deeply)"),
+        ('{"a": ' * 90 + "1" + "}" * 90, "config.json: a: expected a list, got {'a': "),
+        ('{"seed": "0"}', "config.json: seed: expected an integer of 64 bits, got '0'"),
+        ('{"seed": 1' + "0" * 19 + "}", "config.json: seed: expected an integer of 64 bits"),
+        ('{"pairs.positives": [1]}', "config.json: pairs.positives[0]: expected text, got 1"),
+        ('{"method": null}', "config.json: method: expected text, got None"),
+        ('{"generator.level": "turbo"}', "config.json: generator.level: expected one of ('published'"),
+        ('{"generator.options.a": {}}', "config.json: generator.options.a: expected a list, got {}"),
+        ("\ud800", "is not valid JSON ('utf-8' codec"),
+    ],
+)
+def test_an_altered_record_of_a_run_is_named_with_its_field(tmp_path, capsys, text, message):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogatepass"))
+    for command in (lambda: main([*TINY, "--out", str(tmp_path)]), lambda: verify.main([str(tmp_path)])):
+        assert command() in (1, 2)
+        line = capsys.readouterr().err
+        assert message in line and line.count("\n") == 1
 
 
 def test_the_data_may_lie_elsewhere_each_time(copied_run):

@@ -203,7 +203,7 @@ def open_folder(config: GanConfig) -> None:
     wanted = {name: value for name, value in values.items() if name not in ("out", "device")}
     record = config.out / "config.json"
     if record.exists():
-        if changed := differences(artifacts.read_json(record), wanted):
+        if changed := differences(artifacts.read_record(record), wanted):
             raise UsageError(f"--out {config.out} holds another run: {'; '.join(changed[:3])}: choose another --out")
     elif config.out.is_file() or (config.out.is_dir() and any(config.out.iterdir())):
         raise UsageError(f"--out {config.out} is not empty and holds no run: choose another --out")
