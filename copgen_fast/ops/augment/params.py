@@ -139,9 +139,12 @@ class AugmentParams:
         out_size = image_size if out_size is None else as_size("out_size", out_size)
         source = torch.device(device) if generator is None else generator.device
 
+        # A compiled function of any batch size knows no generator=None.
+        options = {} if generator is None else {"generator": generator}
+
         def draw(count: int) -> Tensor:
             # Doubles, so that scaling to an integer range never rounds up to its end.
-            return torch.rand(batch, count, generator=generator, device=source, dtype=torch.float64).to(device)
+            return torch.rand(batch, count, device=source, dtype=torch.float64, **options).to(device)
 
         uniform = draw(2 * _CROP_TRIES + 13)
         tries, place, order, factors, gates = uniform.split([2 * _CROP_TRIES, 2, 4, 4, 3], dim=1)

@@ -235,7 +235,9 @@ def _stats(losses: Tensor, correct: Tensor, form: Form) -> InfoNCEStats:
     ranks = 1 if form.group is None else dist.get_world_size(form.group)
     candidates = len(losses) * ranks - form.symmetric if form.in_batch else 1
     candidates += 0 if form.negatives is None else len(form.negatives)
-    return InfoNCEStats(losses, correct.to(losses.dtype).mean(), math.log(candidates) - losses.mean())
+    # A tensor's logarithm, as a number's would fix the batch size of a compiled graph.
+    bound = losses.new_full((), candidates).log() - losses.mean()
+    return InfoNCEStats(losses, correct.to(losses.dtype).mean(), bound)
 
 
 def _expect_embeddings(anchors: Tensor, positives: Tensor, negatives: Tensor | None, check_finite: bool) -> None:

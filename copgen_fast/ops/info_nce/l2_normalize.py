@@ -55,7 +55,7 @@ def l2_normalize_backward(
 
 def _allocate_grads(anchors: Tensor, positives: Tensor) -> Tensor:
     dtype = torch.promote_types(anchors.dtype, positives.dtype)
-    return anchors.new_empty((2 * len(anchors), anchors.shape[1]), dtype=dtype)
+    return anchors.new_empty((2 * anchors.shape[0], anchors.shape[1]), dtype=dtype)
 
 
 l2_normalize_backward.register_fake(lambda grad, anchors, positives, *_: _allocate_grads(anchors, positives))

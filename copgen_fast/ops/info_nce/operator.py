@@ -87,7 +87,8 @@ def allow_for_rounding(lse: Tensor, temperature: float) -> None:
 
 
 def _allocate(rows: Tensor, with_nearest: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    m, m_nearest = len(rows), len(rows) if with_nearest else 0
+    m = rows.shape[0]  # where shapes are symbols, len would fix them
+    m_nearest = m if with_nearest else 0
     nearest = rows.new_empty(m_nearest, dtype=torch.int64)
     return rows.new_empty(m), rows.new_empty(m), nearest, rows.new_empty(m_nearest)
 
@@ -150,7 +151,7 @@ def _vjp(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_rows = row_gradients(rows, columns, *scale, *statistics, None, None, *options)
     if columns is not None and ctx.needs_input_grad[1]:
         # The columns' roles are the rows' transposed only where columns and rows pair off.
-        assert len(columns) == len(rows) and ctx.placed[0] == 0 and ctx.placed[1] in (0, -1)
+        assert columns.shape[0] == rows.shape[0] and ctx.placed[0] == 0 and ctx.placed[1] in (0, -1)
         grad_columns = row_gradients(columns, rows, *scale, None, None, *statistics, *options)
     return grad_rows, grad_columns, *[None] * 8
 
