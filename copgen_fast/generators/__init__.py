@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,12 +89,25 @@ def build(name: str, weights: str | Path | None = None, options: Iterable[str] =
     for attribute, value in (DEFAULTS | {"weights_file": Path(file)}).items():
         if not hasattr(generator, attribute):
             setattr(generator, attribute, value)
+    for attribute in ("latent_dim", "image_shape", "classes"):
+        value = getattr(generator, attribute, None)
+        if (plain := _plain(value)) is not value:
+            setattr(generator, attribute, plain)
     if not generator.classes and "labels" not in inspect.signature(generator.forward).parameters:
         generator = Unconditional(generator)
     generator.eval().requires_grad_(False)
     for fault in _faults(generator):
         raise UsageError(f"generator {name}: {fault}")
     return generator
+
+
+def _plain(value: object) -> object:
+    """Integers of other types, NumPy's say, alone or in a sequence or array, as int; anything else as it is."""
+    if isinstance(value, Integral) and not isinstance(value, int):
+        return int(value)
+    if isinstance(value, (tuple, list, np.ndarray)) and any(_plain(x) is not x for x in value):
+        return tuple(_plain(x) for x in value)
+    return value
 
 
 class Unconditional(nn.Module):

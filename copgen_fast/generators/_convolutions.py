@@ -36,6 +36,10 @@ class Method:
     run: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     adjoint: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    def __reduce__(self) -> str:
+        """Its name in this file, by which it is pickled: its functions can't be."""
+        return next(name for name, value in globals().items() if value is self)
+
 
 class ByConstant(torch.autograd.Function):
     """compute(x, weight, bias), linear in x, with gradient adjoint(gradient, weight), for which x is not kept.

@@ -166,7 +166,7 @@ class Folded(nn.Module):
     ) -> None:
         super().__init__()
         copy_attributes(published, self)
-        self.layout = torch.channels_last if rewrites.channels_last else torch.contiguous_format
+        self.channels_last = rewrites.channels_last
         once = rewrites.spectral
         self.seed = Derived(normalised_weight, (seed,), once)
         self.register_buffer("seed_bias", seed.bias.detach().clone())
@@ -187,6 +187,11 @@ class Folded(nn.Module):
         for module in self.modules():
             if isinstance(module, FoldedConv):
                 module.lean = rewrites.lean
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Memory format of images; no attribute, as pickle's protocol 2 knows none."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def condition(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """The vectors [N, K] in which seed and normalisations are linear."""

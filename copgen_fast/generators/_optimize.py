@@ -100,6 +100,9 @@ class Graphed(nn.Module):
         self.labels = torch.zeros(batch, dtype=torch.int64, device=device) if self.classes else None
         self.graph, self.images = capture(generator, self.latents, self.labels)
 
+    def __reduce__(self) -> str:
+        raise TypeError("a CUDA graph can be neither saved nor copied: save or copy the generator, and optimize again")
+
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images of latents [N, L] (and labels), as the generator's."""
         if (

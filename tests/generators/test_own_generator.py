@@ -56,6 +56,14 @@ def altered(file, old, new):
     return str(file)
 
 
+def test_sizes_of_numpys_integers_become_ints(file):
+    sizes = "latent_dim, image_shape = numpy.int64(6), numpy.array([3, 8, 8])"
+    name = altered(file, "latent_dim, image_shape = 6, (3, 8, 8)", f"import numpy; {sizes}")
+    generator = generators.build(name)
+    assert (generator.latent_dim, generator.image_shape) == (6, (3, 8, 8))
+    assert {type(size) for size in (generator.latent_dim, *generator.image_shape)} == {int}
+
+
 def test_a_file_is_built_with_its_options_and_the_defaults(file):
     generator = generators.build(str(file), options=["gain=2"])
     assert (generator.latent_dim, generator.image_shape) == (6, (3, 8, 8))

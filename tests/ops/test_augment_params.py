@@ -3,11 +3,12 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from copgen_fast.augmentations import get
-from copgen_fast.ops import AugmentParams, AugmentPolicy
+from copgen_fast.ops import Augment, AugmentParams, AugmentPolicy, augment
 
 ORDERS = list(itertools.permutations(range(4)))
 FIELDS = ("crop", "flip", "order", "factors", "jitter", "gray", "blur", "solarize")
@@ -138,18 +139,34 @@ def test_neutral_parameters_are_of_the_device_and_size():
         ("crop_scale", (0.0, 1.0)),
         ("crop_scale", (0.9, 0.2)),
         ("crop_scale", (0.2, 1.5)),
+        ("crop_scale", (1e-320, 1.0)),
+        ("crop_scale", (0.2, "1")),
         ("crop_ratio", (0.0, 1.0)),
+        ("crop_ratio", (1e308, 1e308)),
+        ("crop_ratio", (1e-320, 1.0)),
+        ("crop_ratio", (0.75, math.nan)),
+        ("crop_ratio", 1.0),
         ("flip", 1.5),
         ("jitter", -0.1),
         ("gray", math.nan),
+        ("flip", "0.5"),
         ("brightness", -1.0),
+        ("contrast", math.inf),
+        ("saturation", 1e300),
+        ("hue", None),
         ("hue", 0.6),
         ("blur", 2.0),
         ("blur_sigma", (0.0, 1.0)),
+        ("blur_sigma", (0.1, math.inf)),
+        ("blur_sigma", (1e-320, 1.0)),
         ("solarize", -1.0),
         ("solarize_threshold", 1.5),
         ("mean", (0.5,)),
+        ("mean", (0.5, 0.5, math.nan)),
+        ("mean", "abc"),
         ("std", (0.5, 0.5, 0.0)),
+        ("std", (1e-320, 0.5, 0.5)),
+        ("std", (math.inf, 0.5, 0.5)),
     ],
 )
 def test_a_policy_names_its_bad_field(field, value):
@@ -170,6 +187,48 @@ def test_a_policy_names_its_bad_field(field, value):
 def test_parameters_name_their_bad_field(field, value, error):
     with pytest.raises(error, match=f"^{field}:"):
         AugmentParams(**vars(AugmentParams.neutral(2, 8)) | {field: value})
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        AugmentPolicy(crop_scale=(1e-6, 1e-6), crop_ratio=(1e-6, 1e6), brightness=1e6, contrast=1e6, jitter=1.0),
+        AugmentPolicy(crop_scale=(1.0, 1.0), crop_ratio=(1e6, 1e6), saturation=1e6, hue=0.5, jitter=1.0, gray=1.0),
+        AugmentPolicy(blur=1.0, blur_sigma=(1e-6, 1e6), solarize=1.0, solarize_threshold=0.0, std=(1e-6, 1.0, 1e6)),
+    ],
+)
+def test_the_most_that_a_policy_may_hold_gives_finite_views(policy):
+    images = torch.rand(8, 3, 9, 30, generator=seeded())
+    assert Augment(policy, 12)(images, generator=seeded()).isfinite().all()
+
+
+SIZES = (np.int64(8), np.array([8, 8]), np.array(8), torch.tensor(8), torch.Size([8, 8]), [np.uint8(8), 8])
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: type(size).__name__)
+def test_sizes_of_any_integers(size):
+    policy, images = get("simclr"), torch.rand(2, 3, 8, 8, generator=seeded())
+    views = Augment(policy, size, views=np.int32(2))(images, generator=seeded())
+    assert torch.equal(views, Augment(policy, 8, views=2)(images, generator=seeded()))
+    params = AugmentParams.sample(np.int64(2), size, policy, out_size=size, generator=seeded())
+    assert_equal_params(params, AugmentParams.sample(2, (8, 8), policy, generator=seeded()))
+    assert len(AugmentParams.neutral(np.int64(2), size)) == 2
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, list, np.float32])
+def test_statistics_of_any_numbers(kind):
+    mean, std = (0.25, 0.5, 0.75), (0.5, 0.25, 1.0)
+    images, params = torch.rand(2, 3, 8, 8, generator=seeded()), AugmentParams.neutral(2, 8)
+    expected = augment(images, params, 8, mean=mean, std=std)
+    given = [tuple(map(kind, x)) if kind is np.float32 else kind(x) for x in (mean, std)]
+    assert torch.equal(augment(images, params, 8, mean=given[0], std=given[1]), expected)
+    assert AugmentPolicy(mean=given[0], std=given[1]) == AugmentPolicy(mean=mean, std=std)
+
+
+@pytest.mark.parametrize("size", [True, 8.0, np.float64(8), "8", "88", (8, True), torch.ones(2), -8, None])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ValueError, match="out_size: expected a positive integer or two"):
+        Augment(get("simclr"), size)
 
 
 def test_bad_sizes_are_refused():

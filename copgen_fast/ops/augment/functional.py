@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from copgen_fast.ops.augment import reference
 from copgen_fast.ops.augment.operator import FIELDS, expect_valid, fused_augment, fused_filter
-from copgen_fast.ops.augment.params import AugmentParams, AugmentPolicy, as_size, expect_statistics
+from copgen_fast.ops.augment.params import AugmentParams, AugmentPolicy, as_count, as_size, as_statistics
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.ops.derivatives import backend_for
@@ -26,8 +26,8 @@ def augment(
     params: AugmentParams,
     out_size: int | tuple[int, int],
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
     clamp: str = "exact",
@@ -57,7 +57,7 @@ def augment(
         images: [N, 3, H, W], uint8 in 0..255 or floating in [0, 1], any memory format, N >= 0.
         params: of V N views of images of this size, on the same device; view v is of image v mod N.
         out_size: (h, w), or one side length.
-        mean, std: three numbers each, both or neither.
+        mean, std: three numbers each, both or neither; a tensor on a GPU is waited for.
         out_dtype: floating dtype of the result. The arithmetic is in float32, or float64 for float64 images.
         memory_format: of the result, torch.contiguous_format or torch.channels_last.
         clamp: "exact" (no gradient where a clamp reaches 0 or 1, as torchvision) or "straight_through" (the same
@@ -78,7 +78,7 @@ def augment(
     size = as_size("out_size", out_size)
     _expect_params(params, images, size)
     if mean is not None or std is not None:
-        expect_statistics(mean, std)
+        mean, std = as_statistics(mean, std)
     if not out_dtype.is_floating_point:
         raise TypeError(f"out_dtype: expected a floating dtype, got {out_dtype}")
     if memory_format not in _LAYOUTS:
@@ -127,9 +127,8 @@ class Augment(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if views < 1:
-            raise ValueError(f"views: expected at least 1, got {views}")
-        self.policy, self.out_size, self.views = policy, as_size("out_size", out_size), views
+        self.policy, self.out_size = policy, as_size("out_size", out_size)
+        self.views = as_count("views", views, lowest=1)
         self.out_dtype, self.memory_format, self.clamp, self.backend = out_dtype, memory_format, clamp, backend
 
     def forward(
@@ -160,6 +159,14 @@ class Augment(nn.Module):
             clamp=self.clamp,
             backend=self.backend,
         )
+
+    def __getstate__(self) -> dict[str, object]:
+        # Protocol 2 of pickle, which torch.save uses, knows no memory format.
+        return self.__dict__ | {"memory_format": str(self.memory_format)}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        memory_format = getattr(torch, state["memory_format"].removeprefix("torch."))
+        super().__setstate__(state | {"memory_format": memory_format})
 
     def extra_repr(self) -> str:
         return f"{self.policy}, out_size={self.out_size}, views={self.views}"

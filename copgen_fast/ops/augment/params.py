@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -12,6 +15,8 @@ from torch import Tensor
 from copgen_fast.ops.checks import expect_tensor
 
 _CROP_TRIES = 10
+# Of ratios, widths and strengths; beyond them sizes and factors are no numbers in float32.
+_SMALLEST, _LARGEST = 1e-6, 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class AugmentPolicy:
         mean, std: per-channel normalisation that ends the pipeline (default ImageNet's).
 
     Raises:
-        ValueError: a field out of its range; the message names it.
+        ValueError: a field out of its range, at most 1e-6 to 1e6; the message names it.
     """
 
     crop_scale: tuple[float, float] | None = None
@@ -56,16 +61,17 @@ class AugmentPolicy:
     def __post_init__(self) -> None:
         if self.crop_scale is not None:
             _expect_range("crop_scale", self.crop_scale, highest=1.0)
-        _expect_range("crop_ratio", self.crop_ratio, highest=math.inf)
-        _expect_range("blur_sigma", self.blur_sigma, highest=math.inf)
+        _expect_range("crop_ratio", self.crop_ratio)
+        _expect_range("blur_sigma", self.blur_sigma)
         limits = dict.fromkeys(("flip", "jitter", "gray", "blur", "solarize", "solarize_threshold"), 1.0)
         limits["hue"] = 0.5
-        limits |= dict.fromkeys(("brightness", "contrast", "saturation"), math.inf)
+        limits |= dict.fromkeys(("brightness", "contrast", "saturation"), _LARGEST)
         for name, highest in limits.items():
             value = getattr(self, name)
-            if not 0 <= value <= highest:
-                raise ValueError(f"{name}: expected a number from 0 to {highest}, got {value}")
-        expect_statistics(self.mean, self.std)
+            if not isinstance(value, Real) or not 0 <= value <= highest:
+                raise ValueError(f"{name}: expected a number from 0 to {highest:g}, got {value!r}")
+        for name, value in zip(("mean", "std"), as_statistics(self.mean, self.std), strict=True):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +139,7 @@ class AugmentParams:
         Raises:
             ValueError: a negative batch or an image size that is not two positive integers.
         """
-        if batch < 0:
-            raise ValueError(f"batch: expected a size of at least 0, got {batch}")
+        batch = as_count("batch", batch)
         image_size = as_size("image_size", image_size)
         out_size = image_size if out_size is None else as_size("out_size", out_size)
         source = torch.device(device) if generator is None else generator.device
@@ -165,7 +170,7 @@ class AugmentParams:
         cls, batch: int, image_size: int | tuple[int, int], device: torch.device | str = "cpu"
     ) -> AugmentParams:
         """Parameters that change nothing: the whole image, and each op as the identity."""
-        height, width = as_size("image_size", image_size)
+        batch, (height, width) = as_count("batch", batch), as_size("image_size", image_size)
         never = torch.zeros(batch, dtype=torch.bool, device=device)
         return cls(
             crop=torch.tensor([0, 0, height, width], device=device).repeat(batch, 1),
@@ -226,8 +231,8 @@ def _draw_crops(tries: Tensor, place: Tensor, image_size: tuple[int, int], polic
     w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
     top, left = (place[:, 0] * (height - h + 1)).floor(), (place[:, 1] * (width - w + 1)).floor()
 
-    h_most = min(height, round(width / narrow))
-    w_most = min(width, round(height * wide))
+    h_most = min(height, max(1, round(width / narrow)))
+    w_most = min(width, max(1, round(height * wide)))
     centred = ((height - h_most) // 2, (width - w_most) // 2, h_most, w_most)
     drawn = zip((top, left, h, w), centred, strict=True)
     return torch.stack([torch.where(fits.any(1), box, side) for box, side in drawn], dim=1).long()
@@ -258,24 +263,48 @@ def _draw_filters(draw: Callable[[int], Tensor], policy: AugmentPolicy, side: in
     return {"blur": weights.float(), "solarize": threshold.float()}
 
 
-def as_size(argument: str, value: int | Sequence[int]) -> tuple[int, int]:
+def as_count(argument: str, value: SupportsIndex, lowest: int = 0) -> int:
+    """An integer of any type, NumPy's say, as an int; ValueError names `argument`."""
+    # A compiled function knows symbolic integers, but not their __index__.
+    whole = value if isinstance(value, int) else operator.index(value) if hasattr(value, "__index__") else None
+    if whole is None or isinstance(whole, bool) or whole < lowest:
+        raise ValueError(f"{argument}: expected an integer of at least {lowest}, got {value!r}")
+    return whole
+
+
+def as_size(argument: str, value: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, int]:
     """(height, width) from a side length or a pair; ValueError names `argument`."""
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"{argument}: expected a positive integer or two (height, width), got {value!r}")
-    return pair
+    try:
+        pair = (value, value) if isinstance(value, int) or not _has_entries(value) else tuple(value)
+        height, width = (as_count(argument, side, lowest=1) for side in pair)
+    except (TypeError, ValueError):
+        message = f"{argument}: expected a positive integer or two (height, width), got {value!r}"
+        raise ValueError(message) from None
+    return height, width
 
 
-def expect_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    """Raise ValueError unless `mean` and `std` are three numbers each, the latter positive."""
+def _has_entries(value: object) -> bool:
+    """Whether it is a sequence or an array, but not one number in an array."""
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
+
+
+def as_statistics(
+    mean: Iterable[float] | None, std: Iterable[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`mean` and `std`, sequences, arrays or tensors, as three floats each; ValueError unless they are usable."""
     if mean is None or std is None:
         raise ValueError("mean and std: expected both or neither")
-    if len(mean) != 3:
-        raise ValueError(f"mean: expected three numbers, got {mean}")
-    if len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"std: expected three positive numbers, got {std}")
+    of_both = []
+    for name, value, lowest in (("mean", mean, -_LARGEST), ("std", std, _SMALLEST)):
+        numbers = value.tolist() if hasattr(value, "tolist") else value
+        numbers = tuple(numbers) if isinstance(numbers, Sequence) else ()
+        if len(numbers) != 3 or not all(isinstance(x, Real) and lowest <= x <= _LARGEST for x in numbers):
+            raise ValueError(f"{name}: expected three numbers from {lowest:g} to {_LARGEST:g}, got {value!r}")
+        of_both.append(tuple(float(x) for x in numbers))
+    return of_both[0], of_both[1]
 
 
-def _expect_range(argument: str, value: tuple[float, float], highest: float) -> None:
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= highest:
-        raise ValueError(f"{argument}: expected 0 < low <= high <= {highest}, got {value}")
+def _expect_range(argument: str, value: tuple[float, float], highest: float = _LARGEST) -> None:
+    pair = tuple(value) if isinstance(value, Sequence) else ()
+    if not all(isinstance(x, Real) for x in pair) or len(pair) != 2 or not _SMALLEST <= pair[0] <= pair[1] <= highest:
+        raise ValueError(f"{argument}: expected {_SMALLEST:g} <= low <= high <= {highest:g}, got {value!r}")

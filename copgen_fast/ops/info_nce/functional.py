@@ -197,6 +197,11 @@ class InfoNCELoss(nn.Module):
             backend=self.backend,
         )
 
+    def __getstate__(self) -> dict[str, object]:
+        if self.group is not None:
+            raise TypeError("InfoNCELoss: a process group can be neither saved nor copied; set group = None before")
+        return self.__dict__
+
     def extra_repr(self) -> str:
         temperature = self._temperature if self.log_temperature is None else "learned"
         return f"temperature={temperature}, base_temperature={self.base_temperature}, symmetric={self.symmetric}"
