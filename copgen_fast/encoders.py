@@ -16,8 +16,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from copgen_fast.config import EncoderConfig
 from copgen_fast.errors import UsageError
-from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.ops.checks import expect_tensor, readable
 
+# Beyond any normalisation of intensities in [0, 1].
+_MOST = 100
 _DEPTHS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet50": (Bottleneck, [3, 4, 6, 3])}
 
 
@@ -56,8 +58,12 @@ class Encoder(ResNet):
         self.feature_dim = 8 * config.width * block.expansion
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, feature_dim] of images [N, 3, H, W]."""
-        return super().forward(expect_tensor("views", x, ("N", 3, "H", "W")))
+        """Features [N, feature_dim] of normalised images [N, 3, H, W]; 0..255 are refused in eval mode on the CPU."""
+        expect_tensor("views", x, ("N", 3, "H", "W"))
+        looks = not self.training and readable(x) and x.numel()  # a step of training looks at no value
+        if looks and (most := x.detach().abs().max().item()) > _MOST:
+            raise ValueError(f"views: expected normalised images, a few units from 0, got values up to {most:.4g}")
+        return super().forward(x)
 
     def _make_layer(self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Module:
         if planes == 64:  # the first stage: torchvision fixes its input at 64 channels

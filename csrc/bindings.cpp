@@ -8,7 +8,8 @@
 
 namespace copgen {
 
-void augment_forward(const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
+// Returns whether a value of a crop is outside [0, 1], by more than rounding.
+bool augment_forward(const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
                      const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray,
                      const at::Tensor& solarize, at::ArrayRef<double> mean, at::ArrayRef<double> std, at::Tensor views,
                      at::Tensor pivot);
@@ -40,7 +41,7 @@ void cond_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::T
 TORCH_LIBRARY(copgen_fast_cpp, m) {
   m.def(
       "augment_forward(Tensor images, Tensor crop, Tensor flip, Tensor order, Tensor factors, Tensor jitter, "
-      "Tensor gray, Tensor solarize, float[] mean, float[] std, Tensor(a!) views, Tensor(b!) pivot) -> ()");
+      "Tensor gray, Tensor solarize, float[] mean, float[] std, Tensor(a!) views, Tensor(b!) pivot) -> bool");
   m.def(
       "augment_backward(Tensor grad, Tensor images, Tensor crop, Tensor flip, Tensor order, Tensor factors, "
       "Tensor jitter, Tensor gray, Tensor solarize, Tensor pivot, float[] std, bool straight_through, "

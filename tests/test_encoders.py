@@ -65,6 +65,12 @@ def views():
     return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
+def test_images_that_are_not_normalised_are_named():
+    encoder = Encoder(EncoderConfig("resnet18", "cifar", width=4)).eval()
+    with pytest.raises(ValueError, match="views: expected normalised images, .* got values up to 255"):
+        encoder(torch.full((2, 3, 8, 8), 255.0))
+
+
 def test_checkpointed_it_trains_to_the_same_bits_with_fewer_activations():
     plain, sparing = model(), prepare(model(), torch.device("cpu"), checkpointed=True)
     plain = prepare(plain, torch.device("cpu"))

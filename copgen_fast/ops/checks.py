@@ -48,6 +48,22 @@ def readable(value: Tensor) -> bool:
     return value.device.type == "cpu" and not traced
 
 
+SLACK = 0.01
+"""How far beyond [0, 1] intensities may be, as those of a generator in half precision are."""
+
+
+def expect_intensities(argument: str, images: Tensor) -> None:
+    """Raise ValueError for floating images with values outside of [0, 1]; waits for the device. NaN is passed on."""
+    if not images.is_floating_point() or not images.numel():
+        return
+    low, high = (value.item() for value in images.detach().aminmax())
+    if low < -SLACK or high > 1 + SLACK:
+        raise ValueError(
+            f"{argument}: expected values in [0, 1], got some from {low:.4g} to {high:.4g}; divide 0..255 by 255, map "
+            "[-1, 1] by (x + 1) / 2, or take them as they are with check_range=False"
+        )
+
+
 def expect_finite(argument: str, value: Tensor) -> None:
     """Raise ValueError for NaN or infinity in a tensor whose values are readable."""
     if readable(value) and not torch.isfinite(value).all():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import mmap
 import tarfile
 from collections.abc import Collection, Iterable
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from copgen_fast import files
 from copgen_fast.config import Codec
-from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
+from copgen_fast.errors import CopgenError, CorruptArtifactError, NonFiniteError, UsageError
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.runtime import artifacts
@@ -65,9 +66,9 @@ def levels(images: Tensor) -> Tensor:
     return (images.float() + 1).mul_(128).clamp_(0, 255)
 
 
-def finite_rows(values: Tensor) -> Tensor:
-    """Whether each row of [N, ...] is finite, bool [N], by its largest magnitude: 3x faster than isfinite().all()."""
-    return torch.linalg.vector_norm(values, float("inf"), dim=tuple(range(1, values.ndim))).isfinite()
+def magnitudes(values: Tensor) -> Tensor:
+    """Largest magnitude of each row of [N, ...], [N]: 3x faster to look at for NaN than isfinite().all()."""
+    return torch.linalg.vector_norm(values, float("inf"), dim=tuple(range(1, values.ndim)))
 
 
 def require_finite(name: str, values: Tensor, first: int = 0) -> None:
@@ -76,13 +77,17 @@ def require_finite(name: str, values: Tensor, first: int = 0) -> None:
     Raises:
         NonFiniteError: a NaN or an infinity; the message names the tensor and the first such sample.
     """
-    require_all(name, finite_rows(values), first)
+    require(name, magnitudes(values), first)
 
 
-def require_all(name: str, finite: Tensor, first: int) -> None:
-    """`require_finite` of the result of `finite_rows`, bool [N]."""
-    if not bool(finite.all()):
-        raise NonFiniteError(f"{name}: NaN or infinity in sample {first + int(finite.int().argmin())}")
+def require(name: str, largest: Tensor, first: int, most: float | None = None) -> None:
+    """`require_finite` of the result of `magnitudes`; with `most`, CopgenError for values far out of range."""
+    for number, value in enumerate(largest.tolist(), start=first):
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{name}: NaN or infinity in sample {number}")
+        if most is not None and value > most:
+            message = f"{name}: expected values in [-1, 1], got some of magnitude {value:.4g} in sample {number}"
+            raise CopgenError(f"{message}: scale them, or clamp them if they overshoot")
 
 
 def members(codec: Codec) -> tuple[str, str, str]:

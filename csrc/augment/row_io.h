@@ -79,6 +79,14 @@ COPGEN_INLINE void load_row(const Images& images, int64_t n, int64_t y, int64_t 
 }
 
 template <typename T>
+COPGEN_INLINE bool leaves(const T* row, int64_t n, T low, T high) {
+  int outside = 0;
+#pragma omp simd reduction(| : outside)
+  for (int64_t x = 0; x < 3 * n; ++x) outside |= (row[x] < low) | (row[x] > high);
+  return outside;
+}
+
+template <typename T>
 COPGEN_INLINE void store_row(const Images& images, int64_t n, int64_t y, int64_t count, const T* row) {
   const int64_t offset = n * images.batch + y * images.row;
   COPGEN_BY_DTYPE(store_as, images, offset, count, row)

@@ -30,6 +30,8 @@ struct Images {
 #define COPGEN_DECLARE_ROWS(T)                                                                       \
   /* `count` pixels from row y, column x of image n. */                                              \
   void load_row(const Images& images, int64_t n, int64_t y, int64_t x, int64_t count, T* row);       \
+  /* Whether a value is outside [low, high]; NaN is not. */                                           \
+  bool leaves(const T* row, int64_t n, T low, T high);                                               \
   /* Into row y of image n, from its start. */                                                       \
   void store_row(const Images& images, int64_t n, int64_t y, int64_t count, const T* row);           \
   void to_quads(const T* row, int64_t n, T* quads);                                                  \

@@ -9,6 +9,9 @@ namespace copgen {
   COPGEN_CLONES_##T void load_row(const Images& images, int64_t n, int64_t y, int64_t x, int64_t count, T* row) { \
     body::load_row(images, n, y, x, count, row);                                                                  \
   }                                                                                                               \
+  COPGEN_CLONES_##T bool leaves(const T* row, int64_t n, T low, T high) {                                         \
+    return body::leaves(row, n, low, high);                                                                       \
+  }                                                                                                               \
   COPGEN_CLONES_##T void store_row(const Images& images, int64_t n, int64_t y, int64_t count, const T* row) {     \
     body::store_row(images, n, y, count, row);                                                                    \
   }                                                                                                               \

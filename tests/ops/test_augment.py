@@ -357,6 +357,40 @@ def test_the_module_makes_several_views_in_any_form(backend):
         Augment(policy, 8, views=0, backend=backend)
 
 
+# Range of the images.
+
+
+OTHER_SCALES = {"0..255": lambda x: 255 * x, "[-1, 1]": lambda x: 2 * x - 1}
+
+
+@every_backend
+@pytest.mark.parametrize("policy", ["simclr", "byol"])
+@pytest.mark.parametrize("scale", OTHER_SCALES)
+def test_images_of_another_scale_are_refused_with_the_range_that_came(backend, policy, scale):
+    images = OTHER_SCALES[scale](pictures(3, 9, 9))
+    module = Augment(get(policy), 6, views=2, backend=backend)
+    found = f"images: expected values in \\[0, 1\\], got some from {images.min():.4g} to {images.max():.4g}"
+    with pytest.raises(ValueError, match=found):
+        module(images, generator=seeded())
+    unchecked = Augment(get(policy), 6, views=2, check_range=False, backend=backend)
+    assert unchecked(images, generator=seeded()).isfinite().all()
+    with pytest.raises(ValueError, match="images: expected values in"):
+        augment(images, neutral(3, 9, 9), 9, check_range=True, backend=backend)
+
+
+@every_backend
+def test_rounding_beyond_the_range_and_nan_are_taken(backend):
+    images = 1.005 * pictures(3, 9, 9)
+    images[0, 0, 0, 0] = torch.nan
+    assert torch.equal(augment(images, neutral(3, 9, 9), 9, backend=backend)[1:], images[1:])
+
+
+def test_a_compiled_graph_refuses_them_too():
+    images = 255 * pictures(3, 9, 9)
+    with pytest.raises(Exception, match="images: expected values in"):
+        torch.compile(lambda x: augment(x, neutral(3, 9, 9), 9), backend="aot_eager")(images)
+
+
 # Errors.
 
 

@@ -11,7 +11,7 @@ from copgen_fast.ops.augment import reference
 from copgen_fast.ops.augment.operator import FIELDS, expect_valid, fused_augment, fused_filter
 from copgen_fast.ops.augment.params import AugmentParams, AugmentPolicy, as_count, as_size, as_statistics
 from copgen_fast.ops.backend import resolve
-from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.ops.checks import expect_intensities, expect_tensor, readable
 from copgen_fast.ops.derivatives import backend_for
 
 __all__ = ["Augment", "AugmentParams", "AugmentPolicy", "augment"]
@@ -31,6 +31,7 @@ def augment(
     out_dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
     clamp: str = "exact",
+    check_range: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Crop, flip, colour-jitter, gray and normalise a batch; differentiable with respect to `images`.
@@ -62,6 +63,8 @@ def augment(
         memory_format: of the result, torch.contiguous_format or torch.channels_last.
         clamp: "exact" (no gradient where a clamp reaches 0 or 1, as torchvision) or "straight_through" (the same
             values, and the gradient passes every clamp unchanged).
+        check_range: whether floating images with values outside [0, 1], but for rounding, are refused. None: on the
+            CPU alone, where C++ looks at the crops' pixels on the way; on a GPU, True waits for it.
         backend: a name from `backends()`; None takes the fastest. The reference resizes by matrix products
             under PyTorch's own settings, so on a GPU TF32 applies where it was switched on.
 
@@ -71,8 +74,8 @@ def augment(
     Raises:
         TypeError: images that are not a tensor of an accepted dtype, an `out_dtype` that is not floating.
         ValueError: another shape, a batch or device that does not fit the params, a bad size, mean, std,
-            clamp, memory format or backend; and, on the CPU, a crop that leaves the image or an order that is
-            no permutation (on a GPU, whose values are not read, the view of such a row is NaN).
+            clamp, memory format or backend; values out of range; and, on the CPU, a crop that leaves the image or an
+            order that is no permutation (on a GPU, whose values are not read, the view of such a row is NaN).
     """
     expect_tensor("images", images, ("N", 3, "H", "W"), _DTYPES)
     size = as_size("out_size", out_size)
@@ -87,6 +90,9 @@ def augment(
         raise ValueError(f"clamp: expected one of {', '.join(_CLAMPS)}, got {clamp!r}")
     backend = backend_for(resolve("augment", images.device, backend), backend, images)
     straight_through = clamp == "straight_through"
+    if backend != "cpp" and (readable(images) if check_range is None else check_range):
+        expect_intensities("images", images)
+    in_cpp = check_range is not False
     if backend == "reference":
         if not torch.compiler.is_compiling():
             expect_valid(images, params.crop, params.order)
@@ -98,11 +104,11 @@ def augment(
     last = memory_format == torch.channels_last
     if params.blur.shape[1] == 1:
         statistics = neutral if mean is None else (mean, std)
-        return fused_augment(images, *drawn, size, *statistics, out_dtype, last, straight_through, backend)[0]
+        return fused_augment(images, *drawn, size, *statistics, out_dtype, last, straight_through, backend, in_cpp)[0]
     # A blur reads neighbouring pixels, so it and what follows are separate launches.
     drawn[-1] = torch.full_like(params.solarize, torch.inf)
     arithmetic = torch.promote_types(images.dtype, torch.float32)
-    views, _ = fused_augment(images, *drawn, size, *neutral, arithmetic, False, straight_through, backend)
+    views, _ = fused_augment(images, *drawn, size, *neutral, arithmetic, False, straight_through, backend, in_cpp)
     views = fused_filter(views, params.blur, False, backend)
     return reference.finish(views, params.solarize, mean, std).to(out_dtype, memory_format=memory_format)
 
@@ -112,7 +118,7 @@ class Augment(nn.Module):
 
     Args:
         views: number of views of each image, made in one launch.
-        out_dtype, memory_format, clamp, backend: as `augment` takes them.
+        out_dtype, memory_format, clamp, check_range, backend: as `augment` takes them.
     """
 
     def __init__(
@@ -124,12 +130,14 @@ class Augment(nn.Module):
         out_dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
         clamp: str = "exact",
+        check_range: bool | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         self.policy, self.out_size = policy, as_size("out_size", out_size)
         self.views = as_count("views", views, lowest=1)
-        self.out_dtype, self.memory_format, self.clamp, self.backend = out_dtype, memory_format, clamp, backend
+        self.out_dtype, self.memory_format = out_dtype, memory_format
+        self.clamp, self.check_range, self.backend = clamp, check_range, backend
 
     def forward(
         self, images: Tensor, params: AugmentParams | None = None, generator: torch.Generator | None = None
@@ -157,6 +165,7 @@ class Augment(nn.Module):
             out_dtype=self.out_dtype,
             memory_format=self.memory_format,
             clamp=self.clamp,
+            check_range=self.check_range,
             backend=self.backend,
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from copgen_fast.ops.augment import reference
 from copgen_fast.ops.augment.params import AugmentParams
 from copgen_fast.ops.backend import load
+from copgen_fast.ops.checks import expect_intensities
 from copgen_fast.ops.derivatives import differentiated_again, pull
 
 # The tensors of AugmentParams that the operator takes, in its order.
@@ -39,6 +40,7 @@ def fused_augment(
     channels_last: bool,
     straight_through: bool,
     backend: str,
+    check_range: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Views [V N, 3, h, w] of checked images [N, 3, H, W] without the blur, and their contrast pivots [V N].
 
@@ -48,7 +50,9 @@ def fused_augment(
     expect_valid(images, crop, order)
     if views.numel():
         params = (crop, flip, order, factors, jitter, gray, solarize)
-        load(backend, "augment").augment_forward(images, *params, list(mean), list(std), views, pivot)
+        outside = load(backend, "augment").augment_forward(images, *params, list(mean), list(std), views, pivot)
+        if outside and check_range:  # C++ looks at the pixels that it loads; Triton would have to be waited for
+            expect_intensities("images", images)
     return views, pivot
 
 
@@ -108,7 +112,7 @@ def _augment_vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]
         grad_images = _by_definition(grad, saved[0], saved[1:-1], *options)
     else:
         grad_images = fused_augment_backward(grad, *saved, *options, ctx.backend)
-    return (grad_images, *[None] * 14)
+    return (grad_images, *[None] * 15)
 
 
 fused_augment.register_autograd(_augment_vjp, setup_context=_setup_augment)

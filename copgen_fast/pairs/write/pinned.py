@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copgen_fast.pairs.format import finite_rows, levels, require_all
+from copgen_fast.pairs.format import levels, magnitudes, require
+
+MOST = 1.5
+"""Largest magnitude of an image's values: [-1, 1], and some overshoot of generators that do not clamp."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class PinnedBatch:
 class PinnedBuffers:
     """Host buffers for a batch of pairs each, page-locked for a GPU, with as many on the GPU.
 
-    A buffer holds the pixels, uint8 [2, n, H, W, 3], anchors first, then whether each image was finite, uint8 [2, n]:
-    a single asynchronous copy brings both. They are allocated for the first batch, which is the largest.
+    A buffer holds each image's largest magnitude, float32 [2, n], anchors first, then the pixels, uint8
+    [2, n, H, W, 3]: a single asynchronous copy brings both. The first batch, for which they are allocated, is the
+    largest.
 
     Attributes:
         image_shape: (3, H, W) of the first batch.
@@ -49,17 +53,18 @@ class PinnedBuffers:
         on_gpu = self._device.type == "cuda"
         if self._host is None:
             self.image_shape = tuple(anchors.shape[1:])
-            shape = len(self._free), 2 * len(anchors) * (math.prod(self.image_shape) + 1)
+            size = 2 * len(anchors) * (math.prod(self.image_shape) + 4)
+            shape = len(self._free), size + -size % 4  # numbers of 4 bytes start where memory is divisible by 4
             self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
             self._made = torch.empty(shape, dtype=torch.uint8, device=self._device) if on_gpu else self._host
         buffer, count = self._free.pop(0), len(anchors)
-        pixels, finite = self._views(self._made, buffer, count)
+        pixels, largest = self._views(self._made, buffer, count)
         for row, images in enumerate((anchors, positives)):
             pixels[row].copy_(levels(images).permute(0, 2, 3, 1))
-            finite[row].copy_(finite_rows(images))
+            largest[row].copy_(magnitudes(images))
         copied = None
         if on_gpu:
-            size = pixels.numel() + finite.numel()
+            size = pixels.numel() + 4 * largest.numel()
             self._host[buffer, :size].copy_(self._made[buffer, :size], non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
@@ -70,12 +75,13 @@ class PinnedBuffers:
 
         Raises:
             NonFiniteError: an image held a NaN or an infinity; the message names the pair.
+            CopgenError: values of another scale than [-1, 1].
         """
         if batch.copied is not None:
             batch.copied.synchronize()
-        pixels, finite = self._views(self._host, batch.buffer, batch.count)
+        pixels, largest = self._views(self._host, batch.buffer, batch.count)
         for row, name in enumerate(("images of anchors", "images of positives")):
-            require_all(name, finite[row].bool(), batch.first)
+            require(name, largest[row], batch.first, MOST)
         return pixels.numpy()
 
     def free(self, batch: PinnedBatch) -> None:
@@ -83,8 +89,8 @@ class PinnedBuffers:
         self._free.append(batch.buffer)
 
     def _views(self, memory: Tensor, buffer: int, count: int) -> tuple[Tensor, Tensor]:
-        """Pixels, uint8 [2, count, H, W, 3], and finite flags, uint8 [2, count], of a buffer."""
+        """Pixels, uint8 [2, count, H, W, 3], and largest magnitudes, float32 [2, count], of a buffer."""
         channels, height, width = self.image_shape
-        size = 2 * count * channels * height * width
-        pixels = memory[buffer, :size].view(2, count, height, width, channels)
-        return pixels, memory[buffer, size : size + 2 * count].view(2, count)
+        largest, pixels = memory[buffer].split([8 * count, len(memory[buffer]) - 8 * count])
+        pixels = pixels[: 2 * count * channels * height * width].view(2, count, height, width, channels)
+        return pixels, largest.view(torch.float32).view(2, count)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from copgen_fast.errors import NonFiniteError
+from copgen_fast.errors import CopgenError, NonFiniteError
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.write.pinned import PinnedBuffers
 from tests.helpers.on_gpu import needs_gpu, no_waiting
@@ -46,6 +46,14 @@ def test_bad_images_are_named(bad, side, name, device):
     batch = [images(4, 3, 9, 9).to(device), images(4, 3, 9, 9).to(device)]
     batch[side][2:, 1, 0, 1] = bad
     with pytest.raises(NonFiniteError, match=f"^images of {name}: .*sample 102$"):
+        buffers.pixels(buffers.put(*batch, first=100))
+
+
+def test_images_of_another_scale_are_named():
+    buffers = PinnedBuffers(1, CPU)
+    batch = [images(4, 3, 9, 9), images(4, 3, 9, 9)]
+    batch[1][2] = 127.5 * (batch[1][2] + 1)
+    with pytest.raises(CopgenError, match=r"images of positives: expected values in \[-1, 1\], .* sample 102: scale"):
         buffers.pixels(buffers.put(*batch, first=100))
 
 
