@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copgen_fast import files
+from copgen_fast import files, schema
 from copgen_fast.config import Codec
 from copgen_fast.errors import CopgenError, CorruptArtifactError, NonFiniteError, UsageError
 from copgen_fast.ops.checks import expect_tensor
@@ -39,6 +39,7 @@ INDEX = "index.json"
 SHARE_INDEXES = "index.part-*-of-*.json"
 """Pattern of the indexes of several writers, see `pairs.shares`."""
 _BLOCK = tarfile.BLOCKSIZE
+_MOST_SHARDS, _LARGEST_SIDE = 10**6, 2**14
 
 
 def to_uint8(images: Tensor, name: str = "images", first: int = 0) -> Tensor:
@@ -210,7 +211,7 @@ class Index:
 
 def write_index(folder: Path, index: Index, name: str = INDEX, by: str = "") -> None:
     """Write an index; `by` names the writer where several may write it at the same time."""
-    artifacts.write_json(folder / name, {"format": FORMAT, **dataclasses.asdict(index)}, by)
+    artifacts.write_record(folder / name, {"format": FORMAT, **dataclasses.asdict(index)}, by)
 
 
 def read_index(folder: Path, name: str = INDEX) -> Index:
@@ -221,25 +222,32 @@ def read_index(folder: Path, name: str = INDEX) -> Index:
         CorruptArtifactError: it is not an index of pairs.
     """
     path = artifacts.require(folder / name, "pairs")
-    values = artifacts.read_json(path)
+    values = artifacts.read_record(path, needed=("format",), remedy=REMEDY)
+    version = values.pop("format")
+    if version == 1:
+        values["codec"] = "png"
+    elif version != FORMAT:
+        raise UsageError(f"{path} has another format than {FORMAT}: use the version that wrote it, or another --out")
     try:
-        version = values.pop("format")
-        if version == 1:
-            values["codec"] = "png"
-        elif version != FORMAT:
-            raise UsageError(
-                f"{path} has another format than {FORMAT}: use the version that wrote it, or another --out"
-            )
-        shards = tuple(Shard(**shard) for shard in values.pop("shards"))
-        index = Index(**values | {"image_shape": tuple(values["image_shape"])}, shards=shards)
-        if index.codec not in CODECS:
-            raise ValueError(f"codec {index.codec!r}")
-        spans = [Span(shard.name, shard.first, shard.count) for shard in shards]
-        if spans != [span for span in plan(index.count, index.shard_size) if span in set(spans)]:
-            raise ValueError("shards that don't fit count and shard_size")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        index = schema.check(values, Index)
+        _check_sizes(index)
+    except ValueError as error:
         raise CorruptArtifactError(f"{path} is not an index of pairs ({error}): {REMEDY}") from error
     return index
+
+
+def _check_sizes(index: Index) -> None:
+    """Raises ValueError where numbers of an index don't fit each other."""
+    for name in ("count", "shard_size", "latent_dim"):
+        if getattr(index, name) < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {getattr(index, name)}")
+    if -(-index.count // index.shard_size) > _MOST_SHARDS:
+        raise ValueError(f"count: {index.count} pairs in shards of {index.shard_size} are too many shards")
+    if index.image_shape[0] != 3 or not all(0 <= size <= _LARGEST_SIDE for size in index.image_shape):
+        raise ValueError(f"image_shape: expected (3, height, width), got {index.image_shape}")
+    spans = [Span(shard.name, shard.first, shard.count) for shard in index.shards]
+    if spans != [span for span in plan(index.count, index.shard_size) if span in set(spans)]:
+        raise ValueError("shards that don't fit count and shard_size")
 
 
 def read_complete_index(folder: Path) -> Index:

@@ -73,7 +73,7 @@ def _compare(pairs: PairDataset, source: PairSource, shard: Shard, chosen: list[
     for index, record in zip(chosen, records, strict=True):
         z, z_positive = (tensor[index - shard.first].double() for tensor in stored.values())
         displacement = float((z_positive - z).norm())
-        recorded = record.get("index"), record.get("displacement")
+        recorded = record["index"], record["displacement"]
         if recorded[0] != index or abs(recorded[1] - displacement) > 1e-6 * max(1.0, displacement):
             what = f"its JSON says index {recorded[0]}, displacement {recorded[1]}, its latents {displacement:.7g}"
             raise fault(index, what)

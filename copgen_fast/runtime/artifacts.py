@@ -25,6 +25,8 @@ from copgen_fast.files import read_bytes
 from copgen_fast.runtime import unpickle
 
 _REMEDY = "delete it to have it made again"
+_DIGEST = "record_sha256"
+"""Field of JSON records that holds the digest of the others."""
 _RECORD = "copgen_fast"
 """Name of the one entry in the metadata of safetensors files."""
 
@@ -132,7 +134,7 @@ def read_json(path: Path) -> Any:
 
 def write_record(path: Path, values: dict[str, Any], by: str = "") -> None:
     """Write a JSON object and, in it, its digest, which `read_record` compares."""
-    write_json(path, values | {"sha256": _json_digest(values)}, by)
+    write_json(path, values | {_DIGEST: _json_digest(values)}, by)
 
 
 def read_record(path: Path, hint: Any = dict[str, Any], needed: Iterable[str] = (), remedy: str = "") -> Any:
@@ -150,7 +152,7 @@ def read_record(path: Path, hint: Any = dict[str, Any], needed: Iterable[str] = 
     values = read_json(path)
     try:
         values = schema.check(values, dict[str, Any])
-        digest = values.pop("sha256", None)  # versions before 0.2 wrote none
+        digest = values.pop(_DIGEST, None)  # versions before 0.2 wrote none
         for name in needed:
             if name not in values:
                 raise ValueError(f"{name} is missing")
@@ -158,7 +160,7 @@ def read_record(path: Path, hint: Any = dict[str, Any], needed: Iterable[str] = 
     except ValueError as error:
         raise CorruptArtifactError(f"{path}: {error}: {remedy}") from error
     if digest is not None and digest != _json_digest(values):
-        raise CorruptArtifactError(f"{path} is altered: its content is not that of the sha256 in it: {remedy}")
+        raise CorruptArtifactError(f"{path} is altered: its content is not that of the {_DIGEST} in it: {remedy}")
     return found
 
 

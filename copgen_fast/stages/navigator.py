@@ -28,7 +28,7 @@ from copgen_fast.training import cuda_graph, loop, optimizers, sync_bn
 from copgen_fast.training.adversarial import ReverseGradient, frozen
 from copgen_fast.training.grad_sync import data_parallel
 from copgen_fast.training.loop import StepResult
-from copgen_fast.training.metrics import Row, read_rows
+from copgen_fast.training.metrics import Row, last_row
 
 GRID_COLUMNS = 16
 
@@ -198,7 +198,7 @@ def run(run: Run) -> None:
     G = generators.load(config.generator, run.device)
     run.expect_classes(G.classes)
     if run.ranks.first:
-        artifacts.write_json(run.generator_record, G.record)
+        artifacts.write_record(run.generator_record, G.record)
     if options.loss == "supcon" and not G.classes:
         raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} has none")
     players = make_players(run, G, untrained(G.latent_dim, options, config.seed, G.latent_groups).to(run.device))
@@ -230,7 +230,7 @@ def run(run: Run) -> None:
     summary = loop.run(step_and_keep, data, state, plan, stop, run.ranks)
     if run.ranks.first:
         keep(folder, int(summary["samples"]), players, shown_z, shown_labels)
-        artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
+        artifacts.write_record(folder / "summary.json", last_row(folder / "metrics.jsonl") | summary)
         artifacts.write_tensors(run.navigator_file, players.T_z.state_dict())
     run.ranks.barrier("the navigator's end")
 

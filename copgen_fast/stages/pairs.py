@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from types import SimpleNamespace
 
-from copgen_fast import generators, positives
-from copgen_fast.config import PairsConfig
-from copgen_fast.pairs.shares import Share, complete_index
+from copgen_fast import generators, positives, registry
+from copgen_fast.config import PairsConfig, RunConfig
+from copgen_fast.errors import UsageError
+from copgen_fast.pairs.format import read_complete_index
+from copgen_fast.pairs.shares import Share, complete_index, require_same
 from copgen_fast.pairs.write.source import PairSource
 from copgen_fast.pairs.write.writer import write_pairs
 from copgen_fast.registry import label
@@ -30,7 +34,7 @@ def run(run: Run) -> None:
     sources = {name: open_source(run, name) for name in config.positives}
     for source, _ in sources.values():
         run.expect_classes(source.generator.classes)
-        artifacts.write_json(run.generator_record, source.generator.record, by=part.suffix)
+        artifacts.write_record(run.generator_record, source.generator.record, by=part.suffix)
     for name, (source, identity) in sources.items():
         own = write(run, name, source, config, identity)
         written = [json.loads(word) for word in ranks.barrier(f"the end of pairs {name}", json.dumps(own))]
@@ -48,7 +52,10 @@ def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity
             bar.update(2 * pairs)
             run.ranks.mark(f"pairs {name}")
 
-        return write_pairs(run.pairs_folder(name), source, config, identity, written)
+        summary = write_pairs(run.pairs_folder(name), source, config, identity, written)
+    if config.parts == 1:
+        run.checked.add(name)
+    return summary
 
 
 def summarize(run: Run, name: str, source: PairSource, written: list[dict]) -> None:
@@ -64,7 +71,7 @@ def summarize(run: Run, name: str, source: PairSource, written: list[dict]) -> N
     if pairs or not (folder / "summary.json").exists():
         total = {"written": pairs, "seconds": seconds, "images_per_s": 2 * pairs / seconds}
         mean = {"displacement_mean": whole.displacement_mean} | by_group(source, config)
-        artifacts.write_json(folder / "summary.json", written[0] | total | mean, by=part.suffix)
+        artifacts.write_record(folder / "summary.json", written[0] | total | mean, by=part.suffix)
 
 
 def by_group(source: PairSource, config: PairsConfig) -> dict[str, float]:
@@ -90,18 +97,44 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
             return index // config.pairs.samples_per_class % G.classes
 
     source = PairSource(G, make, G.latent_dim, config.generator.prior, run.device, label_of)
-    identity = {
-        "generator": G.record["name"],
-        "generator_digest": G.record["digest"],
-        "generator_level": config.generator.level,
-        "positive": label(positive),
-        "prior": config.generator.prior,
-        "start_seed": config.pairs.start_seed,
-        "samples_per_class": config.pairs.samples_per_class,
-    }
+    identity = settings(config, positive) | {"generator_digest": G.record["digest"]}
     if G.classes:
         identity["classes"] = G.classes
     identity |= positives.record(positive, setting)
     for option, value in G.record["options"].items():
         identity[f"generator.{option}" if option in identity else option] = value
     return source, identity
+
+
+def settings(config: RunConfig, positive: str) -> dict:
+    """The part of a record of pairs that the configuration alone says."""
+    return {
+        "generator": label(config.generator.name),
+        "generator_level": config.generator.level,
+        "positive": label(positive),
+        "prior": config.generator.prior,
+        "start_seed": config.pairs.start_seed,
+        "samples_per_class": config.pairs.samples_per_class,
+    }
+
+
+def expect_own(run: Run, source: str) -> None:
+    """Compare the record of a source's pairs with the run: its settings, and the generator and T_z at hand.
+
+    Raises:
+        UsageError: shards are missing, or the pairs are another run's or another source's.
+        CorruptArtifactError: a record is altered.
+    """
+    config, folder = run.config, run.pairs_folder(source)
+    index = read_complete_index(folder)
+    wanted = settings(config, source)
+    if run.generator_record.exists():
+        record = artifacts.read_record(run.generator_record, needed=("digest",))
+        wanted["generator_digest"] = record["digest"]
+    if source in registry.names("positives"):
+        G = SimpleNamespace(latent_dim=index.latent_dim, latent_groups=())  # which built-in ways don't record
+        with contextlib.suppress(UsageError):  # the pairs were made elsewhere, with a navigator that isn't here
+            wanted |= positives.record(source, run.setting(G, positives.options(config.pairs)[source]))
+    found = {name: index.identity.get(name) for name in wanted}
+    sizes = {"count": config.pairs.count, "shard_size": config.pairs.shard_size, "codec": config.pairs.codec}
+    require_same(folder, dataclasses.replace(index, identity=found), json.loads(json.dumps(wanted)), **sizes)

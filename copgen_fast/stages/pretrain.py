@@ -18,16 +18,16 @@ from copgen_fast.errors import UsageError
 from copgen_fast.images import sets
 from copgen_fast.methods import Method
 from copgen_fast.ops import AugmentParams, AugmentPolicy
-from copgen_fast.pairs.format import read_complete_index
 from copgen_fast.pairs.read.loader import PairBatch, PairDataset, open_batches
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, devices, seeds
 from copgen_fast.runtime.distributed import ALONE, Ranks
+from copgen_fast.stages.pairs import expect_own
 from copgen_fast.stages.run import Run
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
 from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import StepResult
-from copgen_fast.training.metrics import read_rows
+from copgen_fast.training.metrics import last_row
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def run(run: Run) -> None:
     """
     if run.config.pretrain.data == "pairs":
         for source in run.sources:
-            read_complete_index(run.pairs_folder(source))
+            expect_own(run, source)
     for source in run.sources:
         if not run.encoder_file(source).exists():
             pretrain(run, source)
@@ -150,8 +150,8 @@ def pretrain(run: Run, source: str) -> None:
         summary["views_per_s"] = 2 * summary["samples_per_s"]
         # Real images that can't be decoded are left out as they are read, and no rank has them.
         summary["corrupt_pairs"] = getattr(dataset, "left_out", 0) + len(set(" ".join(skipped).split()))
-        artifacts.write_json(folder / "summary.json", read_rows(folder / "metrics.jsonl")[-1] | summary)
-        artifacts.write_tensors(run.encoder_file(source), learner.method.encoder.state_dict())
+        artifacts.write_record(folder / "summary.json", last_row(folder / "metrics.jsonl") | summary)
+        artifacts.write_tensors(run.encoder_file(source), learner.method.encoder.state_dict(), **run.encoder_of(source))
     run.ranks.barrier(f"the end of {name}'s encoder")
 
 
@@ -166,7 +166,7 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
     if source == "real":
         real = sets.load_train(run.config.data, supervised)
         return sets.RealPairs(real.images, real.labels if supervised else None, len(real.faults))
-    pairs = PairDataset(run.pairs_folder(source))
+    pairs = PairDataset(run.pairs_folder(source), check=source not in run.checked)
     if supervised and not pairs.index.identity.get("classes"):
         raise UsageError(
             f"--method {method} needs classes, and the pairs in {pairs.folder} have none: take a class-conditional "

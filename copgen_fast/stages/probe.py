@@ -36,7 +36,7 @@ def run(run: Run) -> None:
         if count := evals.left_out(run):
             results["corrupt_images"] = count
         results["seconds"] = time.perf_counter() - started
-        artifacts.write_json(path, results)
+        artifacts.write_record(path, results)
 
 
 def tell_other_size(run: Run) -> None:
@@ -68,5 +68,5 @@ def open_encoder(run: Run, source: str) -> nn.Module:
         encoder = Encoder(run.config.pretrain.encoder)
     if source != "random":
         path = run.encoder_file(source)
-        artifacts.load_strictly(encoder, artifacts.read_tensors(path), path)
+        artifacts.load_strictly(encoder, artifacts.read_tensors(path, **run.encoder_of(source)), path)
     return encoder.to(memory_format=torch.channels_last)

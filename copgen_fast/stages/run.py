@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Run:
     device: torch.device
     ranks: Ranks = ALONE
     """This process among those that compute the run; rank 0 alone writes into the folder."""
+    checked: set[str] = field(default_factory=set)
+    """Sources whose shards this process has written or compared with their digests."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -71,6 +73,10 @@ class Run:
     def encoder_file(self, source: str) -> Path:
         """A pretrained encoder in torchvision's names."""
         return self.pretrain_folder(source) / "encoder.safetensors"
+
+    def encoder_of(self, source: str) -> dict[str, str]:
+        """What is recorded in an encoder's file, so that no file is taken for another's."""
+        return {"source": label(source), "method": label(self.config.method.name)}
 
     def probe_file(self, source: str) -> Path:
         """Numbers of every evaluation of a source's encoder or of a baseline, made by the probe stage."""

@@ -26,7 +26,7 @@ from copgen_fast.stages.run import Run
 from copgen_fast.training import loop, optimizers
 from copgen_fast.training.grad_sync import data_parallel
 from copgen_fast.training.loop import StepResult
-from copgen_fast.training.metrics import read_rows
+from copgen_fast.training.metrics import last_row
 
 MEASURED = 256
 """Latents on which each walk is measured in the end."""
@@ -130,7 +130,7 @@ def run(run: Run) -> None:
     G = generators.load(config.generator, run.device)
     run.expect_classes(G.classes)
     if run.ranks.first:
-        artifacts.write_json(run.generator_record, G.record)
+        artifacts.write_record(run.generator_record, G.record)
     walks = unlearned(G.latent_dim, G.latent_groups, options, config.seed).to(run.device)
     learner = make_learner(run, G, walks)
 
@@ -145,9 +145,9 @@ def run(run: Run) -> None:
     state = {"walks": learner.walks, "adam": learner.adam, "scaler": learner.scaler}
     summary = loop.run(step, data, state, plan, ranks=run.ranks)
     if run.ranks.first:
-        last = read_rows(folder / "metrics.jsonl")[-1]
+        last = last_row(folder / "metrics.jsonl")
         found = measure(run, G, walks, limits)
-        artifacts.write_json(folder / "summary.json", last | summary | found)
+        artifacts.write_record(folder / "summary.json", last | summary | found)
         learned = {"generator_digest": G.record["digest"], "limits": _warps.words(limits)}
         artifacts.write_tensors(run.steering_file, walks.state_dict(), **learned)
     run.ranks.barrier("the end of the steering")

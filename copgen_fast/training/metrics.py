@@ -6,24 +6,44 @@ import json
 import os
 from pathlib import Path
 
+from copgen_fast import schema
+from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.files import read_bytes
 from copgen_fast.runtime import artifacts
 
 Row = dict[str, float]
 
 
 def read_rows(path: Path, before_step: int | None = None) -> list[Row]:
-    """Rows of metrics.jsonl, before `before_step`; a last line cut short by a kill is left out."""
+    """Rows of metrics.jsonl, before `before_step`; a last line cut short by a kill is left out.
+
+    Raises:
+        CorruptArtifactError: another line is altered.
+    """
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
+    rows, lines = [], read_bytes(path).splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except ValueError:
-            break
+            row = schema.check(schema.parse(line), dict[str, float | str])
+            schema.check(row.get("step"), int, "step")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise CorruptArtifactError(
+                f"{path}: line {number}: {error}: remove this line and those after it, which are written again where "
+                "the run goes on from before them"
+            ) from error
         if before_step is None or row["step"] < before_step:
             rows.append(row)
     return rows
+
+
+def last_row(path: Path) -> Row:
+    """The last row of metrics.jsonl; CorruptArtifactError where there is none."""
+    if rows := read_rows(path):
+        return rows[-1]
+    raise CorruptArtifactError(f"{path} holds no row, though its run is finished: delete that folder to run it again")
 
 
 class MetricLog:

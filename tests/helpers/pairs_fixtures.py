@@ -41,10 +41,20 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def forge(path, change):
+    """Change the values of a JSON record, and leave out its digest."""
+    values = json.loads(path.read_text())
+    values.pop("record_sha256", None)
+    change(values)
+    path.write_text(json.dumps(values))
+
+
 def update_digest(folder, name, field):
     """Write a file's size and digest into the index, as a careful forger would."""
-    index = json.loads((folder / "index.json").read_text())
-    shard = next(shard for shard in index["shards"] if name.startswith(shard["name"].removesuffix(".tar")))
-    shard[f"{field}sha256"] = sha256(folder / name)
-    shard[f"{field}bytes"] = (folder / name).stat().st_size
-    (folder / "index.json").write_text(json.dumps(index))
+
+    def update(index):
+        shard = next(shard for shard in index["shards"] if name.startswith(shard["name"].removesuffix(".tar")))
+        shard[f"{field}sha256"] = sha256(folder / name)
+        shard[f"{field}bytes"] = (folder / name).stat().st_size
+
+    forge(folder / "index.json", update)

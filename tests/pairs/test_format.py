@@ -1,5 +1,5 @@
 import io
-import json
+import re
 import tarfile
 
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
 from copgen_fast.pairs import format
-from tests.helpers.pairs_fixtures import CONFIG, write
+from tests.helpers.pairs_fixtures import CONFIG, forge, write
 
 
 @pytest.mark.parametrize(
@@ -111,27 +111,51 @@ def test_index_faults_are_named(tmp_path):
     write(tmp_path)
     path = tmp_path / "index.json"
     good = path.read_text()
-    path.write_text(good.replace('"format": 2', '"format": 3'))
+    forge(path, lambda index: index.update(format=3))
     with pytest.raises(UsageError, match="format"):
         format.read_index(tmp_path)
-    for bad in (
-        "[]",
-        "{",
-        good.replace('"first": 4', '"first": 5'),
-        good.replace('"count"', '"counts"'),
-        good.replace('"png"', '"gif"'),
+    for bad, message in (
+        ("[]", "its content: expected an object, got []"),
+        ("{", "is not valid JSON"),
+        ("[" * 10**5, "nested too deeply"),
+        (good.replace('"first": 4', '"first": 5'), "is altered: its content is not that of the record_sha256 in it"),
     ):
         path.write_text(bad)
-        with pytest.raises(CorruptArtifactError, match=r"index\.json"):
+        with pytest.raises(CorruptArtifactError, match=rf"index\.json.*{re.escape(message)}"):
             format.read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index["shards"][1].update(first=5), "shards that don't fit count and shard_size"),
+        (lambda index: index.pop("count"), "count is missing"),
+        (lambda index: index.update(counts=3), "'counts' is no field"),
+        (lambda index: index.update(codec="gif"), "codec: expected one of"),
+        (lambda index: index.update(count="10"), "count: expected an integer of 64 bits, got '10'"),
+        (lambda index: index.update(count=2**62, shard_size=1), "too many shards"),
+        (lambda index: index.update(shard_size=0), "shard_size: expected 1 or more"),
+        (lambda index: index.update(count=True), "count: expected an integer"),
+        (lambda index: index.update(image_shape=[3, 8]), "image_shape: expected a list of 3"),
+        (lambda index: index.update(image_shape=[3, 65000, 65000]), "image_shape: expected .3, height, width"),
+        (lambda index: index.update(identity=[]), r"identity: expected an object, got \[\]"),
+        (lambda index: index["shards"][0].update(sha256=None), r"shards\[0\].sha256: expected text, got None"),
+        (lambda index: index.update(shards={}), "shards: expected a list"),
+        (lambda index: index.update(displacement_mean="far"), "displacement_mean: expected a number, got 'far'"),
+        (lambda index: index.pop("format"), "format is missing"),
+    ],
+)
+def test_fields_of_an_index_that_cannot_be_are_named(tmp_path, change, message):
+    write(tmp_path)
+    forge(tmp_path / "index.json", change)
+    with pytest.raises(CorruptArtifactError, match=rf"index\.json.*{message}.*: delete it"):
+        format.read_index(tmp_path)
 
 
 def test_folders_of_format_1_hold_png(tmp_path):
     write(tmp_path)
     index = format.read_index(tmp_path)
-    values = json.loads((tmp_path / "index.json").read_text())
-    del values["codec"]
-    (tmp_path / "index.json").write_text(json.dumps(values | {"format": 1}))
+    forge(tmp_path / "index.json", lambda values: values.update(format=1) or values.pop("codec"))
     assert format.read_index(tmp_path) == index and index.codec == "png"
     assert write(tmp_path)["written"] == 0
 

@@ -9,7 +9,7 @@ import pytest
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.merge import main, merge
 from copgen_fast.pairs.read.dataset import PairDataset
-from tests.helpers.pairs_fixtures import CONFIG, IDENTITY, contents, write
+from tests.helpers.pairs_fixtures import CONFIG, IDENTITY, contents, forge, write
 
 SMALL = dataclasses.replace(CONFIG, shard_size=2)  # 5 shards
 
@@ -93,10 +93,7 @@ def test_the_same_shard_twice_is_taken_once(folders, single):
 def test_different_shards_of_one_name_are_named(folders, tmp_path):
     other = tmp_path / "other"
     write(other, dataclasses.replace(SMALL, part=1, parts=2))
-    path = other / "index.part-1-of-2.json"
-    index = json.loads(path.read_text())
-    index["shards"][0]["sha256"] = "0" * 64
-    path.write_text(json.dumps(index))
+    forge(other / "index.part-1-of-2.json", lambda index: index["shards"][0].update(sha256="0" * 64))
     with pytest.raises(CorruptArtifactError, match=r"1 and .*other hold different shards shard-000001\.tar"):
         merge(folders[0], (folders[1], other))
 

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 
 import pytest
@@ -14,6 +13,7 @@ from copgen_fast.runtime import artifacts
 from tests.helpers.pairs_fixtures import (
     CONFIG,
     IDENTITY,
+    forge,
     generate,
     generate_of_class,
     shift,
@@ -166,9 +166,7 @@ def test_other_identity_is_refused(folder):
 
 
 def test_incomplete_folder_is_refused(folder):
-    index = json.loads((folder / "index.json").read_text())
-    index["shards"].pop()
-    (folder / "index.json").write_text(json.dumps(index))
+    forge(folder / "index.json", lambda index: index["shards"].pop())
     with pytest.raises(UsageError, match="2 of 3 shards"):
         verify_pairs(folder, source(), IDENTITY)
     assert write(folder, CONFIG)["written"] == 2

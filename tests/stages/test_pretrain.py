@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -19,7 +20,7 @@ from copgen_fast.training.metrics import read_rows
 from tests.conftest import TINY
 from tests.helpers.host_reads import HostReads
 from tests.helpers.on_gpu import needs_gpu, no_waiting
-from tests.helpers.pairs_fixtures import update_digest
+from tests.helpers.pairs_fixtures import forge, update_digest
 
 
 def test_the_learning_rate_follows_its_curve():
@@ -48,6 +49,51 @@ def test_all_sources_start_alike_and_differ_by_their_positives(finished_run):
         losses[name] = rows[0]["loss"]
     assert len(set(losses.values())) == 4
     assert losses["identity"] == min(losses.values()), "two views of one image agree most"
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "message"),
+    [
+        ("swapped pairs", 2, r"pairs/identity holds other pairs: positive \(gaussian there, identity here\)"),
+        ("another navigator", 2, r"pairs/navigator holds other pairs: navigator_digest \("),
+        ("another generator", 2, r"holds other pairs: generator_digest \("),
+        ("altered generator.json", 1, r"generator.json is altered"),
+        ("swapped encoders", 1, r"identity/simclr/encoder.safetensors is of source gaussian, not identity"),
+        ("altered encoder", 1, r"gaussian/simclr/encoder.safetensors is altered: its tensors are not"),
+        ("altered summary", 1, r"gaussian/simclr/summary.json is altered"),
+        ("altered results", 1, r"probe/gaussian.json is altered"),
+    ],
+)
+def test_files_in_each_others_place_and_altered_ones_are_named(copied_run, capsys, harm, code, message):
+    run, stage = copied_run, "pretrain"
+    if harm.startswith("swapped"):
+        folder = run / harm.removeprefix("swapped ").replace("encoders", "pretrain")
+        for old, new in (("identity", "spare"), ("gaussian", "identity"), ("spare", "gaussian")):
+            (folder / old).rename(folder / new)
+    if harm == "another navigator":
+        shutil.copy(run / "navigator" / "kept" / "0000000000.safetensors", run / "navigator" / "navigator.safetensors")
+    elif harm == "another generator":
+        forge(run / "generator.json", lambda record: record.update(digest="0" * 64))
+    elif harm == "altered generator.json":
+        path = run / "generator.json"
+        path.write_text(path.read_text().replace("digits", "digitt"))
+    elif harm == "altered encoder":
+        path = run / "pretrain" / "gaussian" / "simclr" / "encoder.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x40")
+    elif harm == "altered summary":
+        path = run / "pretrain" / "gaussian" / "simclr" / "summary.json"
+        path.write_text(path.read_text().replace('"loss": ', '"loss": 1'))
+    elif harm == "altered results":
+        path = run / "probe" / "gaussian.json"
+        path.write_text(path.read_text().replace('"seconds": ', '"seconds": 1'))
+    if "encoder" in harm:
+        shutil.rmtree(run / "probe")
+        stage = "probe"
+    elif "summary" in harm or "results" in harm:
+        stage = "report"
+    assert main([*TINY, "--out", str(run), "--stages", stage]) == code
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, line), line
 
 
 def test_real_images_are_the_simclr_baseline(tmp_path):

@@ -29,7 +29,7 @@ from copgen_fast.runtime import artifacts, devices, latents, seeds
 from copgen_fast.runtime.interrupts import handle_signals
 from copgen_fast.training import loop
 from copgen_fast.training.loop import StepResult
-from copgen_fast.training.metrics import read_rows
+from copgen_fast.training.metrics import last_row
 
 BETAS = (0.0, 0.9)
 GRID = (8, 16)
@@ -130,7 +130,7 @@ def fit(config: GanConfig) -> dict[str, float]:
     summary = loop.run(step_and_show, batch, state, plan)
     generator = picture(config.steps)
     write_generator(config.out / "generator.safetensors", generator, config)
-    summary = read_rows(config.out / "metrics.jsonl")[-1] | summary | evaluate(generator, real, config)
+    summary = last_row(config.out / "metrics.jsonl") | summary | evaluate(generator, real, config)
     artifacts.write_json(config.out / "summary.json", summary)
     return summary
 

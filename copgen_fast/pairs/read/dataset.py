@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from copgen_fast import schema
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.pairs.format import check_file, key, member_table, members, plan, read_complete_index, unlisted_shards
@@ -27,6 +28,21 @@ class EncodedPair(NamedTuple):
     anchor: memoryview
     positive: memoryview
     record: memoryview
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """KEY.json of a pair; `label` is the class of a conditional generator's images."""
+
+    index: int
+    seed: int
+    displacement: float
+    pseudo_class: int | None = None
+    label: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected 0 .. 2**32 - 1, got {self.seed}")
 
 
 class PairDataset(Dataset):
@@ -125,7 +141,7 @@ class PairDataset(Dataset):
             CorruptArtifactError: there is neither, or the record belongs to another pair.
         """
         record = self._parse(pair)
-        if record.get("index", pair.index) != pair.index:
+        if record["index"] != pair.index:
             raise CorruptArtifactError(f"{self._where(pair.index, 2)} belongs to pair {record['index']}: {REMEDY}")
         label = record.get("label", record.get("pseudo_class"))
         if not isinstance(label, int):
@@ -134,12 +150,14 @@ class PairDataset(Dataset):
 
     def _parse(self, pair: EncodedPair) -> dict:
         try:
-            record = json.loads(bytes(pair.record))
+            record = schema.parse(bytes(pair.record))
         except ValueError as error:
             message = f"{self._where(pair.index, 2)} is not valid JSON ({error}): {REMEDY}"
             raise CorruptArtifactError(message) from error
-        if not isinstance(record, dict):
-            raise CorruptArtifactError(f"{self._where(pair.index, 2)} is not a JSON object: {REMEDY}")
+        try:
+            schema.check(record, PairRecord)
+        except ValueError as error:
+            raise CorruptArtifactError(f"{self._where(pair.index, 2)}: {error}: {REMEDY}") from error
         return record
 
     def _where(self, index: int, column: int) -> str:

@@ -16,7 +16,19 @@ from copgen_fast.config import PairsConfig, RunConfig, faults
 from copgen_fast.errors import UsageError
 from copgen_fast.files import sha256
 from copgen_fast.pairs import shares
-from copgen_fast.pairs.format import Index, Shard, Span, add_member, key, members, sidecar, write_index
+from copgen_fast.pairs.format import (
+    Index,
+    Shard,
+    Span,
+    add_member,
+    check_shards,
+    is_shard,
+    key,
+    members,
+    plan,
+    sidecar,
+    write_index,
+)
 from copgen_fast.pairs.shares import Share
 from copgen_fast.pairs.write.pipeline import EncodedBatch, encoded_batches
 from copgen_fast.pairs.write.source import PairSource
@@ -83,7 +95,28 @@ def _open(
         shares.require_same(folder, found, identity, **sizes, codec=config.codec)
         index = dataclasses.replace(index, image_shape=found.image_shape)
     shares.remove_leftovers(folder, share)
-    return index, shares.finished_shards(folder, indexes, share.index_name)
+    finished = shares.finished_shards(folder, indexes, share.index_name)
+    _tell_what_is_there(folder, indexes, finished, share, plan(config.count, config.shard_size))
+    return index, finished
+
+
+def _tell_what_is_there(
+    folder: Path, indexes: dict[str, Index], finished: dict[str, Shard], share: Share, spans: list[Span]
+) -> None:
+    """Compare the shards in a folder with its index: say which are missing or cut short, refuse altered and extra ones.
+
+    Raises:
+        UsageError: there are shards that these pairs don't have.
+        CorruptArtifactError: a shard is altered.
+    """
+    wanted = {name for span in spans for name in (span.name, sidecar(span.name))}
+    if extra := [path.name for path in folder.glob("shard-*") if is_shard(path.name) and path.name not in wanted]:
+        raise UsageError(f"{folder} holds {min(extra)}, which is none of its shards: remove it, or use another --out")
+    listed = {shard.name for index in indexes.values() for shard in index.shards if share.owns(shard.name)}
+    if lost := sorted(listed - finished.keys()):
+        print(f"{folder}: {len(lost)} shards are missing or cut short, from {lost[0]} on: written again", flush=True)
+    if own := [(folder, shard) for name, shard in finished.items() if share.owns(name)]:
+        check_shards(own)
 
 
 def _write_shard(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -33,8 +34,8 @@ def run(run: Run) -> None:
         pictures={section: [(name, embed(png)) for name, png in strips] for section, strips in strips_of(run).items()},
         charts={name: embed(png) for name, png in charts_of(run, logs, results).items()},
         speeds=speeds(run, results),
-        config=artifacts.read_json(run.folder / "config.json"),
-        versions=artifacts.read_json(run.folder / "versions.json"),
+        config=artifacts.read_record(run.folder / "config.json"),
+        versions=artifacts.read_record(run.folder / "versions.json", dict[str, str]),
     )
     artifacts.write_bytes(run.folder / "report.html", page.encode())
     print(table.text(results))
@@ -44,22 +45,23 @@ def run(run: Run) -> None:
 def read_results(run: Run) -> table.Results:
     """Numbers of the evaluations by source, baselines first."""
     sources = (*run.config.probe.baselines, *run.sources)
-    return {label(name): artifacts.read_json(artifacts.require(run.probe_file(name), "probe")) for name in sources}
+    paths = {label(name): artifacts.require(run.probe_file(name), "probe") for name in sources}
+    return {name: artifacts.read_record(path, dict[str, float], ("seconds",)) for name, path in paths.items()}
 
 
 def collect_metrics(run: Run, results: table.Results) -> dict[str, float]:
     """All final numbers of the run by dotted name."""
     metrics: dict[str, float] = {}
-    navigator = _summary(run.folder / "navigator")
+    navigator = _summary("navigator", run.folder / "navigator")
     if navigator:
         metrics |= {f"navigator.{name}": value for name, value in navigator.items()}
         metrics["navigator.loss"] = navigator["loss_navigator"]
     if "steering" in run.sources:
-        walks = artifacts.read_json(run.folder / "steering" / "summary.json")["transformations"]
+        walks = steering.read_walks(run)
         for walk, row in walks.items():
             numbers = {name: value for name, value in row.items() if name != "energy"}
             metrics |= {f"steering.{walk}.{name}": value for name, value in numbers.items()}
-    pairs = {label(name): _summary(run.pairs_folder(name)) for name in run.config.pairs.positives}
+    pairs = {label(name): _summary("pairs", run.pairs_folder(name)) for name in run.config.pairs.positives}
     pairs = {name: summary for name, summary in pairs.items() if summary}
     for name, summary in pairs.items():
         metrics[f"pairs.{name}.displacement_norm"] = summary["displacement_mean"]
@@ -68,7 +70,7 @@ def collect_metrics(run: Run, results: table.Results) -> dict[str, float]:
     if pairs:
         metrics["pairs.count"] = run.config.pairs.count
         metrics["pairs.images_per_s"] = _mean([summary["images_per_s"] for summary in pairs.values()])
-    trained = {label(name): _summary(run.pretrain_folder(name)) for name in run.sources}
+    trained = {label(name): _summary("pretrain", run.pretrain_folder(name)) for name in run.sources}
     for name, summary in trained.items():
         metrics |= {f"pretrain.{name}.{key}": summary[key] for key in ("loss", "views_per_s", "seconds")}
     metrics["pretrain.views_per_s"] = _mean([summary["views_per_s"] for summary in trained.values()])
@@ -80,7 +82,7 @@ def collect_metrics(run: Run, results: table.Results) -> dict[str, float]:
 def tables(run: Run) -> dict[str, list[list[str]]]:
     """Further tables by title, rows of text with the headings first."""
     found = {}
-    pairs = {label(name): _summary(run.pairs_folder(name)) for name in run.config.pairs.positives}
+    pairs = {label(name): _summary("pairs", run.pairs_folder(name)) for name in run.config.pairs.positives}
     groups = {name: [v for k, v in row.items() if k.startswith("displacement_norm_")] for name, row in pairs.items()}
     if any(groups.values()):
         heading = ["pairs", *(f"group {i}" for i in range(max(map(len, groups.values()))))]
@@ -91,9 +93,23 @@ def tables(run: Run) -> dict[str, list[list[str]]]:
     return found
 
 
-def _summary(folder: Path) -> dict[str, float]:
+_TRAINED = ("seconds", "samples_per_s", "data_wait")
+_NEEDED = {
+    "navigator": (*_TRAINED, "loss_navigator"),
+    "steering": _TRAINED,
+    "pairs": ("seconds", "images_per_s", "displacement_mean"),
+    "pretrain": (*_TRAINED, "views_per_s", "loss"),
+}
+"""By stage, the numbers that its summary.json must have."""
+
+
+def _summary(stage: str, folder: Path) -> dict[str, float]:
+    """A stage's summary.json; empty where that was not run."""
     path = folder / "summary.json"
-    return artifacts.read_json(path) if path.exists() else {}
+    if stage == "pretrain":
+        artifacts.require(path, stage)
+    hint = dict[str, Any] if stage == "steering" else dict[str, float]
+    return artifacts.read_record(path, hint, _NEEDED[stage]) if path.exists() else {}
 
 
 def _mean(values: list[float]) -> float:
@@ -117,14 +133,14 @@ def speeds(run: Run, results: table.Results) -> list[tuple[str, str, float]]:
     """Throughput and seconds of every stage: (stage, throughput, seconds)."""
     rows = []
     for stage in ("navigator", "steering"):
-        if summary := _summary(run.folder / stage):
+        if summary := _summary(stage, run.folder / stage):
             wait = f"{summary['data_wait']:.1%} waiting for data"
             rows.append((stage, f"{summary['samples_per_s']:.0f} samples/s, {wait}", summary["seconds"]))
     for name in run.config.pairs.positives:
-        if summary := _summary(run.pairs_folder(name)):
+        if summary := _summary("pairs", run.pairs_folder(name)):
             rows.append((f"pairs {label(name)}", f"{summary['images_per_s']:.0f} images/s", summary["seconds"]))
     for name in run.sources:
-        summary = _summary(run.pretrain_folder(name))
+        summary = _summary("pretrain", run.pretrain_folder(name))
         wait = f"{summary['data_wait']:.1%} waiting for data"
         rows.append((f"pretrain {label(name)}", f"{summary['views_per_s']:.0f} views/s, {wait}", summary["seconds"]))
     return rows + [(f"probe {name}", "", values["seconds"]) for name, values in results.items()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,15 @@ STEPS = 7
 """Step sizes shown, from one end of a transformation's range to the other."""
 
 
+def read_walks(run: Run) -> dict[str, dict[str, Any]]:
+    """What the steering stage measured of every transformation."""
+    path = artifacts.require(run.folder / "steering" / "summary.json", "steering")
+    return artifacts.read_record(path, needed=("transformations",))["transformations"]
+
+
 def table_of(run: Run) -> list[list[str]]:
     """Rows of text, headings first: of each transformation, and of all at once."""
-    found = artifacts.read_json(run.folder / "steering" / "summary.json")["transformations"]
+    found = read_walks(run)
     groups = len(next(iter(found.values()))["energy"])
     shares = [f"energy in group {i} %" for i in range(groups)] if groups > 1 else []
     rows = [["transformation", "loss", "loss without the walk", "ratio", "norm of w", "E||dz||", *shares]]

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.read.loader import PairBatch, PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.read.sampler import permutation
-from tests.helpers.pairs_fixtures import CONFIG, contents, update_digest, write
+from tests.helpers.pairs_fixtures import CONFIG, contents, forge, update_digest, write
 
 NO_CACHE = 0.0
 
@@ -133,8 +133,7 @@ def test_undecodable_image_is_named(folder):
 
 
 def test_image_of_another_size_is_named(folder):
-    path = folder / "index.json"
-    path.write_text(path.read_text().replace("      8,\n", "").replace("8,\n    8\n", "8,\n    9\n"))
+    forge(folder / "index.json", lambda index: index.update(image_shape=[3, 8, 9]))
     with pytest.raises(CorruptArtifactError, match=r"00000000\.anchor\.png is \[3, 8, 8\].*\[3, 8, 9\]"):
         PairDataset(folder)[0]
 
@@ -255,9 +254,41 @@ def test_a_label_goes_before_the_pseudo_class(folder):
     old, new = b'"pseudo_class": 0', b'"label": 3       '
     path.write_bytes(data.replace(old, new, 1))
     assert [PairDataset(folder, check=False)[i][2] for i in range(2)] == [3, 0]
-    path.write_bytes(data.replace(old, b'"nothing_here": 0', 1)[: len(data)])
+    path.write_bytes(data.replace(old, b'"label":     null', 1))
     with pytest.raises(CorruptArtifactError, match=r"00000000\.json holds no label or pseudo_class"):
         PairDataset(folder, check=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"index": 0, "seed": "7", "displacement": 1}', "seed: expected an integer of 64 bits, got '7'"),
+        ('{"index": 0, "seed": -1, "displacement": 1}', r"seed: expected 0 .. 2\*\*32 - 1, got -1"),
+        (
+            '{"index": 0, "seed": 7, "displacement": 1, "label": 9223372036854775808}',
+            "label: expected an integer of 64",
+        ),
+        (
+            '{"index": 0, "seed": 7, "displacement": 1, "label": true}',
+            "label: expected an integer of 64 bits, got True",
+        ),
+        ('{"index": 0, "seed": 7, "displacement": {}}', "displacement: expected a number, got {}"),
+        ('{"index": 0, "seed": 7}', "displacement is missing"),
+        ("[7]", r"its content: expected an object, got \[7\]"),
+        ("[" * 70, "is not valid JSON"),
+        ('"\ud800"', "is not valid JSON .'utf-8' codec"),
+        ('{"index": 0}'.encode("utf-16"), "is not valid JSON .'utf-8' codec"),
+    ],
+)
+def test_an_altered_record_of_a_pair_is_named_with_its_field(folder, record, message):
+    path = folder / "shard-000000.tar"
+    data = path.read_bytes()
+    start, end = data.index(b'{"index": 0'), data.index(b"}") + 1
+    record = record if isinstance(record, bytes) else record.encode(errors="surrogatepass")
+    path.write_bytes(data[:start] + record.ljust(end - start) + data[end:])
+    for read in (PairDataset(folder, check=False).record, PairDataset(folder, check=False).__getitem__):
+        with pytest.raises(CorruptArtifactError, match=rf"shard-000000\.tar: 00000000\.json:? {message}"):
+            read(0)
 
 
 def test_a_batch_is_its_images_in_one_tensor():

@@ -11,7 +11,7 @@ import threading
 import pytest
 import torch
 
-from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
+from copgen_fast.errors import CopgenError, CorruptArtifactError, NonFiniteError, UsageError
 from copgen_fast.files import sha256
 from copgen_fast.pairs.codecs import CODECS
 from copgen_fast.pairs.format import to_uint8
@@ -108,6 +108,41 @@ def test_missing_and_short_files_are_written_again(tmp_path, uninterrupted, name
     written = write(tmp_path)["written"]
     assert written == {"shard-000002.tar": 2, "index.json": 10}.get(name, 4)
     assert contents(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "message"),
+    [
+        ("flip", CorruptArtifactError, r"shard-000001\.tar is altered"),
+        ("flip sidecar", CorruptArtifactError, r"shard-000001\.safetensors is altered"),
+        ("swap", CorruptArtifactError, r"shard-000000\.tar is altered"),
+        ("extra", UsageError, r"holds shard-000007\.tar, which is none of its shards: remove it"),
+    ],
+)
+def test_a_second_run_says_what_it_found_and_overwrites_nothing(tmp_path, uninterrupted, harm, error, message):
+    write(tmp_path)
+    names = [tmp_path / name for name in ("shard-000000.tar", "shard-000001.tar", "spare")]
+    if harm.startswith("flip"):
+        path = names[1].with_suffix(".safetensors") if "sidecar" in harm else names[1]
+        data = bytearray(path.read_bytes())
+        data[-700 if path.suffix == ".tar" else -1] ^= 1
+        path.write_bytes(data)
+    elif harm == "swap":
+        for old, new in ((0, 2), (1, 0), (2, 1)):
+            names[old].rename(names[new])
+    else:
+        (tmp_path / "shard-000007.tar").write_bytes(b"")
+    before = contents(tmp_path)
+    with pytest.raises(error, match=message):
+        write(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_lost_shards_are_said_and_written_again(tmp_path, uninterrupted, capsys):
+    write(tmp_path)
+    (tmp_path / "shard-000001.tar").unlink()
+    assert write(tmp_path)["written"] == 4 and contents(tmp_path) == uninterrupted
+    assert "1 shards are missing or cut short, from shard-000001.tar on: written again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
