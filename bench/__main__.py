@@ -16,8 +16,8 @@ import tyro
 from bench import gpu, machine
 from bench.rows import Options, Row
 from bench.view import check, compare
-from copgen_fast import errors
-from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.errors import UsageError, command
+from copgen_fast.options import Range, parse
 from copgen_fast.runtime import artifacts, devices
 
 COMMAND = "python -m bench"
@@ -54,29 +54,27 @@ class GpuOptions:
     folder: Annotated[Path, tyro.conf.Positional] = Path("runs/gpu")
     """Folder for results, logs and the report."""
 
-    seconds: float = 540
+    seconds: Annotated[float, Range(1)] = 540
     """Time for everything."""
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run one area or all of them, or another command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     names = (*AREAS, "all")
-    try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(f"usage: {COMMAND} AREA [options]")
-            for name, (_, usage) in _COMMANDS.items():
-                print(f"       {COMMAND} {name} {usage}")
-            print(f"\nareas: {', '.join(names)}\n")
-            arguments = ["all", "--help"]
-        area, *rest = arguments
-        if area in _COMMANDS:
-            return _COMMANDS[area][0](rest)
-        if area not in names:
-            raise UsageError(f"unknown area {area!r}: choose from {', '.join((*names, *_COMMANDS))}")
-        measure(AREAS if area == "all" else (area,), tyro.cli(Options, prog=f"{COMMAND} {area}", args=rest))
-    except CopgenError as error:
-        return errors.report(error)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {COMMAND} AREA [options]")
+        for name, (_, usage) in _COMMANDS.items():
+            print(f"       {COMMAND} {name} {usage}")
+        print(f"\nareas: {', '.join(names)}\n")
+        arguments = ["all", "--help"]
+    area, *rest = arguments
+    if area in _COMMANDS:
+        return _COMMANDS[area][0](rest)
+    if area not in names:
+        raise UsageError(f"unknown area {area!r}: choose from {', '.join((*names, *_COMMANDS))}")
+    measure(AREAS if area == "all" else (area,), parse(Options, rest, f"{COMMAND} {area}"))
     return 0
 
 
@@ -89,8 +87,6 @@ def measure(areas: Sequence[str], options: Options) -> None:
     device = devices.resolve(options.device, "fp32")
     devices.make_current(device)  # the one whose streams events are recorded on
     if options.threads is not None:
-        if options.threads < 1:
-            raise UsageError(f"--threads {options.threads}: expected at least 1")
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     # Before measuring, which raises the load.
@@ -124,13 +120,13 @@ def _profile(modules: Sequence[ModuleType], options: Options) -> None:
 def _compare(arguments: list[str]) -> int:
     if len(arguments) != 2:
         raise UsageError(f"expected two files: {COMMAND} compare A.json B.json")
-    for line in compare.lines(*map(Path, arguments)):
+    for line in compare.lines(*(Path(name).expanduser() for name in arguments)):
         print(line)
     return 0
 
 
 def _check(arguments: list[str]) -> int:
-    options = tyro.cli(CheckOptions, prog=f"{COMMAND} check", args=arguments)
+    options = parse(CheckOptions, arguments, f"{COMMAND} check")
     found = check.findings(options.files)
     print("\n".join(check.lines(found)))
     return 0 if check.met(found, options.require) else 1
@@ -139,14 +135,14 @@ def _check(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     from bench.view import report  # needs matplotlib
 
-    options = tyro.cli(ReportOptions, prog=f"{COMMAND} report", args=arguments)
+    options = parse(ReportOptions, arguments, f"{COMMAND} report")
     for path in report.write(options.files, options.out):
         print(path)
     return 0
 
 
 def _gpu(arguments: list[str]) -> int:
-    options = tyro.cli(GpuOptions, prog=f"{COMMAND} gpu", args=arguments)
+    options = parse(GpuOptions, arguments, f"{COMMAND} gpu")
     return gpu.main(options.folder, options.seconds)
 
 

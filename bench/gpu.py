@@ -48,17 +48,15 @@ def parts(folder: Path) -> list[Part]:
         options = ("--device", "cuda", "--repeats", "10", "--json", str(folder / f"{name}-gpu.json"), "--only", only)
         return Part(name, seconds, ("-m", "bench", area, *options), required)
 
-    kernels = tests(
-        "kernels",
-        100,
-        "ops/test_info_nce_gpu.py",
-        "ops/test_cond_norm.py",
-        "csrc/test_info_nce_cuda.py",
-        *(f"kernels/test_{name}.py" for name in ("info_nce", "augment", "cond_norm", "epilogue")),
-    )
     return [
-        # Without the tests under Triton's interpreter, which need no GPU and take minutes.
-        Part(kernels.name, kernels.seconds, (*kernels.arguments, "-k", "not cpu")),
+        tests(
+            "kernels",
+            100,
+            "ops/test_info_nce_gpu.py",
+            "ops/test_cond_norm.py",
+            "csrc/test_info_nce_cuda.py",
+            *(f"kernels/test_{name}.py" for name in ("info_nce", "augment", "cond_norm", "epilogue")),
+        ),
         measure("navigator", 140, "bigbigan"),
         measure("pretrain", 60, "resnet50"),
         measure("augment", 55, "simclr B=352"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import machine
 from bench.harness import LEAST_SAMPLES, Call, interleaved
 from bench.limits import Limit
+from copgen_fast.options import Count, Range
 from copgen_fast.runtime import devices
 from copgen_fast.runtime.memory import peak_memory
 
@@ -30,13 +31,13 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is the first GPU where there is one."""
 
-    threads: int | None = None
+    threads: Count | None = None
     """Threads of PyTorch on the CPU; None keeps PyTorch's default."""
 
-    repeats: int = 30
+    repeats: Count = 30
     """Samples of each measurement; slow calls get fewer: 5, whole training steps 3."""
 
-    min_seconds: float = 0.005
+    min_seconds: Annotated[float, Range(0, 60)] = 0.005
     """A sample repeats a call until it lasts about this long."""
 
     only: str = ""

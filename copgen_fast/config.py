@@ -6,14 +6,22 @@ form "field=value".
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 import tyro
 
 from copgen_fast import registry
+from copgen_fast.options import (
+    Count,
+    CountOrZero,
+    LearningRate,
+    Place,
+    Range,
+    Seed,
+    Temperature,
+    out_of_range,
+)
 
 Stage = Literal["navigator", "steering", "pairs", "pretrain", "probe", "report"]
 Codec = Literal["png", "jpeg", "raw"]
@@ -32,7 +40,7 @@ class GeneratorConfig:
     """A built-in generator, a module (my_package.my_gan) or a file (./my_gan.py)."""
     options: Options = ()
     """Its options, as field=value; `--help NAME` lists them."""
-    weights: str | None = None
+    weights: Place | None = None
     """File of its weights (biggan-deep: folder); None takes those embedded in the package, where there are any."""
     level: Literal["published", "exact", "half", "graph"] = "exact"
     """exact: rewritten to be fast, equal up to rounding, where the generator has such a form. half: that in half
@@ -52,7 +60,7 @@ class EncoderConfig:
     name: Literal["resnet18", "resnet50"] = "resnet18"
     stem: Literal["imagenet", "cifar", "half"] = "cifar"
     """First layers: 7x7 stride 2 + max pool; 3x3 stride 1 (for 32 px); 3x3 stride 2 (for 32 px, 4x cheaper)."""
-    width: int = 64
+    width: Annotated[int, Range(1, 4096)] = 64
     """Channels of the first stage; 64 is torchvision's."""
 
 
@@ -62,19 +70,19 @@ class NavigatorConfig:
 
     kind: Literal["nonlinear", "linear"] = "nonlinear"
     """Two affine layers, with or without the ReLU between them."""
-    hidden: int | None = None
+    hidden: Count | None = None
     """Width of the layer between them; None: the latent's (the reference code's is that / reduction_ratio)."""
     init: Literal["default", "near-zero"] = "default"
     """default: PyTorch's, as the reference code, which moves z at once. near-zero: weights N(0, 0.01), biases
     U(-0.001, 0.001), so that the distance grows from 0 (Serez et al. 2025)."""
-    groups: tuple[int, ...] = ()
+    groups: tuple[CountOrZero, ...] = ()
     """Move only these of the generator's latent groups, counted from 0; (): all."""
-    group_deltas: tuple[float, ...] = ()
+    group_deltas: tuple[Annotated[float, Range(1e-6, 1e6)], ...] = ()
     """Project the part of T_z(z) in each of `groups` (in their order; of all groups without) onto a ball of its own
     radius."""
-    samples: int = 200_000
+    samples: Count = 200_000
     """Stop after this many latents."""
-    batch: int = 176
+    batch: Count = 176
     """Latents a step: a joint batch of twice as many views."""
     update: Literal["alternating", "simultaneous"] = "alternating"
     """alternating: the paper's, f first, then T_z through the updated f. simultaneous: one forward with gradient
@@ -82,29 +90,29 @@ class NavigatorConfig:
     graph: bool = False
     """Replay the whole step as one CUDA graph; without a GPU, or for another optimiser than torch's fused one, the
     run says so and goes on without."""
-    lr: float = 1e-5
+    lr: LearningRate = 1e-5
     """Adam learning rate of T_z."""
-    estimator_lr: float = 3e-5
+    estimator_lr: LearningRate = 3e-5
     """Adam learning rate of f."""
     loss: Literal["nt-xent", "supcon"] = "nt-xent"
     """supcon: supervised by a conditional generator's classes, all of a class being positives of each other."""
-    temperature: float = 0.1
+    temperature: Temperature = 0.1
     """Temperature of NT-Xent."""
-    base_temperature: float | None = 0.07
+    base_temperature: Temperature | None = 0.07
     """The loss is multiplied by temperature / base_temperature, as in the reference code; None: by 1."""
-    delta: float | None = None
+    delta: Annotated[float, Range(1e-6, 1e6)] | None = None
     """Stop once E||T_z(z)|| reaches this distance (paper Eq. 5); None: stop by samples only."""
     project: bool = False
     """Also project every T_z(z) onto the ball of radius delta, so that no sample leaves it."""
-    rebound: float | None = None
+    rebound: Annotated[float, Range(-1e6, 1e6)] | None = None
     """Also stop once f's loss, having been below this value, climbs back to it: f no longer keeps up."""
-    rebound_after: int = 100_000
+    rebound_after: CountOrZero = 100_000
     """Latents before which `rebound` does not stop."""
     augmentation: str = "simclr"
     """Policy of copgen_fast.augmentations for both branches."""
     estimator: EncoderConfig = field(default_factory=EncoderConfig)
     """The mutual information estimator f."""
-    grid_every: int = 20_000
+    grid_every: Count = 20_000
     """Samples between pictures of anchors over positives, and between kept navigators (one at 0 too)."""
 
 
@@ -120,14 +128,14 @@ class SteeringConfig:
     limits: Options = ()
     """Other ranges, as NAME=LIMIT: zoom by 1 / LIMIT to LIMIT; shifts up to LIMIT of a side; rotate and perspective up
     to LIMIT degrees; colours up to LIMIT (images are in [-1, 1])."""
-    samples: int = 160_000
+    samples: Count = 160_000
     """Latents."""
-    batch: int = 32
-    lr: float = 1e-3
+    batch: Count = 32
+    lr: LearningRate = 1e-3
     """Adam learning rate."""
     init: Literal["zero", "normal"] = "zero"
     """Where walks start. normal: N(0, 0.1) a coordinate as published, which short walks hardly leave."""
-    groups: tuple[int, ...] = ()
+    groups: tuple[CountOrZero, ...] = ()
     """Walk only in these of the generator's latent groups, counted from 0; (): in all."""
 
 
@@ -139,24 +147,24 @@ class PairsConfig:
     """Ways to make positives (built in, a module or a file); each gets a folder of shards."""
     options: Annotated[Options, tyro.conf.arg(name="positive.options", prefix_name=False)] = ()
     """Their options, as NAME.field=value; `--help NAME` lists them."""
-    count: int = 130_000
+    count: Count = 130_000
     """Pairs per way."""
-    shard_size: int = 1000
+    shard_size: Count = 1000
     """Pairs per tar file."""
-    batch: int = 256
+    batch: Count = 256
     """Images generated at once."""
-    start_seed: int = 0
+    start_seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Pair i is drawn from seed start_seed + i, whatever the batch size or number of workers."""
-    samples_per_class: int = 1300
+    samples_per_class: Count = 1300
     """Pair i carries pseudo-class i // samples_per_class (the reference's layout; the latents don't depend on it)."""
     codec: Codec = "png"
     """How images are stored. png: lossless. jpeg: quality 95, colour at full resolution. raw: uint8, uncompressed."""
-    workers: int = 2
+    workers: CountOrZero = 2
     """Threads that encode images; 0: the main one does."""
-    part: int = 0
+    part: CountOrZero = 0
     """Of `parts`: write only shards whose number modulo `parts` is `part`, so that several processes or hosts share
     the work, into one --out on a shared disk or several; see `python -m copgen_fast.pairs.merge --help`."""
-    parts: int = 1
+    parts: Count = 1
 
 
 @dataclass(frozen=True)
@@ -177,30 +185,30 @@ class PretrainConfig:
     data: Literal["pairs", "real"] = "pairs"
     """pairs: generated shards. real: two views of each image of --data (the SimCLR baseline), named `real`."""
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(name="resnet50"))
-    epochs: int = 100
-    batch: int = 224
+    epochs: Count = 100
+    batch: Count = 224
     """Pairs a step; an epoch's last pairs that do not fill one are left out."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts of a batch whose activations are kept one at a time; the loss compares the whole batch all the same.
     Costs one more forward, and batch normalisation takes its statistics within a part."""
     checkpoint: bool = False
     """Compute the activations of the encoder's stages again in the backward rather than keep them."""
-    lr: float = 0.03
+    lr: LearningRate = 0.03
     """SGD learning rate per 256 pairs: the rate used is lr x batch / 256."""
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    momentum: Annotated[float, Range(0, 1)] = 0.9
+    weight_decay: Annotated[float, Range(0, 1e3)] = 1e-4
     schedule: Literal["cosine", "reference"] = "cosine"
     """cosine: per step, down to lr / 1000. reference: the same curve set once per epoch, counted from 1."""
     augmentation: str = "simclr"
     """Policy of copgen_fast.augmentations; its mean and std also normalise images in probes."""
-    cache_gib: float = 4.0
+    cache_gib: Annotated[float, Range(0, 1e6)] = 4.0
     """Decoded pairs are kept in memory up to this size; beyond it, they are decoded anew each epoch."""
-    workers: int = 2
+    workers: CountOrZero = 2
     """Threads that load pairs ahead of the step; 0: the step itself loads them."""
     loader: PairLoader = "auto"
     """What loads shards; the batches are the same, but for JPEG that a GPU decodes, in its own rounding. auto: NVIDIA
     DALI where it is installed, the device is a GPU and the pairs don't fit the cache. plain: PyTorch and Pillow."""
-    shuffle_shards: int | None = None
+    shuffle_shards: Count | None = None
     """None: an epoch is one permutation of all pairs, read at random (for SSDs). W: shards come in random order and
     W of them at a time are shuffled together, each read whole (for disks and network stores; 2 W shards in memory)."""
     on_corrupt: OnCorrupt = "stop"
@@ -222,9 +230,9 @@ class DataConfig:
     name: str = "digits"
     """`digits` (embedded in scikit-learn), a torchvision data set (cifar10, cifar100, mnist, ...), `folder`
     (ROOT/train/CLASS/*, ROOT/test/CLASS/*) or `npz`."""
-    root: str | None = None
+    root: Place | None = None
     """Folder of the data set, or the .npz file. Nothing is ever downloaded."""
-    image_size: int = 32
+    image_size: Annotated[int, Range(1, 4096)] = 32
     """Images are resized to this many pixels a side."""
     on_corrupt: OnCorrupt = "stop"
     """Images that can't be decoded stop the run, which lists them, or are left out and counted (skip)."""
@@ -240,7 +248,7 @@ class ProbeConfig:
     """Their options, as NAME.field=value; `--help NAME` lists them."""
     baselines: tuple[Literal["random", "pixels"], ...] = ("random", "pixels")
     """Also evaluate an untrained encoder and raw pixels."""
-    batch: int = 256
+    batch: Count = 256
     """Images encoded at once."""
 
 
@@ -250,9 +258,9 @@ class RunConfig:
 
     stages: tuple[Stage, ...] = STAGES
     """Stages to run, in this order; each reads only what the ones before it wrote."""
-    out: str = "runs/default"
+    out: Place = "runs/default"
     """Run folder. Running the same command again resumes it."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes everything random; together with the rest of the configuration, the results."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -264,12 +272,12 @@ class RunConfig:
     bn: BatchNorm = "sync"
     """Batch norm in training on several GPUs: over the whole batch, so that their number does not change results, or
     over each one's rows, as the reference code's DataParallel has it."""
-    timeout: float = 600.0
+    timeout: Annotated[float, Range(1, 1e7)] = 600.0
     """Seconds that processes wait for one of them before they stop and name it. A step that takes 1.5 times as long
     counts as stuck, the first with --compile too."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between looks at the monitored numbers: the only moments at which the host waits for the device."""
-    save_every: int = 200
+    save_every: Count = 200
     """Steps between checkpoints."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     navigator: NavigatorConfig = field(default_factory=NavigatorConfig)
@@ -317,19 +325,8 @@ PRESETS: dict[str, RunConfig] = {
 }
 """Whole configurations by name: the first word of the command line."""
 
-_MAY_BE_ZERO = (
-    "seed",
-    "pairs.start_seed",
-    "pairs.workers",
-    "pairs.part",
-    "pretrain.momentum",
-    "pretrain.weight_decay",
-    "pretrain.cache_gib",
-    "pretrain.workers",
-)
 
-
-def faults(config: RunConfig) -> list[str]:
+def faults(config: RunConfig, processes: int = 1) -> list[str]:
     """What is wrong with a configuration by itself, a line each; empty when nothing is."""
     found = _pretrain_faults(config) if "pretrain" in config.stages else []
     reserved = {"real", "random", "pixels"} & {registry.label(name) for name in config.pairs.positives}
@@ -337,12 +334,7 @@ def faults(config: RunConfig) -> list[str]:
     for name, value in (("pairs.positives", config.pairs.positives), ("probe.evals", config.probe.evals)):
         if not value:
             found.append(f"{name}: expected at least one")
-    for name, value in flat(dataclasses.asdict(config)).items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not math.isfinite(value) or value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
-            wanted = "zero or more" if name in _MAY_BE_ZERO else "more than zero"
-            found.append(f"{name}: expected {wanted}, got {value}")
+    found += out_of_range(config) + _batch_faults(config, processes)
     if config.navigator.project and config.navigator.delta is None:
         found.append("navigator.project: needs a radius, give --navigator.delta too")
     if config.navigator.project and config.navigator.group_deltas:
@@ -364,6 +356,22 @@ def faults(config: RunConfig) -> list[str]:
         found.append(
             f"pairs.start_seed: seeds must stay below 2**32, got up to {config.pairs.start_seed} + pairs.count"
         )
+    return found
+
+
+def _batch_faults(config: RunConfig, processes: int) -> list[str]:
+    """Batches with too few pairs for a contrastive loss, or for batch norm's statistics."""
+    found = []
+    replicas = processes if config.bn == "per-rank" else 1
+    for stage, parts in (("navigator", 1), ("pretrain", config.pretrain.accumulate)):
+        batch = getattr(config, stage).batch
+        if batch == 1:
+            found.append(f"{stage}.batch: a pair alone has no negatives, and training would do nothing: take 2 or more")
+        elif 0 < batch < 2 * parts * replicas:
+            by = f"{stage}.accumulate {parts}" if parts > 1 else f"--bn per-rank on {processes} processes"
+            found.append(
+                f"{stage}.batch: {by} leaves batch norm the statistics of one pair: take {2 * parts * replicas} or more"
+            )
     return found
 
 

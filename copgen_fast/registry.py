@@ -22,6 +22,7 @@ from typing import Any
 
 from copgen_fast import files
 from copgen_fast.errors import UsageError
+from copgen_fast.options import parse
 
 KINDS = {
     "generators": "--generator.options FIELD=VALUE",
@@ -174,21 +175,10 @@ def describe(kind: str, name: str) -> str:
 def _parse(cls: type, arguments: list[str], of: str) -> Any:
     import tyro
 
-    complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(cls, args=arguments, config=(tyro.conf.FlagConversionOff,))
-    except SystemExit as error:
-        raise UsageError(f"options of {of}: {one_line(complaint.getvalue())}") from error
-    except ValueError as error:  # of the dataclass's own checks
-        raise UsageError(f"options of {of}: {error}") from error
-
-
-def one_line(box: str) -> str:
-    """tyro's framed message as one plain line, without its title and its pointer to --help."""
-    text = " ".join(line.strip("│ ") for line in box.splitlines() if line.startswith("│"))
-    text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", text or box)
-    return re.sub(r"\s+", " ", text.partition("For full helptext")[0]).strip()
+        return parse(cls, arguments, config=(tyro.conf.FlagConversionOff,))
+    except (UsageError, ValueError) as error:  # ValueError: of the dataclass's own checks
+        raise UsageError(f"options of {of}: {str(error).removeprefix('--')}") from error
 
 
 def _load_file(kind: str, path: Path) -> ModuleType:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
-import io
 import platform
 import sys
 import time
@@ -20,11 +19,10 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-import tyro
 
-from copgen_fast import __version__, augmentations, generators, positives, registry
+from copgen_fast import __version__, augmentations, generators, options, positives, registry
 from copgen_fast.config import PRESETS, STAGES, RunConfig, faults
-from copgen_fast.errors import CopgenError, UsageError, report
+from copgen_fast.errors import CopgenError, ExhaustedError, UsageError, command, exhausted, explain
 from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.shares import Share
@@ -41,7 +39,7 @@ from copgen_fast.record import (
 )
 from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.distributed import ALONE, Ranks
-from copgen_fast.runtime.interrupts import handle_signals
+from copgen_fast.runtime.interrupts import Interrupted, handle_signals
 from copgen_fast.stages import Run, _real_images
 from copgen_fast.training import optimizers
 
@@ -74,21 +72,14 @@ def parse(arguments: list[str]) -> RunConfig:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text(arguments[1:]))
         raise SystemExit(0)
-    preset, *options = arguments
+    preset, *words = arguments
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}{_closest(preset, PRESETS)}")
-    for word in options:
+    for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in RENAMED:
             raise UsageError(f"--{name.replace('_', '-')} has moved: write --{RENAMED[name]}")
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(RunConfig, prog=f"{COMMAND} {preset}", args=options, default=PRESETS[preset])
-    except SystemExit as error:
-        if not error.code:
-            raise
-        raise UsageError(registry.one_line(complaint.getvalue())) from error
+    return options.parse(RunConfig, words, f"{COMMAND} {preset}", default=PRESETS[preset])
 
 
 def help_text(names: list[str]) -> str:
@@ -134,7 +125,7 @@ def validate(config: RunConfig) -> None:
         UsageError: a number out of range, an unknown name or option, DALI that is not there, or real images that
             are missing or not as a stage needs them.
     """
-    for fault in faults(config):
+    for fault in faults(config, distributed.world_size()):
         raise UsageError(fault)
     if "pretrain" in config.stages and config.pretrain.loader == "dali":
         dali.require()
@@ -212,7 +203,8 @@ def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ran
 def expect_own(config: RunConfig, folder: Path, ranks: Ranks) -> None:
     """Raises UsageError unless `folder` is empty or this run's."""
     record, wanted = folder / "config.json", identity(config, ranks.world)
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    with artifacts.explain_disk(folder):
+        present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # What another process begins to record, and locks.
     present -= {name for name in present if name.endswith((".incomplete", ".lock"))}
     if record.name in present:
@@ -245,6 +237,8 @@ def _undecided(config: RunConfig, folder: Path) -> tuple[str, ...]:
 
 def holds_only_a_navigator(folder: Path) -> bool:
     """Whether a folder without a run has an imported T_z in it (`python -m copgen_fast.convert navigator`), no more."""
+    if any(path.name != "navigator" and not path.name.endswith(".lock") for path in folder.iterdir()):
+        return False
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     files = [name for name in files if not name.endswith(".lock")]
     return files == ["navigator/navigator.safetensors"]
@@ -257,6 +251,7 @@ def versions(device) -> dict[str, str]:  # noqa: ANN001
     return {"copgen_fast": __version__, "python": platform.python_version(), "device": str(device), **found}
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run the configured stages; returns the exit code: 0, 2 for a fault of usage, 130 when stopped, else 1."""
     try:
@@ -266,14 +261,16 @@ def main(arguments: list[str] | None = None) -> int:
         devices.make_current(device)
         with handle_signals(), devices.full_float32(), distributed.joined(device, config.timeout) as ranks:
             with open_run(config, device, ranks) as run:
-                run_stages(run)
-    except CopgenError as error:
-        return report(error, distributed.name())
-    except KeyboardInterrupt:
-        print("copgen_fast: interrupted at once; the run goes on from its last checkpoint", file=sys.stderr)
-        return 130
-    except Exception:
-        if distributed.world_size() == 1:
+                try:
+                    run_stages(run)
+                except BrokenPipeError as error:
+                    raise CopgenError(
+                        "what read the output has closed it: stopped; the same command goes on from the last checkpoint"
+                    ) from error
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted at once; the run goes on from its last checkpoint") from error
+    except Exception as error:
+        if explain(error) or distributed.world_size() == 1:
             raise
         traceback.print_exc()  # and then `leave`: the interpreter's own end may wait for a collective
         return 1
@@ -291,9 +288,12 @@ def run_stages(run: Run) -> None:
             started = time.perf_counter()
             try:
                 importlib.import_module(f"copgen_fast.stages.{stage}").run(run)
-            except torch.OutOfMemoryError as error:
-                what = str(error).partition(". GPU")[0]
-                raise CopgenError(f"{stage}: {what}: {SPARING.get(stage, 'free some')}") from error
+            except Exception as error:
+                run.expect_folder()
+                if what := exhausted(error, SPARING.get(stage, "free some")):
+                    raise ExhaustedError(f"{stage}: {what}") from error
+                raise
+            run.expect_folder()
             tell(f"{stage}: done in {time.perf_counter() - started:.1f} s", flush=True)
 
 

@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from copgen_fast.config import RunConfig, faults
-from copgen_fast.errors import CopgenError, UsageError, report
+from copgen_fast.errors import UsageError, command
+from copgen_fast.options import CountOrZero, Seed, parse
 from copgen_fast.pairs.verify import verify_pairs
 from copgen_fast.record import expect_current, expect_valid, from_identity
 from copgen_fast.registry import label
@@ -25,9 +26,9 @@ class VerifyConfig:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder."""
-    samples: int = 16
+    samples: CountOrZero = 16
     """Pairs to make again, of every way of making positives."""
-    seed: int = 0
+    seed: Seed = 0
     """Chooses those pairs."""
     device: str = "auto"
 
@@ -48,23 +49,21 @@ def _verify(run: Run, name: str, level: str, options: VerifyConfig) -> None:
     )
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Verify a run's pairs; returns 0 when all is as recorded, 1 when not, 2 for a fault of usage."""
-    options = tyro.cli(VerifyConfig, prog="python -m copgen_fast.verify", args=arguments)
-    try:
-        path = artifacts.require(options.run / "config.json", "pairs")
-        record = artifacts.read_json(path)
-        expect_valid(record, path)
-        expect_current(record, options.run)
-        config = from_identity(record)
-        for fault in faults(config):
-            raise UsageError(f"{path}: {fault}")
-        run = Run(_in_float32(config), options.run, devices.resolve(options.device, "fp32"))
-        with devices.full_float32():
-            for name in config.pairs.positives:
-                _verify(run, name, config.generator.level, options)
-    except CopgenError as error:
-        return report(error)
+    options = parse(VerifyConfig, arguments, "python -m copgen_fast.verify")
+    path = artifacts.require(options.run / "config.json", "pairs")
+    record = artifacts.read_json(path)
+    expect_valid(record, path)
+    expect_current(record, options.run)
+    config = from_identity(record)
+    for fault in faults(config):
+        raise UsageError(f"{path}: {fault}")
+    run = Run(_in_float32(config), options.run, devices.resolve(options.device, "fp32"))
+    with devices.full_float32():
+        for name in config.pairs.positives:
+            _verify(run, name, config.generator.level, options)
     return 0
 
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "copgen_fast"
 # A room is a file or a folder of copgen_fast/. It imports only from rows above its own.
 ROWS = (
     {"errors", "schema"},
-    {"files"},
+    {"files", "options"},
     {"registry"},
     {"config", "kernels"},
     {"record"},
@@ -95,7 +95,7 @@ def test_no_files_import_each_other_in_a_circle(folder):
 
 
 def test_the_listing_of_the_package_stays_short():
-    assert len(list(PACKAGE.glob("*.py"))) <= 12
+    assert len(list(PACKAGE.glob("*.py"))) <= 13
 
 
 def test_sizes_stay_readable():

@@ -32,7 +32,7 @@ def write(paths: tuple[Path, ...], folder: Path) -> list[Path]:
         path = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}.png"
         artifacts.write_bytes(path, png)
         written.append(path)
-    template = jinja2.Template(_TEMPLATE.read_text(), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = jinja2.Template(_TEMPLATE.read_text("utf-8"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = template.render(
         sources=[_source(path) for path in files.of_results(paths)],
         findings=[found for found in check.findings(paths) if found.verdict != "not measured"],

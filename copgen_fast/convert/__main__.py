@@ -16,8 +16,9 @@ import tyro
 from torch import Tensor
 
 from copgen_fast.convert.encoder_names import Spelling, read_encoder, wrap, write_encoder
-from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError, report
+from copgen_fast.errors import CorruptArtifactError, UsageError, command
 from copgen_fast.files import expect_file, sha256
+from copgen_fast.options import parse
 from copgen_fast.positives.navigator import Navigator
 from copgen_fast.runtime import artifacts, latents, unpickle, weights
 from copgen_fast.runtime.unpickle import Shell
@@ -230,15 +231,13 @@ def convert_encoder(job: EncoderJob) -> None:
     print(f"wrote {job.out}: {len(tensors)} tensors in {job.to} names")
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Convert one file; returns the exit code: 0, 2 for a usage error, else 1."""
     navigator = Annotated[NavigatorJob, tyro.conf.subcommand("navigator")]
     encoder = Annotated[EncoderJob, tyro.conf.subcommand("encoder")]
-    job = tyro.cli(navigator | encoder, prog="python -m copgen_fast.convert", args=arguments)
-    try:
-        convert_navigator(job) if isinstance(job, NavigatorJob) else convert_encoder(job)
-    except CopgenError as error:
-        return report(error)
+    job = parse(navigator | encoder, arguments, "python -m copgen_fast.convert")
+    convert_navigator(job) if isinstance(job, NavigatorJob) else convert_encoder(job)
     return 0
 
 

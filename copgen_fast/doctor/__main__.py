@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from copgen_fast.doctor import accuracy, machine
 from copgen_fast.doctor.accuracy import Check
-from copgen_fast.errors import CopgenError, report
+from copgen_fast.errors import command
 from copgen_fast.ops.backend import backends, reason, resolve
+from copgen_fast.options import parse
 from copgen_fast.runtime import artifacts, devices
 
 
@@ -34,15 +34,13 @@ class DoctorConfig:
     """auto, cpu, cuda or cuda:N."""
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns 0, 1 where an op is not accurate enough, 2 for a usage error."""
-    options = tyro.cli(DoctorConfig, prog="python -m copgen_fast.doctor", args=arguments)
-    try:
-        found, healthy = examine(devices.resolve(options.device, "fp32"), options.quick)
-        if options.json is not None:
-            artifacts.write_json(options.json, found)
-    except CopgenError as error:
-        return report(error)
+    options = parse(DoctorConfig, arguments, "python -m copgen_fast.doctor")
+    found, healthy = examine(devices.resolve(options.device, "fp32"), options.quick)
+    if options.json is not None:
+        artifacts.write_json(options.json, found)
     return 0 if healthy else 1
 
 

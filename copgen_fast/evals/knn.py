@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from copgen_fast.errors import UsageError
 from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
+from copgen_fast.options import Count, check_ranges
 
 _CHUNK = 1024
 
@@ -18,12 +19,11 @@ _CHUNK = 1024
 class Config:
     """Options of the nearest-neighbour vote."""
 
-    neighbours: int = 20
+    neighbours: Count = 20
     """k, the nearest training images that vote."""
 
     def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours: expected at least 1, got {self.neighbours}")
+        check_ranges(self)
 
 
 def check(config: Config, train_labels: Tensor) -> None:

@@ -17,6 +17,7 @@ from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, labelled_i
 from copgen_fast.evals.linear import accuracies
 from copgen_fast.images.sets import LabelledImages
 from copgen_fast.ops import AugmentPolicy
+from copgen_fast.options import Count, LearningRate, check_ranges
 from copgen_fast.runtime import seeds
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
@@ -25,19 +26,16 @@ from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 class Config:
     """Options of the linear probe on augmented crops."""
 
-    epochs: int = 60
+    epochs: Count = 60
     """Passes over the training images."""
-    lr: float = 2.0
+    lr: LearningRate = 2.0
     """Learning rate per 256 images (the reference code: 2.0 for encoders trained on generated images, 0.3 for real
     ones)."""
     augmentation: str = "no-color"
     """Policy of the training crops."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr: expected more than zero, got {self.lr}")
+        check_ranges(self)
         augmentations.get(self.augmentation)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from copgen_fast.errors import UsageError
 from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
 from copgen_fast.evals.linear import accuracies, class_scores
+from copgen_fast.options import Count, check_ranges
 from copgen_fast.runtime import seeds
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
@@ -18,15 +19,13 @@ from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 class Config:
     """Options of the low-shot probe."""
 
-    shots: int = 10
+    shots: Count = 10
     """Labels per class."""
-    draws: int = 5
+    draws: Count = 5
     """Fixed draws of those labels; their mean and spread are reported."""
 
     def __post_init__(self) -> None:
-        for name in ("shots", "draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_ranges(self)
 
 
 def check(config: Config, train_labels: Tensor) -> None:

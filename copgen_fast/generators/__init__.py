@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +16,10 @@ from torch import Tensor, nn
 from copgen_fast import files, registry
 from copgen_fast.config import GeneratorConfig
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.generators._interface import DEFAULTS, copy_attributes, expect_labels
+from copgen_fast.generators._interface import DEFAULTS, copy_attributes, expect_labels, faults
 from copgen_fast.generators._optimize import Level, optimize
 from copgen_fast.generators._rewrites import Rewrites
-from copgen_fast.runtime import artifacts, latents
-
-ROUNDING = 0.01
-"""How far beyond [-1, 1] images may be, as those of half precision are."""
+from copgen_fast.runtime import artifacts
 
 __all__ = ["Generator", "Level", "Rewrites", "build", "digest", "load", "optimize"]
 
@@ -96,7 +93,7 @@ def build(name: str, weights: str | Path | None = None, options: Iterable[str] =
     if not generator.classes and "labels" not in inspect.signature(generator.forward).parameters:
         generator = Unconditional(generator)
     generator.eval().requires_grad_(False)
-    for fault in _faults(generator):
+    for fault in faults(generator):
         raise UsageError(f"generator {name}: {fault}")
     return generator
 
@@ -124,38 +121,6 @@ class Unconditional(nn.Module):
         return self.generator(z)
 
 
-def _faults(generator: nn.Module) -> Iterator[str]:
-    """Violations of the `Generator` interface, by the attributes and by the images of two latents."""
-    length, shape = (getattr(generator, name, None) for name in ("latent_dim", "image_shape"))
-    classes, groups = generator.classes, generator.latent_groups
-    if not isinstance(length, int) or length < 1:
-        yield f"latent_dim: expected the length of a latent, 1 or more, got {length!r}"
-    if not isinstance(shape, Sequence) or len(shape) != 3 or shape[0] != 3:
-        yield f"image_shape: expected (3, height, width), got {shape!r}"
-    if not isinstance(classes, int) or classes < 0:
-        yield f"classes: expected the number of classes, 0 or more, got {classes!r}"
-    if not isinstance(groups, tuple) or (groups and sum(groups) != length):
-        yield f"latent_groups: expected () or sizes that sum to latent_dim {length}, got {groups!r}"
-    z = latents.sample("normal", 0, (2, length))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            images = generator(z, torch.arange(2) % classes if classes else None)
-    except CopgenError:
-        raise
-    except Exception as error:
-        yield f"images of latents [2, {length}]: {type(error).__name__}: {error}"
-        return
-    wanted = f"forward of latents [2, {length}]: expected floating-point images {[2, *shape]} in [-1, 1]"
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        yield f"{wanted}, got {images.dtype if isinstance(images, Tensor) else type(images).__name__}"
-    elif images.shape != (2, *shape):
-        yield f"{wanted}, got shape {list(images.shape)}"
-    elif not images.isfinite().all():
-        yield f"{wanted}, got NaN or infinity"
-    elif images.abs().max() > 1 + ROUNDING:
-        yield f"{wanted}, got values from {images.min():.4g} to {images.max():.4g}: scale or clamp them"
-
-
 def load(config: GeneratorConfig, device: torch.device, batch: int | None = None) -> nn.Module:
     """The generator of a run, on its device and as fast as `config.level` says.
 
@@ -171,6 +136,8 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         CopgenError: see `optimize`.
     """
     published = build(config.name, config.weights, config.options).to(device)
+    for fault in faults(published) if device.type != "cpu" else ():
+        raise UsageError(f"generator {config.name} on {device}: {fault}")
     if config.checkpoint and (config.level == "published" or not hasattr(published, "rewritten")):
         raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
     if config.level == "published":

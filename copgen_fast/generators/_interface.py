@@ -1,11 +1,18 @@
-"""Attributes and label checks that generators and their wrappers share."""
+"""Attributes and checks that generators and their wrappers share."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from copgen_fast.errors import CopgenError, explain
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.runtime import latents
+
+ROUNDING = 0.01
+"""How far beyond [-1, 1] images may be, as those of half precision are."""
 
 DEFAULTS = {"classes": 0, "latent_groups": ()}
 """Attributes that a user's generator may leave out."""
@@ -38,3 +45,51 @@ def expect_labels(labels: object, count: int, classes: int) -> Tensor | None:
             f"labels: expected 0 .. {classes - 1}, got values from {labels.min().item()} to {labels.max().item()}"
         )
     return labels
+
+
+def faults(generator: nn.Module) -> Iterator[str]:
+    """Violations of the `Generator` interface, by the attributes and by the images of two latents.
+
+    The latents are on the device of the generator's tensors, where the images should be, too.
+    """
+    length, shape = (getattr(generator, name, None) for name in ("latent_dim", "image_shape"))
+    classes, groups = generator.classes, generator.latent_groups
+    attributes = []
+    if not isinstance(length, int) or length < 1:
+        attributes.append(f"latent_dim: expected the length of a latent, 1 or more, got {length!r}")
+    if not isinstance(shape, Sequence) or len(shape) != 3 or shape[0] != 3:
+        attributes.append(f"image_shape: expected (3, height, width), got {shape!r}")
+    if not isinstance(classes, int) or classes < 0:
+        attributes.append(f"classes: expected the number of classes, 0 or more, got {classes!r}")
+    if not isinstance(groups, tuple) or (groups and sum(groups) != length):
+        attributes.append(f"latent_groups: expected () or sizes that sum to latent_dim {length}, got {groups!r}")
+    yield from attributes
+    if attributes:
+        return
+    device = next((tensor.device for tensor in generator.state_dict().values()), torch.device("cpu"))
+    z = latents.sample("normal", 0, (2, length)).to(device)
+    labels = torch.arange(2, device=device) % classes if classes else None
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            images = generator(z, labels)
+    except CopgenError:
+        raise
+    except Exception as error:
+        if known := explain(error):
+            raise known from error
+        yield f"images of latents [2, {length}]: {type(error).__name__}: {error}"
+        return
+    wanted = f"forward of latents [2, {length}]: expected floating-point images {[2, *shape]} in [-1, 1]"
+    if isinstance(images, (tuple, list, dict)):
+        parts = list(images) if isinstance(images, dict) else [type(part).__name__ for part in images]
+        yield f"{wanted}, got a {type(images).__name__} of {parts}: return the images alone"
+    elif not isinstance(images, Tensor) or not images.is_floating_point():
+        yield f"{wanted}, got {images.dtype if isinstance(images, Tensor) else type(images).__name__}"
+    elif images.device != z.device:
+        yield f"{wanted}, on {z.device} as the latents, got them on {images.device}"
+    elif images.shape != (2, *shape):
+        yield f"{wanted}, got shape {list(images.shape)}"
+    elif not images.isfinite().all():
+        yield f"{wanted}, got NaN or infinity"
+    elif images.abs().max() > 1 + ROUNDING:
+        yield f"{wanted}, got values from {images.min():.4g} to {images.max():.4g}: scale or clamp them"

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.generators._weights import find, load_into
 from copgen_fast.ops.checks import expect_finite, expect_tensor
+from copgen_fast.options import Range
 
 FOLDER = "biggan-deep-128"
 CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
@@ -42,7 +44,7 @@ SOURCE = (
 class Config:
     """Options of biggan-deep."""
 
-    truncation: float = 1.0
+    truncation: Annotated[float, Range(1e-3, 1)] = 1.0
     """More than 0 and at most 1: scales its latents and chooses its statistics."""
 
 

@@ -27,11 +27,13 @@ def nt_xent(
             `ops.info_nce`.
 
     Raises:
-        TypeError, ValueError: no floating-point matrix, or an odd number of rows.
+        TypeError, ValueError: no floating-point matrix, an odd number of rows, or one pair alone, without negatives.
     """
     expect_tensor("embeddings", embeddings, ("2N", "D"))
     if len(embeddings) % 2:
         raise ValueError(f"embeddings: expected anchors and as many positives, got {len(embeddings)} rows")
+    if len(embeddings) * (1 if group is None else dist.get_world_size(group)) == 2:
+        raise ValueError("embeddings: one pair alone has no negatives, expected two or more")
     dtype = product_dtype(embeddings.dtype, embeddings.device, embeddings.shape[1])
     anchors, positives = embeddings.to(dtype).chunk(2)
     factor = {"temperature": temperature, "base_temperature": base_temperature}

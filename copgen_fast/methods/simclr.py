@@ -10,22 +10,20 @@ from torch import Tensor
 from copgen_fast.encoders import Encoder, projection_head
 from copgen_fast.methods import Method
 from copgen_fast.methods._nt_xent import nt_xent
+from copgen_fast.options import Temperature, check_ranges
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of SimCLR."""
 
-    temperature: float = 0.1
-    """Temperature of NT-Xent, more than 0."""
-    base_temperature: float | None = 0.07
+    temperature: Temperature = 0.1
+    """Temperature of NT-Xent."""
+    base_temperature: Temperature | None = 0.07
     """The loss is multiplied by temperature / base_temperature, as in the reference code; None: by 1."""
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "base_temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name}: expected more than zero, got {value}")
+        check_ranges(self)
 
 
 class SimCLR(Method):

@@ -16,7 +16,8 @@ from typing import Annotated
 
 import tyro
 
-from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError, report
+from copgen_fast.errors import CorruptArtifactError, UsageError, command
+from copgen_fast.options import parse
 from copgen_fast.pairs import shares
 from copgen_fast.pairs.format import INDEX, Index, Shard, check_shards, plan, sidecar, unlisted_shards, write_index
 from copgen_fast.runtime import artifacts
@@ -105,13 +106,11 @@ class MergeConfig:
     """Folders with the other shards, where writers did not share one folder."""
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Merge; returns 0 on success, 1 where a file is corrupt, 2 for a fault of usage."""
-    options = tyro.cli(MergeConfig, prog="python -m copgen_fast.pairs.merge", args=arguments)
-    try:
-        index = merge(options.out, options.others)
-    except CopgenError as error:
-        return report(error)
+    options = parse(MergeConfig, arguments, "python -m copgen_fast.pairs.merge")
+    index = merge(options.out, options.others)
     print(f"{options.out}: {len(index.shards)} shards, {index.count} pairs, as recorded")
     return 0
 

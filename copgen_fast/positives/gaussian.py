@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from copgen_fast.options import CountOrZero, Range, check_ranges
 from copgen_fast.positives import PositiveFunction, Setting, _groups
 from copgen_fast.runtime import latents
 
@@ -13,18 +14,17 @@ from copgen_fast.runtime import latents
 class Config:
     """Options of Gaussian positives."""
 
-    std: float = 0.2
+    std: Annotated[float, Range(0, 1e3)] = 0.2
     """Scale of the noise."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Its distribution before scaling; truncnorm is truncated to [-2, 2]."""
-    groups: tuple[int, ...] = ()
+    groups: tuple[CountOrZero, ...] = ()
     """Move only these of the generator's latent groups, counted from 0; (): all."""
-    scales: tuple[float, ...] = ()
+    scales: tuple[Annotated[float, Range(-1e3, 1e3)], ...] = ()
     """Multiply the noise in each of `groups` (of all groups without) by a number of its own."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.std < float("inf"):
-            raise ValueError(f"std: expected zero or more, got {self.std}")
+        check_ranges(self)
 
 
 def build(setting: Setting) -> PositiveFunction:

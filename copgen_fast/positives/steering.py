@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from copgen_fast.config import SteeringConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.files import sha256
+from copgen_fast.options import CountOrZero, Range, check_ranges
 from copgen_fast.positives import PositiveFunction, Setting, _groups
 from copgen_fast.positives._warps import NAMES, Limits, amounts, limits_of, steps, words
 from copgen_fast.runtime import artifacts, seeds
@@ -26,16 +27,15 @@ DRAWS = 4096
 class Config:
     """Options of steering positives."""
 
-    distance: float | None = None
+    distance: Annotated[float, Range(1e-6, 1e6)] | None = None
     """Scale all step sizes so that E||z' - z|| is this; None: as learned."""
-    groups: tuple[int, ...] = ()
+    groups: tuple[CountOrZero, ...] = ()
     """Move only these latent groups, counted from 0; (): all."""
-    scales: tuple[float, ...] = ()
+    scales: tuple[Annotated[float, Range(-1e3, 1e3)], ...] = ()
     """Multiply the displacement in each of `groups` (of all groups without) by a number of its own."""
 
     def __post_init__(self) -> None:
-        if self.distance is not None and not 0 < self.distance < float("inf"):
-            raise ValueError(f"distance: expected more than zero, got {self.distance}")
+        check_ranges(self)
 
 
 class Walks(nn.Module):

@@ -30,6 +30,11 @@ _DIGEST = "record_sha256"
 _RECORD = "copgen_fast"
 """Name of the one entry in the metadata of safetensors files."""
 
+_UNWRITABLE = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+)
+
 
 @contextlib.contextmanager
 def atomic(path: Path, by: str = "") -> Iterator[Path]:
@@ -42,7 +47,7 @@ def atomic(path: Path, by: str = "") -> Iterator[Path]:
         CopgenError: the disk is full or not writable. The temporary file is deleted, and an older `path` is kept.
     """
     temporary = path.with_name(f".{path.name}{by}.incomplete")
-    with explain_full_disk(path):
+    with explain_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -56,14 +61,15 @@ def atomic(path: Path, by: str = "") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn the error of a full or read-only disk into a CopgenError that says what to do."""
+def explain_disk(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk, or of a path that can't be written, into a CopgenError that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in _UNWRITABLE:
+            reason = "it is no folder" if error.errno == errno.EEXIST else error.strerror
             raise UsageError(
-                f"{path} can't be written ({error.strerror}): choose another --out, or make it writable"
+                f"{path} can't be written ({reason}): choose another place, or make this one writable"
             ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -89,7 +95,7 @@ def folder_lock(folder: Path, part: str = "") -> Iterator[None]:
     with contextlib.ExitStack() as held:
         for name, mode in wanted:
             path = folder / f".run{name}.lock"
-            with explain_full_disk(path):
+            with explain_disk(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 file = held.enter_context(open(path, "a+"))
             try:

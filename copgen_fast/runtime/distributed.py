@@ -79,11 +79,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def name() -> str:
-    """Which of several processes this is, for messages; empty for one that is alone."""
-    return f"rank {os.environ.get('RANK', '?')}" if world_size() > 1 else ""
-
-
 def first() -> bool:
     """Whether this process is rank 0, or alone."""
     return world_size() == 1 or os.environ.get("RANK") == "0"

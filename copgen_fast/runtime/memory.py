@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import gc
 import re
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 _STATUS, _MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
+_CGROUP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
@@ -39,11 +41,31 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def available_memory(device: torch.device) -> float | None:
-    """Memory that can still be allocated, in 10^6 bytes; on a GPU with what PyTorch has cached. None where unknown."""
+    """Memory that can still be allocated, in 10^6 bytes: on a GPU with what PyTorch has cached, on the CPU within the
+    limits of control groups and of `ulimit -v`. None where unknown.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + unused) / 1e6
-    return _bytes(_MEMINFO, "MemAvailable") / 1e6 if _MEMINFO.exists() else None
+    if not _MEMINFO.exists():
+        return None
+    free = [_bytes(_MEMINFO, "MemAvailable"), *_cgroup_free()]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        free.append(limit - _bytes(_STATUS, "VmSize"))
+    return max(0, min(free)) / 1e6
+
+
+def _cgroup_free() -> Iterator[int]:
+    """What the limit of each control group (version 2) around this process leaves, with files that it caches."""
+    own = re.search(r"^0::/(.*)$", _CGROUP.read_text(), re.MULTILINE) if _CGROUP.exists() else None
+    folder = _CGROUPS / (own[1] if own else "")
+    for group in (folder, *folder.parents):
+        if group.is_relative_to(_CGROUPS) and (group / "memory.max").exists():
+            limit, used = (group / "memory.max").read_text(), int((group / "memory.current").read_text())
+            cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+            if limit.strip() != "max":
+                yield int(limit) - used + int(cached[1] if cached else 0)
 
 
 def _gpu_peak(call: Callable[[], object], device: torch.device | str) -> float:

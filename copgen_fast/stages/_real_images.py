@@ -6,6 +6,7 @@ from copgen_fast import evals, methods
 from copgen_fast.config import RunConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.images import sets
+from copgen_fast.stages.run import expect_comparable
 
 
 def check(config: RunConfig, probed_here: bool = True) -> None:
@@ -29,6 +30,8 @@ def _check_pretraining(config: RunConfig) -> None:
     data = sets.open_set(config.data, ("train",), supervised)
     if supervised:
         data.expect_classes(f"--method {method}")
+        labels = data.splits["train"].labels
+        expect_comparable(method, len(labels.unique()), len(labels))
     data.expect_decodable()
     count = data.splits["train"].count
     if count < config.pretrain.batch:

@@ -199,8 +199,9 @@ def run(run: Run) -> None:
     run.expect_classes(G.classes)
     if run.ranks.first:
         artifacts.write_record(run.generator_record, G.record)
-    if options.loss == "supcon" and not G.classes:
-        raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} has none")
+    if options.loss == "supcon" and G.classes < 2:
+        has = "has none" if not G.classes else "has one, without negatives"
+        raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} {has}")
     players = make_players(run, G, untrained(G.latent_dim, options, config.seed, G.latent_groups).to(run.device))
     step = make_step(run, players)
     shown_z = draw_latents(config, G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)

@@ -23,7 +23,7 @@ from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, devices, seeds
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.stages.pairs import expect_own
-from copgen_fast.stages.run import Run
+from copgen_fast.stages.run import Run, expect_comparable
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
 from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import StepResult
@@ -159,7 +159,7 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
     """The pairs to pretrain on, with classes where the method needs them.
 
     Raises:
-        UsageError: it does, and the pairs were made without.
+        UsageError: it does, and the pairs were made without, or their classes leave nothing to compare.
     """
     method = run.config.method.name
     supervised = methods.needs_labels(method)
@@ -172,6 +172,9 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
             f"--method {method} needs classes, and the pairs in {pairs.folder} have none: take a class-conditional "
             "generator, or --pretrain.data real"
         )
+    if supervised:
+        found, count = pairs.index.identity, pairs.index.count
+        expect_comparable(method, min(found["classes"], -(-count // found["samples_per_class"])), count)
     return pairs
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from copgen_fast import methods, positives
+from copgen_fast import positives
 from copgen_fast.config import RunConfig
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.methods import needs_labels
 from copgen_fast.registry import label
 from copgen_fast.runtime.distributed import ALONE, Ranks
 
@@ -82,11 +83,31 @@ class Run:
         """Numbers of every evaluation of a source's encoder or of a baseline, made by the probe stage."""
         return self.folder / "probe" / f"{label(source)}.json"
 
-    def expect_classes(self, classes: int) -> None:
-        """Raises UsageError where pretraining, to come, would need the classes that the generator does not have."""
-        needed = self.config.pretrain.data == "pairs" and methods.needs_labels(self.config.method.name)
-        if "pretrain" in self.config.stages and needed and not classes:
-            raise UsageError(
-                f"--method {self.config.method.name} needs classes, and generator {self.config.generator.name} has "
-                "none: take a class-conditional one, or --pretrain.data real"
+    def expect_folder(self) -> None:
+        """Raises CopgenError where the folder, which has recorded the run, was deleted or moved meanwhile."""
+        if not (self.folder / "config.json").exists():
+            raise CopgenError(
+                f"{self.folder} was deleted or moved while the run wrote into it: delete what is left of it, or move "
+                "it back, and run the same command again"
             )
+
+    def expect_classes(self, classes: int) -> None:
+        """Raises UsageError where pretraining, to come, would need more classes than those of the generator's pairs."""
+        method, pairs = self.config.method.name, self.config.pairs
+        if "pretrain" not in self.config.stages or self.config.pretrain.data == "real" or not needs_labels(method):
+            return
+        if not classes:
+            raise UsageError(
+                f"--method {method} needs classes, and generator {self.config.generator.name} has none: take a "
+                "class-conditional one, or --pretrain.data real"
+            )
+        expect_comparable(method, min(classes, -(-pairs.count // pairs.samples_per_class)), pairs.count)
+
+
+def expect_comparable(method: str, classes: int, samples: int) -> None:
+    """Raises UsageError where a supervised loss has nothing to compare: one class, or a class for every sample."""
+    remedy = "see --pairs.samples-per-class and --pairs.count, or take another method"
+    if classes < 2:
+        raise UsageError(f"--method {method}: all {samples} samples have one class, so none is a negative: {remedy}")
+    if classes >= samples:
+        raise UsageError(f"--method {method}: no two samples share a class, so none is a positive: {remedy}")

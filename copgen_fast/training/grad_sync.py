@@ -2,7 +2,7 @@
 
 DDP would regroup its buckets after the first backward, and a run that was killed and resumed would add in another order
 and end in other bits: `find_unused_parameters` prevents that, and allows for frozen modules. Gradients are equal to the
-bit to those of hooks of our own, at the same speed; PyTorch's warning that no parameter is unused is expected.
+bit to those of hooks of our own, at the same speed. PyTorch's warning that no parameter is unused is silenced.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import warnings
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +21,24 @@ from copgen_fast.runtime.distributed import Ranks
 
 class DataParallel(DistributedDataParallel):
     """DistributedDataParallel with the attributes and the state dict of its module."""
+
+    warned = False
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        if self.warned or not (torch.is_grad_enabled() and self.require_backward_grad_sync):
+            return super().forward(*inputs, **options)
+        # Only the first forward before an averaged backward warns. The warning is C++'s, printed past Python's filters,
+        # unless it comes out of a function of torch's that calls back, as this one does.
+        self.warned, outputs = True, []
+
+        def call(x: float) -> float:
+            outputs.append(super(DataParallel, self).forward(*inputs, **options))
+            return x
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
+            torch.zeros(1, device="cpu").apply_(call)
+        return outputs[0]
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from copgen_fast import schema
-from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.errors import CopgenError, CorruptArtifactError
 from copgen_fast.files import read_bytes
 from copgen_fast.runtime import artifacts
 
@@ -60,12 +60,21 @@ class MetricLog:
         lines = "".join(json.dumps(row) + "\n" for row in read_rows(path, start))
         artifacts.write_bytes(path, lines.encode())
         self._path = path
-        self._file = open(path, "a")
+        self._file = open(path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def write(self, rows: list[Row]) -> None:
-        """Append rows in order and force them to disk; TensorBoard gets the last of them."""
-        with artifacts.explain_full_disk(self._path):
+        """Append rows in order and force them to disk; TensorBoard gets the last of them.
+
+        Raises:
+            CopgenError: the file was deleted, or the disk is full.
+        """
+        if not self._path.exists():
+            raise CopgenError(
+                f"{self._path} was deleted or moved while it was written: delete what is left of its run, or move it "
+                "back, and run the same command again"
+            )
+        with artifacts.explain_disk(self._path):
             self._file.writelines(json.dumps(row) + "\n" for row in rows)
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -57,9 +57,12 @@ class GroupBatchNorm(_BatchNorm):
         rows, channels = (0, *range(2, x.dim())), (-1, *[1] * (x.dim() - 2))
         own = torch.stack([values.mean(rows), values.var(rows, correction=0)])
         means, variances = Gather.apply(own[None], self.group).unbind(1)
+        count = len(means) * x.numel() // x.shape[1]
+        if count < 2:
+            raise ValueError(f"expected more than one value per channel in training, got {list(x.shape)}")
         mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         if self.track_running_stats:
-            self._update(mean.detach(), variance.detach(), len(means) * x.numel() // x.shape[1])
+            self._update(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             scale = self.weight * scale

@@ -69,7 +69,7 @@ def rank_main(rank, way, port, folder):
         with distributed.joined(torch.device("cpu"), TIMEOUT) as ranks:
             train(ranks, way, folder)
     except CopgenError as error:
-        code = report(error, distributed.name())
+        code = report(error)
     distributed.leave(code)
 
 

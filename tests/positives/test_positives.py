@@ -112,7 +112,7 @@ def test_gaussian_takes_its_options():
     z = torch.zeros(2000, DIM)
     noise = positives.build("gaussian", setting(name="gaussian", options=["std=0.5", "prior=normal"]))(z, range(2000))
     assert noise.std().item() == pytest.approx(0.5, abs=0.01) and noise.abs().max() > 1
-    with pytest.raises(UsageError, match="std: expected zero or more, got -1"):
+    with pytest.raises(UsageError, match="std: expected"):
         registry.options("positives", "gaussian", ["std=-1"])
 
 
@@ -159,7 +159,7 @@ def test_steps_are_scaled_to_a_distance(trained):
     )
     with pytest.raises(UsageError, match="distance: the walks in these groups have length 0"):
         positives.build("steering", setting(path, "steering", ["distance=3"]))
-    with pytest.raises(UsageError, match="distance: expected more than zero, got 0"):
+    with pytest.raises(UsageError, match="distance: expected .*, got 0"):
         setting(path, "steering", ["distance=0"])
 
 

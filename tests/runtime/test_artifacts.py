@@ -45,7 +45,7 @@ def test_a_folder_that_may_not_be_written_is_a_fault_of_usage(tmp_path, monkeypa
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(type(tmp_path), "mkdir", refuse)
-    with pytest.raises(UsageError, match=rf"file\.json can't be written \({os.strerror(code)}\): choose another --out"):
+    with pytest.raises(UsageError, match=rf"file\.json can't be written \({os.strerror(code)}\): choose another place"):
         artifacts.write_json(tmp_path / "new" / "file.json", {})
 
 
@@ -66,11 +66,22 @@ def test_writers_of_one_path_have_temporary_names_of_their_own(tmp_path):
     assert path.read_bytes() == b"one" and os.listdir(tmp_path) == ["file"]
 
 
-def test_other_write_errors_stay_what_they_are(tmp_path):
-    blocker = tmp_path / "file"
-    blocker.write_text("")
-    with pytest.raises(OSError):
-        artifacts.write_bytes(blocker / "inside", b"")
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [("/dev/null", "it is no folder"), ("/dev/null/x", "Not a directory"), ("n" * 300, "File name too long")],
+)
+def test_what_can_be_no_folder_is_a_fault_of_usage(tmp_path, folder, reason):
+    with pytest.raises(UsageError, match=f"{folder}.* can't be written \\({reason}\\): choose another place"):
+        artifacts.write_bytes(tmp_path / folder / "file", b"")
+
+
+def test_other_write_errors_stay_what_they_are(tmp_path, monkeypatch):
+    def broken(*paths):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        artifacts.write_bytes(tmp_path / "file", b"")
 
 
 def test_tensors_and_checkpoints_come_back_equal(tmp_path):

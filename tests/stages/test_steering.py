@@ -226,7 +226,7 @@ def fault(arguments, capsys):
         (["--navigator.group-deltas", "1", "2", "3"], "navigator.group_deltas: expected 1 numbers"),
         (["--navigator.project", "--navigator.delta", "1"], "navigator.group_deltas: does not go with"),
         (["--positive.options", "steering.scales=1"], "steering.scales: expected 2 numbers, one for each group; got 1"),
-        (["--positive.options", "steering.distance=-1"], "distance: expected more than zero"),
+        (["--positive.options", "steering.distance=-1"], "distance: expected 1e-06 to 1e+06, got -1"),
         (["--navigator.hidden", "0"], "navigator.hidden: expected"),
         (["--steering.batch", "0"], "steering.batch: expected"),
         (["--stages", "steering", "--pairs.positives", "identity"], "stages: steering learns walks for positives"),

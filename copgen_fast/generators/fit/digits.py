@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
-from copgen_fast.errors import CopgenError, UsageError, report
+from copgen_fast.errors import command
 from copgen_fast.generators.digits import LATENT_DIM, SCAN, DigitsGenerator, Residual
 from copgen_fast.generators.fit.fitting import one_thread, update_average, warp
 from copgen_fast.images import pictures
 from copgen_fast.images.sets import digits
+from copgen_fast.options import Count, Seed, expect_ranges, parse
 from copgen_fast.runtime import artifacts, latents, seeds
 from copgen_fast.runtime.progress import progress
 
@@ -40,8 +40,8 @@ class FitConfig:
 
     out: Path
     """Folder for digits.safetensors and digits_samples.png."""
-    seed: int = 0
-    steps: int = 6000
+    seed: Seed = 0
+    steps: Count = 6000
     """Optimiser steps of the flow, and then as many of the generator."""
 
 
@@ -159,8 +159,7 @@ def fit(config: FitConfig) -> Path:
     Raises:
         UsageError: `steps` is not positive.
     """
-    if config.steps < 1:
-        raise UsageError(f"--steps: expected 1 or more, got {config.steps}")
+    expect_ranges(config)
     with one_thread(), seeds.seeded("fit_generator", config.seed):
         flow, early = fit_flow(training_scans(), config.steps)
         z = prior(min(PAIRS, BATCH * config.steps))
@@ -174,13 +173,11 @@ def fit(config: FitConfig) -> Path:
     return weights
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = tyro.cli(FitConfig, prog="python -m copgen_fast.generators.fit.digits", args=arguments)
-        print(f"wrote {fit(config)}")
-    except CopgenError as error:
-        return report(error)
+    config = parse(FitConfig, arguments, "python -m copgen_fast.generators.fit.digits")
+    print(f"wrote {fit(config)}")
     return 0
 
 

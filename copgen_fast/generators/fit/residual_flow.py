@@ -11,18 +11,18 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from copgen_fast.config import DataConfig
-from copgen_fast.errors import CopgenError, NonFiniteError, UsageError, report
+from copgen_fast.errors import NonFiniteError, UsageError, command
 from copgen_fast.generators._flow_layers import Estimator
 from copgen_fast.generators.fit.fitting import one_thread, update_average, warp
 from copgen_fast.generators.residual_flow import LAYOUT, ResidualFlowGenerator
 from copgen_fast.images import pictures, sets
+from copgen_fast.options import Count, LearningRate, Range, Seed, expect_ranges, parse
 from copgen_fast.runtime import artifacts, latents, seeds
 from copgen_fast.runtime.progress import progress
 
@@ -42,23 +42,23 @@ class FlowConfig:
     """Folder for residual_flow.safetensors, residual_flow.json (the figures) and residual_flow_samples.png."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", image_size=8))
     """Its first channel is used; `--data.image-size` is the flow's side, at most 32."""
-    seed: int = 0
-    steps: int = 1500
+    seed: Seed = 0
+    steps: Count = 1500
     """Optimiser steps."""
-    batch: int = 256
-    lr: float = 5e-3
+    batch: Count = 256
+    lr: LearningRate = 5e-3
     """Adam's largest learning rate; a cosine takes it to zero."""
-    blocks: int = 8
+    blocks: Annotated[int, Range(*LAYOUT["blocks"])] = 8
     """Invertible residual blocks."""
-    width: int = 192
+    width: Annotated[int, Range(*LAYOUT["width"])] = 192
     """Hidden units of a block."""
-    depth: int = 2
+    depth: Annotated[int, Range(*LAYOUT["depth"])] = 2
     """Matrices of a block."""
     log_det: Literal["estimate", "exact"] = "estimate"
     """Log-determinant while training: the unbiased estimator, or exact, in time cubic in the pixels."""
-    jitter: float = 1.6
+    jitter: Annotated[float, Range(0, 100)] = 1.6
     """Strength of small random turns, scalings and shifts of the training images; 0: none."""
-    temperature: float = 0.9
+    temperature: Annotated[float, Range(1e-3, 1e3)] = 0.9
     """Latents of N(0, I) are multiplied by this: below 1, samples are more typical and less varied."""
 
 
@@ -163,18 +163,7 @@ def fit(config: FlowConfig) -> tuple[Path, dict[str, float]]:
         UsageError: a number out of range, or data that cannot be read.
         NonFiniteError: training diverged.
     """
-    for name in ("steps", "batch"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"--{name}: expected 1 or more, got {getattr(config, name)}")
-    for name in ("blocks", "width", "depth"):
-        least, most = LAYOUT[name]
-        if not least <= getattr(config, name) <= most:
-            raise UsageError(f"--{name}: expected {least} to {most}, got {getattr(config, name)}")
-    for name in ("lr", "temperature"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise UsageError(f"--{name}: expected more than 0, got {getattr(config, name)}")
-    if not 0 <= config.jitter < math.inf:
-        raise UsageError(f"--jitter: expected 0 or more, got {config.jitter}")
+    expect_ranges(config)
     grey, held_out, levels = load_levels(config.data)
     with one_thread(), seeds.seeded("fit_flow", config.seed):
         model = train(config, grey, levels)
@@ -187,16 +176,14 @@ def fit(config: FlowConfig) -> tuple[Path, dict[str, float]]:
     return weights, found
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = tyro.cli(FlowConfig, prog="python -m copgen_fast.generators.fit.residual_flow", args=arguments)
-        weights, found = fit(config)
-        print(f"wrote {weights}")
-        for name, value in found.items():
-            print(f"{name.replace('_', ' ')}: {value:.4g}")
-    except CopgenError as error:
-        return report(error)
+    config = parse(FlowConfig, arguments, "python -m copgen_fast.generators.fit.residual_flow")
+    weights, found = fit(config)
+    print(f"wrote {weights}")
+    for name, value in found.items():
+        print(f"{name.replace('_', ' ')}: {value:.4g}")
     return 0
 
 

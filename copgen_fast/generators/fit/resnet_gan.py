@@ -12,18 +12,19 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import tyro
 from safetensors.torch import save
 from torch import Tensor
 
 from copgen_fast.config import DataConfig
-from copgen_fast.errors import CopgenError, UsageError, report
+from copgen_fast.errors import UsageError, command
 from copgen_fast.evals import _frechet
 from copgen_fast.generators.fit import gan_training
 from copgen_fast.generators.resnet_gan import LATENT_DIM, SIZE, ResnetGAN
 from copgen_fast.images import pictures, sets
+from copgen_fast.options import Count, LearningRate, Range, Seed, expect_ranges, parse
 from copgen_fast.record import differences
 from copgen_fast.runtime import artifacts, devices, latents, seeds
 from copgen_fast.runtime.interrupts import handle_signals
@@ -42,31 +43,31 @@ class GanConfig:
     out: Path
     """Folder for generator.safetensors, grids/, summary.json, log and checkpoint."""
     data: DataConfig = field(default_factory=DataConfig)
-    steps: int = 20_000
+    steps: Count = 20_000
     """Generator steps."""
-    batch: int = 64
+    batch: Annotated[int, Range(2)] = 64
     """Real images, and as many generated ones, a step."""
-    discriminator_steps: int = 2
+    discriminator_steps: Count = 2
     """Discriminator steps a generator step (SNGAN: 5)."""
-    width: int = 64
+    width: Annotated[int, Range(1, 4096)] = 64
     """Channels of both networks (SNGAN: 256 and 128)."""
-    latent_dim: int = LATENT_DIM
+    latent_dim: Count = LATENT_DIM
     prior: latents.Prior = "normal"
     """Latent prior: N(0, I), or truncated to [-2, 2]."""
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     """Adam learning rate of both."""
-    average: float = 0.999
+    average: Annotated[float, Range(0, 0.99999)] = 0.999
     """Decay of the moving average of the generator's weights; lower at the start, (1 + i) / (10 + i) at step i."""
     augmentation: str | None = None
     """`gan`, `gan-digits`, `gan-shift` or a policy of copgen_fast.augmentations (`none`: none); the default is
     `gan-digits` for digits (a mirrored digit is another sign) and `gan` for all else."""
-    seed: int = 0
+    seed: Seed = 0
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    log_every: int = 10
-    save_every: int = 200
+    log_every: Count = 10
+    save_every: Count = 200
     """Steps between checkpoints."""
-    grid_every: int = 500
+    grid_every: Count = 500
     """Steps between pictures of samples."""
 
 
@@ -180,13 +181,7 @@ def write_generator(path: Path, generator: ResnetGAN, config: GanConfig) -> None
 
 def validate(config: GanConfig) -> None:
     """Raises UsageError: a number out of range or an unknown policy; nothing was written."""
-    least = {"batch": 2} | dict.fromkeys(("steps", "discriminator_steps", "width", "latent_dim"), 1)
-    least |= dict.fromkeys(("log_every", "save_every", "grid_every"), 1)
-    for name, low in least.items():
-        if (value := getattr(config, name)) < low:
-            raise UsageError(f"--{name.replace('_', '-')}: expected {low} or more, got {value}")
-    if not 0 < config.lr < 1 or not 0 <= config.average < 1:
-        raise UsageError(f"--lr and --average: expected numbers from 0 to 1, got {config.lr} and {config.average}")
+    expect_ranges(config)
     if config.data.image_size != SIZE:
         raise UsageError(f"--data.image-size: the generator draws {SIZE} px, got {config.data.image_size}")
     gan_training.augmentation(augmentation_name(config))
@@ -210,17 +205,12 @@ def open_folder(config: GanConfig) -> None:
     artifacts.write_json(record, wanted)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns the exit code: 0, 2 for a fault of usage, 130 when stopped, else 1."""
-    config = tyro.cli(GanConfig, prog="python -m copgen_fast.generators.fit.resnet_gan", args=arguments)
-    try:
-        with handle_signals():
-            summary = fit(config)
-    except CopgenError as error:
-        return report(error)
-    except KeyboardInterrupt:
-        print("copgen_fast: interrupted at once; the run goes on from its last checkpoint", file=sys.stderr)
-        return 130
+    config = parse(GanConfig, arguments, "python -m copgen_fast.generators.fit.resnet_gan")
+    with handle_signals():
+        summary = fit(config)
     print(f"wrote {config.out / 'generator.safetensors'}")
     for name in ("frechet_pixels", "frechet_random"):
         print(f"{name}: {summary[name]:.3g}; real training images: {summary[f'real_{name}']:.3g}")

@@ -24,7 +24,7 @@ def run(run: Run) -> None:
     metrics = collect_metrics(run, results)
     artifacts.write_json(run.folder / "metrics.json", metrics)
     write_rows(run, logs)
-    template = jinja2.Template((Path(__file__).parent / "report.html").read_text(), autoescape=True)
+    template = jinja2.Template((Path(__file__).parent / "report.html").read_text("utf-8"), autoescape=True)
     page = template.render(
         title=run.folder.name,
         results=results,
