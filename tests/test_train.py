@@ -244,6 +244,23 @@ def test_a_run_of_a_version_without_some_option_goes_on(copied_run, capsys):
     assert main([*TINY, "--out", str(copied_run), "--stages", "pairs"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ([], []),
+        (["--pretrain.augmentation", "simclr"], ["pretrain"]),
+        (["--navigator.augmentation", "simclr", "--pretrain.augmentation", "no-color"], ["navigator", "pretrain"]),
+        (["--navigator.augmentation", "simclr", "--stages", "pairs"], []),
+        (["--generator.name", "./my_gan.py", "--pretrain.augmentation", "simclr"], []),
+        (["--pretrain.data", "real", "--data.name", "mnist", "--pretrain.augmentation", "simclr"], ["pretrain"]),
+    ],
+)
+def test_digits_that_would_be_mirrored_are_warned_of(options, warned):
+    lines = train.caveats(parse(["quickstart", *options]))
+    assert [line.partition(".")[0] for line in lines] == warned
+    assert all("mirrors images, and a mirrored digit is another sign" in line for line in lines)
+
+
 def help_of(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         parse(arguments)

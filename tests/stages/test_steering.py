@@ -83,6 +83,36 @@ def test_three_steps_are_a_literal_loop_in_float64(monkeypatch):
         torch.testing.assert_close(walk.detach(), w[name].detach(), rtol=1e-9, atol=1e-12)
 
 
+def test_a_scaled_loss_moves_walks_as_the_loss_does_and_an_overflow_does_not():
+    """Loss scaling, which a generator in float16 needs."""
+    run = run_of(batch=4, init="normal")
+    plain, scaled = learner_of(run, torch.float64), learner_of(run, torch.float64)
+    scaled = dataclasses.replace(scaled, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    limits = limits_of(run.config.steering)
+    uniform = torch.rand(4, 9, generator=stage.seeds.generator("scaled"), dtype=torch.float64)
+    batch = stage.make_batch(torch.zeros(4, 5, dtype=torch.float64), None, uniform, limits, (SIDE, SIDE))
+    for learner in (plain, scaled):
+        stage.steering_step(learner, batch)
+    torch.testing.assert_close(scaled.walks.state_dict(), plain.walks.state_dict())
+    scaled.scaler.update(float("inf"))
+    stage.steering_step(scaled, batch)
+    torch.testing.assert_close(scaled.walks.state_dict(), plain.walks.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_images_in_half_precision_give_nearly_the_same_gradient(monkeypatch, dtype):
+    run, forward = run_of(batch=4), Blob.forward
+    batch = stage.draw_batch(run.config, Blob(), limits_of(run.config.steering), 0, CPU)
+    gradients = []
+    for half in (False, True):
+        if half:
+            monkeypatch.setattr(Blob, "forward", lambda self, z, labels: forward(self, z, labels).to(dtype))
+        learner = learner_of(run)
+        assert stage.steering_step(learner, batch).metrics["loss"].dtype == torch.float32
+        gradients.append(torch.cat([walk.grad for walk in learner.walks.walk.values()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+
+
 def test_no_gradient_goes_through_the_target(monkeypatch):
     learner, run = learner_of(run_of(batch=4)), run_of(batch=4)
     asked, forward = [], Blob.forward
