@@ -307,7 +307,7 @@ PRESETS: dict[str, RunConfig] = {
             estimator=_SMALL,
             grid_every=1_024,
         ),
-        steering=SteeringConfig(ranges="digits", samples=64_000),
+        steering=SteeringConfig(ranges="digits", samples=12_800, lr=1e-2),
         pairs=PairsConfig(positives=POSITIVES, count=4_096, shard_size=1_024),
         pretrain=PretrainConfig(encoder=_SMALL, epochs=3, batch=128, lr=0.1, augmentation="digits"),
     ),
