@@ -5,26 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
 from copgen_fast.errors import CopgenError, NonFiniteError
-from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 from copgen_fast.runtime.progress import progress
+from copgen_fast.training import checkpoints
+from copgen_fast.training.checkpoints import Position, Stateful
 from copgen_fast.training.metrics import MetricLog, Row
-
-
-class Stateful(Protocol):
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -38,18 +33,6 @@ class Plan:
     """Samples a step, of all ranks together."""
     log_every: int
     save_every: int
-
-
-@dataclass
-class Position:
-    """Position of a run, saved in its checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    """Time of all steps, also of those before a resume."""
-    waited: float = 0.0
-    """Part of it spent waiting for data."""
-    finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +102,8 @@ def run(
             position.seconds += time.perf_counter() - started
             bar.update(plan.batch, **shown, data_wait=f"{position.waited / position.seconds:.0%}")
             if position.finished or stopping or (logging and position.step - saved >= plan.save_every):
-                _save(checkpoint, state, position, ranks)
+                if ranks.first:
+                    checkpoints.save(checkpoint, plan.label, state, position)
                 saved = position.step
             if stopping and not position.finished:
                 ranks.barrier(f"the stop of {plan.label}")  # not before rank 0 has saved
@@ -135,10 +119,7 @@ def run(
 def _restore(checkpoint: Path, state: dict[str, Stateful], plan: Plan, ranks: Ranks) -> Position:
     position = Position()
     if checkpoint.exists():
-        saved = artifacts.read_checkpoint(checkpoint)
-        for name, holder in state.items():
-            holder.load_state_dict(saved["state"][name])
-        position = Position(**saved["progress"])
+        position = checkpoints.restore(checkpoint, plan.label, state, plan.steps)
     steps = ranks.barrier(f"the start of {plan.label}", str(position.step))
     if len(set(steps)) > 1:
         raise CopgenError(
@@ -146,13 +127,6 @@ def _restore(checkpoint: Path, state: dict[str, Stateful], plan: Plan, ranks: Ra
             "is not the same file for all; --out must be in a folder that all hosts share"
         )
     return position
-
-
-def _save(checkpoint: Path, state: dict[str, Stateful], position: Position, ranks: Ranks) -> None:
-    if not ranks.first:
-        return
-    states = {name: holder.state_dict() for name, holder in state.items()}
-    artifacts.write_checkpoint(checkpoint, {"progress": asdict(position), "state": states})
 
 
 def _collect(pending: list[tuple[int, StepResult]], plan: Plan, ranks: Ranks) -> tuple[list[Row], bool]:
