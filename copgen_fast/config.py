@@ -193,8 +193,12 @@ class PretrainConfig:
     Costs one more forward, and batch normalisation takes its statistics within a part."""
     checkpoint: bool = False
     """Compute the activations of the encoder's stages again in the backward rather than keep them."""
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    """lars: steps scaled to each weight's norm, for larger learning rates (BYOL's: 0.2 to 0.45); fused, not by apex."""
     lr: LearningRate = 0.03
-    """SGD learning rate per 256 pairs: the rate used is lr x batch / 256."""
+    """Learning rate per 256 pairs: the rate used is lr x batch / 256."""
+    warmup: Annotated[float, Range(0, 0.5)] = 0.0
+    """Share of the steps in which the learning rate rises to it."""
     momentum: Annotated[float, Range(0, 1)] = 0.9
     weight_decay: Annotated[float, Range(0, 1e3)] = 1e-4
     schedule: Literal["cosine", "reference"] = "cosine"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from copgen_fast import __version__, augmentations, generators, options, positives, registry
+from copgen_fast import __version__, augmentations, generators, methods, options, positives, registry
 from copgen_fast.config import PRESETS, STAGES, RunConfig, faults
 from copgen_fast.errors import CopgenError, ExhaustedError, UsageError, command, exhausted, explain
 from copgen_fast.ops import backends
@@ -144,6 +144,9 @@ def validate(config: RunConfig) -> None:
     if "pretrain" in config.stages:
         part = config.pretrain.batch // config.pretrain.accumulate
         distributed.expect_divisible("pretrain.batch / pretrain.accumulate", part)
+        if config.pretrain.data == "pairs":
+            setting = methods.Setting.of(config, config.pairs.count, distributed.world_size())
+            methods.configure(config.method.name, config.method.options, setting)
     _real_images.check(config, probed_here=distributed.first())
 
 

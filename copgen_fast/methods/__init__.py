@@ -1,21 +1,47 @@
 """Self-supervised methods: what pretraining minimises. One file each, named as the file.
 
 Each file has `Config`, a frozen dataclass of the method's options, and `build(encoder, config) -> Method`. A file whose
-loss compares classes says so by `NEEDS_LABELS = True`; training then checks early that there are some.
+loss compares classes says so by `NEEDS_LABELS = True`; training then checks early that there are some. `USES_LABELS =
+True` takes them where there are some, to log how well the method does. A Config with `for_run(setting) -> Config`
+sets what depends on the run, a queue's size say, and raises ValueError for what does not go with it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from copgen_fast import registry
+from copgen_fast.config import RunConfig
 from copgen_fast.encoders import Encoder
+from copgen_fast.errors import UsageError
 from copgen_fast.methods._nt_xent import nt_xent
 
-__all__ = ["Method", "build", "needs_labels", "nt_xent"]
+__all__ = ["Method", "Setting", "build", "configure", "needs_labels", "nt_xent", "uses_labels"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method's options may depend on.
+
+    Attributes:
+        pairs: of the data set.
+        batch: pairs of a step, of all ranks together.
+        normalized: pairs of which one view shares batch norm's statistics: those of a part of the batch.
+    """
+
+    pairs: int
+    batch: int
+    normalized: int
+
+    @classmethod
+    def of(cls, config: RunConfig, pairs: int, world: int) -> Setting:
+        """That of a run on `pairs` pairs by `world` processes."""
+        batch = config.pretrain.batch
+        return cls(pairs, batch, batch // config.pretrain.accumulate // (world if config.bn == "per-rank" else 1))
 
 
 class Method(nn.Module):
@@ -28,8 +54,13 @@ class Method(nn.Module):
 
     encoder: Encoder
 
+    def before_step(self, seed: int) -> None:
+        """Called first in each step, with a seed for what the method draws at random in it. Default: nothing."""
+
     def forward(self, v: Tensor) -> tuple[Tensor, ...]:
-        """What the loss sees of the views v [2N, 3, H, W] (anchors first), with gradient; tensors of 2N rows each."""
+        """What the loss sees of the views v [2N, 3, H, W] (anchors first), with gradient; tensors of 2N rows each, or
+        of N, one for each pair.
+        """
         raise NotImplementedError
 
     def targets(self, v: Tensor) -> tuple[Tensor, ...]:
@@ -47,7 +78,8 @@ class Method(nn.Module):
 
         Args:
             online, targets: what `forward` and `targets` returned.
-            labels: classes int64 [N] of the pairs, where the method has `NEEDS_LABELS`; else None.
+            labels: classes int64 [N] of the pairs, where the method has `NEEDS_LABELS`, or `USES_LABELS` and the data
+                has classes; else None.
             group: processes that share the batch, whose rows are negatives too; None: this one has all of it.
         """
         raise NotImplementedError
@@ -59,21 +91,49 @@ class Method(nn.Module):
             progress: share of the training that is done, 0 .. 1.
         """
 
+    def metrics(self) -> dict[str, Tensor]:
+        """Scalars to log of the step that was made, on the device. Default: none.
+
+        Rows log their mean over ranks. Below `COLLAPSED` of `embedding_std` the run warns of collapse.
+        """
+        return {}
+
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups of parameters for the optimiser, as torch.optim takes them. Default: one of all.
+        """Groups of parameters for the optimiser, as torch.optim takes them. Default: one of all that are trained.
 
         The learning rate of a group with `"scheduled": False` stays at its peak.
         """
-        return [{"params": list(self.parameters())}]
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
 
-def build(name: str, encoder: Encoder, options: tuple[str, ...] = ()) -> Method:
-    """Method `name` around an encoder.
+COLLAPSED = 0.1
+"""Standard deviation of normalised embeddings, in parts of that of directions drawn uniformly, below which embeddings
+count as collapsed."""
+
+
+def configure(name: str, options: tuple[str, ...] = (), setting: Setting | None = None) -> Any:
+    """The options of method `name` as an instance of its Config, for a run where its setting is given.
 
     Raises:
-        UsageError: no such method, or an option that does not fit.
+        UsageError: no such method, or an option that does not fit, or not the run.
     """
-    return registry.load("methods", name).build(encoder, registry.options("methods", name, options))
+    config = registry.options("methods", name, options)
+    if setting is None or not hasattr(config, "for_run"):
+        return config
+    try:
+        return config.for_run(setting)
+    except ValueError as error:
+        raise UsageError(f"--method {name}: {error}") from error
+
+
+def build(name: str, encoder: Encoder, options: tuple[str, ...] = (), setting: Setting | None = None) -> Method:
+    """Method `name` around an encoder; raises as `configure`."""
+    return registry.load("methods", name).build(encoder, configure(name, options, setting))
+
+
+def uses_labels(name: str) -> bool:
+    """Whether the method takes classes where there are some, without needing them."""
+    return getattr(registry.load("methods", name), "USES_LABELS", False)
 
 
 def needs_labels(name: str) -> bool:

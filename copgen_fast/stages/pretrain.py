@@ -27,7 +27,7 @@ from copgen_fast.stages.run import Run, expect_comparable
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
 from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import StepResult
-from copgen_fast.training.metrics import last_row
+from copgen_fast.training.metrics import Row, last_row
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Batch:
         params: of its augmentation, 2N rows.
         lr: learning rate of this step.
         progress: share of the training that is done, 0 .. 1.
-        labels: classes [N] of the pairs, for a method that needs them.
+        labels: classes [N] of the pairs, for a method that takes them.
+        seed: for what the method draws at random.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class Batch:
     lr: float
     progress: float
     labels: Tensor | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
     m = learner.method
     set_learning_rate(learner.sgd, batch.lr)
     v = augmentations.make_views(batch.images, batch.params, learner.policy)  # of x, then of x_prime
+    m.before_step(batch.seed)
     with torch.no_grad(), learner.autocast():
         targets = m.targets(v)
 
@@ -86,7 +89,8 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
     optimizers.step(learner.scaler, learner.sgd)
     m.after_step(online, targets, batch.progress)
     outputs = {f"output {number} of the method": output for number, output in enumerate(online)}
-    return StepResult({"loss": value, "lr": torch.full((), batch.lr, device=value.device)}, {"views": v} | outputs)
+    metrics = {"loss": value, "lr": torch.full((), batch.lr, device=value.device)} | m.metrics()
+    return StepResult(metrics, {"views": v} | outputs)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -97,16 +101,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def learning_rate(config: PretrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Cosine from lr x batch / 256 down to a thousandth of it.
+    """Cosine from lr x batch / 256 down to a thousandth of it, after a linear rise to it if there is a warm-up.
 
     `reference` holds each epoch at the value the curve has at its end: epochs are counted from 1.
     """
     peak = config.lr * config.batch / 256
     floor = peak / 1000
+    steps = config.epochs * steps_per_epoch
+    rise = round(config.warmup * steps)
+    if step < rise:
+        return peak * (step + 1) / rise
     if config.schedule == "reference":
         done = (step // steps_per_epoch + 1) / config.epochs
     else:
-        done = step / (config.epochs * steps_per_epoch)
+        done = (step - rise) / (steps - rise)
     return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
@@ -130,13 +138,14 @@ def pretrain(run: Run, source: str) -> None:
     config, options, folder = run.config, run.config.pretrain, run.pretrain_folder(source)
     dataset = open_dataset(run, source)
     batches = open_batches(dataset, options, config.seed, run.device, run.ranks.rank, run.ranks.world, options.epochs)
-    learner = make_learner(config, run.device, run.ranks)
+    labelled = has_classes(run, dataset)
+    learner = make_learner(config, run.device, run.ranks, len(dataset))
     steps = options.epochs * batches.steps_per_epoch
 
     def batch(index: int) -> Batch:
         pair = batches(index)
         rate = learning_rate(options, index, batches.steps_per_epoch)
-        return make_batch(config, index, pair, rate, run.device, run.ranks, progress=index / steps)
+        return make_batch(config, index, pair, rate, run.device, run.ranks, index / steps, labelled)
 
     def step(index: int, batch: Batch) -> StepResult:
         return pretrain_step(learner, batch)
@@ -144,7 +153,7 @@ def pretrain(run: Run, source: str) -> None:
     name = label(source)
     plan = loop.Plan(f"pretrain {name}", folder, steps, options.batch, config.log_every, config.save_every)
     state = {"method": learner.method, "optimizer": learner.sgd, "scaler": learner.scaler}
-    summary = loop.run(step, batch, state, plan, ranks=run.ranks)
+    summary = loop.run(step, batch, state, plan, CollapseWatch(name, run.ranks), run.ranks)
     skipped = run.ranks.barrier(f"the last batch of {name}", " ".join(map(str, batches.skipped)))
     if run.ranks.first:
         summary["views_per_s"] = 2 * summary["samples_per_s"]
@@ -165,7 +174,7 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
     supervised = methods.needs_labels(method)
     if source == "real":
         real = sets.load_train(run.config.data, supervised)
-        return sets.RealPairs(real.images, real.labels if supervised else None, len(real.faults))
+        return sets.RealPairs(real.images, real.labels if takes_labels(method) else None, len(real.faults))
     pairs = PairDataset(run.pairs_folder(source), check=source not in run.checked)
     if supervised and not pairs.index.identity.get("classes"):
         raise UsageError(
@@ -178,22 +187,68 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
     return pairs
 
 
-def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Learner:
-    """The method around a new encoder, both initialised from the run's seed, and its optimiser."""
+def takes_labels(method: str) -> bool:
+    return methods.needs_labels(method) or methods.uses_labels(method)
+
+
+def has_classes(run: Run, dataset: sets.RealPairs | PairDataset) -> bool:
+    """Whether the method takes the classes of these pairs."""
+    if not takes_labels(run.config.method.name):
+        return False
+    if isinstance(dataset, sets.RealPairs):
+        return dataset.labels is not None
+    return bool(dataset.index.identity.get("classes"))
+
+
+@dataclass
+class CollapseWatch:
+    """Warns once when a method's embeddings are almost the same for all images; called with each row logged last."""
+
+    name: str
+    ranks: Ranks
+    warned: bool = False
+
+    def __call__(self, row: Row) -> bool:
+        if not self.warned and has_collapsed(row):
+            self.warned = True
+            if self.ranks.first:
+                print(f"warning: pretrain {self.name}: step {row['step']}: {collapse_warning(row)}", flush=True)
+        return False  # never stops the loop
+
+
+def has_collapsed(row: Row) -> bool:
+    """Whether a row of the log tells of collapsed embeddings."""
+    return row.get("embedding_std", 1.0) < methods.COLLAPSED
+
+
+def collapse_warning(row: Row) -> str:
+    """What to say then."""
+    return (
+        f"the embeddings collapse, their standard deviation is {row['embedding_std']:.3f} of that of uniform "
+        "directions: try a smaller --pretrain.lr or a larger batch"
+    )
+
+
+def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE, pairs: int | None = None) -> Learner:
+    """The method around a new encoder, both initialised from the run's seed, and its optimiser.
+
+    Args:
+        pairs: in the data set; None: as many as the pairs stage makes.
+    """
     options = config.pretrain
+    setting = methods.Setting.of(config, config.pairs.count if pairs is None else pairs, ranks.world)
     with seeds.seeded(config.seed, "encoder"):
-        method = methods.build(config.method.name, Encoder(options.encoder), config.method.options)
+        method = methods.build(config.method.name, Encoder(options.encoder), config.method.options, setting)
     method = encoders.prepare(method, device, compiled=config.compile, checkpointed=options.checkpoint)
     method = sync_bn.convert_sync_bn(method, config.bn, ranks, device)
     method = data_parallel(method, ranks)
     peak = options.lr * options.batch / 256
+    make = optimizers.lars if options.optimizer == "lars" else optimizers.sgd
     return Learner(
         method=method,
         policy=augmentations.get(options.augmentation),
         autocast=partial(devices.autocast, device, config.precision),
-        sgd=optimizers.sgd(
-            method.param_groups(), peak, options.momentum, options.weight_decay, config.optimizer.impl, device
-        ),
+        sgd=make(method.param_groups(), peak, options.momentum, options.weight_decay, config.optimizer.impl, device),
         scaler=devices.grad_scaler(device, config.precision),
         ranks=ranks,
         parts=options.accumulate,
@@ -208,11 +263,13 @@ def make_batch(
     device: torch.device,
     ranks: Ranks = ALONE,
     progress: float = 0.0,
+    labelled: bool | None = None,
 ) -> Batch:
     """The batch of step `index`, its augmentation drawn on the CPU from seeds: the same whatever the device.
 
     Args:
         pair: this rank's rows of the whole batch, whose augmentation is drawn before the rank takes its part.
+        labelled: whether the method takes the pairs' classes; None: where it needs them.
     """
     images, pairs = pair.images, len(pair.labels) * ranks.world
     params = AugmentParams.sample(
@@ -221,5 +278,7 @@ def make_batch(
         augmentations.get(config.pretrain.augmentation),
         generator=seeds.generator(config.seed, "pretrain views", index),
     )[ranks.joint_rows(pairs)]
-    labels = devices.send(pair.labels, device) if methods.needs_labels(config.method.name) else None
-    return Batch(devices.send(images, device), devices.send(params, device), lr, progress, labels)
+    labelled = methods.needs_labels(config.method.name) if labelled is None else labelled
+    labels = devices.send(pair.labels, device) if labelled else None
+    seed = seeds.derive(config.seed, "method", index)
+    return Batch(devices.send(images, device), devices.send(params, device), lr, progress, labels, seed)

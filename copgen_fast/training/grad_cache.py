@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def backward(
     normalisation takes its statistics within a part; the running ones see each part once.
 
     Args:
-        model: views [M, 3, H, W] to a tuple of tensors with M rows each.
+        model: views [M, 3, H, W] to a tuple of tensors with M rows each, or M / 2, one for each pair.
         views: joint batch [2N, 3, H, W], anchors first; a part has both views of its pairs.
         loss: outputs of the joint batch, anchors first, to a scalar.
         parts: divides N.
@@ -59,12 +59,13 @@ def backward(
     split = _split(views, parts)
     with record_function("estimator"), torch.no_grad(), statistics_held(model), autocast():
         by_part = [model(part) for part in split]
-    outputs = tuple(_join(rows).requires_grad_() for rows in zip(*by_part, strict=True))
+    pairs = len(views) // 2
+    outputs = tuple(_join(rows, pairs).requires_grad_() for rows in zip(*by_part, strict=True))
     with record_function("loss"):
         value = loss(outputs)
         # An output that the loss doesn't use has a gradient of zeros.
         gradients = torch.autograd.grad(scaler.scale(value), outputs, allow_unused=True, materialize_grads=True)
-    by_part = zip(*(_split(gradient, parts) for gradient in gradients), strict=True)
+    by_part = zip(*(_split(gradient, parts, pairs) for gradient in gradients), strict=True)
     for number, (part, gradient) in enumerate(zip(split, by_part, strict=True), start=1):
         with contextlib.nullcontext() if number == parts else no_sync():
             with record_function("estimator"), autocast():
@@ -74,11 +75,15 @@ def backward(
     return tuple(output.detach() for output in outputs), value.detach()
 
 
-def _split(joint: Tensor, parts: int) -> list[Tensor]:
-    """[2N, ...] to parts of 2N / parts rows, anchors first in each."""
+def _split(joint: Tensor, parts: int, pairs: int | None = None) -> Sequence[Tensor]:
+    """[2N, ...] to parts of 2N / parts rows, anchors first in each; what has only `pairs` rows in order."""
+    if len(joint) == pairs:
+        return joint.chunk(parts)
     return [part.flatten(0, 1) for part in joint.unflatten(0, (2, -1)).chunk(parts, dim=1)]
 
 
-def _join(parts: tuple[Tensor, ...]) -> Tensor:
+def _join(parts: tuple[Tensor, ...], pairs: int) -> Tensor:
     """The inverse of `_split`."""
+    if sum(map(len, parts)) == pairs:
+        return torch.cat(parts)
     return torch.cat([part.unflatten(0, (2, -1)) for part in parts], dim=1).flatten(0, 1)

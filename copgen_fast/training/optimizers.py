@@ -1,9 +1,9 @@
-"""Adam and SGD by implementation (foreach, fused, apex), and a step under loss scaling."""
+"""Adam, SGD and LARS by implementation (foreach, fused, apex), and a step under loss scaling."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +17,7 @@ from copgen_fast.errors import UsageError
 # Options of how a step is computed: kept from the optimiser, not loaded from a checkpoint.
 _IMPLEMENTATION = ("foreach", "fused", "capturable")
 _OPTION = "--optimizer.impl apex"
+_TRUST = 0.001  # LARS's coefficient eta
 
 
 def resolve(impl: str, device: torch.device) -> str:
@@ -55,13 +56,55 @@ def sgd(
     impl = resolve(impl, device)
     if impl == "apex":
         return _apex().FusedSGD(parameters, lr, momentum=momentum, weight_decay=weight_decay)
-    options = {"momentum": momentum, "weight_decay": weight_decay, impl: True}
-    optimizer = torch.optim.SGD(parameters, lr, **options)
-    if impl == "fused" and momentum:
-        # torch allocates them without a value and fills them in the first step: where that overflows and is skipped,
+    return _from_zero(torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, **{impl: True}), impl)
+
+
+def lars(
+    groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float, impl: str, device: torch.device
+) -> Optimizer:
+    """LARS with momentum for groups of parameters on `device`: foreach, or fused."""
+    split = []
+    for group in groups:
+        weights = [parameter for parameter in group["params"] if parameter.ndim > 1]
+        others = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+        split += [group | {"params": weights, "adapted": True}, group | {"params": others, "adapted": False}]
+    impl = "fused" if impl in ("auto", "apex") else impl
+    return _from_zero(Lars(split, lr, momentum, weight_decay, **{impl: True}), impl)
+
+
+class Lars(torch.optim.SGD):
+    """LARS (You et al. 2017): SGD whose steps are scaled to each weight's norm.
+
+    g <- (g + d w) 0.001 |w| / (|g| + d |w|) with weight decay d, then SGD with momentum. Groups with `"adapted": False`
+    (norms' weights and biases, as in BYOL) take SGD's step without weight decay. The host never waits for the device.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float, **impl: bool
+    ) -> None:
+        super().__init__(groups, lr, momentum, **impl)
+        self.decay = weight_decay
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if group["adapted"] and weights:
+                gradients = [weight.grad for weight in weights]
+                of_weights, of_gradients = (torch.stack(torch._foreach_norm(x)) for x in (weights, gradients))
+                ratios = _TRUST * of_weights / (of_gradients + self.decay * of_weights + 1e-8)
+                torch._foreach_add_(gradients, weights, alpha=self.decay)
+                torch._foreach_mul_(gradients, list(torch.where(of_weights > 0, ratios, 1).unbind()))
+        return super().step(closure)
+
+
+def _from_zero(optimizer: torch.optim.SGD, impl: str) -> Optimizer:
+    if impl == "fused":
+        # torch allocates momentum without a value and fills it in the first step: where that overflows and is skipped,
         # the next step would add to whatever the memory held.
-        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
     return _portable(optimizer)
 
 

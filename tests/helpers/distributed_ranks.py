@@ -110,11 +110,22 @@ def steer(ranks):
     return columns(results, ranks), learner.walks.state_dict()
 
 
-def learn(ranks, method="simclr", **options):
+HEADS = ("hidden=8", "dim=6", "predictor_hidden=4")
+METHODS = {
+    "simsiam": ("simsiam", HEADS),
+    "byol": ("byol", HEADS),
+    "moco": ("moco", ("queue=12", "ema=0.7")),
+    "nnclr": ("nnclr", (*HEADS, "queue=12")),
+    "negft": ("negft", ("mix=dimension", "extrapolate=True")),
+    "negft in a queue": ("negft", ("negatives=queue", "queue=12", "ema=0.7", "mix=dimension", "extrapolate=True")),
+}
+
+
+def learn(ranks, method="simclr", words=(), **options):
     """Pretraining in float64: curve and final weights."""
     config = run_of(ranks).config
     config = dataclasses.replace(
-        config, method=MethodConfig(method), pretrain=dataclasses.replace(config.pretrain, **options)
+        config, method=MethodConfig(method, words), pretrain=dataclasses.replace(config.pretrain, **options)
     )
     with default_dtype(torch.float64):
         learner = pretrain.make_learner(config, CPU, ranks)
@@ -122,7 +133,8 @@ def learn(ranks, method="simclr", **options):
     for index in range(STEPS):
         images = torch.rand(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
         pairs = PairBatch(*(half[rows] for half in images.chunk(2)), torch.arange(N)[rows] % 3)
-        batch = pretrain.make_batch(config, index, pairs, 0.05, CPU, ranks)
+        labelled = pretrain.takes_labels(method)
+        batch = pretrain.make_batch(config, index, pairs, 0.05, CPU, ranks, labelled=labelled)
         results.append(pretrain.pretrain_step(learner, batch))
     return columns(results, ranks), learner.method.state_dict()
 
@@ -251,6 +263,7 @@ def everything(ranks, folder):
         "per-rank": play(ranks, alternating, bn="per-rank"),
         "pretrain": learn(ranks),
         "supervised, checkpointed": learn(ranks, "supcon", checkpoint=True),
+        **{name: learn(ranks, *of) for name, of in METHODS.items()},
         "gradients": gradients(ranks),
         "head": normalized_head(ranks),
         "gradients, in parts": accumulated(ranks),

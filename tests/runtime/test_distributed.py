@@ -25,7 +25,7 @@ from tests.helpers import distributed_ranks
 from tests.helpers.distributed_ranks import CPU, STEPS, TINY, N
 
 ROOT = Path(__file__).parents[2]
-CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed", "steering")
+CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed", "steering", *distributed_ranks.METHODS)
 
 
 def free_ports(count):

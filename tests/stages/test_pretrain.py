@@ -41,6 +41,14 @@ def test_the_references_rule_is_one_rate_per_epoch_counted_from_one():
         assert len(rates) == 1 and rates.pop() == pytest.approx(expected)
 
 
+def test_the_learning_rate_rises_in_its_warm_up():
+    config = PretrainConfig(epochs=6, batch=256, lr=0.4, warmup=1 / 3)
+    rates = [learning_rate(config, step, 5) for step in range(30)]
+    assert rates[:10] == pytest.approx([0.04 * step for step in range(1, 11)])
+    shorter = PretrainConfig(epochs=4, batch=256, lr=0.4)
+    assert rates[10:] == pytest.approx([learning_rate(shorter, step, 5) for step in range(20)])
+
+
 def test_all_sources_start_alike_and_differ_by_their_positives(finished_run):
     losses = {}
     for name in PRESETS["quickstart"].pairs.positives:
@@ -105,13 +113,28 @@ def test_real_images_are_the_simclr_baseline(tmp_path):
     assert not (tmp_path / "pairs").exists()
 
 
+HEADS = ("hidden=8", "dim=6", "predictor_hidden=4")
+METHODS = {
+    "simsiam": HEADS,
+    "byol": HEADS,
+    "moco": ("queue=20",),
+    "nnclr": (*HEADS, "queue=20"),
+    "negft": ("mix=dimension", "extrapolate=True"),
+    "negft in a queue": ("negatives=queue", "queue=20"),
+}
+"""Small options of every method with heads, a queue or random numbers of its own; its name is the first word."""
+
+
 def make_learner(precision="fp32", device="cpu", method="simclr", **options):
-    config = dataclasses.replace(PRESETS["quickstart"], precision=precision, method=MethodConfig(method))
+    words = METHODS.get(method, ())
+    config = dataclasses.replace(PRESETS["quickstart"], precision=precision)
+    config = dataclasses.replace(config, method=MethodConfig(method.partition(" ")[0], words))
     config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
     device = torch.device(device)
     images = torch.randint(0, 256, (2, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pair = PairBatch(*images, labels=torch.arange(8) // 4)
-    batches = [stage.make_batch(config, index, pair, 0.1, device) for index in range(2)]
+    labelled = stage.takes_labels(config.method.name)
+    batches = [stage.make_batch(config, index, pair, 0.1, device, labelled=labelled) for index in range(2)]
     return stage.make_learner(config, device), batches
 
 
@@ -123,6 +146,9 @@ def make_learner(precision="fp32", device="cpu", method="simclr", **options):
         ("fp16", {}),
         ("fp16", {"accumulate": 2, "checkpoint": True}),
         ("fp32", {"method": "supcon"}),
+        ("fp16", {"optimizer": "lars"}),
+        *(("fp16", {"method": method, "batch": 8}) for method in METHODS),
+        *(("bf16", {"method": method, "batch": 8, "accumulate": 2}) for method in METHODS),
     ],
 )
 def test_a_step_never_looks_at_a_value(precision, options):
@@ -137,9 +163,10 @@ def test_a_step_never_looks_at_a_value(precision, options):
 
 
 @needs_gpu
+@pytest.mark.parametrize("method", ["simclr", *METHODS])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_never_waits_for_the_gpu(precision):
-    learner, batches = make_learner(precision, "cuda")
+def test_a_step_never_waits_for_the_gpu(precision, method):
+    learner, batches = make_learner(precision, "cuda", method, batch=8)
     stage.pretrain_step(learner, batches[0])
     with no_waiting():
         stage.pretrain_step(learner, batches[1])
@@ -248,3 +275,57 @@ def test_a_run_that_stopped_at_a_corrupt_pair_goes_on_without_it(name, finished_
     assert main([*arguments, "--pretrain.on-corrupt", "skip"]) == 0
     summary = json.loads((tmp_path / "run" / "pretrain" / "identity" / "simclr" / "summary.json").read_text())
     assert summary["corrupt_pairs"] == 1 and summary["samples"] == 2 * 48
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_resume_to_the_same_bits_whatever_they_keep(method, tmp_path, monkeypatch):
+    name = method.partition(" ")[0]
+    options = ["--method", name, "--method.options", *METHODS[method], "--pairs.positives", "identity"]
+
+    lars = [*options, "--pretrain.optimizer", "lars", "--stages", "pairs", "pretrain"]
+    whole, parted = ([*TINY, "--out", str(tmp_path / word), *lars] for word in ("whole", "parted"))
+    assert main(whole) == 0
+    for _ in range(2):  # two steps each time: within an epoch, and when the queue went round
+        calls = iter(range(99))
+        monkeypatch.setattr(loop, "stop_requested", lambda calls=calls: next(calls) >= 2)
+        assert main(parted) == 130
+    monkeypatch.undo()
+    assert main(parted) == 0
+    left = [torch.load(tmp_path / of / "pretrain" / "identity" / name / "checkpoint.pt") for of in ("whole", "parted")]
+    for part in ("method", "optimizer"):
+        torch.testing.assert_close(*(x["state"][part] for x in left), rtol=0, atol=0)
+    rows = read_rows(tmp_path / "parted" / "pretrain" / "identity" / name / "metrics.jsonl")
+    assert rows == read_rows(tmp_path / "whole" / "pretrain" / "identity" / name / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nnclr", "--method.options", "queue=49"], "--method nnclr: a queue of 49 rows is larger than the data set"),
+        (["nnclr", "--method.options", "queue=1438", "--pretrain.data", "real"], "larger than the data set of 1437"),
+        (["simsiam", "--pretrain.accumulate", "16"], "--method simsiam: batch norm would have statistics of one row"),
+        (["byol", "--method.options", "predictor_hidden=0"], "predictor_hidden: expected 1 or more"),
+    ],
+)
+def test_methods_that_do_not_go_with_the_run_are_refused_in_one_line(words, message, tmp_path, capsys):
+    assert main([*TINY, "--out", str(tmp_path / "run"), "--method", *words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line and not (tmp_path / "run").exists()
+
+
+def test_a_collapse_is_warned_of_once(capsys):
+    watch = stage.CollapseWatch("identity", stage.ALONE)
+    for step, std in enumerate((0.9, 0.05, 0.04)):
+        assert watch({"step": step, "loss": -1.0, "embedding_std": std}) is False
+    assert not watch({"step": 3, "loss": 1.0})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: pretrain identity: step 1: the embeddings collapse")
+
+
+def test_neighbours_are_compared_by_class_where_the_data_has_some(finished_run):
+    config = dataclasses.replace(PRESETS["quickstart"], method=MethodConfig("nnclr"))
+    run = Run(config, finished_run, torch.device("cpu"))
+    for source, known in (("real", True), ("identity", False)):
+        assert stage.has_classes(run, stage.open_dataset(run, source)) is known
+    simclr = dataclasses.replace(run, config=PRESETS["quickstart"])
+    assert not stage.has_classes(simclr, stage.open_dataset(simclr, "real"))

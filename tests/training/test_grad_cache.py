@@ -130,3 +130,23 @@ def test_the_forward_alone_is_in_the_runs_precision(parts):
 def test_parts_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="parts: expected a divisor of 12 pairs, got 5"):
         grad_cache.backward(model(), VIEWS, loss, OFF, parts=5)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 12])
+def test_outputs_of_anchors_alone_keep_their_order(parts):
+    class Anchors(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model()
+
+        def forward(self, views):
+            return (self.model(views[: len(views) // 2])[0],)
+
+    ours, theirs = Anchors(), Anchors()
+    weights = torch.linspace(-1, 1, PAIRS, dtype=torch.float64)[:, None]
+    outputs, _ = grad_cache.backward(ours, VIEWS, lambda z: (z[0] * weights).square().sum(), OFF, parts=parts)
+    (expected,) = theirs(VIEWS)
+    (expected * weights).square().sum().backward()
+    torch.testing.assert_close(outputs[0], expected.detach(), rtol=1e-12, atol=1e-14)
+    of_ours, of_theirs = ([value for value in gradients(x) if value is not None] for x in (ours, theirs))
+    torch.testing.assert_close(of_ours, of_theirs, rtol=1e-10, atol=1e-13)

@@ -27,6 +27,8 @@ def inputs():
 def make(kind, module, impl):
     if kind == "adam":
         return optimizers.adam(module.parameters(), 1e-2, (0.5, 0.999), impl, CPU)
+    if kind == "lars":
+        return optimizers.lars([{"params": list(module.parameters())}], 1e-2, 0.9, 1e-4, impl, CPU)
     return optimizers.sgd(module.parameters(), 1e-2, 0.9, 1e-4, impl, CPU)
 
 
@@ -57,6 +59,31 @@ def test_implementations_make_the_same_updates(kind):
     for values in trained.values():
         torch.testing.assert_close(values, parameters(plain), rtol=1e-9, atol=1e-10)
     assert all(torch.equal(a, b) for a, b in zip(trained["auto"], trained["fused"], strict=True))
+
+
+@pytest.mark.parametrize("impl", ["auto", "foreach"])
+def test_lars_is_lightlys_without_norms_and_biases(impl):
+    from lightly.utils.lars import LARS
+
+    ours, theirs = (nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), *model()).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = optimizers.lars([{"params": list(ours.parameters())}], 10.0, 0.9, 1e-2, impl, CPU)
+    weights = [value for value in theirs.parameters() if value.ndim > 1]
+    others = [value for value in theirs.parameters() if value.ndim == 1]
+    split = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+    train(ours, optimizer)
+    train(theirs, LARS(split, lr=10.0, momentum=0.9, weight_decay=1e-2))
+    torch.testing.assert_close(parameters(ours), parameters(theirs), rtol=1e-9, atol=1e-12)
+    assert [group["lr"] for group in optimizer.param_groups] == [10.0, 10.0]
+
+
+def test_lars_leaves_weights_of_zeros_to_sgd():
+    layer = nn.Linear(3, 2, bias=False)
+    nn.init.zeros_(layer.weight)
+    optimizer = optimizers.lars([{"params": list(layer.parameters()), "scheduled": False}], 0.5, 0.0, 0.1, "auto", CPU)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(layer.weight, torch.full((2, 3), -0.5)) and not optimizer.param_groups[0]["scheduled"]
 
 
 def test_a_checkpoint_of_another_implementation_goes_on_in_its_own():
@@ -92,7 +119,7 @@ def test_an_overflow_of_one_player_stops_both(impl, culprit):
 
 
 @pytest.mark.parametrize("impl", ["fused", "foreach"])
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "sgd", "lars"])
 def test_an_overflow_of_the_first_step_leaves_nothing_behind(kind, impl):
     players = [model(), model()]
     torch.use_deterministic_algorithms(True)  # new memory holds NaN

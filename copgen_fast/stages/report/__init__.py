@@ -11,6 +11,7 @@ import jinja2
 
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts
+from copgen_fast.stages.pretrain import collapse_warning, has_collapsed
 from copgen_fast.stages.report import steering, table
 from copgen_fast.stages.report.charts import charts_of
 from copgen_fast.stages.report.strips import strips_of
@@ -34,6 +35,7 @@ def run(run: Run) -> None:
         pictures={section: [(name, embed(png)) for name, png in strips] for section, strips in strips_of(run).items()},
         charts={name: embed(png) for name, png in charts_of(run, logs, results).items()},
         speeds=speeds(run, results),
+        warnings=warnings(run),
         config=artifacts.read_record(run.folder / "config.json"),
         versions=artifacts.read_record(run.folder / "versions.json", dict[str, str]),
     )
@@ -144,6 +146,12 @@ def speeds(run: Run, results: table.Results) -> list[tuple[str, str, float]]:
         wait = f"{summary['data_wait']:.1%} waiting for data"
         rows.append((f"pretrain {label(name)}", f"{summary['views_per_s']:.0f} views/s, {wait}", summary["seconds"]))
     return rows + [(f"probe {name}", "", values["seconds"]) for name, values in results.items()]
+
+
+def warnings(run: Run) -> list[str]:
+    """Lines on encoders whose embeddings had collapsed when their pretraining ended."""
+    rows = {label(name): _summary(run.pretrain_folder(name)) for name in run.sources}
+    return [f"{name}: {collapse_warning(row)}" for name, row in rows.items() if has_collapsed(row)]
 
 
 def embed(png: bytes) -> str:
