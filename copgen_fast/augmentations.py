@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from copgen_fast.errors import UsageError
-from copgen_fast.ops import AugmentParams, AugmentPolicy, augment
+from copgen_fast.ops import AugmentParams, AugmentPolicy, RandAugmentPolicy, augment
 
 _JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "jitter": 0.8, "gray": 0.2}
 
@@ -29,6 +29,8 @@ def simclr_paper(strength: float) -> AugmentPolicy:
     )
 
 
+_INFOMIN = replace(simclr_paper(1.0), crop_scale=(0.2, 1.0))
+
 # The first four are the reference implementation's (navigator and pretraining); no-color also trains its probes.
 POLICIES: dict[str, AugmentPolicy] = {
     "simclr": AugmentPolicy(crop_scale=(0.2, 1.0), flip=0.5, **_JITTER),
@@ -36,10 +38,10 @@ POLICIES: dict[str, AugmentPolicy] = {
     "no-crop": AugmentPolicy(flip=0.5, **_JITTER),
     "none": AugmentPolicy(),
     "simclr-paper": simclr_paper(1.0),
-    # The crop, jitter, gray and blur of "What makes for good views" (arXiv:2005.10243, section 4.3). Not its other
-    # two parts: RandAugment, whose shears and rotations are no axis-aligned crops, and the jigsaw branch, which is
-    # a change of the network.
-    "infomin": replace(simclr_paper(1.0), crop_scale=(0.2, 1.0)),
+    # "What makes for good views" (arXiv:2005.10243, section 4.3); its jigsaw branch is an option of the method, as it
+    # changes the network. Without RandAugment: infomin-basic.
+    "infomin": replace(_INFOMIN, rand_augment=RandAugmentPolicy()),
+    "infomin-basic": _INFOMIN,
     # The second of BYOL's two policies, the one that solarises (arXiv:2006.07733, appendix B).
     "byol": AugmentPolicy(
         crop_scale=(0.08, 1.0),

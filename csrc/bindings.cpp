@@ -21,6 +21,9 @@ void augment_backward(const at::Tensor& grad, const at::Tensor& images, const at
 
 void separable_filter(const at::Tensor& images, const at::Tensor& weights, bool transposed, at::Tensor filtered);
 
+void rand_augment(const at::Tensor& images, const at::Tensor& operation, const at::Tensor& argument,
+                  const at::Tensor& cubic, const at::Tensor& affine, at::Tensor views);
+
 void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
                 int64_t offset, int64_t shift, bool exclude_self, at::Tensor losses, at::Tensor lse,
                 std::optional<at::Tensor> nearest, std::optional<at::Tensor> nearest_logit);
@@ -48,6 +51,9 @@ TORCH_LIBRARY(copgen_fast_cpp, m) {
       "Tensor(a!) grad_images) -> ()");
   m.def("separable_filter(Tensor images, Tensor weights, bool transposed, Tensor(a!) filtered) -> ()");
   m.def(
+      "rand_augment(Tensor images, Tensor operation, Tensor argument, Tensor cubic, Tensor affine, "
+      "Tensor(a!) views) -> ()");
+  m.def(
       "row_losses(Tensor rows, Tensor? columns, float temperature, float bound, int offset, int shift, "
       "bool exclude_self, Tensor(a!) losses, Tensor(b!) lse, Tensor(c!)? nearest, Tensor(d!)? nearest_logit) -> ()");
   m.def(
@@ -63,6 +69,7 @@ TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
   m.impl("augment_forward", &copgen::augment_forward);
   m.impl("augment_backward", &copgen::augment_backward);
   m.impl("separable_filter", &copgen::separable_filter);
+  m.impl("rand_augment", &copgen::rand_augment);
   m.impl("row_losses", &copgen::row_losses);
   m.impl("row_gradients", &copgen::row_gradients);
   m.impl("cond_norm", &copgen::cond_norm);

@@ -4,6 +4,7 @@ from copgen_fast.ops.augment.functional import Augment, AugmentParams, AugmentPo
 from copgen_fast.ops.backend import backends
 from copgen_fast.ops.cond_norm.functional import cond_norm
 from copgen_fast.ops.info_nce.functional import InfoNCELoss, InfoNCEStats, info_nce
+from copgen_fast.ops.rand_augment.functional import RandAugmentParams, RandAugmentPolicy, rand_augment
 
 __all__ = [
     "Augment",
@@ -11,8 +12,11 @@ __all__ = [
     "AugmentPolicy",
     "InfoNCELoss",
     "InfoNCEStats",
+    "RandAugmentParams",
+    "RandAugmentPolicy",
     "augment",
     "backends",
     "cond_norm",
     "info_nce",
+    "rand_augment",
 ]

@@ -23,6 +23,7 @@ _HINT = {
 # Per op and device type, fastest first; other device types run the reference.
 _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
     "augment": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
+    "rand_augment": {"cpu": ("cpp", "reference"), "cuda": ("reference",)},
     "info_nce": {"cpu": ("cpp", "chunked", "reference"), "cuda": ("triton", "cuda", "chunked", "reference")},
     "l2_normalize": {"cpu": ("reference",), "cuda": ("triton", "reference")},
     "cond_norm": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},

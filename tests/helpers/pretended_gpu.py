@@ -31,7 +31,7 @@ def pretended_gpu(leaves: list[torch.nn.Parameter]) -> Iterator[None]:
         if isinstance(values, torch.Tensor):
             return fake(values)
         fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
-        return dataclasses.replace(values, **{name: fake(value) for name, value in fields.items()})
+        return dataclasses.replace(values, **{name: fake(value) for name, value in fields.items() if value is not None})
 
     def backward(loss, *_, **__):
         for parameter in leaves:

@@ -88,7 +88,8 @@ def test_equals_the_reference(size, out_size, n, views, blur, clamp, seed):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+# RandAugment has a test of its own.
+@pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if policy.rand_augment is None])
 def test_compiles_to_one_graph(name):
     policy = get(name)
     images, params = drawn(4, (24, 24), policy)

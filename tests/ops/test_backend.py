@@ -8,7 +8,7 @@ from copgen_fast.ops.backend import INSTALLED, resolve, support_table
 
 def test_every_op_and_device_has_a_default_that_resolves():
     table = backends()
-    assert set(table) == {"augment", "info_nce", "l2_normalize", "cond_norm"}
+    assert set(table) == {"augment", "rand_augment", "info_nce", "l2_normalize", "cond_norm"}
     for op, devices in table.items():
         for device, name in devices.items():
             assert resolve(op, device) == name

@@ -105,7 +105,7 @@ def test_a_wrong_gradient_alone_fails():
 @pytest.mark.parametrize("group", ["simclr", "simclr-strong"])
 def test_the_distance_to_pillow_is_its_rounding(vectors, group):
     arrays = {name: torch.from_numpy(vectors[f"{group}/{name}"]) for name in ("images", "pil")}
-    names = [field.name for field in fields(AugmentParams)]
+    names = [field.name for field in fields(AugmentParams) if field.name != "rand_augment"]
     params = AugmentParams(**{name: torch.from_numpy(vectors[f"{group}/{name}"]) for name in names})
     views = augment(arrays["images"], params, tuple(arrays["pil"].shape[2:]))
     distance = (views - arrays["pil"].float() / 255).abs().flatten(1)

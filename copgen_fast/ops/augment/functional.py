@@ -45,14 +45,15 @@ def augment(
        brightness f x; contrast f x + (1 - f) mean(gray(x)), the mean over the cropped image;
        saturation f x + (1 - f) gray(x); hue h -> (h + f) mod 1 in HSV.
        gray = 0.2989 R + 0.587 G + 0.114 B. A neutral factor (1, or 0 for the hue) leaves an image as it is;
-    4. where `params.gray`, three channels of gray(x);
-    5. the blur: a separable filter, borders reflected;
+    4. where `params.gray`, three channels of gray(x); with RandAugment, after it instead;
+    5. the blur: a separable filter, borders reflected; after it, `rand_augment` by `params.rand_augment`;
     6. 1 - x where x >= `params.solarize`, channel by channel;
     7. (x - mean) / std, if given.
 
     A fused backend does all of it in one pass forward and one backward, besides a small one for the mean that the
-    contrast needs; a blur adds its own. For the backward it keeps `images` alone, and a mask of a solarise after
-    a blur. Second and forward-mode derivatives and torch.func's transforms are the reference's.
+    contrast needs; a blur and RandAugment add their own. For the backward it keeps `images` alone, a mask of a solarise
+    after a blur, and what RandAugment keeps. Second and forward-mode derivatives and torch.func's transforms are the
+    reference's.
 
     Args:
         images: [N, 3, H, W], uint8 in 0..255 or floating in [0, 1], any memory format, N >= 0.
@@ -102,14 +103,20 @@ def augment(
     drawn = [getattr(params, name) for name in FIELDS]
     neutral = ((0.0,) * 3, (1.0,) * 3)
     last = memory_format == torch.channels_last
-    if params.blur.shape[1] == 1:
+    rand = params.rand_augment
+    if params.blur.shape[1] == 1 and rand is None:
         statistics = neutral if mean is None else (mean, std)
         return fused_augment(images, *drawn, size, *statistics, out_dtype, last, straight_through, backend, in_cpp)[0]
     # A blur reads neighbouring pixels, so it and what follows are separate launches.
     drawn[-1] = torch.full_like(params.solarize, torch.inf)
+    if rand is not None:
+        drawn[-2] = torch.zeros_like(params.gray)
     arithmetic = torch.promote_types(images.dtype, torch.float32)
     views, _ = fused_augment(images, *drawn, size, *neutral, arithmetic, False, straight_through, backend, in_cpp)
-    views = fused_filter(views, params.blur, False, backend)
+    if params.blur.shape[1] > 1:
+        views = fused_filter(views, params.blur, False, backend)
+    if rand is not None:
+        views = reference.randomize(views, rand, params.gray, straight_through)
     return reference.finish(views, params.solarize, mean, std).to(out_dtype, memory_format=memory_format)
 
 

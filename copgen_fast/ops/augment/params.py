@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.ops.rand_augment.params import RandAugmentParams, RandAugmentPolicy
 
 _CROP_TRIES = 10
 # Of ratios, widths and strengths; beyond them sizes and factors are no numbers in float32.
@@ -34,7 +35,8 @@ class AugmentPolicy:
         blur: probability of a Gaussian blur, after the gray; its kernel spans a tenth of the view's shorter side
             (SimCLR, arXiv:2002.05709, appendix A), 2 floor(side / 20) + 1 pixels and at least 3.
         blur_sigma: standard deviation of the blur in pixels of the view, uniform in (low, high).
-        solarize: probability of inverting the channels that are at least `solarize_threshold`, after the blur
+        rand_augment: RandAugment's operations, after the blur; the gray then comes after them. None: no RandAugment.
+        solarize: probability of inverting the channels that are at least `solarize_threshold`, after all of these
             (BYOL, arXiv:2006.07733, appendix B).
         mean, std: per-channel normalisation that ends the pipeline (default ImageNet's).
 
@@ -53,6 +55,7 @@ class AugmentPolicy:
     gray: float = 0.0
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    rand_augment: RandAugmentPolicy | None = None
     solarize: float = 0.0
     solarize_threshold: float = 0.5
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -89,6 +92,7 @@ class AugmentParams:
         blur: float32 [N, 2R + 1], weights of the blur along each axis, (..., 0, 1, 0, ...) for none;
             the width is the same for the whole batch, and R = 0 costs nothing.
         solarize: float32 [N], the value from which a channel is inverted; infinity for never.
+        rand_augment: of N views; None for no RandAugment.
 
     Raises:
         TypeError, ValueError: a tensor of another dtype or shape; the message names it.
@@ -102,6 +106,7 @@ class AugmentParams:
     gray: Tensor
     blur: Tensor
     solarize: Tensor
+    rand_augment: RandAugmentParams | None = None
 
     def __post_init__(self) -> None:
         expect_tensor("crop", self.crop, ("N", 4), (torch.int64,))
@@ -114,6 +119,8 @@ class AugmentParams:
             raise ValueError(f"blur: expected an odd number of weights, got {self.blur.shape[1]}")
         for name in ("flip", "jitter", "gray"):
             expect_tensor(name, getattr(self, name), (n,), (torch.bool,))
+        if self.rand_augment is not None and len(self.rand_augment) != n:
+            raise ValueError(f"rand_augment: expected {n} rows, got {len(self.rand_augment)}")
 
     @classmethod
     def sample(
@@ -128,8 +135,9 @@ class AugmentParams:
     ) -> AugmentParams:
         """Draw parameters for `batch` views of images of `image_size` (H, W) by torchvision's rules.
 
-        Every policy uses up the same 33 uniform numbers a view, and 3 more at the end if it blurs or solarises:
-        two policies drawn from one generator state agree in what they share. Nothing waits for the device.
+        Every policy uses up the same 33 uniform numbers a view, 3 more at the end if it blurs or solarises, and then 5
+        for each step of RandAugment: two policies drawn from one generator state agree in what they share. Nothing
+        waits for the device.
 
         Args:
             out_size: size of the views (None: `image_size`); the blur's kernel is a share of it.
@@ -155,6 +163,7 @@ class AugmentParams:
         tries, place, order, factors, gates = uniform.split([2 * _CROP_TRIES, 2, 4, 4, 3], dim=1)
         lows, highs = zip(*_factor_ranges(policy), strict=True)
         factors = [low + u * (high - low) for u, low, high in zip(factors.unbind(1), lows, highs, strict=True)]
+        filters, rand = _draw_filters(draw, policy, min(out_size)), policy.rand_augment
         return cls(
             crop=_draw_crops(tries, place, image_size, policy),
             flip=gates[:, 0] < policy.flip,
@@ -162,7 +171,8 @@ class AugmentParams:
             factors=torch.stack(factors, dim=1).float(),
             jitter=gates[:, 1] < policy.jitter,
             gray=gates[:, 2] < policy.gray,
-            **_draw_filters(draw, policy, min(out_size)),
+            **filters,
+            rand_augment=None if rand is None else RandAugmentParams.from_uniform(draw(5 * rand.steps), rand),
         )
 
     @classmethod
@@ -185,8 +195,13 @@ class AugmentParams:
 
     @classmethod
     def cat(cls, parts: Sequence[AugmentParams]) -> AugmentParams:
-        """Concatenate the parameters of several batches."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        """Concatenate the parameters of several batches, all with RandAugment or all without."""
+        names = [field.name for field in fields(cls) if field.name != "rand_augment"]
+        rand = [part.rand_augment for part in parts if part.rand_augment is not None]
+        if 0 < len(rand) < len(parts):
+            raise ValueError("parts: expected RandAugment in all of them or in none")
+        joined = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        return cls(*joined, rand_augment=RandAugmentParams.cat(rand) if rand else None)
 
     @property
     def device(self) -> torch.device:
@@ -209,7 +224,9 @@ class AugmentParams:
         return self._map(lambda tensor: tensor[rows])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> AugmentParams:
-        return AugmentParams(*(change(getattr(self, field.name)) for field in fields(self)))
+        names = (field.name for field in fields(self) if field.name != "rand_augment")
+        rand = None if self.rand_augment is None else self.rand_augment.map(change)
+        return AugmentParams(*(change(getattr(self, name)) for name in names), rand_augment=rand)
 
 
 def _draw_crops(tries: Tensor, place: Tensor, image_size: tuple[int, int], policy: AugmentPolicy) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from copgen_fast.ops.augment.params import AugmentParams
+from copgen_fast.ops.rand_augment.functional import RandAugmentParams, rand_augment
 
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 
@@ -33,8 +34,25 @@ def augment(
             x = x.repeat(len(params) // len(images), 1, 1, 1)
         x = crop_resize_flip(x, params.crop, params.flip, out_size)
         x = color_jitter(x, params.order, params.factors, params.jitter, straight_through)
-        x = torch.where(_per_image(params.gray), luminance(x)[:, None], x)
-        return finish(separable_filter(x, params.blur), params.solarize, mean, std)
+        if params.rand_augment is None:
+            x = to_gray(x, params.gray)
+        x = separable_filter(x, params.blur)
+        if params.rand_augment is not None:
+            x = randomize(x, params.rand_augment, params.gray, straight_through, "reference")
+        return finish(x, params.solarize, mean, std)
+
+
+def to_gray(x: Tensor, gray: Tensor) -> Tensor:
+    """Three channels of the luminance of [N, 3, h, w] where `gray` [N]."""
+    return torch.where(_per_image(gray), luminance(x)[:, None], x)
+
+
+def randomize(
+    x: Tensor, rand: RandAugmentParams, gray: Tensor, straight_through: bool, backend: str | None = None
+) -> Tensor:
+    """RandAugment of [N, 3, h, w], and then the gray."""
+    clamp = "straight_through" if straight_through else "exact"
+    return to_gray(rand_augment(x, rand, clamp=clamp, backend=backend), gray)
 
 
 def finish(x: Tensor, solarize: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Tensor:

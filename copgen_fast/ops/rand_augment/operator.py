@@ -1,0 +1,21 @@
+"""RandAugment as a PyTorch operator over C++, for `torch.compile`; without a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from copgen_fast.ops.backend import load
+
+
+@torch.library.custom_op("copgen_fast::rand_augment", mutates_args=())
+def compiled_rand_augment(images: Tensor, operation: Tensor, argument: Tensor, cubic: Tensor, affine: Tensor) -> Tensor:
+    """Views [N, 3, h, w] of contiguous float32 or float64 images; `affine` from `params.matrices`."""
+    views = torch.empty_like(images)
+    if images.numel():
+        rows = (tensor.contiguous() for tensor in (operation, argument, cubic, affine))
+        load("cpp", "rand_augment").rand_augment(images, *rows, views)
+    return views
+
+
+compiled_rand_augment.register_fake(lambda images, *_: torch.empty_like(images))
