@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,11 +25,23 @@ _WARM_AT_ONCE = 10.0
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of a call, its 80th over its 20th percentile, and the number of samples."""
+    """Median milliseconds of a call, its 80th over its 20th percentile, the number of samples, and these in seconds."""
 
     ms: float
     spread: float
     n: int
+    seconds: tuple[float, ...] = field(default=(), compare=False, repr=False)
+
+
+def ratio_interval(ours: Timing, peer: Timing, draws: int = 1000) -> tuple[float, float]:
+    """The 95 % interval of peer over ours: bootstrap of both medians, the same in every call."""
+    seeded = random.Random(0)
+
+    def medians(seconds: tuple[float, ...]) -> list[float]:
+        return [statistics.median(seeded.choices(seconds, k=len(seconds))) for _ in range(draws)]
+
+    ratios = sorted(p / o for p, o in zip(medians(peer.seconds), medians(ours.seconds), strict=True))
+    return ratios[round(0.025 * draws)], ratios[round(0.975 * draws) - 1]
 
 
 def interleaved(
@@ -89,4 +102,4 @@ def _sample(call: Call, times: int, device: torch.device | str) -> float:
 
 def _timing(seconds: list[float]) -> Timing:
     fifths = statistics.quantiles(seconds, n=5, method="inclusive")
-    return Timing(statistics.median(seconds) * 1e3, fifths[3] / max(fifths[0], 1e-12), len(seconds))
+    return Timing(statistics.median(seconds) * 1e3, fifths[3] / max(fifths[0], 1e-12), len(seconds), tuple(seconds))

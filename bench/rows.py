@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import machine
-from bench.harness import LEAST_SAMPLES, Call, interleaved
+from bench.harness import LEAST_SAMPLES, Call, interleaved, ratio_interval
 from bench.limits import Limit
 from copgen_fast.options import Count, Range
 from copgen_fast.runtime import devices
@@ -57,7 +57,7 @@ class Row:
 
     Attributes:
         ours_ms, peer_ms: medians of a call. `ours_spread` is the 80th percentile over the 20th.
-        ratio: peer_ms / ours_ms.
+        ratio: peer_ms / ours_ms; `ratio_low` and `ratio_high` bound its 95 % interval (bootstrap of both medians).
         limit: what bounds our time, in words; `limit_ms` is how long that takes, `of_limit` limit_ms / ours_ms.
         peak_mb, peer_peak_mb: peak memory of a call beside its inputs, in 10^6 bytes; None where it is unknown.
         n: samples behind the median, the smaller number of ours and the peer's.
@@ -74,6 +74,8 @@ class Row:
     peer: str
     peer_ms: float
     ratio: float
+    ratio_low: float
+    ratio_high: float
     limit: str
     limit_ms: float
     of_limit: float
@@ -141,6 +143,7 @@ def compare(
         for peer in peers:
             if name in times and peer in times:
                 time, peer_time = times[name], times[peer]
+                low, high = ratio_interval(time, peer_time)
                 limit, limit_ms = own.bound.read(times[f"limit {id(own.bound)}"])
                 yield Row(
                     area=own.area,
@@ -154,6 +157,8 @@ def compare(
                     peer=peer,
                     peer_ms=peer_time.ms,
                     ratio=peer_time.ms / time.ms,
+                    ratio_low=low,
+                    ratio_high=high,
                     limit=limit,
                     limit_ms=limit_ms,
                     of_limit=limit_ms / time.ms,
