@@ -67,6 +67,12 @@ def test_numbers_out_of_range_are_named():
     ("changes", "fault"),
     [
         ({"pretrain": {"batch": 10, "accumulate": 4}}, "pretrain.accumulate: expected a divisor of pretrain.batch 10"),
+        ({"navigator": {"batch": 1}}, "navigator.batch: a pair alone has no negatives"),
+        ({"pretrain": {"batch": 1, "data": "real"}}, "pretrain.batch: a pair alone has no negatives"),
+        (
+            {"pretrain": {"batch": 4, "accumulate": 4}},
+            "pretrain.batch: pretrain.accumulate 4 leaves batch norm the statistics of one pair: take 8 or more",
+        ),
         ({"pretrain": {"accumulate": 0}}, "pretrain.accumulate: expected 1 or more"),
         ({"pretrain": {"checkpoint": True}, "compile": True}, "compile: does not go with pretrain.checkpoint"),
         ({"pretrain": {"batch": 200}, "pairs": {"count": 199}}, "pretrain.batch: expected at most pairs.count 199"),
@@ -84,6 +90,15 @@ def test_what_does_not_go_together_is_said(changes, fault):
             value = dataclasses.replace(getattr(config, name), **value)
         config = dataclasses.replace(config, **{name: value})
     assert any(line.startswith(fault) for line in faults(config))
+
+
+def test_a_rank_with_a_pair_alone_has_no_statistics_of_its_own():
+    config = RunConfig(navigator=NavigatorConfig(batch=4), bn="per-rank")
+    assert faults(config, processes=2) == []
+    assert faults(config, processes=4) == [
+        "navigator.batch: --bn per-rank on 4 processes leaves batch norm the statistics of one pair: take 8 or more"
+    ]
+    assert faults(dataclasses.replace(config, bn="sync"), processes=4) == []
 
 
 def test_what_a_stage_can_do_is_no_fault():

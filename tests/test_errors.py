@@ -18,7 +18,7 @@ from copgen_fast.stages import navigator
 from tests.conftest import TINY
 
 COMMANDS = [
-    *("bench", "copgen_fast.convert", "copgen_fast.doctor"),
+    *("bench", "bench.compile.kernels", "bench.compile.cuda_kernels", "copgen_fast.convert", "copgen_fast.doctor"),
     *(f"copgen_fast.generators.fit.{name}" for name in ("digits", "residual_flow", "resnet_gan")),
     *("copgen_fast.pairs.merge", "copgen_fast.train", "copgen_fast.verify"),
 ]

@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.compile.kernels import REPORT, main
+from bench.compile.kernels import REPORT, make_main
 
 TARGETS = (75, 80)
 RESULTS = Path(__file__).parents[1] / "results" / "cuda_kernels.json"
@@ -96,5 +97,7 @@ def measure() -> dict[str, Any]:
     return {"versions": {"nvcc": version}, "rows": rows}
 
 
+main = make_main("bench.compile.cuda_kernels", __doc__, RESULTS, measure)
+
 if __name__ == "__main__":
-    main("bench.compile.cuda_kernels", __doc__, RESULTS, measure)
+    sys.exit(main())

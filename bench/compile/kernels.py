@@ -9,20 +9,25 @@ registers per thread, gets all variants, the others a few.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import make_dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from copgen_fast.errors import Main, command
+from copgen_fast.options import parse
+from copgen_fast.runtime import artifacts
 
 TARGETS = (75, 80, 86, 89, 90, 120)
 RESULTS = Path(__file__).parents[1] / "results" / "kernels.json"
@@ -117,16 +122,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def main(module: str, description: str, default: Path, measure: Callable[[], dict[str, Any]]) -> None:
+def make_main(module: str, description: str, default: Path, measure: Callable[[], dict[str, Any]]) -> Main:
     """Command line of a module of this folder: print the table of {"versions": ..., "rows": [...]}, and write it."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description.partition("\n")[0])
-    parser.add_argument("--json", type=Path, default=default, help="file for the rows (default: %(default)s)")
-    file = parser.parse_args().json
-    result = measure()
-    print(table(result["rows"]))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    described = {"__doc__": description.partition("\n")[0], "__module__": __name__}
+    options = make_dataclass("Options", [("json", Path, default)], namespace=described)
 
+    @command
+    def main(arguments: list[str] | None = None) -> int:
+        file = parse(options, arguments, f"python -m {module}").json
+        result = measure()
+        print(table(result["rows"]))
+        artifacts.write_bytes(file, (json.dumps(result, indent=1) + "\n").encode())
+        return 0
+
+    return main
+
+
+main = make_main("bench.compile.kernels", __doc__, RESULTS, compile_all)
 
 if __name__ == "__main__":
-    main("bench.compile.kernels", __doc__, RESULTS, compile_all)
+    sys.exit(main())

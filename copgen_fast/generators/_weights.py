@@ -22,7 +22,7 @@ def find(name: str, given: str | Path | None, file: str, source: str) -> Path:
         UsageError: there is none; the message says where it comes from and where to put it.
     """
     folder = os.environ.get(VARIABLE)
-    path = Path(given) if given is not None else Path(folder) / file if folder else None
+    path = Path(given) if given is not None else Path(folder).expanduser() / file if folder else None
     if path is not None and path.exists():
         return path
     looked = "none was given" if path is None else f"{path} is not there"

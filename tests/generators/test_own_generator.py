@@ -133,6 +133,9 @@ def test_it_is_drawn_at_every_level(file, level):
         (".tanh()", ".tanh().add(1).mul(127.5).to(torch.uint8)", "got torch.uint8"),
         (".tanh()", ".tanh().mul(127.5)", "got values from -127.* to 127.*: scale or clamp them"),
         ("return (self", "return None and (self", "got NoneType"),
+        ("return (self", "return z, (self", r"got a tuple of \['Tensor', 'Tensor'\]: return the images alone"),
+        ("return (self", "return dict(image=1) or (self", r"got a dict of \['image'\]: return the images alone"),
+        (".tanh()", ".tanh().to('meta')", "on cpu as the latents, got them on meta"),
     ],
 )
 def test_a_module_that_is_no_generator_is_refused(file, old, new, message):

@@ -37,6 +37,13 @@ def test_simclr_is_nt_xent_of_encoder_and_head():
     assert m.targets(v) == () and list(m.state_dict()) == list(f.state_dict())
 
 
+@pytest.mark.parametrize("name", ["simclr", "supcon"])
+def test_a_pair_alone_is_refused(name):
+    m = build(name)
+    with pytest.raises(ValueError, match="one pair alone has no negatives"):
+        m.loss(m(views(1)), (), torch.zeros(1, dtype=torch.int64), None)
+
+
 def test_supcon_takes_rows_of_a_class_as_positives():
     assert methods.needs_labels("supcon") and not methods.needs_labels("simclr")
     m, labels = build("supcon"), torch.tensor([0, 1, 0, 1])

@@ -84,6 +84,12 @@ def test_statistics_are_those_of_all_rows(world, rows, sides, offset, seed, opti
     torch.testing.assert_close(norm(x), whole(x))
 
 
+def test_a_row_alone_is_refused(monkeypatch):
+    monkeypatch.setattr(sync_bn.Gather, "apply", lambda sent, group: sent)
+    with pytest.raises(ValueError, match="expected more than one value per channel in training"):
+        GroupBatchNorm(nn.BatchNorm1d(3), group=None)(torch.ones(1, 3))
+
+
 def test_a_vector_is_refused():
     with pytest.raises(ValueError, match=r"expected \[N, C, ...\], got \[3\]"):
         GroupBatchNorm(nn.BatchNorm1d(3), group=None)(torch.ones(3))
