@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.files import read_bytes
 from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.pairs.format import Shard, check_shards, key, read_complete_index, sidecar, to_uint8, unlisted_shards
 from copgen_fast.pairs.read.dataset import PairDataset
@@ -109,7 +110,7 @@ def level_difference(one: Tensor, other: Tensor, ignored: int = 0) -> int:
 def _read_latents(pairs: PairDataset, shard: Shard) -> dict[str, Tensor]:
     """z and z_positive of a shard, in this order."""
     path = pairs.folder / sidecar(shard.name)
-    tensors = artifacts.read_tensors(path)
+    tensors, _ = artifacts.decode_tensors(read_bytes(path), path)  # its digest is in the index
     shape = (shard.count, pairs.index.latent_dim)
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {"z": shape, "z_positive": shape}:
         raise CorruptArtifactError(f"{path} does not hold z and z_positive {list(shape)}: {REMEDY}")

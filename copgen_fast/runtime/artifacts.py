@@ -198,32 +198,42 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **record: str) -> N
 
 
 def read_tensors(path: Path, **expected: str) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU, and compare its tensors with the digest in it, where it has one.
+    """Read what `write_tensors` wrote onto the CPU, and compare it with the digest in it.
 
     Args:
-        expected: what the file must be, of what `write_tensors` recorded; files of other code record nothing.
+        expected: what the file must be, of what was recorded.
 
     Raises:
-        CorruptArtifactError: it is truncated, altered, not safetensors, or of something else.
+        CorruptArtifactError: it is truncated, altered, not safetensors, without a digest, or of something else.
     """
-    return decode_tensors(read_bytes(path), path, **expected)
+    tensors, record = decode_tensors(read_bytes(path), path)
+    if "sha256" not in record:
+        raise CorruptArtifactError(
+            f"{path} has no digest in it, so it is altered or not copgen_fast's: `python -m copgen_fast.convert` makes "
+            "such a file of one that you trust"
+        )
+    for name, value in expected.items():
+        if record.get(name, value) != value:
+            raise CorruptArtifactError(f"{path} is of {name} {record[name]}, not {value}: it lies in another's place")
+    return tensors
 
 
-def decode_tensors(data: bytes, path: Path, **expected: str) -> dict[str, Tensor]:
-    """`read_tensors` of a file's bytes."""
+def decode_tensors(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a safetensors file's bytes, compared with the digest in it where it has one, and its record.
+
+    Raises:
+        CorruptArtifactError: it is truncated, altered or not safetensors.
+    """
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        record = json.loads(header.get("__metadata__", {}).get(_RECORD, "{}"))
+        record = schema.check(json.loads(header.get("__metadata__", {}).get(_RECORD, "{}")), dict[str, Any])
         digest = record.get("sha256")
     except (SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CorruptArtifactError(f"{path} is truncated or no safetensors file ({error})") from error
     if digest is not None and digest != tensors_digest(tensors):
         raise CorruptArtifactError(f"{path} is altered: its tensors are not those of the sha256 in it")
-    for name, value in expected.items():
-        if record.get(name, value) != value:
-            raise CorruptArtifactError(f"{path} is of {name} {record[name]}, not {value}: it lies in another's place")
-    return tensors
+    return tensors, record
 
 
 def write_checkpoint(path: Path, state: dict) -> None:

@@ -53,7 +53,7 @@ def read(path: Path) -> Content:
             raise UsageError(f"{path} {what}")
     header = int.from_bytes(data[:8], "little")
     if Path(path).suffix == ".safetensors" or (data[8:9] == b"{" and header < len(data)):
-        return Content(artifacts.decode_tensors(data, path))
+        return Content(artifacts.decode_tensors(data, path)[0])
     return unpickle.load(path, data)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from types import SimpleNamespace
+from typing import Any
 
 from copgen_fast import generators, positives, registry
 from copgen_fast.config import PairsConfig, RunConfig
@@ -118,6 +119,18 @@ def settings(config: RunConfig, positive: str) -> dict:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class GeneratorRecord:
+    """generator.json, see `generators.load`."""
+
+    name: str
+    weights: str
+    sha256: str
+    digest: str
+    options: dict[str, Any]
+    difference: dict[str, Any] | None = None
+
+
 def expect_own(run: Run, source: str) -> None:
     """Compare the record of a source's pairs with the run: its settings, and the generator and T_z at hand.
 
@@ -129,8 +142,7 @@ def expect_own(run: Run, source: str) -> None:
     index = read_complete_index(folder)
     wanted = settings(config, source)
     if run.generator_record.exists():
-        record = artifacts.read_record(run.generator_record, needed=("digest",))
-        wanted["generator_digest"] = record["digest"]
+        wanted["generator_digest"] = artifacts.read_record(run.generator_record, GeneratorRecord).digest
     if source in registry.names("positives"):
         G = SimpleNamespace(latent_dim=index.latent_dim, latent_groups=())  # which built-in ways don't record
         with contextlib.suppress(UsageError):  # the pairs were made elsewhere, with a navigator that isn't here

@@ -106,7 +106,7 @@ def _expect_tensor(found: Any, shape: torch.Size, dtype: torch.dtype, field: str
 
 
 def _expect_optimizer(found: dict, optimizer: torch.optim.Optimizer, field: str) -> None:
-    """As `_expect_like`, where a new optimiser has no averages yet: they are shaped as its parameters, or scalars."""
+    """As `_expect_like`, where a new optimiser has no averages yet: they are shaped as its parameters."""
     own = optimizer.state_dict()
     if found.keys() != own.keys() or not isinstance(found["state"], dict):
         raise ValueError(f"{field}: other fields than expected ({', '.join(map(str, found))})")
@@ -118,7 +118,6 @@ def _expect_optimizer(found: dict, optimizer: torch.optim.Optimizer, field: str)
         if number not in range(len(parameters)) or not isinstance(averages, dict):
             raise ValueError(f"{field}.state.{number}: no averages of a parameter")
         for name, value in averages.items():
-            if isinstance(value, Tensor) and value.numel() == 1:
-                continue
-            if value is not None and not isinstance(value, (int, float)):
+            counted = name == "step" and _is_scalar(value, 0)
+            if not counted and not (name == "momentum_buffer" and value is None):
                 _expect_tensor(value, parameters[number].shape, getattr(value, "dtype", None), f"{field}.state.{name}")

@@ -110,7 +110,7 @@ def _summary(stage: str, folder: Path) -> dict[str, float]:
     path = folder / "summary.json"
     if stage == "pretrain":
         artifacts.require(path, stage)
-    hint = dict[str, Any] if stage == "steering" else dict[str, float]
+    hint = dict[str, float | dict[str, Any]] if stage == "steering" else dict[str, float]
     return artifacts.read_record(path, hint, _NEEDED[stage]) if path.exists() else {}
 
 

@@ -21,7 +21,7 @@ STEPS = 7
 def read_walks(run: Run) -> dict[str, dict[str, Any]]:
     """What the steering stage measured of every transformation."""
     path = artifacts.require(run.folder / "steering" / "summary.json", "steering")
-    return artifacts.read_record(path, needed=("transformations",))["transformations"]
+    return artifacts.read_record(path, dict[str, float | dict[str, Any]], ("transformations",))["transformations"]
 
 
 def table_of(run: Run) -> list[list[str]]:
