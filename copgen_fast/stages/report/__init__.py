@@ -150,7 +150,7 @@ def speeds(run: Run, results: table.Results) -> list[tuple[str, str, float]]:
 
 def warnings(run: Run) -> list[str]:
     """Lines on encoders whose embeddings had collapsed when their pretraining ended."""
-    rows = {label(name): _summary(run.pretrain_folder(name)) for name in run.sources}
+    rows = {label(name): _summary("pretrain", run.pretrain_folder(name)) for name in run.sources}
     return [f"{name}: {collapse_warning(row)}" for name, row in rows.items() if has_collapsed(row)]
 
 
