@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.color import Drawn, apply_jitter, jitter_vjp, load_jitter, luminance, masked_grad
+from copgen_fast.kernels.color import Drawn, apply_jitter, jitter_vjp, load_jitter, luminance, masked_grad, tie
 from copgen_fast.kernels.filter import separable_filter
 from copgen_fast.kernels.launch import on_device
 from copgen_fast.kernels.resize import (
@@ -113,7 +113,7 @@ def forward_kernel(
         r = luminance(r, g, b)
         g = r
         b = r
-    threshold = tl.load(drawn.solarize + view)
+    threshold = tl.load(drawn.solarize + view).to(r.dtype) - tie(r)
     r = tl.where(r >= threshold, 1 - r, r)
     g = tl.where(g >= threshold, 1 - g, g)
     b = tl.where(b >= threshold, 1 - b, b)
@@ -264,7 +264,7 @@ def _finish_vjp(
         r = luminance(r, g, b)
         g = r
         b = r
-    threshold = tl.load(drawn.solarize + view)
+    threshold = tl.load(drawn.solarize + view).to(r.dtype) - tie(r)
     gr = tl.where(r >= threshold, -gr, gr)
     gg = tl.where(g >= threshold, -gg, gg)
     gb = tl.where(b >= threshold, -gb, gb)

@@ -57,6 +57,12 @@ def load_jitter(drawn, view, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def tie(x, ROUNDINGS: tl.constexpr = 8):
+    """Values nearer to a threshold than this are at it, so that rounding does not decide; see the reference."""
+    return ROUNDINGS * (2.0**-52 if x.dtype == tl.float64 else 2.0**-23)
+
+
+@triton.jit
 def luminance(r, g, b):
     return 0.2989 * r + 0.587 * g + 0.114 * b
 
@@ -125,7 +131,7 @@ def _blend(r, g, b, kept, jitter, pivot, place):
 def _clamp(x, kept, bit):
     # Comparisons rather than min and max, which drop NaN.
     bounded = tl.where(x < 0, 0.0, tl.where(x > 1, 1.0, x))
-    return bounded, kept | tl.where((x > 0) & (x < 1), bit, 0)
+    return bounded, kept | tl.where((x > tie(x)) & (x < 1 - tie(x)), bit, 0)
 
 
 @triton.jit
@@ -146,16 +152,16 @@ def _blend_vjp(gr, gg, gb, kept, jitter, share, place, STRAIGHT: tl.constexpr):
 def _hue(r, g, b):
     """HSV's largest channel, spread, hue in sixths of a turn from that channel's, and masks of the extreme channels.
 
-    Where channels tie the first counts. A gray pixel has spread 0 and hue 0.
+    Where channels tie the first counts. A gray pixel has hue 0.
     """
-    is_r = (r >= g) & (r >= b)
-    is_g = (g >= b) & ~is_r
+    is_r = (r >= g - tie(r)) & (r >= b - tie(r))
+    is_g = (g >= b - tie(r)) & ~is_r
     high = tl.where(is_r, r, tl.where(is_g, g, b))
-    low_r = (r <= g) & (r <= b)
-    low_g = (g <= b) & ~low_r
+    low_r = (r <= g + tie(r)) & (r <= b + tie(r))
+    low_g = (g <= b + tie(r)) & ~low_r
     spread = high - tl.where(low_r, r, tl.where(low_g, g, b))
     # A quotient for every spread, so that NaN stays NaN.
-    sixths = tl.where(is_r, g - b, tl.where(is_g, b - r, r - g)) / tl.where(spread == 0, 1.0, spread)
+    sixths = tl.where(is_r, g - b, tl.where(is_g, b - r, r - g)) / tl.where(spread <= tie(r), float("inf"), spread)
     return high, spread, sixths, is_r, is_g, low_r, low_g
 
 
@@ -190,12 +196,13 @@ def _shift_hue(r, g, b, shift):
 @triton.jit
 def _shift_hue_vjp(gr, gg, gb, r, g, b, shift):
     high, spread, sixths, is_r, is_g, low_r, low_g = _hue(r, g, b)
-    along, turning = _channel_vjp(gr, sixths, is_r, is_g, shift, 5)
-    along_g, turning_g = _channel_vjp(gg, sixths, is_r, is_g, shift, 3)
-    along_b, turning_b = _channel_vjp(gb, sixths, is_r, is_g, shift, 1)
+    near = tie(r, 64) + tie(r) / tl.where(spread == 0, 1.0, spread)
+    along, turning = _channel_vjp(gr, sixths, is_r, is_g, shift, near, 5)
+    along_g, turning_g = _channel_vjp(gg, sixths, is_r, is_g, shift, near, 3)
+    along_b, turning_b = _channel_vjp(gb, sixths, is_r, is_g, shift, near, 1)
     along += along_g + along_b
     # A gray pixel's hue does not move.
-    turning = tl.where(spread > 0, turning + turning_g + turning_b, 0.0)
+    turning = tl.where(spread > tie(r), turning + turning_g + turning_b, 0.0)
     to_spread = turning * sixths - along
     to_high = gr + gg + gb + to_spread
     is_b = ~(is_r | is_g)
@@ -207,8 +214,11 @@ def _shift_hue_vjp(gr, gg, gb, r, g, b, shift):
 
 
 @triton.jit
-def _channel_vjp(g, sixths, is_r, is_g, shift, n: tl.constexpr):
-    """A channel's gradient times its share of the spread, and times the share's derivative by the hue."""
+def _channel_vjp(g, sixths, is_r, is_g, shift, near, n: tl.constexpr):
+    """A channel's gradient times its share of the spread, and times the share's derivative by the hue.
+
+    There is none within `near` of the ends of the share's ramps.
+    """
     place, v = _ramp(sixths, is_r, is_g, shift, n)
     slope = tl.where(place < 2, g, -g)
-    return g * _unit(v), tl.where((v >= 0) & (v <= 1), slope, 0.0)
+    return g * _unit(v), tl.where((v > near) & (v < 1 - near), slope, 0.0)

@@ -3,11 +3,27 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "rows.h"
 
 namespace copgen {
 namespace body {
+
+// Differences from a threshold that are rounding, as copgen_fast/ops/augment/reference.py defines them.
+template <typename T>
+constexpr T kTie = 8 * std::numeric_limits<T>::epsilon();
+template <typename T>
+constexpr T kTieOfSixths = 64 * std::numeric_limits<T>::epsilon();
+
+// Bounds between which a clamp passes the gradient.
+template <typename T>
+struct Passing {
+  T low, high;
+  COPGEN_INLINE explicit Passing(bool straight_through)
+      : low(straight_through ? -INFINITY : kTie<T>), high(straight_through ? INFINITY : 1 - kTie<T>) {}
+  COPGEN_INLINE bool operator()(T blended) const { return (blended > low) & (blended < high); }
+};
 
 template <typename T>
 struct Luminance {  // ITU-R 601 with torchvision's digits
@@ -40,17 +56,17 @@ COPGEN_INLINE T blend_with_constant_backward(const T* __restrict x, T* __restric
   constexpr int64_t kLanes = 16;  // partial sums, for the vector units
   T sums[kLanes] = {};
   const int64_t size = 3 * n, whole = size - size % kLanes;
-  const T low = straight_through ? -INFINITY : T(0), high = straight_through ? INFINITY : T(1);
+  const Passing<T> passes(straight_through);
   for (int64_t i = 0; i < whole; i += kLanes)
     for (int64_t k = 0; k < kLanes; ++k) {
       const T blended = f * x[i + k] + offset;
-      const T passed = (blended > low) & (blended < high) ? g[i + k] : T(0);
+      const T passed = passes(blended) ? g[i + k] : T(0);
       sums[k] += passed;
       g[i + k] = f * passed;
     }
   for (int64_t i = whole; i < size; ++i) {
     const T blended = f * x[i] + offset;
-    const T passed = (blended > low) & (blended < high) ? g[i] : T(0);
+    const T passed = passes(blended) ? g[i] : T(0);
     sums[0] += passed;
     g[i] = f * passed;
   }
@@ -75,14 +91,14 @@ template <typename T>
 COPGEN_INLINE void saturate_backward(const T* __restrict x, T* __restrict g, int64_t n, T f, bool straight_through) {
   const T* __restrict xr = x, * __restrict xg = x + n, * __restrict xb = x + 2 * n;
   T* __restrict gr = g, * __restrict gg = g + n, * __restrict gb = g + 2 * n;
-  const T low = straight_through ? -INFINITY : T(0), high = straight_through ? INFINITY : T(1);
+  const Passing<T> passes(straight_through);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const T pivot = (1 - f) * luminance(xr[i], xg[i], xb[i]);
     const T yr = f * xr[i] + pivot, yg = f * xg[i] + pivot, yb = f * xb[i] + pivot;
-    const T r = (yr > low) & (yr < high) ? gr[i] : T(0);
-    const T gn = (yg > low) & (yg < high) ? gg[i] : T(0);
-    const T b = (yb > low) & (yb < high) ? gb[i] : T(0);
+    const T r = passes(yr) ? gr[i] : T(0);
+    const T gn = passes(yg) ? gg[i] : T(0);
+    const T b = passes(yb) ? gb[i] : T(0);
     const T shared = (1 - f) * (r + gn + b);
     gr[i] = f * r + Luminance<T>::red * shared;
     gg[i] = f * gn + Luminance<T>::green * shared;
@@ -95,6 +111,7 @@ COPGEN_INLINE void saturate_backward(const T* __restrict x, T* __restrict g, int
 template <typename T>
 struct Lanes {
   static constexpr int64_t count = 32 / sizeof(T);
+  typedef T number;
   typedef T type __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
   typedef int32_t whole __attribute__((vector_size(4 * count)));
 
@@ -106,28 +123,36 @@ struct Lanes {
 template <typename T>
 struct One {
   static constexpr int64_t count = 1;
+  typedef T number;
   typedef T type;
 
   static COPGEN_INLINE T truncate(T x) { return static_cast<T>(static_cast<int32_t>(x)); }
 };
 
 // A pixel's largest and smallest channel, and its hue in sixths of a turn: a difference of channels over the spread,
-// the `ratio`, and a whole number. Where channels tie, the first counts. Gray has spread 0 and hue 0.
+// the `ratio`, and a whole number. Where channels tie, the first counts. Gray has hue 0.
 template <typename L>
 struct Hue {
   using V = typename L::type;
+  using Mask = decltype(V{} < V{});
   V high, low, spread, ratio, sixths;
+  Mask high_r, high_g, low_r, low_g, gray;
 
   COPGEN_INLINE Hue(V r, V g, V b, V shift) {
-    const V zero{};
+    const V zero{}, tie = zero + kTie<typename L::number>;
     high = g > b ? g : b;
     high = r > high ? r : high;
     low = g < b ? g : b;
     low = r < low ? r : low;
+    high_r = r >= high - tie, high_g = g >= high - tie;
+    low_r = r <= low + tie, low_g = g <= low + tie;
+    high = high_r ? r : (high_g ? g : b);
+    low = low_r ? r : (low_g ? g : b);
     spread = high - low;
-    const V difference = r == high ? g - b : (g == high ? b - r : r - g);
-    ratio = spread == zero ? zero : difference / spread;
-    sixths = ratio + shift + (r == high ? zero : (g == high ? zero + 2 : zero + 4));
+    gray = spread <= tie;
+    const V difference = high_r ? g - b : (high_g ? b - r : r - g);
+    ratio = gray ? zero * difference : difference / spread;  // keeps NaN
+    sixths = ratio + shift + (high_r ? zero : (high_g ? zero + 2 : zero + 4));
   }
 
   // Channel n = 5, 3, 1 (red, green, blue) is high - spread * clamp(min(p, 4 - p), 0, 1), p = n + sixths modulo 6.
@@ -146,12 +171,12 @@ COPGEN_INLINE V share(V place) {
   return share > one ? one : share;
 }
 
-// Gradient of a channel's place from its gradient g: the share rises below 1 and falls from 3 to 4.
+// Gradient of a channel's place from its gradient g: the share rises from 0 to 1 and falls from 3 to 4.
 template <typename V>
-COPGEN_INLINE V to_place(V place, V g) {
+COPGEN_INLINE V to_place(V place, V g, V tie) {
   const V zero{};
-  const V rising = place < zero + 1 ? g : zero;
-  return place > zero + 3 ? (place < zero + 4 ? -g : zero) : rising;
+  const V rising = place < 1 - tie ? (place > tie ? g : zero) : zero;
+  return place > 3 + tie ? (place < 4 - tie ? -g : zero) : rising;
 }
 
 template <typename L>
@@ -172,16 +197,18 @@ COPGEN_INLINE void shift_hue_of_backward(typename L::type r, typename L::type g,
   const V pr = hue.template place<5>(), pg = hue.template place<3>(), pb = hue.template place<1>();
   const V to_share = dr * share(pr) + dg * share(pg) + db * share(pb);
   // The hue's gradient times the spread; a gray pixel has none.
-  const V to_places = to_place(pr, dr) + to_place(pg, dg) + to_place(pb, db);
-  const V to_sixths = hue.spread == zero ? zero : -to_places;
+  using T = typename L::number;
+  const V tie = kTieOfSixths<T> + kTie<T> / hue.spread;
+  const V to_places = to_place(pr, dr, tie) + to_place(pg, dg, tie) + to_place(pb, db, tie);
+  const V to_sixths = hue.gray ? zero : -to_places;
   const V to_spread = -to_share - to_sixths * hue.ratio;
   const V to_high = dr + dg + db + to_spread;
   // To the smallest channel, the largest, and the two whose difference over the spread is the hue.
-  const V low_r = r == hue.low ? to_spread : zero;
-  const V low_g = r == hue.low ? zero : (g == hue.low ? to_spread : zero);
-  *grad_r = (r == hue.high ? to_high : (g == hue.high ? -to_sixths : to_sixths)) - low_r;
-  *grad_g = (r == hue.high ? to_sixths : (g == hue.high ? to_high : -to_sixths)) - low_g;
-  *grad_b = (r == hue.high ? -to_sixths : (g == hue.high ? to_sixths : to_high)) - (to_spread - low_r - low_g);
+  const V low_r = hue.low_r ? to_spread : zero;
+  const V low_g = hue.low_r ? zero : (hue.low_g ? to_spread : zero);
+  *grad_r = (hue.high_r ? to_high : (hue.high_g ? -to_sixths : to_sixths)) - low_r;
+  *grad_g = (hue.high_r ? to_sixths : (hue.high_g ? to_high : -to_sixths)) - low_g;
+  *grad_b = (hue.high_r ? -to_sixths : (hue.high_g ? to_sixths : to_high)) - (to_spread - low_r - low_g);
 }
 
 template <typename L, typename T>
@@ -263,13 +290,13 @@ COPGEN_INLINE void add_to_luminance(T* __restrict g, int64_t n, T value) {
 template <typename T>
 COPGEN_INLINE void solarize(T* __restrict x, int64_t n, T threshold) {
 #pragma omp simd
-  for (int64_t i = 0; i < 3 * n; ++i) x[i] = x[i] >= threshold ? 1 - x[i] : x[i];
+  for (int64_t i = 0; i < 3 * n; ++i) x[i] = x[i] >= threshold - kTie<T> ? 1 - x[i] : x[i];
 }
 
 template <typename T>
 COPGEN_INLINE void solarize_backward(const T* __restrict x, T* __restrict g, int64_t n, T threshold) {
 #pragma omp simd
-  for (int64_t i = 0; i < 3 * n; ++i) g[i] = x[i] >= threshold ? -g[i] : g[i];
+  for (int64_t i = 0; i < 3 * n; ++i) g[i] = x[i] >= threshold - kTie<T> ? -g[i] : g[i];
 }
 
 template <typename T>

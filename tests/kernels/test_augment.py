@@ -14,6 +14,7 @@ from copgen_fast.augmentations import get
 from copgen_fast.ops import AugmentParams, augment
 from copgen_fast.ops.augment import reference
 from copgen_fast.ops.augment.operator import FIELDS, fused_filter
+from tests.helpers.constant_images import assert_alike
 from tests.helpers.on_gpu import captured, needs_gpu, no_waiting
 from tests.helpers.triton_device import DEVICE
 
@@ -153,9 +154,13 @@ def test_gray_pixels_have_no_hue_to_turn():
     assert_same(images, jittered(1, (4, 4), factors=[[1.2, 1.0, 0.7, 0.1]]), (4, 4))
 
 
+def test_constant_images_at_thresholds():
+    assert_alike("triton", 8, 1, DEVICE)
+
+
 def test_neutral_parameters_are_the_identity():
     images = torch.tensor([-0.5, 0.5, 1.5], device=DEVICE).repeat(1, 3, 4, 1).requires_grad_()
-    out = augment(images, jittered(1, (4, 3)), (4, 3), backend="triton")
+    out = augment(images, jittered(1, (4, 3)), (4, 3), backend="triton", check_range=False)
     assert torch.equal(out, images)
     assert torch.equal(torch.autograd.grad(out.sum(), images)[0], torch.ones_like(images))
 

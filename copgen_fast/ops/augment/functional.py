@@ -47,7 +47,7 @@ def augment(
        gray = 0.2989 R + 0.587 G + 0.114 B. A neutral factor (1, or 0 for the hue) leaves an image as it is;
     4. where `params.gray`, three channels of gray(x); with RandAugment, after it instead;
     5. the blur: a separable filter, borders reflected; after it, `rand_augment` by `params.rand_augment`;
-    6. 1 - x where x >= `params.solarize`, channel by channel;
+    6. 1 - x where x >= `params.solarize`, up to rounding, channel by channel;
     7. (x - mean) / std, if given.
 
     A fused backend does all of it in one pass forward and one backward, besides a small one for the mean that the

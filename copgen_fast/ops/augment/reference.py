@@ -16,6 +16,10 @@ from copgen_fast.ops.augment.params import AugmentParams
 from copgen_fast.ops.rand_augment.functional import RandAugmentParams, rand_augment
 
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
+# Values nearer than some roundings to a threshold are at it, as those of constant images may be: rounding must not
+# decide. At a solarise's threshold a value is inverted; at the bounds of a clamp, and of the hue's ramps, which are
+# quotients by the spread in sixths of a turn, it takes no gradient; channels as near to each other are equal.
+_ROUNDINGS, _OF_SIXTHS = 8, 64
 
 
 def augment(
@@ -57,7 +61,7 @@ def randomize(
 
 def finish(x: Tensor, solarize: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Tensor:
     """Invert the channels of [N, 3, h, w] that reach `solarize` [N], then normalise."""
-    x = torch.where(x >= _per_image(solarize), 1 - x, x)
+    x = torch.where(x >= _per_image(solarize.to(x.dtype) - _tie(x)), 1 - x, x)
     return x if mean is None else _normalize(x, mean, std)
 
 
@@ -140,13 +144,20 @@ def _blend(x: Tensor, op: Tensor, factor: Tensor, turn: Tensor, straight_through
     to_gray = (rest * (op == _SATURATION))[:, None, None]
     pivot = to_mean * gray.mean((1, 2), keepdim=True) + to_gray * gray
     blended = torch.addcmul(pivot[:, None], x, _per_image(factor))
-    bounded = blended.clamp(0, 1)
+    bounded = _clamp(blended, _tie(x))
     if straight_through:
         bounded = bounded.detach() + (blended - blended.detach())
-    else:
-        # PyTorch's versions differ in the gradient that a clamp passes at its bounds.
-        bounded = torch.where((blended > 0) & (blended < 1), blended, bounded.detach())
     return torch.where(_per_image(turn & (factor != 1)), bounded, x)
+
+
+def _tie(x: Tensor, roundings: int = _ROUNDINGS) -> float:
+    return roundings * torch.finfo(x.dtype).eps
+
+
+def _clamp(x: Tensor, tie: float | Tensor) -> Tensor:
+    """x bounded by 0 and 1, without gradient there; PyTorch's versions differ in the gradient at the bounds."""
+    bounded = x.detach().clamp(0, 1)
+    return torch.where((x > tie) & (x < 1 - tie), x, bounded)
 
 
 def _shift_hue(x: Tensor, shift: Tensor, jitter: Tensor) -> Tensor:
@@ -163,10 +174,13 @@ def _shift_hue(x: Tensor, shift: Tensor, jitter: Tensor) -> Tensor:
     high = is_r * r + is_g * g + is_b * b
     spread = high - (low_r * r + low_g * g + low_b * b)
     sixths = is_r * (g - b) + is_g * (b - r) + is_b * (r - g)
-    # A gray pixel has spread 0 and hue 0, whatever its divisor.
-    turns = (sixths / (spread + (spread == 0)) + (2 * is_g + 4 * is_b)) / 6
+    # A gray pixel has hue 0.
+    gray = (spread.detach() <= _tie(x)).to(x.dtype)
+    turns = (sixths * (1 - gray) / (spread + gray) + (2 * is_g + 4 * is_b)) / 6
     turns = turns + shift.remainder(1)[:, None, None]
-    shares = ((2 - 6 * ((turns + n / 6).frac() - 1 / 3).abs()).clamp(0, 1) for n in (5, 3, 1))
+    ramps = (2 - 6 * ((turns + n / 6).frac() - 1 / 3).abs() for n in (5, 3, 1))
+    tie = _tie(x, _OF_SIXTHS) + _tie(x) / (spread.detach() + gray)
+    shares = (_clamp(ramp, tie) for ramp in ramps)
     shifted = torch.stack([high - spread * share for share in shares], dim=1)
     return torch.where(_per_image(jitter & (shift != 0)), shifted, x)
 
@@ -175,8 +189,8 @@ def _first_of(x: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> tuple[T
     """One-hot masks [N, h, w] over the channels of `x`: the first that is the largest, or the smallest."""
     r, g, b = x.unbind(1)
     value = extreme(extreme(r, g), b)
-    is_r = (r == value).to(x.dtype)
-    is_g = (g == value).to(x.dtype) * (1 - is_r)
+    is_r = ((r - value).abs() <= _tie(x)).to(x.dtype)
+    is_g = ((g - value).abs() <= _tie(x)).to(x.dtype) * (1 - is_r)
     return is_r, is_g, 1 - is_r - is_g
 
 
