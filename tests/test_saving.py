@@ -16,6 +16,7 @@ from copgen_fast.ops import Augment, InfoNCELoss
 from copgen_fast.positives.navigator import Navigator
 from tests.helpers.bigbigan_fixtures import small_bigbigan
 
+METHODS = ("simclr", "supcon", "nnclr", "negft", "moco", "simsiam", "byol")
 SMALL = EncoderConfig("resnet18", "cifar", width=4)
 
 
@@ -39,7 +40,7 @@ MODULES = {  # how it is made, and its input
     "Encoder": (lambda: prepare(Encoder(SMALL), torch.device("cpu"), checkpointed=True), (IMAGES,)),
     "ContrastiveModel": (lambda: ContrastiveModel(SMALL), (IMAGES,)),
     "Navigator": (lambda: Navigator(6, radius=1.0), (random(4, 6),)),
-    **{name: (lambda name=name: methods.build(name, Encoder(SMALL)), (IMAGES,)) for name in ("simclr", "supcon")},
+    **{name: (lambda name=name: methods.build(name, Encoder(SMALL)), (IMAGES,)) for name in METHODS},
     **{name: (lambda name=name: generators.build(name), (random(4, 64),)) for name in ("digits", "residual-flow")},
     "bigbigan": (bigbigan, (random(4, 100),)),
     "bigbigan, rewritten": (lambda: generators.optimize(bigbigan()), (random(4, 100),)),

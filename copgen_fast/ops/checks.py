@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -40,6 +42,15 @@ def expect_tensor(
         wanted = ", ".join(str(size) for size in shape)
         raise ValueError(f"{argument}: expected shape [{wanted}], got {list(value.shape)}")
     return value
+
+
+def as_count(argument: str, value: SupportsIndex, lowest: int = 0) -> int:
+    """An integer of any type, NumPy's say, as an int; ValueError names `argument`."""
+    # A compiled function knows symbolic integers, but not their __index__.
+    whole = value if isinstance(value, int) else operator.index(value) if hasattr(value, "__index__") else None
+    if whole is None or isinstance(whole, bool) or whole < lowest:
+        raise ValueError(f"{argument}: expected an integer of at least {lowest}, got {value!r}")
+    return whole
 
 
 def readable(value: Tensor) -> bool:

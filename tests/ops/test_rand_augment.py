@@ -1,5 +1,7 @@
 """`rand_augment` against Pillow's operations, image by image, and against float operations' gradients."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -256,7 +258,16 @@ def test_the_default_policy_is_infomins():
     assert params.cubic.double().mean() == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"probability": 1.1}, {"magnitude": 11}, {"operations": ("Cutout",)}])
+WRONG = (
+    *({"steps": value} for value in (0, 1.5, "2")),
+    *({"probability": value} for value in (1.1, "1", math.nan)),
+    {"magnitude": 11},
+    {"magnitude_std": math.inf},
+    {"operations": ("Cutout",)},
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_policy_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
         RandAugmentPolicy(**wrong)

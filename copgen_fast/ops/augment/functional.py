@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from copgen_fast.ops.augment import reference
 from copgen_fast.ops.augment.operator import FIELDS, expect_valid, fused_augment, fused_filter
-from copgen_fast.ops.augment.params import AugmentParams, AugmentPolicy, as_count, as_size, as_statistics
+from copgen_fast.ops.augment.params import AugmentParams, AugmentPolicy, as_size, as_statistics
 from copgen_fast.ops.backend import resolve
-from copgen_fast.ops.checks import expect_intensities, expect_tensor, readable
+from copgen_fast.ops.checks import as_count, expect_intensities, expect_tensor, readable
 from copgen_fast.ops.derivatives import backend_for
 
 __all__ = ["Augment", "AugmentParams", "AugmentPolicy", "augment"]

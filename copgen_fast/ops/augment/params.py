@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -12,7 +11,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.ops.checks import as_count, expect_tensor
 from copgen_fast.ops.rand_augment.params import RandAugmentParams, RandAugmentPolicy
 
 _CROP_TRIES = 10
@@ -278,15 +277,6 @@ def _draw_filters(draw: Callable[[int], Tensor], policy: AugmentPolicy, side: in
     weights = torch.where((blurred < policy.blur)[:, None], gaussian / gaussian.sum(1, keepdim=True), offset == 0)
     threshold = torch.where(solarized < policy.solarize, policy.solarize_threshold, math.inf)
     return {"blur": weights.float(), "solarize": threshold.float()}
-
-
-def as_count(argument: str, value: SupportsIndex, lowest: int = 0) -> int:
-    """An integer of any type, NumPy's say, as an int; ValueError names `argument`."""
-    # A compiled function knows symbolic integers, but not their __index__.
-    whole = value if isinstance(value, int) else operator.index(value) if hasattr(value, "__index__") else None
-    if whole is None or isinstance(whole, bool) or whole < lowest:
-        raise ValueError(f"{argument}: expected an integer of at least {lowest}, got {value!r}")
-    return whole
 
 
 def as_size(argument: str, value: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, int]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.ops.checks import as_count, expect_tensor
 
 # The operations of InfoMin's RandAugment; an operation's number is its place here.
 OPERATIONS = (
@@ -69,11 +70,11 @@ class RandAugmentPolicy:
     operations: tuple[str, ...] = OPERATIONS
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps: expected at least 1, got {self.steps}")
-        for name, highest in (("probability", 1.0), ("magnitude", _MOST), ("magnitude_std", math.inf)):
-            if not 0 <= getattr(self, name) <= highest:
-                raise ValueError(f"{name}: expected a number from 0 to {highest}, got {getattr(self, name)}")
+        object.__setattr__(self, "steps", as_count("steps", self.steps, lowest=1))
+        for name, highest in (("probability", 1.0), ("magnitude", _MOST), ("magnitude_std", 1e6)):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value <= highest:
+                raise ValueError(f"{name}: expected a number from 0 to {highest:g}, got {value!r}")
         if not self.operations or set(self.operations) - set(OPERATIONS):
             raise ValueError(f"operations: expected some of {', '.join(OPERATIONS)}, got {self.operations}")
 
