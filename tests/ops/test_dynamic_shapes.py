@@ -33,7 +33,7 @@ CASES = {  # what is compiled, and its arguments of a size
     "augment, blurred, two views": (Augment(get("byol"), 10, views=2), lambda n: (images(n),)),
     "augment, image sizes": (Augment(get("simclr"), 10), lambda n: (images(3, n),)),
     "parameters": (
-        lambda x: AugmentParams.sample(len(x), (9, 8), get("infomin")).rand_augment.argument,
+        lambda x: AugmentParams.sample(len(x), (9, 8), get("byol")).factors,
         lambda n: (images(n),),
     ),
     "info_nce": (InfoNCELoss(0.1), pairs),
