@@ -93,6 +93,6 @@ def test_the_same_command_does_nothing_again_and_a_changed_file_is_another_run(r
     path.write_text(method + "\n# changed\n")
     try:
         assert main(arguments) == 2
-        assert "my_method.py.sha256" in capsys.readouterr().err
+        assert "my_method.py of sha256" in capsys.readouterr().err
     finally:
         path.write_text(method)

@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 
 from copgen_fast import augmentations
-from copgen_fast.ops import AugmentParams, augment, cond_norm, info_nce
+from copgen_fast.ops import (
+    AugmentParams,
+    RandAugmentParams,
+    RandAugmentPolicy,
+    augment,
+    cond_norm,
+    info_nce,
+    rand_augment,
+)
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_reference
+from copgen_fast.ops.rand_augment.params import AFFINE, OPERATIONS
 from copgen_fast.runtime import seeds
 
 ALLOWED = 2.0
@@ -90,11 +99,16 @@ def op_cases(device: torch.device) -> dict[str, OpCase]:
 
     pictures = torch.rand(8, 3, 64, 64, generator=random, dtype=torch.float64)
     params = AugmentParams.sample(8, (64, 64), augmentations.get("simclr"), generator=random).to(device)
+    # Not those that interpolate: in other precision they may fall on the next level.
+    policy = RandAugmentPolicy(operations=tuple(name for name in OPERATIONS if name not in AFFINE))
+    uniform = torch.rand(8, 5 * policy.steps, generator=random, dtype=torch.float64)
+    operations = RandAugmentParams.from_uniform(uniform, policy).map(lambda x: x.to(device))
     return {
         "augment": OpCase(
             on_device(pictures),
             lambda x, backend: augment(x[0], params, 64, out_dtype=x[0].dtype, backend=backend),
         ),
+        "rand_augment": OpCase(on_device(pictures), lambda x, backend: rand_augment(x[0], operations, backend=backend)),
         "info_nce": OpCase(
             on_device(*drawn(2, 112, _DIMENSION)),
             lambda x, backend: info_nce(x[0], x[1], temperature=0.1, backend=backend),
