@@ -33,7 +33,9 @@ def sections(cls):
             yield from sections(type(default))
 
 
-@pytest.mark.parametrize("cls", {section for cls in (RunConfig, *PARTS, *OTHERS) for section in sections(cls)})
+@pytest.mark.parametrize(
+    "cls", dict.fromkeys(section for cls in (RunConfig, *PARTS, *OTHERS) for section in sections(cls))
+)
 def test_every_number_has_a_range_that_its_default_is_in(cls):
     ranges = {name: marks for name, _, marks in options.fields_of(cls)}
     for field in dataclasses.fields(cls):
