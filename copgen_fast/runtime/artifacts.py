@@ -21,7 +21,7 @@ from torch import Tensor
 
 from copgen_fast import schema
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
-from copgen_fast.files import read_bytes
+from copgen_fast.files import expect_file, read_bytes
 from copgen_fast.runtime import unpickle
 
 _REMEDY = "delete it to have it made again"
@@ -286,8 +286,8 @@ def require(path: Path, stage: str) -> Path:
     """Return `path`, a file of `stage`.
 
     Raises:
-        UsageError: it is missing; the message says which stage writes it.
+        UsageError: it is missing; the message says which stage writes it. Or it is a pipe or a device.
     """
     if not path.exists():
         raise UsageError(f"{path} is missing: run `--stages {stage}` on this --out first")
-    return path
+    return path if path.is_dir() else expect_file(path)

@@ -21,6 +21,7 @@ from torch import Tensor
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import UsageError, command
 from copgen_fast.evals import _frechet
+from copgen_fast.files import sha256
 from copgen_fast.generators.fit import gan_training
 from copgen_fast.generators.resnet_gan import LATENT_DIM, SIZE, ResnetGAN
 from copgen_fast.images import pictures, sets
@@ -195,7 +196,9 @@ def open_folder(config: GanConfig) -> None:
     """
     values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     values |= {f"data.{name}": value for name, value in values.pop("data").items()}
-    wanted = {name: value for name, value in values.items() if name not in ("out", "device")}
+    wanted = {name: value for name, value in values.items() if name not in ("out", "device", "data.root")}
+    if config.data.root is not None and Path(config.data.root).is_file():  # the same wherever it lies
+        wanted["data.sha256"] = sha256(config.data.root)
     record = config.out / "config.json"
     if record.exists():
         if changed := differences(artifacts.read_record(record), wanted):
