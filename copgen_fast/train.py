@@ -145,7 +145,7 @@ def validate(config: RunConfig) -> None:
         part = config.pretrain.batch // config.pretrain.accumulate
         distributed.expect_divisible("pretrain.batch / pretrain.accumulate", part)
         if config.pretrain.data == "pairs":
-            setting = methods.Setting.of(config, config.pairs.count, distributed.world_size())
+            setting = methods.Setting(config.pairs.count, config.pretrain.batch)
             methods.configure(config.method.name, config.method.options, setting)
     _real_images.check(config, probed_here=distributed.first())
 

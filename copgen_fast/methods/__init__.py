@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from copgen_fast import registry
-from copgen_fast.config import RunConfig
 from copgen_fast.encoders import Encoder
 from copgen_fast.errors import UsageError
 from copgen_fast.methods._nt_xent import nt_xent
@@ -30,18 +29,10 @@ class Setting:
     Attributes:
         pairs: of the data set.
         batch: pairs of a step, of all ranks together.
-        normalized: pairs of which one view shares batch norm's statistics: those of a part of the batch.
     """
 
     pairs: int
     batch: int
-    normalized: int
-
-    @classmethod
-    def of(cls, config: RunConfig, pairs: int, world: int) -> Setting:
-        """That of a run on `pairs` pairs by `world` processes."""
-        batch = config.pretrain.batch
-        return cls(pairs, batch, batch // config.pretrain.accumulate // (world if config.bn == "per-rank" else 1))
 
 
 class Method(nn.Module):

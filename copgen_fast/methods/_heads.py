@@ -8,8 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.methods import Setting
-
 
 def mlp(*dims: int, last: Literal["affine", "norm", "norm without weights"] = "affine") -> nn.Sequential:
     """Affine layers from dims[0] to dims[-1], batch norm and a ReLU after all but the last.
@@ -33,15 +31,6 @@ def per_view(net: Callable[[Tensor], tuple[Tensor, ...]], v: Tensor, joint: bool
     if joint:
         return net(v)
     return tuple(torch.cat(views) for views in zip(*map(net, v.chunk(2)), strict=True))
-
-
-def expect_rows(setting: Setting, joint: bool) -> None:
-    """Raises ValueError where batch norm would have one row to take statistics of."""
-    if setting.normalized * (1 + joint) < 2:
-        raise ValueError(
-            "batch norm would have statistics of one row: choose a larger --pretrain.batch, a smaller "
-            "--pretrain.accumulate or --bn sync"
-        )
 
 
 def predictor_apart(trunk: Iterable[nn.Module], predictor: nn.Module, fixed: bool) -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from copgen_fast.encoders import Encoder
-from copgen_fast.methods import Method, Setting
+from copgen_fast.methods import Method
 from copgen_fast.methods._collapse import embedding_std
 from copgen_fast.methods._ema import Ema, rising
-from copgen_fast.methods._heads import cosine, expect_rows, mlp, per_view, predictor_apart
+from copgen_fast.methods._heads import cosine, mlp, per_view, predictor_apart
 from copgen_fast.options import Count, Range, check_ranges
 
 
@@ -36,10 +36,6 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-
-    def for_run(self, setting: Setting) -> Config:
-        expect_rows(setting, self.joint)
-        return self
 
 
 class BYOL(Method):

@@ -17,7 +17,7 @@ from torch import Tensor
 from copgen_fast.encoders import Encoder, projection_head
 from copgen_fast.methods import Method, Setting
 from copgen_fast.methods._ema import Ema
-from copgen_fast.methods._heads import expect_rows, full
+from copgen_fast.methods._heads import full
 from copgen_fast.methods._queue import SIZE, Queue, fitted
 from copgen_fast.ops import info_nce
 from copgen_fast.options import Count, Range, Temperature, check_ranges
@@ -41,7 +41,6 @@ class Config:
         check_ranges(self)
 
     def for_run(self, setting: Setting) -> Config:
-        expect_rows(setting, joint=False)
         return fitted(self, setting, setting.batch * (1 + self.symmetric))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from copgen_fast.encoders import Encoder
 from copgen_fast.methods import Method, Setting, moco, simclr
-from copgen_fast.methods._heads import expect_rows, full
+from copgen_fast.methods._heads import full
 from copgen_fast.methods._queue import fitted
 from copgen_fast.ops import info_nce
 from copgen_fast.ops.info_nce.group import all_gather
@@ -53,7 +53,6 @@ class Config:
 
     def for_run(self, setting: Setting) -> Config:
         if self.negatives == "queue":
-            expect_rows(setting, joint=False)
             return fitted(self, setting, setting.batch)
         if setting.batch < 3:
             raise ValueError("two pairs have no others to mix: choose a --pretrain.batch of 3 or more")

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from copgen_fast.encoders import Encoder
-from copgen_fast.methods import Method, Setting
+from copgen_fast.methods import Method
 from copgen_fast.methods._collapse import embedding_std
-from copgen_fast.methods._heads import cosine, expect_rows, mlp, per_view, predictor_apart
+from copgen_fast.methods._heads import cosine, mlp, per_view, predictor_apart
 from copgen_fast.options import Count, check_ranges
 
 
@@ -32,10 +32,6 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-
-    def for_run(self, setting: Setting) -> Config:
-        expect_rows(setting, self.joint)
-        return self
 
 
 class SimSiam(Method):

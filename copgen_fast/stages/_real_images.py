@@ -6,7 +6,6 @@ from copgen_fast import evals, methods
 from copgen_fast.config import RunConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.images import sets
-from copgen_fast.runtime import distributed
 from copgen_fast.stages.run import expect_comparable
 
 
@@ -37,4 +36,4 @@ def _check_pretraining(config: RunConfig) -> None:
     count = data.splits["train"].count
     if count < config.pretrain.batch:
         raise UsageError(f"pretrain.batch: expected at most the {count} training images, got {config.pretrain.batch}")
-    methods.configure(method, config.method.options, methods.Setting.of(config, count, distributed.world_size()))
+    methods.configure(method, config.method.options, methods.Setting(count, config.pretrain.batch))

@@ -236,7 +236,7 @@ def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE, 
         pairs: in the data set; None: as many as the pairs stage makes.
     """
     options = config.pretrain
-    setting = methods.Setting.of(config, config.pairs.count if pairs is None else pairs, ranks.world)
+    setting = methods.Setting(config.pairs.count if pairs is None else pairs, options.batch)
     with seeds.seeded(config.seed, "encoder"):
         method = methods.build(config.method.name, Encoder(options.encoder), config.method.options, setting)
     method = encoders.prepare(method, device, compiled=config.compile, checkpointed=options.checkpoint)

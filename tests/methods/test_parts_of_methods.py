@@ -130,21 +130,18 @@ def test_the_std_of_embeddings_tells_collapse():
     torch.testing.assert_close(embedding_std(directions), expected)
 
 
-RUN = Setting(pairs=4096, batch=128, normalized=128)
+RUN = Setting(pairs=4096, batch=128)
 
 
 @pytest.mark.parametrize("method", ["moco", "nnclr", "negft"])
 def test_a_queue_without_a_size_takes_a_quarter_of_a_small_data_set(method):
     words = ("negatives=queue",) if method == "negft" else ()
     assert methods.configure(method, words, RUN).queue == 1024
-    assert methods.configure(method, words, Setting(10_000, 128, 128)).queue == 2048
-    assert methods.configure(method, words, Setting(130_000, 128, 128)).queue == 16_384
-    assert methods.configure(method, words, Setting(1_300_000, 128, 128)).queue == 65_536
-    assert methods.configure(method, words, Setting(300, 128, 128)).queue == 128, "what a step writes"
+    assert methods.configure(method, words, Setting(10_000, 128)).queue == 2048
+    assert methods.configure(method, words, Setting(130_000, 128)).queue == 16_384
+    assert methods.configure(method, words, Setting(1_300_000, 128)).queue == 65_536
+    assert methods.configure(method, words, Setting(300, 128)).queue == 128, "what a step writes"
     assert methods.configure(method, (*words, "queue=1000"), RUN).queue == 1000, "no multiple of the batch"
-
-
-ONE_ROW = Setting(pairs=4096, batch=8, normalized=1)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +151,7 @@ ONE_ROW = Setting(pairs=4096, batch=8, normalized=1)
         ("moco", ["queue=100"], RUN, "a queue of 100 rows is shorter than the 128 that each step writes"),
         ("moco", ["queue=200", "symmetric=True"], RUN, "a queue of 200 rows is shorter than the 256"),
         ("negft", ["negatives=queue", "queue=5000"], RUN, "a queue of 5000 rows is larger"),
-        ("simsiam", [], ONE_ROW, "batch norm would have statistics of one row: choose a larger --pretrain.batch"),
-        ("byol", [], ONE_ROW, "batch norm would have statistics of one row"),
-        ("nnclr", ["queue=16"], ONE_ROW, "batch norm would have statistics of one row"),
-        ("moco", ["queue=16"], ONE_ROW, "batch norm would have statistics of one row"),
-        ("negft", [], Setting(100, 2, 2), "two pairs have no others to mix"),
+        ("negft", [], Setting(100, 2), "two pairs have no others to mix"),
         ("simsiam", ["predictor_hidden=0"], RUN, "predictor_hidden: expected 1 or more, got 0"),
         ("byol", ["predictor_hidden=0"], RUN, "predictor_hidden: expected 1 or more, got 0"),
         ("byol", ["ema=1.5"], RUN, "ema: expected 0 to 1, got 1.5"),
@@ -170,7 +163,3 @@ ONE_ROW = Setting(pairs=4096, batch=8, normalized=1)
 def test_options_that_do_not_go_with_the_run_are_refused(method, words, setting, message):
     with pytest.raises(UsageError, match=message):
         methods.configure(method, tuple(words), setting)
-
-
-def test_one_row_a_view_is_enough_for_joint_statistics():
-    assert methods.configure("simsiam", ("joint=True",), ONE_ROW).joint

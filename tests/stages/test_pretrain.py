@@ -303,7 +303,7 @@ def test_methods_resume_to_the_same_bits_whatever_they_keep(method, tmp_path, mo
     [
         (["nnclr", "--method.options", "queue=49"], "--method nnclr: a queue of 49 rows is larger than the data set"),
         (["nnclr", "--method.options", "queue=1438", "--pretrain.data", "real"], "larger than the data set of 1437"),
-        (["simsiam", "--pretrain.accumulate", "16"], "--method simsiam: batch norm would have statistics of one row"),
+        (["simsiam", "--pretrain.accumulate", "16"], "leaves batch norm the statistics of one pair"),
         (["byol", "--method.options", "predictor_hidden=0"], "predictor_hidden: expected 1 or more"),
     ],
 )
