@@ -38,8 +38,8 @@ POLICIES: dict[str, AugmentPolicy] = {
     "no-crop": AugmentPolicy(flip=0.5, **_JITTER),
     "none": AugmentPolicy(),
     "simclr-paper": simclr_paper(1.0),
-    # "What makes for good views" (arXiv:2005.10243, section 4.3); its jigsaw branch is an option of the method, as it
-    # changes the network. Without RandAugment: infomin-basic.
+    # "What makes for good views" (arXiv:2005.10243, section 4.3), without the jigsaw branch, which changes the network.
+    # Without RandAugment: infomin-basic.
     "infomin": replace(_INFOMIN, rand_augment=RandAugmentPolicy()),
     "infomin-basic": _INFOMIN,
     # The second of BYOL's two policies, the one that solarises (arXiv:2006.07733, appendix B).
