@@ -283,7 +283,7 @@ def write_folder_of_bytes(folder):
 
 
 def test_a_truncation_out_of_range_is_a_fault_of_usage(tmp_path):
-    with pytest.raises(UsageError, match="generator.options: truncation: expected more than 0 and at most 1, got 1.5"):
+    with pytest.raises(UsageError, match=r"truncation: expected 0.001 to 1, got 1.5"):
         generators.build("biggan-deep", write_folder(tmp_path / "model"), ["truncation=1.5"])
 
 
