@@ -36,10 +36,12 @@ from torch import Tensor
 __all__ = ["augment_backward", "augment_forward", "separable_filter"]
 
 # Two pixels a thread share the reads of parameters and the divisions. On sm_75 forward takes 64 registers, which fill
-# a multiprocessor; backward takes 80, three quarters. Without the limit the assembler tries 72 for it, and spills.
+# a multiprocessor; backward takes 80, three quarters. Without the limit the assembler tries 72 for it, and spills. The
+# contrast's sums need a few more.
 BLOCK = 256
 WARPS = 4
 REGISTERS = 80
+CONTRAST_REGISTERS = 96
 # Most partial sums of a view; kernels that need the sum add them up, in one order.
 PARTS = tl.constexpr(64)
 
@@ -328,7 +330,9 @@ def augment_backward(
     pixels = images.shape[2] * images.shape[3]
     gather = sizes._replace(chunks=triton.cdiv(pixels, BLOCK))
     with on_device(images):
-        contrast_parts_kernel[(len(grad) * sizes.parts,)](*shared, STRAIGHT=straight_through, maxnreg=REGISTERS, **meta)
+        contrast_parts_kernel[(len(grad) * sizes.parts,)](
+            *shared, STRAIGHT=straight_through, maxnreg=CONTRAST_REGISTERS, **meta
+        )
         resized_grad_kernel[(len(grad) * sizes.chunks,)](
             *shared, resized_grads, STRAIGHT=straight_through, maxnreg=REGISTERS, **meta
         )
