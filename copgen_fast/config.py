@@ -78,8 +78,8 @@ class NavigatorConfig:
     groups: tuple[CountOrZero, ...] = ()
     """Move only these of the generator's latent groups, counted from 0; (): all."""
     group_deltas: tuple[Annotated[float, Range(1e-6, 1e6)], ...] = ()
-    """Project the part of T_z(z) in each of `groups` (in their order; of all groups without) onto a ball of its own
-    radius."""
+    """Radii of the balls that T_z(z) is projected onto, one for each of `groups` in their order, or for each of all
+    groups if none are chosen."""
     samples: Count = 200_000
     """Stop after this many latents."""
     batch: Count = 176

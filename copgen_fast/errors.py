@@ -128,7 +128,7 @@ def exhausted(error: BaseException, remedy: str = "free some, or raise its limit
 
 def report(error: CopgenError, exit_code: int | None = None) -> int:
     """Print the one line that a command ends with; returns its exit code."""
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError):  # the pipe is closed
         # At once, as others write there, too.
         sys.stderr.write(f"copgen_fast: {process()}{': ' if process() else ''}{error}\n")
         sys.stderr.flush()

@@ -151,7 +151,7 @@ def validate(config: RunConfig) -> None:
 
 
 def caveats(config: RunConfig) -> list[str]:
-    """What a configuration may do that nobody wants, a line each."""
+    """Warnings about settings that are allowed but rarely intended, one line each."""
     drawn = config.generator.name in DIGITS
     real = config.pretrain.data == "real"
     uses = {

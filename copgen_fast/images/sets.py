@@ -32,7 +32,7 @@ class LabelledImages:
 
     Attributes:
         train_images, test_images: uint8 [N, 3, H, W].
-        train_labels, test_labels: int64 [N], in 0 .. num_classes - 1; -1 where they were not asked for.
+        train_labels, test_labels: int64 [N], in 0 .. num_classes - 1; -1 where labels were not requested.
         left_out: how many images could not be decoded.
 
     Raises:

@@ -46,7 +46,7 @@ class ArraySplit:
     """Images that lie in one array.
 
     Attributes:
-        labels: int64 [N]; None: they were not asked for.
+        labels: int64 [N]; None: labels were not requested.
         load: returns the images of a size, uint8 [N, 3, S, S].
         file_bytes: held beside the resized images.
     """

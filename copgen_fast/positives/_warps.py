@@ -68,7 +68,7 @@ def words(limits: Limits) -> str:
 def amounts(uniform: Tensor, limits: Limits) -> Tensor:
     """Amounts [N, S] of S transformations, from numbers [N, len(NAMES)] uniform in [0, 1).
 
-    Each transformation has a column of its own, so that leaving one out does not change the others. A zoom is as often
+    Each transformation has its column, so that leaving one out does not change the others. A zoom is as often
     in as out, and uniform on each side; the others are uniform between -limit and limit.
     """
     found = []

@@ -21,7 +21,7 @@ class Config:
     groups: tuple[CountOrZero, ...] = ()
     """Move only these of the generator's latent groups, counted from 0; (): all."""
     scales: tuple[Annotated[float, Range(-1e3, 1e3)], ...] = ()
-    """Multiply the noise in each of `groups` (of all groups without) by a number of its own."""
+    """One factor of the noise for each of `groups`, or for each of all groups if none are chosen."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -8,7 +8,7 @@ COP-Gen (Li et al. 2022) in twelve lines; T_z the navigator, G the frozen genera
                          f   minimises  L_NCE(f(v), f(v_prime))            Eq. 6
                          T_z maximises  L_NCE(f(v), f(v_prime))
                 until    E||dz|| >= delta, or enough latents               Eq. 5
-    steering    for positives of its own: walks in z that transform images (Section 4.1's baseline)
+    steering    for the positives of the same name: walks in z that transform images (Section 4.1's baseline)
     pairs       write    (G(z), G(z + dz)) as uint8, once for every way of making positives
     pretrain    repeat   v = t_x(x);  v_prime = t_x'(x_prime)
                          a new f minimises the method's loss of v, v_prime Eq. 1 for SimCLR

@@ -1,6 +1,6 @@
 """Learn linear walks in z that transform images: min over w of ||m (G(z + sum_s alpha_s w_s) - t_alpha(G(z)))||^2.
 
-Walks w_s of all transformations s at once, each with a step size alpha_s of its own for every sample; t_alpha applies
+Walks w_s of all transformations s at once, each with one step size alpha_s per sample; t_alpha applies
 all transformations to the image, m masks what comes from outside it. Jahanian et al. 2020 ("On the steerability of
 generative adversarial networks"), composed as GenRep (Jahanian et al. 2022) does for positives.
 """

@@ -1,4 +1,4 @@
-"""Log-sum-exp of each row's similarities to the columns that were not made of its own pair, some rows at a time."""
+"""Log-sum-exp of each row's similarities to the columns of other pairs, a block of rows at a time."""
 
 from __future__ import annotations
 
