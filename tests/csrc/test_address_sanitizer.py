@@ -1,0 +1,71 @@
+"""The C++ operators read and write within their tensors: random calls under AddressSanitizer, beside the reference."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from torch.utils.cpp_extension import include_paths, library_paths
+
+ROOT = Path(__file__).parents[2]
+COMPILER = os.environ.get("CXX", "c++")
+FLAGS = "-std=c++20 -fPIC -O1 -g1 -fsanitize=address -fno-omit-frame-pointer -fopenmp -Wno-psabi -Icsrc".split()
+
+
+def library(name):
+    """The compiler's own copy of a library; None without one."""
+    if shutil.which(COMPILER) is None:
+        return None
+    found = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    return found if os.path.isabs(found) else None
+
+
+# The second, since errors thrown before the operators are loaded need it there.
+PRELOADED = [library("libasan.so"), library("libstdc++.so.6")]
+pytestmark = pytest.mark.skipif(None in PRELOADED, reason="the C++ compiler comes without AddressSanitizer")
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory):
+    """The operators compiled with AddressSanitizer."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    sources = sorted(x for x in ROOT.glob("csrc/**/*.cpp") if not x.name.endswith("_cuda.cpp"))
+    headers = [f"-I{x}" for x in (*include_paths(), sysconfig.get_paths()["include"])]
+
+    def compile_one(source):
+        made = folder / f"{source.stem}.o"
+        command = [COMPILER, *FLAGS, *headers, "-c", str(source), "-o", str(made)]
+        return made, subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        compiled = list(pool.map(compile_one, sources))
+    assert not any(run.returncode for _, run in compiled), "\n".join(run.stderr for _, run in compiled)
+    linked = folder / "_cpp.so"
+    torch = [*(f"-L{x}" for x in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"]
+    objects = [str(made) for made, _ in compiled]
+    subprocess.run([COMPILER, "-shared", *FLAGS, *objects, *torch, "-o", str(linked)], cwd=ROOT, check=True)
+    return linked
+
+
+def run(operators, calls):
+    # Python and torch keep memory to the end on purpose.
+    options = {"LD_PRELOAD": " ".join(PRELOADED), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, str(ROOT / "tests/helpers/sanitized_calls.py"), str(operators), calls]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_write_beyond_the_end_is_noticed(operators):
+    ended = run(operators, "overrun")
+    assert ended.returncode != 0
+    assert "heap-buffer-overflow" in ended.stderr
+
+
+def test_two_thousand_random_calls(operators):
+    ended = run(operators, "2000")
+    assert ended.returncode == 0, ended.stderr[-5000:]
+    assert ended.stdout == "2000 calls\n"
