@@ -149,6 +149,9 @@ class PairsConfig:
     """Their options, as NAME.field=value; `--help NAME` lists them."""
     count: Count = 130_000
     """Pairs per way."""
+    positives_per_anchor: Annotated[int, Range(1, 1000)] = 1
+    """K positives of each anchor, drawn apart. simclr and supcon compare all views of an anchor with each other; other
+    methods take one of the K in each step, drawn at random."""
     shard_size: Count = 1000
     """Pairs per tar file."""
     batch: Count = 256
@@ -356,10 +359,8 @@ def faults(config: RunConfig, processes: int = 1) -> list[str]:
         found.append(f"pairs.part: expected less than pairs.parts, got {config.pairs.part} of {config.pairs.parts}")
     if config.pairs.parts > 1 and set(config.stages) != {"pairs"}:
         found.append("pairs.parts: every part would run the other stages too: give --stages pairs")
-    if config.pairs.start_seed + config.pairs.count > 2**32:
-        found.append(
-            f"pairs.start_seed: seeds must stay below 2**32, got up to {config.pairs.start_seed} + pairs.count"
-        )
+    if (first := config.pairs.start_seed) + config.pairs.count > 2**32:
+        found.append(f"pairs.start_seed: seeds must stay below 2**32, got up to {first} + pairs.count")
     return found
 
 

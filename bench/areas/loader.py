@@ -138,7 +138,7 @@ def _epoch(case: Case, batches: Batches) -> Call:
 
 def limit(case: Case, pairs: PairDataset) -> Limit:
     """Decoding the same images from memory by Pillow on as many cores."""
-    files = [(bytes(pair.anchor), bytes(pair.positive)) for pair in map(pairs.read, range(case.count))]
+    files = [tuple(map(bytes, pair.images)) for pair in map(pairs.read, range(case.count))]
     pool, shape = ThreadPoolExecutor(case.threads), (3, case.side, case.side)
     parts = [files[i :: case.threads] for i in range(case.threads)]
 

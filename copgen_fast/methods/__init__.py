@@ -2,8 +2,10 @@
 
 Each file has `Config`, a frozen dataclass of the method's options, and `build(encoder, config) -> Method`. A file whose
 loss compares classes says so by `NEEDS_LABELS = True`; training then checks early that there are some. `USES_LABELS =
-True` takes them where there are some, to log how well the method does. A Config with `for_run(setting) -> Config`
-sets what depends on the run, a queue's size say, and raises ValueError for what does not go with it.
+True` takes them where there are some, to log how well the method does. `SEVERAL_POSITIVES = True` takes the views of
+all positives of an anchor, where pairs have several; for other files one of them is drawn in each step. A Config
+with `for_run(setting) -> Config` sets what depends on the run, a queue's size say, and raises ValueError for what does
+not go with it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from copgen_fast.encoders import Encoder
 from copgen_fast.errors import UsageError
 from copgen_fast.methods._nt_xent import nt_xent
 
-__all__ = ["Method", "Setting", "build", "configure", "needs_labels", "nt_xent", "uses_labels"]
+__all__ = ["Method", "Setting", "build", "configure", "needs_labels", "nt_xent", "several_positives", "uses_labels"]
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,18 @@ class Method(nn.Module):
 
     Attributes:
         encoder: the backbone f, which is what pretraining leaves.
+        positives: of each anchor, K; 1 unless the file says `SEVERAL_POSITIVES = True`.
     """
 
     encoder: Encoder
+    positives: int = 1
 
     def before_step(self, seed: int) -> None:
         """Called first in each step, with a seed for what the method draws at random in it. Default: nothing."""
 
     def forward(self, v: Tensor) -> tuple[Tensor, ...]:
-        """What the loss sees of the views v [2N, 3, H, W] (anchors first), with gradient; tensors of 2N rows each, or
-        of N, one for each pair.
+        """What the loss sees of the views v [(1 + K) N, 3, H, W] (anchors first, then the first positive of each), with
+        gradient; tensors of as many rows each, or of N, one for each pair.
         """
         raise NotImplementedError
 
@@ -130,3 +134,8 @@ def uses_labels(name: str) -> bool:
 def needs_labels(name: str) -> bool:
     """Whether the method's loss compares classes."""
     return getattr(registry.load("methods", name), "NEEDS_LABELS", False)
+
+
+def several_positives(name: str) -> bool:
+    """Whether the method takes all positives of an anchor, rather than one."""
+    return getattr(registry.load("methods", name), "SEVERAL_POSITIVES", False)

@@ -17,27 +17,33 @@ def nt_xent(
     base_temperature: float | None,
     labels: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
+    positives: int = 1,
 ) -> Tensor:
-    """Symmetric NT-Xent of embeddings [2N, D] whose rows i and N + i are views of one instance; a scalar.
+    """Symmetric NT-Xent of embeddings [(1 + K) N, D] whose rows i, N + i ... are views of one instance; a scalar.
 
     With labels, int64 [N], it is the supervised contrastive loss: all rows of a class are positives of each other.
 
     Args:
         group: negatives, and positives of a class, from all its ranks, which must have equally many rows each: see
             `ops.info_nce`.
+        positives: of each anchor, K: all views of an instance are positives of each other.
 
     Raises:
-        TypeError, ValueError: no floating-point matrix, an odd number of rows, or one pair alone, without negatives.
+        TypeError, ValueError: no floating-point matrix, a number of rows that 1 + K does not divide, or one pair alone,
+            without negatives.
     """
-    expect_tensor("embeddings", embeddings, ("2N", "D"))
-    if len(embeddings) % 2:
-        raise ValueError(f"embeddings: expected anchors and as many positives, got {len(embeddings)} rows")
-    if len(embeddings) * (1 if group is None else dist.get_world_size(group)) == 2:
+    expect_tensor("embeddings", embeddings, ("(1 + K) N", "D"))
+    views = 1 + positives
+    if len(embeddings) % views:
+        many = "as many positives" if positives == 1 else f"{positives} times as many positives"
+        raise ValueError(f"embeddings: expected anchors and {many}, got {len(embeddings)} rows")
+    if len(embeddings) * (1 if group is None else dist.get_world_size(group)) == views:
         raise ValueError("embeddings: one pair alone has no negatives, expected two or more")
     dtype = product_dtype(embeddings.dtype, embeddings.device, embeddings.shape[1])
-    anchors, positives = embeddings.to(dtype).chunk(2)
+    anchors, *others = embeddings.to(dtype).chunk(views)
+    others = others[0] if positives == 1 else torch.stack(others)
     factor = {"temperature": temperature, "base_temperature": base_temperature}
-    return info_nce(anchors, positives, **factor, labels=labels, group=group, equal_batches=True)
+    return info_nce(anchors, others, **factor, labels=labels, group=group, equal_batches=True)
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device, dimension: int) -> torch.dtype:

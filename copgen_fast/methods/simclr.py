@@ -1,4 +1,7 @@
-"""SimCLR: symmetric NT-Xent between the two views of each pair (Chen et al. 2020; paper Eq. 1)."""
+"""SimCLR: symmetric NT-Xent between the two views of each pair (Chen et al. 2020; paper Eq. 1).
+
+Several positives of an anchor: all its views are positives of each other, by the mean of their terms, outside the log.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from copgen_fast.encoders import Encoder, projection_head
 from copgen_fast.methods import Method
 from copgen_fast.methods._nt_xent import nt_xent
 from copgen_fast.options import Temperature, check_ranges
+
+SEVERAL_POSITIVES = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class SimCLR(Method):
         labels: Tensor | None,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        return nt_xent(online[0], self.config.temperature, self.config.base_temperature, labels, group)
+        factors = self.config.temperature, self.config.base_temperature
+        return nt_xent(online[0], *factors, labels, group, self.positives)
 
 
 def build(encoder: Encoder, config: Config) -> SimCLR:

@@ -5,8 +5,8 @@ The classes are a conditional generator's, or those of real images: the paper's 
 
 from __future__ import annotations
 
-from copgen_fast.methods.simclr import Config, build
+from copgen_fast.methods.simclr import SEVERAL_POSITIVES, Config, build
 
-__all__ = ["NEEDS_LABELS", "Config", "build"]
+__all__ = ["NEEDS_LABELS", "SEVERAL_POSITIVES", "Config", "build"]
 
 NEEDS_LABELS = True

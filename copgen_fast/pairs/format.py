@@ -5,6 +5,7 @@
                               (.jpg or .raw in place of .png: see `pairs.codecs`)
     shard-000000.safetensors  z and z_positive, float32 [n, L]
 
+With K > 1 positives of each anchor the others are KEY.positive2.png ... KEY.positiveK.png, and z_positive is [n, K, L].
 A shard is plain WebDataset; its bytes depend on the pairs alone (no times, no owners).
 """
 
@@ -33,8 +34,9 @@ from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.progress import progress
 
-FORMAT = 2
-"""Version in index.json. 2 records the codec; folders of version 1 hold PNG files and are read too."""
+FORMAT, SEVERAL = 2, 3
+"""Versions in index.json. 2 records the codec; folders of version 1 hold PNG files and are read too. 3 is that
+of folders with several positives of each anchor."""
 INDEX = "index.json"
 SHARE_INDEXES = "index.part-*-of-*.json"
 """Pattern of the indexes of several writers, see `pairs.shares`."""
@@ -91,10 +93,11 @@ def require(name: str, largest: Tensor, first: int, most: float | None = None) -
             raise CopgenError(f"{message}: scale them, or clamp them if they overshoot")
 
 
-def members(codec: Codec) -> tuple[str, str, str]:
-    """Names of a pair's tar members after its key: anchor, positive, record."""
+def members(codec: Codec, positives: int = 1) -> tuple[str, ...]:
+    """Names of a pair's tar members after its key: anchor, positives, record."""
     extension = CODECS[codec].extension
-    return f"anchor.{extension}", f"positive.{extension}", "json"
+    more = (f"positive{number}.{extension}" for number in range(2, positives + 1))
+    return f"anchor.{extension}", f"positive.{extension}", *more, "json"
 
 
 def key(index: int) -> str:
@@ -109,8 +112,10 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def member_table(path: Path, first: int, count: int, codec: Codec, data: bytes | None = None) -> np.ndarray:
-    """Offsets and sizes of a shard's members, int64 [count, 3, 2], in the order of `members(codec)`.
+def member_table(
+    path: Path, first: int, count: int, codec: Codec, data: bytes | None = None, positives: int = 1
+) -> np.ndarray:
+    """Offsets and sizes of a shard's members, int64 [count, 2 + positives, 2], in the order of `members`.
 
     Reads tar headers without tarfile: 2 us each instead of 50.
 
@@ -120,7 +125,7 @@ def member_table(path: Path, first: int, count: int, codec: Codec, data: bytes |
     Raises:
         CorruptArtifactError: the members are not those of pairs first .. first + count - 1.
     """
-    names = members(codec)
+    names = members(codec, positives)
     table = np.empty((count, len(names), 2), np.int64)
     offset = 0
     try:
@@ -194,6 +199,8 @@ class Index:
     codec: Codec
     shards: tuple[Shard, ...]
     displacement_mean: float | None = None
+    positives: int = 1
+    """Of each anchor."""
 
     @property
     def complete(self) -> bool:
@@ -211,7 +218,11 @@ class Index:
 
 def write_index(folder: Path, index: Index, name: str = INDEX, by: str = "") -> None:
     """Write an index; `by` names the writer where several may write it at the same time."""
-    artifacts.write_record(folder / name, {"format": FORMAT, **dataclasses.asdict(index)}, by)
+    values = dataclasses.asdict(index)
+    version = FORMAT if index.positives == 1 else SEVERAL
+    if version == FORMAT:
+        del values["positives"]
+    artifacts.write_record(folder / name, {"format": version, **values}, by)
 
 
 def read_index(folder: Path, name: str = INDEX) -> Index:
@@ -226,7 +237,7 @@ def read_index(folder: Path, name: str = INDEX) -> Index:
     version = values.pop("format")
     if version == 1:
         values["codec"] = "png"
-    elif version != FORMAT:
+    elif version not in (FORMAT, SEVERAL):
         raise UsageError(f"{path} has another format than {FORMAT}: use the version that wrote it, or another --out")
     try:
         index = schema.check(values, Index)
@@ -238,7 +249,7 @@ def read_index(folder: Path, name: str = INDEX) -> Index:
 
 def _check_sizes(index: Index) -> None:
     """Raises ValueError where numbers of an index don't fit each other."""
-    for name in ("count", "shard_size", "latent_dim"):
+    for name in ("count", "shard_size", "latent_dim", "positives"):
         if getattr(index, name) < 1:
             raise ValueError(f"{name}: expected 1 or more, got {getattr(index, name)}")
     if -(-index.count // index.shard_size) > _MOST_SHARDS:

@@ -41,7 +41,7 @@ def merge(target: Path, others: Sequence[Path] = ()) -> Index:
     if not indexes:
         raise UsageError(f"{', '.join(map(str, folders))}: no index of pairs: run `--stages pairs` first")
     first = indexes[0][1]
-    fields = ("count", "shard_size", "image_shape", "latent_dim", "codec")
+    fields = ("count", "shard_size", "image_shape", "latent_dim", "codec", "positives")
     for folder, index in indexes:
         shares.require_same(folder, index, first.identity, **{name: getattr(first, name) for name in fields})
     for folder in folders:

@@ -14,7 +14,7 @@ from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.pairs.format import Shard, check_shards, key, read_complete_index, sidecar, to_uint8, unlisted_shards
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.shares import require_same
-from copgen_fast.pairs.write.source import PairSource
+from copgen_fast.pairs.write.source import PairSource, displacements, each_positive
 from copgen_fast.runtime import artifacts, seeds
 
 # Half precision may change all but a thousandth of an image's values by 8 levels, which generators check as they load,
@@ -46,7 +46,9 @@ def verify_pairs(folder: Path, source: PairSource, identity: dict, samples: int 
     """
     folder = Path(folder)
     index = read_complete_index(folder)
-    require_same(folder, index, json.loads(json.dumps(identity)), latent_dim=source.latent_dim)
+    require_same(
+        folder, index, json.loads(json.dumps(identity)), latent_dim=source.latent_dim, positives=source.positives
+    )
     check_shards([(folder, shard) for shard in index.shards])
     if unlisted := unlisted_shards(folder, index.shards):
         raise CorruptArtifactError(
@@ -73,7 +75,7 @@ def _compare(pairs: PairDataset, source: PairSource, shard: Shard, chosen: list[
     stored = _read_latents(pairs, shard)
     for index, record in zip(chosen, records, strict=True):
         z, z_positive = (tensor[index - shard.first].double() for tensor in stored.values())
-        displacement = float((z_positive - z).norm())
+        displacement = float(displacements(z[None], z_positive[None]))
         recorded = record["index"], record["displacement"]
         if recorded[0] != index or abs(recorded[1] - displacement) > 1e-6 * max(1.0, displacement):
             what = f"its JSON says index {recorded[0]}, displacement {recorded[1]}, its latents {displacement:.7g}"
@@ -89,11 +91,15 @@ def _compare(pairs: PairDataset, source: PairSource, shard: Shard, chosen: list[
                 difference = float((new[row] - old).abs().max())
                 seed = records[row]["seed"]
                 raise fault(index, f"{name} differs by {difference:.3g} from what seed {seed} gives")
-    images = [to_uint8(source.images(z, source.labels(chosen))).cpu() for z in made]
+    labels = source.labels(chosen)
+    images = [to_uint8(source.images(z, labels)).cpu() for z in (made[0], *each_positive(made[1]))]
     codec, largest = CODECS[pairs.index.codec], 0
     tolerance = max(codec.tolerance, _HALF_TOLERANCE) if half else codec.tolerance
     for row, index in enumerate(chosen):
-        for name, old, new in zip(("anchor", "positive"), pairs[index][:2], images, strict=True):
+        anchor, positives, _ = pairs[index]
+        positives = positives.view(-1, *anchor.shape)
+        names = ("anchor", *["positive"] * len(positives))
+        for name, old, new in zip(names, (anchor, *positives), images, strict=True):
             again = codec.decode(codec.encode(new[row].permute(1, 2, 0).contiguous().numpy()), new[row].shape, name)
             level = level_difference(again, old, ignored=old.numel() // 1000 if half else 0)
             if level > tolerance:
@@ -111,7 +117,9 @@ def _read_latents(pairs: PairDataset, shard: Shard) -> dict[str, Tensor]:
     """z and z_positive of a shard, in this order."""
     path = pairs.folder / sidecar(shard.name)
     tensors, _ = artifacts.decode_tensors(read_bytes(path), path)  # its digest is in the index
-    shape = (shard.count, pairs.index.latent_dim)
-    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {"z": shape, "z_positive": shape}:
-        raise CorruptArtifactError(f"{path} does not hold z and z_positive {list(shape)}: {REMEDY}")
+    count, dim, several = shard.count, pairs.index.latent_dim, pairs.index.positives
+    shapes = {"z": (count, dim), "z_positive": (count, dim) if several == 1 else (count, several, dim)}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        wanted = " and ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise CorruptArtifactError(f"{path} does not hold {wanted}: {REMEDY}")
     return {name: tensors[name] for name in ("z", "z_positive")}

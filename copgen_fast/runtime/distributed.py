@@ -50,12 +50,11 @@ class Ranks:
         share = count // self.world
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def joint_rows(self, pairs: int) -> Tensor | slice:
-        """This rank's part of a joint batch of 2 x pairs rows, anchors first, as an index; one alone has them all."""
+    def joint_rows(self, pairs: int, views: int = 2) -> Tensor | slice:
+        """This rank's part of a joint batch of views x pairs rows, anchors first, as an index; one alone has all."""
         if self.alone:
             return slice(None)
-        anchors = torch.arange(pairs)[self.rows(pairs)]
-        return torch.cat([anchors, pairs + anchors])
+        return torch.arange(views * pairs).view(views, pairs)[:, self.rows(pairs)].flatten()
 
     def gathered(self, x: Tensor) -> Tensor:
         """x [N, ...] of all ranks in their order, [world N, ...], on each of them; no gradient passes."""

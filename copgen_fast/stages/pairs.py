@@ -8,12 +8,14 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from copgen_fast import generators, positives, registry
 from copgen_fast.config import PairsConfig, RunConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.pairs.format import read_complete_index
 from copgen_fast.pairs.shares import Share, complete_index, require_same
-from copgen_fast.pairs.write.source import PairSource
+from copgen_fast.pairs.write.source import PairSource, each_positive
 from copgen_fast.pairs.write.writer import write_pairs
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts
@@ -36,6 +38,9 @@ def run(run: Run) -> None:
     for source, _ in sources.values():
         run.expect_classes(source.generator.classes)
         artifacts.write_record(run.generator_record, source.generator.record, by=part.suffix)
+    if ranks.first:
+        for name, (source, _) in sources.items():
+            warn_of_equal_positives(name, source, config.start_seed)
     for name, (source, identity) in sources.items():
         own = write(run, name, source, config, identity)
         written = [json.loads(word) for word in ranks.barrier(f"the end of pairs {name}", json.dumps(own))]
@@ -44,13 +49,26 @@ def run(run: Run) -> None:
     ranks.barrier("the end of the pairs")
 
 
+def warn_of_equal_positives(name: str, source: PairSource, seed: int) -> None:
+    """Say so where a way draws nothing, so that several positives of an anchor are one image several times."""
+    first, *others = each_positive(source.draw([seed])[1])
+    if others and all(torch.equal(other, first) for other in others):
+        print(
+            f"warning: pairs {label(name)}: all {source.positives} positives of an anchor are the same image, as this "
+            "way draws nothing at random: only their augmentations differ",
+            flush=True,
+        )
+
+
 def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity: dict) -> dict:
     """Write this process's share of one way; returns the summary of `write_pairs`."""
-    images = 2 * sum(span.count for span in Share(config.part, config.parts).spans(config.count, config.shard_size))
+    images = (1 + config.positives_per_anchor) * sum(
+        span.count for span in Share(config.part, config.parts).spans(config.count, config.shard_size)
+    )
     with progress(images, f"pairs {label(name)}", "images", disable=not run.ranks.first) as bar:
 
         def written(pairs: int) -> None:
-            bar.update(2 * pairs)
+            bar.update((1 + config.positives_per_anchor) * pairs)
             run.ranks.mark(f"pairs {name}")
 
         summary = write_pairs(run.pairs_folder(name), source, config, identity, written)
@@ -70,7 +88,7 @@ def summarize(run: Run, name: str, source: PairSource, written: list[dict]) -> N
     pairs, seconds = sum(summary["written"] for summary in written), max(summary["seconds"] for summary in written)
     # A kill after the last shard leaves none: then the next run, which writes no pair, makes it up.
     if pairs or not (folder / "summary.json").exists():
-        total = {"written": pairs, "seconds": seconds, "images_per_s": 2 * pairs / seconds}
+        total = {"written": pairs, "seconds": seconds, "images_per_s": (1 + source.positives) * pairs / seconds}
         mean = {"displacement_mean": whole.displacement_mean} | by_group(source, config)
         artifacts.write_record(folder / "summary.json", written[0] | total | mean, by=part.suffix)
 
@@ -81,7 +99,8 @@ def by_group(source: PairSource, config: PairsConfig) -> dict[str, float]:
     if len(groups) < 2:
         return {}
     z, z_positive = source.draw(range(config.start_seed, config.start_seed + min(config.count, MEASURED)))
-    norms = positives.norms(z_positive - z, groups)
+    dz = torch.cat([one - z for one in each_positive(z_positive)])
+    norms = positives.norms(dz, groups)
     return {name: norm.item() for name, norm in norms.items() if name != "displacement_norm"}  # that is of all pairs
 
 
@@ -97,7 +116,9 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
         def label_of(index: int) -> int:
             return index // config.pairs.samples_per_class % G.classes
 
-    source = PairSource(G, make, G.latent_dim, config.generator.prior, run.device, label_of)
+    source = PairSource(
+        G, make, G.latent_dim, config.generator.prior, run.device, label_of, config.pairs.positives_per_anchor
+    )
     identity = settings(config, positive) | {"generator_digest": G.record["digest"]}
     if G.classes:
         identity["classes"] = G.classes
@@ -149,4 +170,5 @@ def expect_own(run: Run, source: str) -> None:
             wanted |= positives.record(source, run.setting(G, positives.options(config.pairs)[source]))
     found = {name: index.identity.get(name) for name in wanted}
     sizes = {"count": config.pairs.count, "shard_size": config.pairs.shard_size, "codec": config.pairs.codec}
+    sizes["positives"] = config.pairs.positives_per_anchor
     require_same(folder, dataclasses.replace(index, identity=found), json.loads(json.dumps(wanted)), **sizes)

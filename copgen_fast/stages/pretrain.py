@@ -35,8 +35,8 @@ class Batch:
     """Inputs of one pretraining step, on the device; the step draws nothing and never waits for the device.
 
     Attributes:
-        images: the joint batch, uint8 [2N, 3, H, W], anchors first.
-        params: of its augmentation, 2N rows.
+        images: the joint batch, uint8 [(1 + K) N, 3, H, W], anchors first; K = 1 or the method takes several positives.
+        params: of its augmentation, as many rows.
         lr: learning rate of this step.
         progress: share of the training that is done, 0 .. 1.
         labels: classes [N] of the pairs, for a method that takes them.
@@ -83,8 +83,9 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
         return m.loss(online, targets, batch.labels, learner.ranks.group)
 
     learner.sgd.zero_grad(set_to_none=True)
+    split = {"parts": learner.parts, "of_pair": 1 + m.positives}
     online, value = grad_cache.backward(
-        m, v, loss, learner.scaler, parts=learner.parts, autocast=learner.autocast, no_sync=partial(no_sync, m)
+        m, v, loss, learner.scaler, **split, autocast=learner.autocast, no_sync=partial(no_sync, m)
     )
     optimizers.step(learner.scaler, learner.sgd)
     m.after_step(online, targets, batch.progress)
@@ -139,7 +140,8 @@ def pretrain(run: Run, source: str) -> None:
     dataset = open_dataset(run, source)
     batches = open_batches(dataset, options, config.seed, run.device, run.ranks.rank, run.ranks.world, options.epochs)
     labelled = has_classes(run, dataset)
-    learner = make_learner(config, run.device, run.ranks, len(dataset))
+    several = dataset.index.positives if isinstance(dataset, PairDataset) else 1
+    learner = make_learner(config, run.device, run.ranks, len(dataset), several)
     steps = options.epochs * batches.steps_per_epoch
 
     def batch(index: int) -> Batch:
@@ -156,7 +158,7 @@ def pretrain(run: Run, source: str) -> None:
     summary = loop.run(step, batch, state, plan, CollapseWatch(name, run.ranks), run.ranks)
     skipped = run.ranks.barrier(f"the last batch of {name}", " ".join(map(str, batches.skipped)))
     if run.ranks.first:
-        summary["views_per_s"] = 2 * summary["samples_per_s"]
+        summary["views_per_s"] = (1 + learner.method.positives) * summary["samples_per_s"]
         # Real images that can't be decoded are left out as they are read, and no rank has them.
         summary["corrupt_pairs"] = getattr(dataset, "left_out", 0) + len(set(" ".join(skipped).split()))
         artifacts.write_record(folder / "summary.json", last_row(folder / "metrics.jsonl") | summary)
@@ -229,16 +231,21 @@ def collapse_warning(row: Row) -> str:
     )
 
 
-def make_learner(config: RunConfig, device: torch.device, ranks: Ranks = ALONE, pairs: int | None = None) -> Learner:
+def make_learner(
+    config: RunConfig, device: torch.device, ranks: Ranks = ALONE, pairs: int | None = None, positives: int = 1
+) -> Learner:
     """The method around a new encoder, both initialised from the run's seed, and its optimiser.
 
     Args:
         pairs: in the data set; None: as many as the pairs stage makes.
+        positives: of each of its anchors.
     """
     options = config.pretrain
     setting = methods.Setting(config.pairs.count if pairs is None else pairs, options.batch)
     with seeds.seeded(config.seed, "encoder"):
         method = methods.build(config.method.name, Encoder(options.encoder), config.method.options, setting)
+    if methods.several_positives(config.method.name):
+        method.positives = positives
     method = encoders.prepare(method, device, compiled=config.compile, checkpointed=options.checkpoint)
     method = sync_bn.convert_sync_bn(method, config.bn, ranks, device)
     method = data_parallel(method, ranks)
@@ -271,13 +278,18 @@ def make_batch(
         pair: this rank's rows of the whole batch, whose augmentation is drawn before the rank takes its part.
         labelled: whether the method takes the pairs' classes; None: where it needs them.
     """
-    images, pairs = pair.images, len(pair.labels) * ranks.world
+    pairs = len(pair.labels) * ranks.world
+    if len(pair.each_positive) > 1 and not methods.several_positives(config.method.name):
+        drawn = seeds.generator(config.seed, "pretrain positive", index)
+        which = torch.randint(len(pair.each_positive), (pairs,), generator=drawn)
+        pair = pair.with_one_positive(which[ranks.rows(pairs)])
+    images, views = pair.images, 1 + len(pair.each_positive)
     params = AugmentParams.sample(
-        2 * pairs,
+        views * pairs,
         tuple(images.shape[2:]),
         augmentations.get(config.pretrain.augmentation),
         generator=seeds.generator(config.seed, "pretrain views", index),
-    )[ranks.joint_rows(pairs)]
+    )[ranks.joint_rows(pairs, views)]
     labelled = methods.needs_labels(config.method.name) if labelled is None else labelled
     labels = devices.send(pair.labels, device) if labelled else None
     seed = seeds.derive(config.seed, "method", index)

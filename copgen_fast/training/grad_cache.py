@@ -22,6 +22,7 @@ def backward(
     scaler: torch.amp.GradScaler,
     *,
     parts: int = 1,
+    of_pair: int = 2,
     autocast: Context = contextlib.nullcontext,
     no_sync: Context = contextlib.nullcontext,
 ) -> tuple[Outputs, Tensor]:
@@ -33,10 +34,11 @@ def backward(
     normalisation takes its statistics within a part; the running ones see each part once.
 
     Args:
-        model: views [M, 3, H, W] to a tuple of tensors with M rows each, or M / 2, one for each pair.
-        views: joint batch [2N, 3, H, W], anchors first; a part has both views of its pairs.
+        model: views [M, 3, H, W] to a tuple of tensors with M rows each, or N, one for each pair.
+        views: joint batch [M, 3, H, W], M = of_pair N, anchors first; a part has all views of its pairs.
         loss: outputs of the joint batch, anchors first, to a scalar.
         parts: divides N.
+        of_pair: views of each pair: its anchor's and its positives'.
         autocast: context of the model's forward.
         no_sync: context of the backward of every part but the last, for gradients that several processes average.
 
@@ -46,8 +48,9 @@ def backward(
     Raises:
         ValueError: parts that do not divide N.
     """
-    if len(views) % (2 * parts):
-        raise ValueError(f"parts: expected a divisor of {len(views) // 2} pairs, got {parts}")
+    pairs = len(views) // of_pair
+    if len(views) % (of_pair * parts):
+        raise ValueError(f"parts: expected a divisor of {pairs} pairs, got {parts}")
     if parts == 1:
         with record_function("estimator"), autocast():
             outputs = model(views)
@@ -56,10 +59,9 @@ def backward(
         with record_function("backward"):
             scaler.scale(value).backward()
         return tuple(output.detach() for output in outputs), value.detach()
-    split = _split(views, parts)
+    split = _split(views, parts, pairs)
     with record_function("estimator"), torch.no_grad(), statistics_held(model), autocast():
         by_part = [model(part) for part in split]
-    pairs = len(views) // 2
     outputs = tuple(_join(rows, pairs).requires_grad_() for rows in zip(*by_part, strict=True))
     with record_function("loss"):
         value = loss(outputs)
@@ -75,15 +77,11 @@ def backward(
     return tuple(output.detach() for output in outputs), value.detach()
 
 
-def _split(joint: Tensor, parts: int, pairs: int | None = None) -> Sequence[Tensor]:
-    """[2N, ...] to parts of 2N / parts rows, anchors first in each; what has only `pairs` rows in order."""
-    if len(joint) == pairs:
-        return joint.chunk(parts)
-    return [part.flatten(0, 1) for part in joint.unflatten(0, (2, -1)).chunk(parts, dim=1)]
+def _split(joint: Tensor, parts: int, pairs: int) -> Sequence[Tensor]:
+    """[V N, ...] of N pairs, anchors first, to parts of V N / parts rows, anchors first in each."""
+    return [part.flatten(0, 1) for part in joint.unflatten(0, (-1, pairs)).chunk(parts, dim=1)]
 
 
 def _join(parts: tuple[Tensor, ...], pairs: int) -> Tensor:
     """The inverse of `_split`."""
-    if sum(map(len, parts)) == pairs:
-        return torch.cat(parts)
-    return torch.cat([part.unflatten(0, (2, -1)) for part in parts], dim=1).flatten(0, 1)
+    return torch.cat([part.unflatten(0, (-1, pairs // len(parts))) for part in parts], dim=1).flatten(0, 1)

@@ -20,7 +20,7 @@ from copgen_fast.config import PRESETS, EncoderConfig, MethodConfig, NavigatorCo
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import CopgenError
 from copgen_fast.ops.info_nce import functional
-from copgen_fast.pairs.read.loader import PairBatch
+from copgen_fast.pairs.read.batch import as_batch
 from copgen_fast.positives._warps import limits_of
 from copgen_fast.positives.navigator import Navigator
 from copgen_fast.positives.steering import Walks
@@ -121,18 +121,19 @@ METHODS = {
 }
 
 
-def learn(ranks, method="simclr", words=(), **options):
-    """Pretraining in float64: curve and final weights."""
+def learn(ranks, method="simclr", words=(), several=1, **options):
+    """Pretraining in float64, on `several` positives of each anchor: curve and final weights."""
     config = run_of(ranks).config
     config = dataclasses.replace(
         config, method=MethodConfig(method, words), pretrain=dataclasses.replace(config.pretrain, **options)
     )
     with default_dtype(torch.float64):
-        learner = pretrain.make_learner(config, CPU, ranks)
+        learner = pretrain.make_learner(config, CPU, ranks, positives=several)
     results, rows = [], ranks.rows(N)
     for index in range(STEPS):
-        images = torch.rand(2 * N, 3, 16, 16, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
-        pairs = PairBatch(*(half[rows] for half in images.chunk(2)), torch.arange(N)[rows] % 3)
+        shape = (1 + several, N, 3, 16, 16)
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
+        pairs = as_batch(images[:, rows], torch.arange(N)[rows] % 3)
         labelled = pretrain.takes_labels(method)
         batch = pretrain.make_batch(config, index, pairs, 0.05, CPU, ranks, labelled=labelled)
         results.append(pretrain.pretrain_step(learner, batch))
@@ -263,6 +264,9 @@ def everything(ranks, folder):
         "per-rank": play(ranks, alternating, bn="per-rank"),
         "pretrain": learn(ranks),
         "supervised, checkpointed": learn(ranks, "supcon", checkpoint=True),
+        "several positives": learn(ranks, several=3),
+        "several positives of classes": learn(ranks, "supcon", several=2),
+        "one of several positives": learn(ranks, "negft", several=3),
         **{name: learn(ranks, *of) for name, of in METHODS.items()},
         "gradients": gradients(ranks),
         "head": normalized_head(ranks),

@@ -24,11 +24,20 @@ CASES = {
     "negatives": {"negatives": QUEUE},
     "negatives alone": {"negatives": QUEUE, "in_batch": False},
     "raw": {"normalize": False, "temperature": 1.0},
+    "several positives": {"several": 2},
+    "several positives of a label, with negatives": {
+        "several": 3,
+        "labels": torch.tensor([0, 1, 2, -1, 0, 1, 2, -1, 2, 2, 2, 5]),
+        "negatives": QUEUE,
+    },
 }
 
 
-def embeddings(dtype=torch.float64):
-    return torch.randn(2, PAIRS, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+def embeddings(several=1):
+    """Anchors [N, 8], and their positives, [K, N, 8] of several."""
+    seeded = torch.Generator().manual_seed(0)
+    anchors, *positives = torch.randn(1 + several, PAIRS, 8, generator=seeded, dtype=torch.float64)
+    return anchors, positives[0] if several == 1 else torch.stack(positives)
 
 
 def compute(part, labels, options, group, backend):
@@ -36,6 +45,7 @@ def compute(part, labels, options, group, backend):
     a, p = (x.clone().requires_grad_() for x in part)
     t = torch.tensor(options.get("temperature", 0.1), dtype=torch.float64, requires_grad=True)
     options = {**options, "labels": labels, "group": group, "backend": backend}
+    options.pop("several", None)
     loss, stats = info_nce(a, p, return_stats=True, **options)
     gradients = torch.autograd.grad(loss, (a, p))
     learned = info_nce(a, p, **{**options, "temperature": t})
@@ -57,7 +67,8 @@ def main(rank, world, store, out):
         labels = options.get("labels")
         labels = None if labels is None else here(labels, rank, world)
         for backend in BACKENDS:
-            results[f"{name}/{backend}"] = compute(here(embeddings(), rank, world), labels, options, group, backend)
+            part = [here(x, rank, world) for x in embeddings(options.get("several", 1))]
+            results[f"{name}/{backend}"] = compute(part, labels, options, group, backend)
     try:
         info_nce(*torch.randn(2, 3 + rank, 8), group=group)
         results["unequal"] = None

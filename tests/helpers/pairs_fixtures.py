@@ -28,8 +28,8 @@ def generate_of_class(z, labels):
     return generate(z + labels[:, None])
 
 
-def source(generator=generate, positive=shift, label_of=None):
-    return PairSource(generator, positive, LATENT_DIM, "truncnorm", torch.device("cpu"), label_of)
+def source(generator=generate, positive=shift, label_of=None, positives=1):
+    return PairSource(generator, positive, LATENT_DIM, "truncnorm", torch.device("cpu"), label_of, positives)
 
 
 def write(folder, config=CONFIG, pair_source=None, identity=IDENTITY, progress=None):

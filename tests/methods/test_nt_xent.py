@@ -43,7 +43,7 @@ def test_float16_embeddings_stay_as_they_are_where_turings_kernel_takes_them(
     ("embeddings", "error", "message"),
     [
         (torch.ones(3, 4), ValueError, "embeddings: expected anchors and as many positives, got 3 rows"),
-        (torch.ones(4), ValueError, r"embeddings: expected shape \[2N, D\], got \[4\]"),
+        (torch.ones(4), ValueError, r"embeddings: expected shape \[\(1 \+ K\) N, D\], got \[4\]"),
         (torch.ones(4, 4, dtype=torch.int64), TypeError, "embeddings: expected a floating-point tensor"),
     ],
 )

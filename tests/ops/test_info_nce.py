@@ -27,7 +27,7 @@ def literal(anchors, positives, temperature, symmetric, labels=None, negatives=N
     def unit(x):
         return (x.double() / x.double().norm(dim=1, keepdim=True)).tolist()
 
-    a, p = unit(anchors), unit(positives)
+    a, p = unit(anchors), unit(positives.flatten(0, -2))
     bank = [] if negatives is None else unit(negatives)
     n = len(a)
     views, columns = (a + p, a + p) if symmetric else (a, p)
@@ -45,6 +45,76 @@ def literal(anchors, positives, temperature, symmetric, labels=None, negatives=N
         found = [j for j in candidates if j % n == i % n or (labels[j % n] == labels[i % n] and labels[i % n] >= 0)]
         losses.append(sum(lse - logit(columns[j]) for j in found) / len(found))
     return losses
+
+
+@every_backend
+@pytest.mark.parametrize("several", [2, 3])
+@pytest.mark.parametrize("classes", [None, 2])
+@pytest.mark.parametrize("bank", [None, 4])
+def test_several_positives_have_the_mean_outside_the_log(backend, several, classes, bank):
+    seeded = torch.Generator().manual_seed(several)
+    anchors, *positives = torch.randn(1 + several, 5, 6, generator=seeded, dtype=torch.float64)
+    options = {
+        "labels": None if classes is None else torch.randint(-1, classes, (5,), generator=seeded),
+        "negatives": None if bank is None else torch.randn(bank, 6, generator=seeded, dtype=torch.float64),
+    }
+    anchors.requires_grad_()
+    positives = torch.stack(positives).requires_grad_()
+    losses, stats = info_nce(
+        anchors, positives, temperature=0.3, reduction="none", return_stats=True, backend=backend, **options
+    )
+    assert losses.tolist() == pytest.approx(literal(anchors.detach(), positives.detach(), 0.3, True, **options))
+    reference = info_nce(anchors, positives, temperature=0.3, reduction="none", backend="reference", **options)
+    weights = torch.rand(len(losses), generator=seeded, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad(x, (anchors, positives), weights) for x in (losses, reference))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def multi_positive_loss(views, temperature, labels=None):
+    """SupCon's L_out (Khosla et al. 2020, Eq. 2) of views [1 + K, N, D], term by term; labels below 0 are no class."""
+    n, v = views.shape[1], [x / x.norm() for x in views.flatten(0, 1)]
+
+    def same(i, j):
+        return i % n == j % n or labels is not None and labels[i % n] == labels[j % n] >= 0
+
+    total = 0.0
+    for i in range(len(v)):
+        others = [j for j in range(len(v)) if j != i]
+        below = sum((v[i] @ v[j] / temperature).exp() for j in others)
+        positives = [j for j in others if same(i, j)]
+        total -= sum(((v[i] @ v[j] / temperature).exp() / below).log() for j in positives) / len(positives)
+    return total / len(v)
+
+
+@every_backend
+@pytest.mark.parametrize("labels", [None, [0, 1, -1, 0]])
+def test_several_positives_have_the_gradient_of_supcons_formula(backend, labels):
+    views = torch.randn(4, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    given = None if labels is None else torch.tensor(labels)
+    loss = info_nce(views[0], views[1:], temperature=0.3, labels=given, backend=backend)
+    expected = multi_positive_loss(views, 0.3, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    ours, theirs = (torch.autograd.grad(x, views)[0] for x in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@every_backend
+def test_one_positive_of_several_is_the_pair_to_the_bit(backend):
+    anchors, positives = rows(6, 5)
+    losses = [info_nce(anchors, x, reduction="none", backend=backend) for x in (positives, positives[None])]
+    assert torch.equal(*losses)
+
+
+def test_several_positives_are_refused_where_a_form_takes_one():
+    anchors, positives = torch.randn(4, 3), torch.randn(2, 4, 3)
+    for options in ({"symmetric": False}, {"in_batch": False, "negatives": anchors}):
+        with pytest.raises(ValueError, match="positives: several of each anchor go with symmetric=True"):
+            info_nce(anchors, positives, **options)
+    with pytest.raises(ValueError, match=r"expected one shape, got \[4, 3\] and \[2, 3, 3\]"):
+        info_nce(anchors, positives[:, :3])
+    with pytest.raises(ValueError, match="expected at least one row"):
+        info_nce(anchors, positives[:0])
 
 
 @every_backend
@@ -236,7 +306,7 @@ def test_errors_name_the_argument():
         info_nce(ok[0], ok)
     with pytest.raises(ValueError, match=r"anchors and positives.*\[4, 3\] and \[3, 3\]"):
         info_nce(ok, ok[:3])
-    with pytest.raises(ValueError, match="anchors: expected at least one row"):
+    with pytest.raises(ValueError, match="anchors and positives: expected at least one row"):
         info_nce(ok[:0], ok[:0])
     with pytest.raises(ValueError, match="anchors: expected D from 1 to 2048, got 2049"):
         info_nce(torch.zeros(2, 2049), torch.zeros(2, 2049))

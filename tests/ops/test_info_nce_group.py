@@ -29,7 +29,7 @@ def ranks(request, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_equals_one_process_on_the_whole_batch(ranks, case, backend):
     options = CASES[case]
-    whole = compute(embeddings(), options.get("labels"), options, None, "reference")
+    whole = compute(embeddings(options.get("several", 1)), options.get("labels"), options, None, "reference")
     parts = list(zip(*(rank[f"{case}/{backend}"] for rank in ranks), strict=True))
     world = len(ranks)
 
@@ -41,13 +41,13 @@ def test_equals_one_process_on_the_whole_batch(ranks, case, backend):
     close = {"rtol": 1e-6, "atol": 1e-12}
     torch.testing.assert_close(mean(loss), whole[0], **close)
     torch.testing.assert_close(mean(learned), whole[1], **close)
-    sides = 1 if options.get("symmetric") is False else 2
+    sides = 1 if options.get("symmetric") is False else 1 + options.get("several", 1)
     by_side = [torch.cat([x.chunk(sides)[side] for x in losses]) for side in range(sides)]
     torch.testing.assert_close(torch.cat(by_side), whole[2], **close)
     torch.testing.assert_close(mean(top1), whole[3], **close)
     torch.testing.assert_close(mean(bound), whole[4], **close)
     for of_ranks, expected in zip((*gradients, of_a, of_p), whole[5:9], strict=True):
-        torch.testing.assert_close(torch.cat(of_ranks) / world, expected, **close)
+        torch.testing.assert_close(torch.cat(of_ranks, dim=-2) / world, expected, **close)
     torch.testing.assert_close(mean(of_t), whole[9], **close)
 
 

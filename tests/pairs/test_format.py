@@ -111,7 +111,7 @@ def test_index_faults_are_named(tmp_path):
     write(tmp_path)
     path = tmp_path / "index.json"
     good = path.read_text()
-    forge(path, lambda index: index.update(format=3))
+    forge(path, lambda index: index.update(format=4))
     with pytest.raises(UsageError, match="format"):
         format.read_index(tmp_path)
     for bad, message in (

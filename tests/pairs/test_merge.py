@@ -9,7 +9,7 @@ import pytest
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.merge import main, merge
 from copgen_fast.pairs.read.dataset import PairDataset
-from tests.helpers.pairs_fixtures import CONFIG, IDENTITY, contents, forge, write
+from tests.helpers.pairs_fixtures import CONFIG, IDENTITY, contents, forge, source, write
 
 SMALL = dataclasses.replace(CONFIG, shard_size=2)  # 5 shards
 
@@ -49,6 +49,18 @@ def test_shares_become_what_one_writer_makes(folders, single, links, monkeypatch
     assert len(PairDataset(folders[0])) == 10
     assert merge(folders[0]) == index  # again changes nothing
     assert contents(folders[0]) == single
+
+
+def test_shares_of_several_positives(folders, tmp_path):
+    options = {"pair_source": source(positives=3)}
+    write(tmp_path / "whole", SMALL, **options)
+    shares = [tmp_path / f"share {part}" for part in (0, 1)]
+    for part, folder in enumerate(shares):
+        write(folder, dataclasses.replace(SMALL, part=part, parts=2), **options)
+    with pytest.raises(UsageError, match=r"positives \(1 there, 3 here\)"):
+        merge(shares[0], folders[1:])
+    merge(shares[0], shares[1:])
+    assert contents(shares[0]) == contents(tmp_path / "whole")
 
 
 def test_into_a_new_folder(folders, single, tmp_path, capsys):

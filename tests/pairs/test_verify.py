@@ -61,6 +61,38 @@ def test_a_conditional_generators_pairs_are_made_again_of_their_classes(tmp_path
         verify_pairs(tmp_path, others, IDENTITY)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("latent", r"shard-000001\.tar: pair 00000006: z_positive differs"),
+        ("image", r"shard-000001\.tar: pair 00000004: its positive image differs"),
+        ("shape", r"does not hold z \[4, 4\] and z_positive \[4, 3, 4\]"),
+    ],
+)
+def test_each_of_several_positives_is_made_again(tmp_path, wrong, message):
+    several = source(positives=3)
+    write(tmp_path, dataclasses.replace(CONFIG, codec="raw"), several)
+    assert verify_pairs(tmp_path, several, IDENTITY)["max_level_difference"] <= 1
+    path, shard = tmp_path / "shard-000001.safetensors", tmp_path / "shard-000001.tar"
+    tensors = artifacts.read_tensors(path)
+    if wrong == "latent":  # at the same distance from z
+        tensors["z_positive"][2, 2] = 2 * tensors["z"][2] - tensors["z_positive"][2, 2]
+    elif wrong == "image":  # the third positive of the next pair
+        data = bytearray(shard.read_bytes())
+        one, other = (data.index(f"0000000{pair}.positive3.raw".encode()) + 512 for pair in (4, 5))
+        data[one : one + 192] = data[other : other + 192]
+        shard.write_bytes(data)
+        update_digest(tmp_path, shard.name, "")
+    else:
+        tensors["z_positive"] = tensors["z_positive"][:, :2].contiguous()
+    artifacts.write_tensors(path, tensors)
+    update_digest(tmp_path, path.name, "sidecar_")
+    with pytest.raises(CorruptArtifactError, match=message):
+        verify_pairs(tmp_path, several, IDENTITY)
+    with pytest.raises(UsageError, match=r"positives \(3 there, 1 here\)"):
+        verify_pairs(tmp_path, source(), IDENTITY)
+
+
 @pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.safetensors"])
 def test_altered_and_truncated_files_are_named(folder, name):
     data = bytearray((folder / name).read_bytes())

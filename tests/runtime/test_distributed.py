@@ -25,7 +25,9 @@ from tests.helpers import distributed_ranks
 from tests.helpers.distributed_ranks import CPU, STEPS, TINY, N
 
 ROOT = Path(__file__).parents[2]
-CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed", "steering", *distributed_ranks.METHODS)
+SEVERAL = ("several positives", "several positives of classes", "one of several positives")
+CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed", "steering", *SEVERAL)
+CASES += (*distributed_ranks.METHODS,)
 
 
 def free_ports(count):

@@ -10,7 +10,8 @@ import torch
 from copgen_fast.config import PRESETS, MethodConfig, PretrainConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.pairs.read import dali
-from copgen_fast.pairs.read.loader import PairBatch
+from copgen_fast.pairs.read.batch import PairBatch, as_batch
+from copgen_fast.runtime.distributed import Ranks
 from copgen_fast.stages import Run
 from copgen_fast.stages import pretrain as stage
 from copgen_fast.stages.pretrain import learning_rate
@@ -277,11 +278,11 @@ def test_a_run_that_stopped_at_a_corrupt_pair_goes_on_without_it(name, finished_
     assert summary["corrupt_pairs"] == 1 and summary["samples"] == 2 * 48
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_methods_resume_to_the_same_bits_whatever_they_keep(method, tmp_path, monkeypatch):
-    name = method.partition(" ")[0]
-    options = ["--method", name, "--method.options", *METHODS[method], "--pairs.positives", "identity"]
-
+@pytest.mark.parametrize(("method", "several"), [*((method, 1) for method in METHODS), ("simclr", 3), ("moco", 2)])
+def test_methods_resume_to_the_same_bits_whatever_they_keep(method, several, tmp_path, monkeypatch):
+    name, words = method.partition(" ")[0], METHODS.get(method, ())
+    options = ["--method", name, *(["--method.options", *words] if words else [])]
+    options += ["--pairs.positives", "gaussian", "--pairs.positives-per-anchor", str(several)]
     lars = [*options, "--pretrain.optimizer", "lars", "--stages", "pairs", "pretrain"]
     whole, parted = ([*TINY, "--out", str(tmp_path / word), *lars] for word in ("whole", "parted"))
     assert main(whole) == 0
@@ -291,11 +292,26 @@ def test_methods_resume_to_the_same_bits_whatever_they_keep(method, tmp_path, mo
         assert main(parted) == 130
     monkeypatch.undo()
     assert main(parted) == 0
-    left = [torch.load(tmp_path / of / "pretrain" / "identity" / name / "checkpoint.pt") for of in ("whole", "parted")]
+    left = [torch.load(tmp_path / of / "pretrain" / "gaussian" / name / "checkpoint.pt") for of in ("whole", "parted")]
     for part in ("method", "optimizer"):
         torch.testing.assert_close(*(x["state"][part] for x in left), rtol=0, atol=0)
-    rows = read_rows(tmp_path / "parted" / "pretrain" / "identity" / name / "metrics.jsonl")
-    assert rows == read_rows(tmp_path / "whole" / "pretrain" / "identity" / name / "metrics.jsonl")
+    rows = read_rows(tmp_path / "parted" / "pretrain" / "gaussian" / name / "metrics.jsonl")
+    assert rows == read_rows(tmp_path / "whole" / "pretrain" / "gaussian" / name / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("ranks", [stage.ALONE, Ranks(1, 2)])
+def test_methods_of_pairs_take_one_of_several_positives_drawn_in_each_step(ranks):
+    config = dataclasses.replace(PRESETS["quickstart"], method=MethodConfig("simsiam"))
+    images = torch.arange(4 * 12, dtype=torch.uint8).view(4, 12, 1, 1, 1).expand(4, 12, 3, 8, 8)
+    rows, chosen = ranks.rows(12), []
+    for step in (0, 1, 0):
+        pair = as_batch(images[:, rows], torch.zeros(12, dtype=torch.int64)[rows])
+        anchors, positives = stage.make_batch(config, step, pair, 0.1, torch.device("cpu"), ranks).images.chunk(2)
+        assert torch.equal(anchors, images[0, rows])
+        numbers = positives[:, 0, 0, 0].int() - anchors[:, 0, 0, 0].int()
+        assert (numbers % 12 == 0).all() and (numbers >= 12).all()
+        chosen.append(numbers.tolist())
+    assert len(set(chosen[0])) > 1 and chosen[0] != chosen[1] and chosen[0] == chosen[2]
 
 
 @pytest.mark.parametrize(

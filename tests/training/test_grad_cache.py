@@ -69,6 +69,24 @@ def test_the_gradient_is_that_of_one_pass(norm, parts):
     torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_several_positives_are_split_with_their_anchors(parts):
+    def mean_of_several(outputs):
+        return nt_xent(outputs[0], 0.1, 0.07, positives=2)
+
+    ours, theirs = model(), model()
+    outputs, value = grad_cache.backward(ours, VIEWS, mean_of_several, OFF, parts=parts, of_pair=3)
+    expected = theirs(VIEWS)
+    mean_of_several(expected).backward()
+    torch.testing.assert_close(value, mean_of_several(expected).detach(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(outputs, tuple(x.detach() for x in expected), rtol=1e-12, atol=1e-14)
+    of_body = [name for name, _ in theirs.named_parameters() if not name.startswith("predictor")]
+    found = {name: (dict(x.named_parameters())[name].grad) for name in of_body for x in [ours]}
+    torch.testing.assert_close(found, {name: dict(theirs.named_parameters())[name].grad for name in of_body})
+    with pytest.raises(ValueError, match="parts: expected a divisor of 8 pairs, got 3"):
+        grad_cache.backward(ours, VIEWS, mean_of_several, OFF, parts=3, of_pair=3)
+
+
 def test_it_is_not_the_mean_of_the_parts_losses():
     ours, parted = model(), model()
     grad_cache.backward(ours, VIEWS, loss, OFF, parts=3)

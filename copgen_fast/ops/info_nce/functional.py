@@ -66,6 +66,7 @@ def info_nce(
     - symmetric (NT-Xent, the reference code's): over the 2N rows v = [a; p],
       -log( exp(v_i.v_j / t) / sum_{k != i} exp(v_i.v_k / t) ), j the other view of i;
       2N - 2 negatives a row. One pair alone has no negatives: its loss is 0, up to rounding.
+      Of K positives each, over the (1 + K) N rows, the mean of that term over the K other views of i, outside the log;
     - one-sided (paper, Eq. 1): -log( exp(a_i.p_i / t) / sum_k exp(a_i.p_k / t) ); the N - 1 other positives
       are the negatives.
 
@@ -73,8 +74,9 @@ def info_nce(
     and torch.func's transforms are the reference's, with the whole matrix; a group has none of them.
 
     Args:
-        anchors, positives: floating [N, D], N >= 1, 1 <= D <= 2048. Losses and sums are float32 for half
-            precisions; on a GPU products have factors of that half precision.
+        anchors, positives: floating [N, D], N >= 1, 1 <= D <= 2048; K positives of each anchor are
+            [K, N, D]. Losses and sums are float32 for half precisions; on a GPU products have factors of that half
+            precision.
         temperature: t from 1e-30 to 1e30; a tensor of shape [] gets a gradient. (On a GPU that one is not checked:
             t <= 0 gives NaN.)
         base_temperature: b multiplies the loss by t / b; None by 1. The reference code fixes b = 0.07, so with
@@ -101,7 +103,7 @@ def info_nce(
             settings, so on a GPU TF32 applies where it was switched on.
 
     Returns:
-        The loss, float32 (float64 for float64 inputs), of shape [], or for "none" [2N] with anchors first when
+        The loss, float32 (float64 for float64 inputs), of shape [], or for "none" [(1 + K) N] with anchors first when
         symmetric, [N] otherwise. With `return_stats`, (loss, stats).
 
     A row no longer than 1e-12 stays almost zero and takes no gradient.
@@ -113,6 +115,10 @@ def info_nce(
             reduction, an unavailable backend.
     """
     _expect_embeddings(anchors, positives, negatives, check_finite)
+    positives = positives[0] if positives.ndim == 3 and len(positives) == 1 else positives
+    views = 2 if positives.ndim == 2 else 1 + len(positives)
+    if views > 2 and not (symmetric and in_batch):
+        raise ValueError("positives: several of each anchor go with symmetric=True and in_batch=True, give [N, D]")
     _expect_temperature(temperature, base_temperature)
     labels = _expect_labels(labels, anchors)
     if reduction not in _REDUCTIONS:
@@ -122,7 +128,7 @@ def info_nce(
     _expect_queue(negatives, in_batch, negative_ids, labels, return_stats)
     if group is not None and not equal_batches:
         expect_equal_batches("anchors", anchors, group)
-    form = Form(temperature, symmetric, labels, negatives, in_batch, negative_ids, normalize, group)
+    form = Form(temperature, symmetric, labels, negatives, in_batch, negative_ids, normalize, group, views)
     name = resolve("info_nce", anchors.device, backend, dtype=anchors.dtype, dimension=anchors.shape[1])
     given = (anchors, positives, temperature if isinstance(temperature, Tensor) else None)
     if group is not None and transformed(*given):
@@ -224,14 +230,16 @@ def _by_definition(anchors: Tensor, positives: Tensor, form: Form) -> tuple[Tens
     """The reference: this rank's rows of the whole batch of a group."""
     group, labels, n = form.group, form.labels, len(anchors)
     if group is not None:
-        anchors, positives = (Gather.apply(x, group) for x in (anchors, positives))
+        each = positives.unbind() if positives.ndim == 3 else [positives]
+        anchors, *each = (Gather.apply(x, group) for x in (anchors, *each))
+        positives = torch.stack(each) if len(each) > 1 else each[0]
         labels = None if labels is None else all_gather(labels, group)
     rest = (form.temperature, form.symmetric, labels, form.negatives, form.in_batch, form.negative_ids, form.normalize)
     results = reference.info_nce_rows(anchors, positives, *rest)
     if group is None:
         return results
     start = dist.get_rank(group) * n
-    starts = (start, len(anchors) + start) if form.symmetric else (start,)
+    starts = [view * len(anchors) + start for view in range(form.views if form.symmetric else 1)]
     losses, correct = (torch.cat([x[at : at + n] for at in starts]) for x in results)
     return losses, correct
 
@@ -247,13 +255,14 @@ def _stats(losses: Tensor, correct: Tensor, form: Form) -> InfoNCEStats:
 
 def _expect_embeddings(anchors: Tensor, positives: Tensor, negatives: Tensor | None, check_finite: bool) -> None:
     expect_tensor("anchors", anchors, ("N", "D"))
-    expect_tensor("positives", positives, ("N", "D"))
-    if anchors.shape != positives.shape:
+    several = ("K",) if isinstance(positives, Tensor) and positives.ndim == 3 else ()
+    expect_tensor("positives", positives, (*several, "N", "D"))
+    if anchors.shape != positives.shape[len(several) :]:
         raise ValueError(
             f"anchors and positives: expected one shape, got {list(anchors.shape)} and {list(positives.shape)}"
         )
-    if len(anchors) == 0:
-        raise ValueError("anchors: expected at least one row, got none")
+    if 0 in (len(anchors), len(positives)):
+        raise ValueError("anchors and positives: expected at least one row, got none")
     if not 1 <= anchors.shape[1] <= MAX_DIMENSION:
         raise ValueError(f"anchors: expected D from 1 to {MAX_DIMENSION}, got {anchors.shape[1]}")
     if negatives is not None:

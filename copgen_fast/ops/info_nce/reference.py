@@ -21,20 +21,24 @@ def info_nce_rows(
 ) -> tuple[Tensor, Tensor]:
     """Losses [M] of checked inputs, in at least float32, and whether each row's nearest column is a positive.
 
-    M = 2N rows, anchors first, when symmetric; N otherwise. See `copgen_fast.ops.info_nce.functional`.
+    M = 2N rows, anchors first, when symmetric ((1 + K) N of K positives); N otherwise.
+    See `copgen_fast.ops.info_nce.functional`.
     """
     dtype = torch.promote_types(torch.promote_types(anchors.dtype, positives.dtype), torch.float32)
     # Autocast would run the similarities in half precision, which a temperature of 0.01 magnifies 100 times.
     with torch.autocast(anchors.device.type, enabled=False):
-        given = [x.to(dtype) for x in (anchors, positives, *([] if negatives is None else [negatives.detach()]))]
+        given = [
+            x.to(dtype)
+            for x in (anchors, positives.flatten(0, -2), *([] if negatives is None else [negatives.detach()]))
+        ]
         a, p, *bank = map(l2_normalize_reference, given) if normalize else given
         rows = torch.cat([a, p]) if symmetric else a
         columns = rows if symmetric else p
         row = torch.arange(len(rows), device=rows.device)
-        # The other view of row i is row (i + N) mod 2N; one-sided, it is the positive i.
-        is_positive = (row.roll(len(a)) if symmetric else row)[:, None] == row
+        # The other views of row i are those whose number modulo N is its own; one-sided, it is the positive i.
+        is_positive = (row % len(a))[:, None] == row % len(a)
         if labels is not None:
-            row_labels = labels.repeat(2) if symmetric else labels
+            row_labels = labels.repeat(len(rows) // len(a)) if symmetric else labels
             is_positive |= (row_labels[:, None] == row_labels) & (row_labels >= 0)
         logits = rows @ torch.cat([columns, *bank]).T / temperature
         is_positive = torch.nn.functional.pad(is_positive, (0, logits.shape[1] - len(columns)))

@@ -27,6 +27,8 @@ class Form:
     negative_ids: Tensor | None
     normalize: bool
     group: dist.ProcessGroup | None
+    views: int = 2
+    """Of each pair: of its anchor and its positives."""
 
 
 def info_nce_rows(
@@ -34,16 +36,20 @@ def info_nce_rows(
 ) -> tuple[Tensor, Tensor | None]:
     """Losses [M], and whether each row's nearest column is a positive (None without `similarity.with_nearest`).
 
-    M = 2N rows, anchors first, when symmetric; N otherwise. Rows are divided by the root of a temperature that is a
-    tensor, so that autograd gives its gradient; `similarity.temperature` is 1 then.
+    M = 2N rows, anchors first, when symmetric ((1 + K) N of K positives); N otherwise. Rows are divided by the root of
+    a temperature that is a tensor, so that autograd gives its gradient; `similarity.temperature` is 1 then.
     """
     n = len(anchors)
     with torch.autocast(anchors.device.type, enabled=False):
-        views = l2_normalize(anchors, positives, l2_backend)[0] if form.normalize else _joined(anchors, positives)
+        if form.normalize and form.views == 2:
+            views = l2_normalize(anchors, positives, l2_backend)[0]
+        else:
+            views = _joined(anchors, positives)
+            views = l2_normalize_reference(views) if form.normalize else views
         root = form.temperature.to(views.dtype).sqrt() if isinstance(form.temperature, Tensor) else None
         views = views if root is None else views / root
         rows, columns = (views, None) if form.symmetric else (views[:n], views[n:])
-        if form.labels is None and form.negatives is None:
+        if form.labels is None and form.negatives is None and form.views == 2:
             losses, _, nearest, _ = _compare(rows, columns, n if form.symmetric else 0, form, similarity)
             return losses, _is_positive(nearest, n, form) if similarity.with_nearest else None
         to_positive = (rows * _mean_positive(rows, columns, n, form)).sum(1) / similarity.temperature
@@ -61,7 +67,7 @@ def info_nce_rows(
 
 
 def _joined(anchors: Tensor, positives: Tensor) -> Tensor:
-    joined = torch.cat([anchors, positives])
+    joined = torch.cat([anchors, positives.flatten(0, -2)])
     return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 
@@ -80,8 +86,9 @@ def _compare_with_bank(rows: Tensor, form: Form, s: Similarity) -> tuple[Tensor,
     bank = form.negatives.detach().to(rows.dtype)
     bank = l2_normalize_reference(bank) if form.normalize else bank
     if form.negative_ids is not None:
-        pairs = _pairs(len(rows) // (1 + form.symmetric), form, rows.device)
-        lse = LogSumExpOfOthers.apply(rows, bank, pairs.repeat(1 + form.symmetric), form.negative_ids, s.temperature)
+        views = form.views if form.symmetric else 1
+        pairs = _pairs(len(rows) // views, form, rows.device).repeat(views)
+        lse = LogSumExpOfOthers.apply(rows, bank, pairs, form.negative_ids, s.temperature)
         return lse, lse
     options = (s.with_nearest, s.precision, s.backend)
     lse, _, _, nearest_logit = row_losses(rows, bank, s.temperature, s.bound, 0, -1, False, *options)
@@ -99,7 +106,7 @@ def _ids(n: int, form: Form, device: torch.device) -> tuple[Tensor, Tensor]:
     ids = _pairs(n, form, device)
     if form.labels is not None:
         ids = torch.where(form.labels < 0, -1 - ids, form.labels)
-    row_ids = ids.repeat(2) if form.symmetric else ids
+    row_ids = ids.repeat(form.views) if form.symmetric else ids
     return row_ids, row_ids if form.group is None else all_gather(row_ids, form.group)
 
 
@@ -111,7 +118,7 @@ def _is_positive(columns: Tensor, n: int, form: Form) -> Tensor:
 
 def _mean_positive(rows: Tensor, columns: Tensor | None, n: int, form: Form) -> Tensor:
     """Mean of each row's positives, [M, D]."""
-    if form.labels is None:
+    if form.labels is None and form.views == 2:
         return rows.roll(n, 0) if columns is None else columns
     candidates = rows if columns is None else columns
     everyone = candidates if form.group is None else Gather.apply(candidates, form.group)

@@ -20,7 +20,8 @@ class PairBatch(NamedTuple):
     """A batch of pairs: row i of the anchors and row i of the positives.
 
     Attributes:
-        anchors, positives: uint8 [B, 3, H, W], channels_last from the loaders here.
+        anchors, positives: uint8 [B, 3, H, W], channels_last from the loaders here. Several positives are
+            [K, B, 3, H, W], the k-th of every anchor after the (k - 1)-th of all.
         labels: int64 [B], the class of each pair (real or pseudo); NO_LABEL where there is none.
     """
 
@@ -30,13 +31,31 @@ class PairBatch(NamedTuple):
 
     @property
     def images(self) -> Tensor:
-        """uint8 [2B, 3, H, W], anchors first; a view where both lie in one tensor, as from the loaders here."""
-        first, second = self.anchors, self.positives
+        """uint8 [(1 + K) B, 3, H, W], anchors first; a view where all lie in one tensor, as from the loaders here."""
+        first, second = self.anchors, self.each_positive
+        if len(second) > 1 and second.stride(0) != len(first) * first.stride(0):
+            return torch.cat((first, second.flatten(0, 1)))
+        count, second = 1 + len(second), second[0]
         distance = second.data_ptr() - first.data_ptr()  # in bytes, as uint8
         same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
         if same and first.stride() == second.stride() and distance == len(first) * first.stride(0):
-            return first.as_strided((2 * len(first), *first.shape[1:]), first.stride())
-        return torch.cat((first, second))
+            return first.as_strided((count * len(first), *first.shape[1:]), first.stride())
+        return torch.cat((first, self.each_positive.flatten(0, 1)))
+
+    @property
+    def each_positive(self) -> Tensor:
+        """uint8 [K, B, 3, H, W], also where K is 1."""
+        return self.positives[None] if self.positives.ndim == 4 else self.positives
+
+    def with_one_positive(self, which: Tensor) -> PairBatch:
+        """The pairs of each anchor and its positive of number `which` [B], counted from 0."""
+        rows = torch.arange(len(which), device=self.positives.device)
+        return self._replace(positives=self.each_positive[which.to(rows.device), rows])
+
+
+def as_batch(images: Tensor, labels: Tensor) -> PairBatch:
+    """The batch of images [1 + K, B, 3, H, W], anchors first."""
+    return PairBatch(images[0], images[1] if len(images) == 2 else images[1:], labels)
 
 
 class Batches(ABC):

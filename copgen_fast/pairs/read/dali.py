@@ -20,7 +20,7 @@ from torch import Tensor
 
 from copgen_fast.config import OnCorrupt
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.pairs.read.batch import Batches, PairBatch
+from copgen_fast.pairs.read.batch import Batches, PairBatch, as_batch
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.read.prefetch import Prefetcher
 from copgen_fast.pairs.read.reader import Shards
@@ -59,7 +59,7 @@ class _Encoded(NamedTuple):
     files: list[np.ndarray]
     """uint8 [bytes] each, anchors first."""
     indices: np.ndarray
-    """int64 [2B, 1]."""
+    """int64 [(1 + K) B, 1]."""
     labels: Tensor
 
 
@@ -88,7 +88,7 @@ class DaliBatches(Batches):
     ) -> None:
         require()
         super().__init__(dataset, sampler, on_corrupt, device)
-        self._threads = max(1, workers)
+        self._threads, self._views = max(1, workers), 1 + dataset.index.positives
         self._encoded = Prefetcher(self._plan, _DEPTH if workers else 0, sampler.steps)
         self._pipeline: Pipeline | None = None
         self._in_flight: deque[_Encoded] = deque()
@@ -112,11 +112,11 @@ class DaliBatches(Batches):
 
     def _read(self, step: int, indices: list[int], shards: Shards) -> _Encoded:
         pairs, labels = zip(*(self._reader.encoded(index, shards) for index in indices), strict=True)
-        files = [*(pair.anchor for pair in pairs), *(pair.positive for pair in pairs)]
+        files = [file for view in zip(*(pair.images for pair in pairs), strict=True) for file in view]
         return _Encoded(
             step,
             [np.frombuffer(file, np.uint8) for file in files],
-            np.array(indices * 2, np.int64)[:, None],
+            np.array(indices * self._views, np.int64)[:, None],
             torch.tensor(labels),
         )
 
@@ -161,7 +161,7 @@ class DaliBatches(Batches):
             with contextlib.suppress(Exception):  # raised when that step is requested
                 self._feed(self._encoded(following))
                 self._pipeline.schedule_run()
-        return taken[: len(taken) // 2], batch
+        return taken[: self.sampler.rows], batch
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -171,7 +171,7 @@ class DaliBatches(Batches):
     def _copy(self, images: object, labels: Tensor) -> PairBatch:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        shape = (2, len(labels), *self._shape)
+        shape = (self._views, len(labels), *self._shape)
         if self._stream is None:
             out = torch.empty(shape, dtype=torch.uint8)
             feed_ndarray(images.as_tensor(), out.view(-1, *self._shape))
@@ -183,7 +183,7 @@ class DaliBatches(Batches):
                 feed_ndarray(images.as_tensor(), out.view(-1, *self._shape), cuda_stream=self._stream)
             self._stream.synchronize()
             out.record_stream(torch.cuda.current_stream(self.device))
-        return PairBatch(*out.permute(0, 1, 4, 2, 3), send(labels, self.device))
+        return as_batch(out.permute(0, 1, 4, 2, 3), send(labels, self.device))
 
     def _decode_by_pillow(self, encoded: _Encoded, error: RuntimeError) -> PairBatch:
         """The batch that DALI failed at, corrupt pairs replaced.
@@ -200,8 +200,9 @@ class DaliBatches(Batches):
                 f"DALI failed at images that Pillow decodes: use `--pretrain.loader plain` ({reason})"
             ) from error
         anchors, positives, labels = zip(*pairs, strict=True)
-        images = torch.stack([*anchors, *positives]).contiguous(memory_format=torch.channels_last)
-        batch = PairBatch(*images.chunk(2), torch.tensor(labels))
+        positives = torch.stack(positives).view(len(anchors), -1, *anchors[0].shape)
+        images = torch.cat([torch.stack(anchors), *positives.unbind(1)]).contiguous(memory_format=torch.channels_last)
+        batch = as_batch(images.unflatten(0, (self._views, -1)), torch.tensor(labels))
         return PairBatch(*(send(tensor, self.device) for tensor in batch))
 
     def _build(self, depth: int) -> Pipeline:
@@ -210,7 +211,7 @@ class DaliBatches(Batches):
 
         on_gpu = self.device.type == "cuda"
         device_id = self._stream.device_index if on_gpu else None
-        pipeline = Pipeline(2 * self.sampler.rows, self._threads, device_id, prefetch_queue_depth=depth)
+        pipeline = Pipeline(self._views * self.sampler.rows, self._threads, device_id, prefetch_queue_depth=depth)
         with pipeline:
             files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
             indices = fn.external_source(name="indices", dtype=types.INT64, ndim=1)

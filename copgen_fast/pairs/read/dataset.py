@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,15 +19,15 @@ from copgen_fast.pairs.format import check_file, key, member_table, members, pla
 from copgen_fast.runtime.artifacts import require
 
 Pair = tuple[Tensor, Tensor, int]
-"""Anchor and positive, both uint8 [3, H, W] with any strides, and the label."""
+"""Anchor and positive, both uint8 [3, H, W] with any strides, and the label; several positives are [K, 3, H, W]."""
 
 
 class EncodedPair(NamedTuple):
     """A pair's members, encoded as in the shard."""
 
     index: int
-    anchor: memoryview
-    positive: memoryview
+    images: tuple[memoryview, ...]
+    """Of the anchor, then of its positives."""
     record: memoryview
 
 
@@ -89,7 +90,7 @@ class PairDataset(Dataset):
     @property
     def decoded_bytes(self) -> int:
         """Bytes of all images when decoded."""
-        return 2 * self.index.count * int(np.prod(self.index.image_shape))
+        return (1 + self.index.positives) * self.index.count * int(np.prod(self.index.image_shape))
 
     def read(self, index: int, shard: bytes | None = None) -> EncodedPair:
         """The encoded pair, from `shard` (its shard's bytes from `read_shard`) or from the file."""
@@ -99,7 +100,9 @@ class PairDataset(Dataset):
         span = self._spans[number]
         path = self.folder / span.name
         if number not in self._tables:
-            self._tables[number] = member_table(path, span.first, span.count, self.index.codec, shard)
+            self._tables[number] = member_table(
+                path, span.first, span.count, self.index.codec, shard, self.index.positives
+            )
         places = self._tables[number][row].tolist()
         start, end = places[0][0], sum(places[-1])
         if shard is not None:
@@ -108,7 +111,8 @@ class PairDataset(Dataset):
             # Opened anew each time: thousands of shards would pass the limit on open files.
             with open(path, "rb", buffering=0) as file:
                 data = memoryview(os.pread(file.fileno(), end - start, start))
-        return EncodedPair(index, *(data[offset - start : offset - start + size] for offset, size in places))
+        *images, record = (data[offset - start : offset - start + size] for offset, size in places)
+        return EncodedPair(index, tuple(images), record)
 
     def read_shard(self, number: int) -> bytes:
         """A shard's bytes."""
@@ -121,8 +125,9 @@ class PairDataset(Dataset):
             CorruptArtifactError: the message names the shard and the member.
         """
         codec, shape = CODECS[self.index.codec], self.index.image_shape
-        anchor = codec.decode(pair.anchor, shape, self._where(pair.index, 0))
-        return anchor, codec.decode(pair.positive, shape, self._where(pair.index, 1)), self.label(pair)
+        images = (codec.decode(x, shape, self._where(pair.index, column)) for column, x in enumerate(pair.images))
+        anchor, *positives = images
+        return anchor, positives[0] if len(positives) == 1 else torch.stack(positives), self.label(pair)
 
     def expect_sizes(self, pair: EncodedPair) -> None:
         """Check the sizes that a pair's encoded images claim, where another decoder than `decode` will take them.
@@ -131,7 +136,7 @@ class PairDataset(Dataset):
             CorruptArtifactError: the message names the shard and the member.
         """
         codec = CODECS[self.index.codec]
-        for column, data in enumerate((pair.anchor, pair.positive)):
+        for column, data in enumerate(pair.images):
             codec.expect_size(data, self.index.image_shape, self._where(pair.index, column))
 
     def label(self, pair: EncodedPair) -> int:
@@ -142,24 +147,24 @@ class PairDataset(Dataset):
         """
         record = self._parse(pair)
         if record["index"] != pair.index:
-            raise CorruptArtifactError(f"{self._where(pair.index, 2)} belongs to pair {record['index']}: {REMEDY}")
+            raise CorruptArtifactError(f"{self._where(pair.index, -1)} belongs to pair {record['index']}: {REMEDY}")
         label = record.get("label", record.get("pseudo_class"))
         if not isinstance(label, int):
-            raise CorruptArtifactError(f"{self._where(pair.index, 2)} holds no label or pseudo_class: {REMEDY}")
+            raise CorruptArtifactError(f"{self._where(pair.index, -1)} holds no label or pseudo_class: {REMEDY}")
         return label
 
     def _parse(self, pair: EncodedPair) -> dict:
         try:
             record = schema.parse(bytes(pair.record))
         except ValueError as error:
-            message = f"{self._where(pair.index, 2)} is not valid JSON ({error}): {REMEDY}"
+            message = f"{self._where(pair.index, -1)} is not valid JSON ({error}): {REMEDY}"
             raise CorruptArtifactError(message) from error
         try:
             schema.check(record, PairRecord)
         except ValueError as error:
-            raise CorruptArtifactError(f"{self._where(pair.index, 2)}: {error}: {REMEDY}") from error
+            raise CorruptArtifactError(f"{self._where(pair.index, -1)}: {error}: {REMEDY}") from error
         return record
 
     def _where(self, index: int, column: int) -> str:
         name = self._spans[index // self.index.shard_size].name
-        return f"{self.folder / name}: {key(index)}.{members(self.index.codec)[column]}"
+        return f"{self.folder / name}: {key(index)}.{members(self.index.codec, self.index.positives)[column]}"

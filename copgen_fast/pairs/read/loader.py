@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from copgen_fast.config import OnCorrupt, PretrainConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.pairs.read.batch import NO_LABEL, Batches, PairBatch
+from copgen_fast.pairs.read.batch import NO_LABEL, Batches, PairBatch, as_batch
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.read.prefetch import Prefetcher
 from copgen_fast.pairs.read.reader import Shards
@@ -82,7 +82,8 @@ class PairBatches(Batches):
     used.
 
     Args:
-        dataset: returns (anchor, positive, label), images uint8 [3, H, W] of one size: PairDataset, or real images.
+        dataset: returns (anchor, positive, label), images uint8 [3, H, W] of one size, or K positives [K, 3, H, W]:
+            PairDataset, or real images.
         workers: threads that read and decode; 0: the calling thread does, without prefetching.
         on_corrupt: see `Reader`.
         device: where batches are returned; to a GPU they are copied ahead of the step, on a separate stream.
@@ -107,10 +108,12 @@ class PairBatches(Batches):
         super().__init__(dataset, sampler, on_corrupt, device)
         anchor, positive, _ = self._reader.pair(0, {})
         expect_tensor("anchor", anchor, (3, "H", "W"), [torch.uint8])
-        expect_tensor("positive", positive, tuple(anchor.shape), [torch.uint8])
+        several = ("K",) if isinstance(positive, Tensor) and positive.ndim == 4 else ()
+        expect_tensor("positive", positive, (*several, *anchor.shape), [torch.uint8])
+        self._views = 1 + (len(positive) if several else 1)
         self._shape = (*anchor.shape[1:], 3)
-        self.cached = 2 * anchor.nbytes * len(dataset) <= cache_gib * 2**30
-        self._cache = _Cache(len(dataset), self._shape) if self.cached else None
+        self.cached = self._views * anchor.nbytes * len(dataset) <= cache_gib * 2**30
+        self._cache = _Cache(self._views, len(dataset), self._shape) if self.cached else None
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._workers = workers
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -132,7 +135,7 @@ class PairBatches(Batches):
 
     def _make(self, indices: list[int], shards: Shards) -> _Loaded:
         on_gpu = self._stream is not None
-        images = torch.empty(2, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
+        images = torch.empty(self._views, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
         labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=on_gpu)
 
         def fill(rows: range) -> None:
@@ -152,13 +155,14 @@ class PairBatches(Batches):
             return _Loaded(indices, _batch(*there), self._stream.record_event())
 
     def _fill(self, images: np.ndarray, labels: np.ndarray, indices: list[int], rows: range, shards: Shards) -> None:
-        """Write rows of a batch: images [2, B, H, W, 3], labels [B]."""
+        """Write rows of a batch: images [V, B, H, W, 3], labels [B]."""
         cache = self._cache
         for row in rows:
             index = indices[row]
             if cache is None or not cache.known[index]:
                 anchor, positive, label = self._reader.pair(index, shards)
-                images[0, row], images[1, row] = (x.permute(1, 2, 0).numpy() for x in (anchor, positive))
+                for view, x in enumerate((anchor, *positive.view(-1, *anchor.shape))):
+                    images[view, row] = x.permute(1, 2, 0).numpy()
                 labels[row] = label
                 if cache is not None:
                     cache.images[:, index], cache.labels[index] = images[:, row], label
@@ -168,15 +172,15 @@ class PairBatches(Batches):
 
 
 def _batch(images: Tensor, labels: Tensor) -> PairBatch:
-    """A batch of images [2, B, H, W, 3], anchors first."""
-    return PairBatch(*images.permute(0, 1, 4, 2, 3), labels)
+    """A batch of images [V, B, H, W, 3], anchors first."""
+    return as_batch(images.permute(0, 1, 4, 2, 3), labels)
 
 
 class _Cache:
     """Decoded pairs by index."""
 
-    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
-        self.images = np.empty((2, count, *shape), np.uint8)
+    def __init__(self, views: int, count: int, shape: tuple[int, int, int]) -> None:
+        self.images = np.empty((views, count, *shape), np.uint8)
         self.labels = np.empty(count, np.int64)
         self.known = np.zeros(count, bool)
 

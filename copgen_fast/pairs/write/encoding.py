@@ -10,8 +10,8 @@ import numpy as np
 from copgen_fast.config import Codec
 from copgen_fast.pairs.codecs import CODECS
 
-Files = list[tuple[bytes, bytes]]
-"""The anchor's and the positive's file of each pair."""
+Files = list[tuple[bytes, ...]]
+"""The anchor's file of each pair, and its positives'."""
 
 _PAIRS_PER_TASK = 16
 
@@ -28,7 +28,7 @@ class Encoder:
         self._pool = ThreadPoolExecutor(workers, "encoder") if workers and codec != "raw" else None
 
     def submit(self, pixels: np.ndarray) -> Callable[[], Files]:
-        """Start to encode uint8 [2, n, H, W, 3], anchors first; calling the result waits for the files.
+        """Start to encode uint8 [1 + K, n, H, W, 3], anchors first; calling the result waits for the files.
 
         The pixels must not change until then. An error of a thread is raised by that call.
         """
@@ -39,8 +39,8 @@ class Encoder:
         tasks = [self._pool.submit(self._files, pairs[start : start + _PAIRS_PER_TASK]) for start in starts]
         return lambda: [files for task in tasks for files in task.result()]
 
-    def _files(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Files:
-        return [(self._encode(anchor), self._encode(positive)) for anchor, positive in pairs]
+    def _files(self, pairs: list[tuple[np.ndarray, ...]]) -> Files:
+        return [tuple(map(self._encode, images)) for images in pairs]
 
     def close(self) -> None:
         """Drop what has not begun and wait for what has."""

@@ -33,9 +33,9 @@ class PinnedBatch:
 class PinnedBuffers:
     """Host buffers for a batch of pairs each, page-locked for a GPU, with as many on the GPU.
 
-    A buffer holds each image's largest magnitude, float32 [2, n], anchors first, then the pixels, uint8
-    [2, n, H, W, 3]: a single asynchronous copy brings both. The first batch, for which they are allocated, is the
-    largest.
+    A buffer holds each image's largest magnitude, float32 [V, n], anchors first, then the pixels, uint8
+    [V, n, H, W, 3], V = 1 + positives: a single asynchronous copy brings both. The first batch, for which
+    they are allocated, is the largest.
 
     Attributes:
         image_shape: (3, H, W) of the first batch.
@@ -43,23 +43,23 @@ class PinnedBuffers:
 
     image_shape: tuple[int, int, int]
 
-    def __init__(self, buffers: int, device: torch.device) -> None:
-        self._device, self._free = device, list(range(buffers))
+    def __init__(self, buffers: int, device: torch.device, positives: int = 1) -> None:
+        self._device, self._free, self._rows = device, list(range(buffers)), 1 + positives
         self._made: Tensor | None = None
         self._host: Tensor | None = None
 
-    def put(self, anchors: Tensor, positives: Tensor, first: int) -> PinnedBatch:
+    def put(self, anchors: Tensor, *positives: Tensor, first: int) -> PinnedBatch:
         """Quantise images [n, 3, H, W] in [-1, 1] into a free buffer; on a GPU, without waiting for it."""
         on_gpu = self._device.type == "cuda"
         if self._host is None:
             self.image_shape = tuple(anchors.shape[1:])
-            size = 2 * len(anchors) * (math.prod(self.image_shape) + 4)
+            size = self._rows * len(anchors) * (math.prod(self.image_shape) + 4)
             shape = len(self._free), size + -size % 4  # numbers of 4 bytes start where memory is divisible by 4
             self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
             self._made = torch.empty(shape, dtype=torch.uint8, device=self._device) if on_gpu else self._host
         buffer, count = self._free.pop(0), len(anchors)
         pixels, largest = self._views(self._made, buffer, count)
-        for row, images in enumerate((anchors, positives)):
+        for row, images in enumerate((anchors, *positives)):
             pixels[row].copy_(levels(images).permute(0, 2, 3, 1))
             largest[row].copy_(magnitudes(images))
         copied = None
@@ -71,7 +71,7 @@ class PinnedBuffers:
         return PinnedBatch(buffer, first, count, copied)
 
     def pixels(self, batch: PinnedBatch) -> np.ndarray:
-        """Wait for a batch's copy alone, and return its pixels, uint8 [2, n, H, W, 3], valid until `free`.
+        """Wait for a batch's copy alone, and return its pixels, uint8 [V, n, H, W, 3], valid until `free`.
 
         Raises:
             NonFiniteError: an image held a NaN or an infinity; the message names the pair.
@@ -80,8 +80,8 @@ class PinnedBuffers:
         if batch.copied is not None:
             batch.copied.synchronize()
         pixels, largest = self._views(self._host, batch.buffer, batch.count)
-        for row, name in enumerate(("images of anchors", "images of positives")):
-            require(name, largest[row], batch.first, MOST)
+        for row in range(self._rows):
+            require(f"images of {'positives' if row else 'anchors'}", largest[row], batch.first, MOST)
         return pixels.numpy()
 
     def free(self, batch: PinnedBatch) -> None:
@@ -89,8 +89,9 @@ class PinnedBuffers:
         self._free.append(batch.buffer)
 
     def _views(self, memory: Tensor, buffer: int, count: int) -> tuple[Tensor, Tensor]:
-        """Pixels, uint8 [2, count, H, W, 3], and largest magnitudes, float32 [2, count], of a buffer."""
-        channels, height, width = self.image_shape
-        largest, pixels = memory[buffer].split([8 * count, len(memory[buffer]) - 8 * count])
-        pixels = pixels[: 2 * count * channels * height * width].view(2, count, height, width, channels)
-        return pixels, largest.view(torch.float32).view(2, count)
+        """Pixels, uint8 [V, count, H, W, 3], and largest magnitudes, float32 [V, count], of a buffer."""
+        rows, (channels, height, width) = self._rows, self.image_shape
+        first = 4 * rows * count
+        largest, pixels = memory[buffer].split([first, len(memory[buffer]) - first])
+        pixels = pixels[: rows * count * channels * height * width].view(rows, count, height, width, channels)
+        return pixels, largest.view(torch.float32).view(rows, count)

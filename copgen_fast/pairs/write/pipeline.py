@@ -14,7 +14,7 @@ from copgen_fast.config import PairsConfig
 from copgen_fast.pairs.format import Span
 from copgen_fast.pairs.write.encoding import Encoder, Files
 from copgen_fast.pairs.write.pinned import PinnedBatch, PinnedBuffers
-from copgen_fast.pairs.write.source import PairSource
+from copgen_fast.pairs.write.source import PairSource, displacements, each_positive
 from copgen_fast.runtime import devices
 
 # One batch is written, one encoded, and one generated (on a GPU: copied) at the same time.
@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 
 class ShardLatents(NamedTuple):
-    """What a shard holds beside images: latents, float32 [n, L] on the CPU, and KEY.json of each pair."""
+    """What a shard holds beside images: latents, float32 on the CPU, z [n, L] and z_positive [n, L] or [n, K, L], and
+    KEY.json of each pair.
+    """
 
     z: Tensor
     z_positive: Tensor
@@ -45,7 +47,7 @@ def encoded_batches(source: PairSource, config: PairsConfig, spans: Sequence[Spa
 
     An error is raised after the batches before it. Close the iterator to end the threads.
     """
-    buffers = PinnedBuffers(_BUFFERS, source.device)
+    buffers = PinnedBuffers(_BUFFERS, source.device, source.positives)
     with contextlib.closing(Encoder(config.codec, config.workers)) as encoder:
         generated = prefetch(_generate(source, config, spans, buffers), batches_queued(source.device))
         encoding = ((latents, batch, encoder.submit(buffers.pixels(batch))) for latents, batch in generated)
@@ -87,15 +89,15 @@ def _generate(
         for start in range(0, span.count, config.batch):
             rows = slice(start, start + config.batch)
             classes = None if labels is None else labels[rows]
-            anchors, positives = source.images(z[rows], classes), source.images(z_positive[rows], classes)
-            yield latents, buffers.put(anchors, positives, span.first + start)
+            made = (source.images(latent[rows], classes) for latent in (z, *each_positive(z_positive)))
+            yield latents, buffers.put(*made, first=span.first + start)
 
 
 def _draw(source: PairSource, config: PairsConfig, span: Span) -> ShardLatents:
     seed = config.start_seed + span.first
     z, z_positive = source.draw(range(seed, seed + span.count), span.first)
     records = []
-    for index, displacement in enumerate((z_positive.double() - z.double()).norm(dim=1).tolist(), span.first):
+    for index, displacement in enumerate(displacements(z, z_positive).tolist(), span.first):
         record = {
             "index": index,
             "seed": config.start_seed + index,

@@ -11,6 +11,7 @@ from torch import Tensor
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.pairs.format import require_finite
 from copgen_fast.runtime import latents
+from copgen_fast.runtime.seeds import derive32
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class PairSource:
     device: torch.device
     label_of: Callable[[int], int] | None = None
     """Class of pair i's images, for a conditional generator."""
+    positives: int = 1
+    """Of each anchor: K. Those after the first are drawn from other seeds, derived of the anchor's."""
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
         """Classes int64 [n] of pairs, on the CPU; None for a generator without classes."""
         return None if self.label_of is None else torch.tensor([self.label_of(index) for index in indices])
 
     def draw(self, seeds: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor]:
-        """z and z_positive of some seeds, both float32 [n, L] on the CPU.
+        """z [n, L] and z_positive, [n, L] or of several positives [n, K, L], of some seeds, float32 on the CPU.
 
         Args:
             first: number of the first sample, for the message.
@@ -42,11 +45,16 @@ class PairSource:
             TypeError, ValueError: `positive` returned another dtype or shape.
         """
         z = latents.sample_each(self.prior, seeds, self.latent_dim)
-        z_positive = expect_tensor("positive(z, seeds)", self.positive(z, seeds), tuple(z.shape), [torch.float32])
-        z_positive = z_positive.cpu()
+        found = [
+            self._positive(z, seeds if number == 0 else _others(seeds, number)) for number in range(self.positives)
+        ]
+        z_positive = found[0] if self.positives == 1 else torch.stack(found, dim=1)
         require_finite("z", z, first)
         require_finite("z_positive", z_positive, first)
         return z, z_positive
+
+    def _positive(self, z: Tensor, seeds: Sequence[int]) -> Tensor:
+        return expect_tensor("positive(z, seeds)", self.positive(z, seeds), tuple(z.shape), [torch.float32]).cpu()
 
     def images(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """Images of latents [n, L] and their `labels`, floating point [n, 3, H, W] on `device`.
@@ -57,3 +65,19 @@ class PairSource:
         inputs = (z,) if labels is None else (z, labels)
         images = self.generator(*(tensor.to(self.device) for tensor in inputs))
         return expect_tensor("generator(z)", images, (len(z), 3, "H", "W"))
+
+
+def _others(seeds: Sequence[int], number: int) -> list[int]:
+    """Seeds of the positives `number` of anchors."""
+    return [derive32("positive", number, seed) for seed in seeds]
+
+
+def each_positive(z_positive: Tensor) -> tuple[Tensor, ...]:
+    """The latents [n, L] of each positive, out of [n, L] or [n, K, L]."""
+    return (z_positive,) if z_positive.ndim == 2 else z_positive.unbind(1)
+
+
+def displacements(z: Tensor, z_positive: Tensor) -> Tensor:
+    """L2 norm of z_positive - z of each pair, [n], float64; the mean over its positives."""
+    norms = [(one.double() - z.double()).norm(dim=1) for one in each_positive(z_positive)]
+    return torch.stack(norms).mean(0)

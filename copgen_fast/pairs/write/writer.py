@@ -47,7 +47,7 @@ def write_pairs(
         progress: called with the number of the writer's pairs that are there, then with that of each batch written.
 
     Returns:
-        count (pairs of all writers), written, seconds, images_per_s (both of this call; two images a pair)
+        count (pairs of all writers), written, seconds, images_per_s (both of this call; two images a pair, or 1 + K)
         and displacement_mean (L2, over all pairs; None while other writers' are missing).
 
     Raises:
@@ -79,7 +79,7 @@ def write_pairs(
         "count": config.count,
         "written": written,
         "seconds": seconds,
-        "images_per_s": 2 * written / seconds,
+        "images_per_s": (1 + source.positives) * written / seconds,
         "displacement_mean": None if complete is None else complete.displacement_mean,
     }
 
@@ -89,10 +89,11 @@ def _open(
 ) -> tuple[Index, dict[str, Shard]]:
     """An index without shards, and the finished shards of all writers; other pairs are a UsageError."""
     index = Index(identity, config.count, config.shard_size, (3, 0, 0), source.latent_dim, config.codec, ())
+    index = dataclasses.replace(index, positives=source.positives)
     indexes = shares.read_indexes(folder)
     for found in indexes.values():
         sizes = {"count": config.count, "shard_size": config.shard_size, "latent_dim": source.latent_dim}
-        shares.require_same(folder, found, identity, **sizes, codec=config.codec)
+        shares.require_same(folder, found, identity, **sizes, codec=config.codec, positives=source.positives)
         index = dataclasses.replace(index, image_shape=found.image_shape)
     shares.remove_leftovers(folder, share)
     finished = shares.finished_shards(folder, indexes, share.index_name)
@@ -136,7 +137,7 @@ def _write_shard(
                 latents = batch.latents
                 for index, files in enumerate(batch.files, batch.first):
                     record = json.dumps(latents.records[index - span.first]).encode()
-                    for member, data in zip(members(config.codec), (*files, record), strict=True):
+                    for member, data in zip(members(config.codec, len(files) - 1), (*files, record), strict=True):
                         add_member(tar, f"{key(index)}.{member}", data)
                 progress(len(batch.files))
         # Before the tar takes its name, so that no tar is ever without its latents.

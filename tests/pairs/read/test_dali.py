@@ -12,16 +12,17 @@ from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.images.sets import RealPairs
 from copgen_fast.pairs.read import dali, loader
 from copgen_fast.pairs.read.loader import PairBatches, PairDataset, Sampler, open_batches
-from tests.helpers.pairs_fixtures import CONFIG, write
+from tests.helpers.pairs_fixtures import CONFIG, source, write
 
 needs_dali = pytest.mark.skipif(not dali.available(), reason="DALI is not installed")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["png", "jpeg", "raw"])
+@pytest.fixture(scope="module", params=["png", "jpeg", "raw", "png of several positives", "raw of several positives"])
 def pairs(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    write(folder, dataclasses.replace(CONFIG, codec=request.param))
+    codec, _, several = request.param.partition(" of ")
+    folder = tmp_path_factory.mktemp(codec)
+    write(folder, dataclasses.replace(CONFIG, codec=codec), source(positives=3 if several else 1))
     return PairDataset(folder)
 
 

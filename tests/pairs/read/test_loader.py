@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.read.loader import PairBatch, PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.read.sampler import permutation
-from tests.helpers.pairs_fixtures import CONFIG, contents, forge, update_digest, write
+from tests.helpers.pairs_fixtures import CONFIG, contents, forge, source, update_digest, write
 
 NO_CACHE = 0.0
 
@@ -289,6 +289,25 @@ def test_an_altered_record_of_a_pair_is_named_with_its_field(folder, record, mes
     for read in (PairDataset(folder, check=False).record, PairDataset(folder, check=False).__getitem__):
         with pytest.raises(CorruptArtifactError, match=rf"shard-000000\.tar: 00000000\.json:? {message}"):
             read(0)
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_several_positives_come_in_one_tensor_after_the_anchors(tmp_path, cache_gib, workers):
+    write(tmp_path, pair_source=source(positives=3))
+    pairs = PairDataset(tmp_path)
+    assert pairs.decoded_bytes == 10 * 4 * 3 * 8 * 8
+    batches = plain(pairs, 4, 0, cache_gib, workers)
+    for step in (0, 1, 2, 0):
+        batch, indices = batches(step), Sampler(10, 4, 0).indices(step)
+        anchors, positives, labels = zip(*(pairs[index] for index in indices), strict=True)
+        assert torch.equal(batch.anchors, torch.stack(anchors)) and batch.labels.tolist() == list(labels)
+        assert torch.equal(batch.positives, torch.stack(positives, dim=1)), "[K, B, 3, H, W]"
+        assert batch.images.data_ptr() == batch.anchors.data_ptr()
+        one = batch.with_one_positive(torch.tensor([2, 0, 1, 2]))
+        assert torch.equal(one.positives, torch.stack([positives[row][k] for row, k in enumerate((2, 0, 1, 2))]))
+        for of in (batch, one, batch._replace(positives=batch.positives.clone()), batch._replace(labels=labels)):
+            assert torch.equal(of.images, torch.cat((of.anchors, of.each_positive.flatten(0, 1))))
 
 
 def test_a_batch_is_its_images_in_one_tensor():

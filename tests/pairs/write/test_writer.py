@@ -73,6 +73,33 @@ def test_index_lists_the_shards(tmp_path):
         assert sha256(path.with_suffix(".safetensors")) == shard["sidecar_sha256"]
 
 
+@pytest.mark.parametrize("batch", [1, 3, 256])
+def test_several_positives_are_drawn_apart_and_the_first_is_that_of_one(tmp_path, uninterrupted, batch):
+    config = dataclasses.replace(CONFIG, batch=batch)
+    result = write(tmp_path / "three", config, source(positives=3))
+    write(tmp_path / "one", config)
+    one, three = PairDataset(tmp_path / "one"), PairDataset(tmp_path / "three")
+    for pair, more in zip(one, three, strict=True):
+        anchor, first, label = pair
+        assert torch.equal(more[0], anchor) and torch.equal(more[1][0], first) and more[2] == label
+        assert more[1].shape == (3, 3, 8, 8) and not torch.equal(more[1][1], more[1][2])
+    stored = artifacts.read_tensors(tmp_path / "three" / "shard-000001.safetensors")
+    z, z_positive = stored["z"], stored["z_positive"]
+    alone = artifacts.read_tensors(tmp_path / "one" / "shard-000001.safetensors")
+    assert torch.equal(z, alone["z"]) and torch.equal(z_positive[:, 0], alone["z_positive"])
+    for k in range(3):
+        expected = to_uint8(generate(z_positive[:, k]))
+        assert (torch.stack([three[i][1][k] for i in range(4, 8)]).int() - expected.int()).abs().max() <= 1
+    distance = (z_positive - z[:, None]).norm(dim=2).mean(1)
+    assert [three.record(i)["displacement"] for i in range(4, 8)] == pytest.approx(distance.tolist(), rel=1e-5)
+    index = json.loads((tmp_path / "three" / "index.json").read_text())
+    assert (index["format"], index["positives"]) == (3, 3)
+    assert "positives" not in json.loads(uninterrupted["index.json"]), "as older versions wrote and read it"
+    assert result["images_per_s"] == pytest.approx(40 / result["seconds"])
+    with pytest.raises(UsageError, match=r"positives \(3 there, 2 here\)"):
+        write(tmp_path / "three", config, source(positives=2))
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_bytes_do_not_depend_on_workers(tmp_path, uninterrupted, workers):
     write(tmp_path, dataclasses.replace(CONFIG, workers=workers))
