@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.errors import CopgenError, UsageError, explain
 from copgen_fast.generators._interface import copy_attributes, expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.runtime.devices import full_float32
@@ -65,7 +65,7 @@ def optimize(
     Raises:
         CopgenError: the rewrite is not the same function (the first layer that differs is named), or half
             precision changes images by more than 0.5 levels on average or 8 in a thousandth of the values.
-        UsageError: an unknown level, a graph without a GPU or a batch.
+        UsageError: an unknown level, a graph without a GPU or a batch, an operation that half precision lacks.
     """
     if level not in ("exact", "half", "graph"):
         raise UsageError(f"level: expected exact, half or graph, got {level!r}")
@@ -177,7 +177,14 @@ def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: t
         z, labels = _inputs(published, device)
         wanted = exact(z, labels)
         half = exact.in_precision(dtype) if hasattr(exact, "in_precision") else Cast(exact, dtype)
-        half.difference, half.half_dtype = difference(half(z, labels), wanted), dtype
+        try:
+            images = half(z, labels)
+        except RuntimeError as error:  # of an operation that no half precision has, a matrix inverse say
+            if known := explain(error):
+                raise known from error
+            name = type(published).__name__
+            raise UsageError(f"{name} can't compute in {dtype}, {error}: take level exact") from error
+        half.difference, half.half_dtype = difference(images, wanted), dtype
     if not (half.difference.mean <= MEAN_GATE and half.difference.tail <= TAIL_GATE):
         raise CopgenError(
             f"{dtype} changes the images of {type(published).__name__} too much ({half.difference}; allowed are a mean "

@@ -329,3 +329,8 @@ def test_rows_of_infinity_stay_alone():
     z[0] = math.inf
     x = flow.inverse(z)
     assert not x[0].isfinite().any() and x[1].isfinite().all()
+
+
+def test_half_precision_is_refused_where_an_operation_lacks_it(generator):
+    with pytest.raises(UsageError, match="ResidualFlowGenerator can't compute in torch.bfloat16, .*: take level exact"):
+        generators.optimize(generator, "half")

@@ -28,6 +28,14 @@ def stats(a, p, labels, negatives):
     return loss + 0 * found.mi_lower_bound
 
 
+def randomized(x):
+    # All draws: compilers leave out those that nothing depends on, and the numbers after them are others then.
+    params = AugmentParams.sample(len(x), (9, 8), get("infomin"))
+    return torch.cat(
+        [params.crop, params.factors, params.solarize[:, None], params.rand_augment.argument], 1
+    ).nan_to_num()
+
+
 CASES = {  # what is compiled, and its arguments of a size
     "augment": (Augment(get("simclr"), 10), lambda n: (images(n),)),
     "augment, blurred, two views": (Augment(get("byol"), 10, views=2), lambda n: (images(n),)),
@@ -36,6 +44,7 @@ CASES = {  # what is compiled, and its arguments of a size
         lambda x: AugmentParams.sample(len(x), (9, 8), get("byol")).factors,
         lambda n: (images(n),),
     ),
+    "parameters of RandAugment": (randomized, lambda n: (images(n),)),
     "info_nce": (InfoNCELoss(0.1), pairs),
     "info_nce, one-sided": (InfoNCELoss(0.1, symmetric=False), pairs),
     "info_nce, learned temperature": (InfoNCELoss(0.1, learn_temperature=True), pairs),
