@@ -21,12 +21,13 @@ from pathlib import Path
 import torch
 
 from copgen_fast import __version__, augmentations, generators, methods, options, positives, registry
-from copgen_fast.config import PRESETS, STAGES, RunConfig, faults
+from copgen_fast.config import STAGES, RunConfig, faults
 from copgen_fast.errors import CopgenError, ExhaustedError, UsageError, command, exhausted, explain
 from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.shares import Share
 from copgen_fast.positives import steering
+from copgen_fast.presets import PRESETS
 from copgen_fast.record import (
     INVOCATION,
     RENAMED,

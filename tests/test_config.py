@@ -4,17 +4,9 @@ import json
 import pytest
 
 from copgen_fast import registry
-from copgen_fast.config import (
-    PRESETS,
-    STAGES,
-    MethodConfig,
-    NavigatorConfig,
-    PairsConfig,
-    PretrainConfig,
-    RunConfig,
-    faults,
-)
+from copgen_fast.config import STAGES, MethodConfig, NavigatorConfig, PairsConfig, PretrainConfig, RunConfig, faults
 from copgen_fast.errors import UsageError
+from copgen_fast.presets import PRESETS
 from copgen_fast.record import RENAMED, differences, expect_current, from_identity, identity
 
 

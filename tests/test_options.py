@@ -12,13 +12,14 @@ import pytest
 
 from bench import __main__ as bench
 from copgen_fast import options, registry, train, verify
-from copgen_fast.config import PRESETS, PairsConfig, RunConfig, faults, flat
+from copgen_fast.config import PairsConfig, RunConfig, faults, flat
 from copgen_fast.doctor.__main__ import DoctorConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.generators.fit.digits import FitConfig
 from copgen_fast.generators.fit.residual_flow import FlowConfig
 from copgen_fast.generators.fit.resnet_gan import GanConfig
 from copgen_fast.options import Place, Range
+from copgen_fast.presets import PRESETS
 
 PARTS = [registry.config_class(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 OTHERS = [verify.VerifyConfig, DoctorConfig, FitConfig, FlowConfig, GanConfig, bench.Options, bench.GpuOptions]

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from copgen_fast import train, verify
-from copgen_fast.config import PRESETS, STAGES
+from copgen_fast.config import STAGES
 from copgen_fast.generators.digits import EMBEDDED
 from copgen_fast.pairs.read import dali
+from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages import navigator
 from copgen_fast.train import main, parse

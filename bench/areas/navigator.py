@@ -17,9 +17,10 @@ from bench.baselines.navigator import ReferenceNavigator
 from bench.harness import Call
 from bench.rows import Options, Row
 from copgen_fast import generators
-from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig, RunConfig
+from copgen_fast.config import EncoderConfig, NavigatorConfig, RunConfig
 from copgen_fast.errors import CopgenError
 from copgen_fast.positives.navigator import untrained
+from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import devices, seeds
 from copgen_fast.stages.navigator import Players, draw_batch, draw_latents, make_players, make_step
 

@@ -18,8 +18,9 @@ from bench.baselines import pretrain as baselines
 from bench.harness import Call
 from bench.rows import Candidate, Options, Row, chosen, compare
 from copgen_fast import augmentations
-from copgen_fast.config import PRESETS, EncoderConfig, PretrainConfig, RunConfig
+from copgen_fast.config import EncoderConfig, PretrainConfig, RunConfig
 from copgen_fast.pairs.read.loader import NO_LABEL, Batches, PairBatch, open_batches
+from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import devices, machine
 from copgen_fast.stages.pretrain import make_batch, make_learner, pretrain_step
 

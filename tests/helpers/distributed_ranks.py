@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from copgen_fast import methods, train
-from copgen_fast.config import PRESETS, EncoderConfig, MethodConfig, NavigatorConfig, PretrainConfig, SteeringConfig
+from copgen_fast.config import EncoderConfig, MethodConfig, NavigatorConfig, PretrainConfig, SteeringConfig
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import CopgenError
 from copgen_fast.ops.info_nce import functional
@@ -24,6 +24,7 @@ from copgen_fast.pairs.read.batch import as_batch
 from copgen_fast.positives._warps import limits_of
 from copgen_fast.positives.navigator import Navigator
 from copgen_fast.positives.steering import Walks
+from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import distributed, interrupts, seeds
 from copgen_fast.runtime.heartbeat import Heartbeat
 from copgen_fast.stages import Run, navigator, pretrain, steering

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from copgen_fast import train
-from copgen_fast.config import PRESETS
 from copgen_fast.errors import UsageError
+from copgen_fast.presets import PRESETS
 from copgen_fast.record import identity
 from copgen_fast.runtime import distributed
 from copgen_fast.runtime.artifacts import read_json

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from copgen_fast.config import PRESETS, EncoderConfig, NavigatorConfig
+from copgen_fast.config import EncoderConfig, NavigatorConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.positives.navigator import Navigator
+from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages import Run
 from copgen_fast.stages import navigator as stage

@@ -7,10 +7,11 @@ import shutil
 import pytest
 import torch
 
-from copgen_fast.config import PRESETS, MethodConfig, PretrainConfig
+from copgen_fast.config import MethodConfig, PretrainConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.read.batch import PairBatch, as_batch
+from copgen_fast.presets import PRESETS
 from copgen_fast.runtime.distributed import Ranks
 from copgen_fast.stages import Run
 from copgen_fast.stages import pretrain as stage

@@ -12,10 +12,11 @@ import torchvision.transforms.functional as F
 from safetensors import safe_open
 from torch import nn
 
-from copgen_fast.config import PRESETS, PairsConfig, SteeringConfig
+from copgen_fast.config import PairsConfig, SteeringConfig
 from copgen_fast.files import sha256
 from copgen_fast.positives._warps import limits_of
 from copgen_fast.positives.steering import unlearned
+from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages import Run
 from copgen_fast.stages import steering as stage

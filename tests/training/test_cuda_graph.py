@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-from copgen_fast.config import PRESETS
 from copgen_fast.errors import CopgenError
+from copgen_fast.presets import PRESETS
 from copgen_fast.stages import Run
 from copgen_fast.stages import navigator as stage
 from copgen_fast.training import cuda_graph, optimizers
