@@ -66,9 +66,9 @@ def test_neighbours_are_those_of_lightlys_memory_bank_and_of_no_whole_matrix():
         queue.take_in()
         # lightly keeps embeddings as they come and normalises them at each look-up.
         bank.bank = F.normalize(bank.bank, dim=1)
-    many = Queue(1 << 16, 4)
+    many = Queue(1 << 16, 256)
     with torch.profiler.profile(profile_memory=True) as profile:
-        found = many.nearest(F.normalize(drawn(500, 4, dtype=torch.float32), dim=1))
+        found = many.nearest(F.normalize(drawn(500, 256, dtype=torch.float32), dim=1))
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest <= 64 * 2**20, "the matrix has 131 MB"
     assert found.max() > len(many.rows) // 2, "parts count from the start"

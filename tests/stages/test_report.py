@@ -1,7 +1,10 @@
 import re
 
+from copgen_fast import train
+from copgen_fast.runtime import artifacts
 from copgen_fast.stages.report import table
 from copgen_fast.training.metrics import read_rows
+from tests.conftest import TINY
 
 
 def test_the_page_is_self_contained_and_shows_everything(finished_run):
@@ -14,6 +17,17 @@ def test_the_page_is_self_contained_and_shows_everything(finished_run):
                   "lowshot top1 %, with its standard deviation",
                   "images/s", "views/s", "torch: ", "navigator.temperature: 0.1"):  # fmt: skip
         assert words in page, words
+
+
+def test_the_page_says_which_embeddings_had_collapsed(copied_run):
+    summary = copied_run / "pretrain" / "gaussian" / "simclr" / "summary.json"
+    artifacts.write_record(summary, artifacts.read_record(summary) | {"embedding_std": 0.01})
+    assert train.main([*TINY, "--out", str(copied_run)]) == 0
+    lines = re.findall("<strong>(.*)</strong>", (copied_run / "report.html").read_text())
+    assert [line for line in lines if "collapse" in line] == [
+        "gaussian: the embeddings collapse, their standard deviation is 0.010 of that of uniform directions: try a "
+        "smaller --pretrain.lr or a larger batch"
+    ]
 
 
 def test_rows_of_all_stages_are_joined(finished_run):
