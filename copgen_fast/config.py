@@ -68,10 +68,11 @@ class EncoderConfig:
 class NavigatorConfig:
     """Adversarial training of the navigator T_z against the estimator f (paper Eq. 6)."""
 
-    kind: Literal["nonlinear", "linear"] = "nonlinear"
-    """Two affine layers, with or without the ReLU between them."""
+    kind: Literal["nonlinear", "linear", "conv"] = "nonlinear"
+    """Two affine layers, with or without the ReLU between them. conv: two 3 x 3 convolutions with a ReLU between them,
+    for latents [C, h, w], whose affine layers would be too large."""
     hidden: Count | None = None
-    """Width of the layer between them; None: the latent's (the reference code's is that / reduction_ratio)."""
+    """Width between the layers; None: the latent's (the reference code's is that / reduction_ratio), conv: 64."""
     init: Literal["default", "near-zero"] = "default"
     """default: PyTorch's, as the reference code, which moves z at once. near-zero: weights N(0, 0.01), biases
     U(-0.001, 0.001), so that the distance grows from 0 (Serez et al. 2025)."""

@@ -34,6 +34,7 @@ class Setting:
         latent_groups: the generator's, see `generators.Generator`.
         steering: the steering stage's configuration.
         steering_file: where the steering stage leaves the walks.
+        latent_shape: the generator's.
     """
 
     latent_dim: int
@@ -44,6 +45,7 @@ class Setting:
     latent_groups: tuple[int, ...] = ()
     steering: SteeringConfig = field(default_factory=SteeringConfig)
     steering_file: Path = Path()
+    latent_shape: tuple[int, ...] = ()
 
 
 def options(config: PairsConfig) -> dict[str, Any]:

@@ -10,22 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.config import NavigatorConfig
+from copgen_fast.errors import UsageError
 from copgen_fast.files import sha256
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.positives import PositiveFunction, Setting, _groups
 from copgen_fast.runtime import artifacts, seeds
 
+CHANNELS = 64
+"""Between the convolutions of a convolutional T_z, by default."""
+
 
 class Navigator(nn.Module):
-    """The navigator T_z: two affine layers, with a ReLU between them unless linear.
+    """The navigator T_z: two affine layers, or two 3 x 3 convolutions (conv), with a ReLU between them unless linear.
 
     PyTorch's default initialisation, as in the reference code; with the learning rate it is what keeps dz short.
 
     Args:
         radius: project every dz onto the ball of this radius; None: leave it.
-        hidden: width between the layers; None: the latent's.
+        hidden: width between the layers; None: the latent's, or 64 channels.
         sizes: of the latent's groups.
         radii: project each group's part of dz onto a ball; 0: z stays as it is there, infinity: dz does.
+        shape: (C, h, w) of a latent that conv takes as an image.
     """
 
     def __init__(
@@ -36,11 +41,18 @@ class Navigator(nn.Module):
         hidden: int | None = None,
         sizes: Sequence[int] = (),
         radii: Sequence[float] = (),
+        shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        activation = [nn.ReLU(inplace=True)] if kind == "nonlinear" else []
-        width = hidden or latent_dim
-        self.walker = nn.Sequential(nn.Linear(latent_dim, width), *activation, nn.Linear(width, latent_dim))
+        activation = [] if kind == "linear" else [nn.ReLU(inplace=True)]
+        if kind == "conv":
+            width, channels = hidden or CHANNELS, shape[0]
+            first, last = (nn.Conv2d(*ends, 3, padding=1) for ends in ((channels, width), (width, channels)))
+            layers = [nn.Unflatten(1, tuple(shape)), first, *activation, last, nn.Flatten()]
+        else:
+            width = hidden or latent_dim
+            layers = [nn.Linear(latent_dim, width), *activation, nn.Linear(width, latent_dim)]
+        self.walker = nn.Sequential(*layers)
         self.latent_dim = latent_dim
         self.radius = radius
         self.sizes, self.radii = list(sizes), tuple(radii)
@@ -61,19 +73,39 @@ def _held(dz: Tensor, radius: float) -> Tensor:
     return dz * (radius / dz.norm(dim=1, keepdim=True).clamp_min(radius)) if radius else torch.zeros_like(dz)
 
 
-def untrained(latent_dim: int, config: NavigatorConfig, seed: int, latent_groups: Sequence[int] = ()) -> Navigator:
-    """T_z as the navigator stage starts it: the same weights for the same seed."""
+def untrained(
+    latent_dim: int,
+    config: NavigatorConfig,
+    seed: int,
+    latent_groups: Sequence[int] = (),
+    latent_shape: Sequence[int] = (),
+) -> Navigator:
+    """T_z as the navigator stage starts it: the same weights for the same seed.
+
+    Raises:
+        UsageError: a convolutional one for latents that are not [C, h, w].
+    """
+    if config.kind == "conv" and len(latent_shape) != 3:
+        shape = list(latent_shape or (latent_dim,))
+        raise UsageError(f"navigator.kind: conv needs a generator of latents [C, h, w], its are {shape}: take another")
     radii = ()
     if config.groups or config.group_deltas:
         radii = _groups.by_group(latent_groups, config.groups, config.group_deltas, math.inf)
     radius = config.delta if config.project else None
     with seeds.seeded(seed, "navigator"):
-        T_z = Navigator(latent_dim, config.kind, radius, config.hidden, latent_groups or (latent_dim,), radii)
+        sizes = latent_groups or (latent_dim,)
+        T_z = Navigator(latent_dim, config.kind, radius, config.hidden, sizes, radii, latent_shape)
         if config.init == "near-zero":
-            for layer in (T_z.walker[0], T_z.walker[-1]):
+            for layer in (layer for layer in T_z.walker if isinstance(layer, (nn.Linear, nn.Conv2d))):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.uniform_(layer.bias, -0.001, 0.001)
     return T_z
+
+
+def start(setting: Setting) -> Navigator:
+    """The untrained T_z of a setting."""
+    shape = setting.latent_shape
+    return untrained(setting.latent_dim, setting.navigator, setting.seed, setting.latent_groups, shape)
 
 
 def as_positive(navigator: Navigator) -> PositiveFunction:
@@ -85,7 +117,7 @@ def as_positive(navigator: Navigator) -> PositiveFunction:
 
 
 def build(setting: Setting) -> PositiveFunction:
-    navigator = untrained(setting.latent_dim, setting.navigator, setting.seed, setting.latent_groups)
+    navigator = start(setting)
     path = artifacts.require(setting.navigator_file, "navigator")
     artifacts.load_strictly(navigator, artifacts.read_tensors(path), path)
     return as_positive(navigator)

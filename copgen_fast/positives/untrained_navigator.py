@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from copgen_fast.positives import PositiveFunction, Setting
-from copgen_fast.positives.navigator import as_positive, held, untrained
+from copgen_fast.positives.navigator import as_positive, held, start
 
 
 def build(setting: Setting) -> PositiveFunction:
-    return as_positive(untrained(setting.latent_dim, setting.navigator, setting.seed, setting.latent_groups))
+    return as_positive(start(setting))
 
 
 def record(setting: Setting) -> dict[str, Any]:
-    return {"navigator_seed": setting.seed} | held(setting.navigator)
+    made = {"kind": "nonlinear", "hidden": None, "init": "default"}
+    other = {name: value for name in made if (value := getattr(setting.navigator, name)) != made[name]}
+    return (
+        {"navigator_seed": setting.seed}
+        | {f"navigator_{name}": value for name, value in other.items()}
+        | held(setting.navigator)
+    )

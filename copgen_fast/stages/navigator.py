@@ -202,7 +202,8 @@ def run(run: Run) -> None:
     if options.loss == "supcon" and G.classes < 2:
         has = "has none" if not G.classes else "has one, without negatives"
         raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} {has}")
-    players = make_players(run, G, untrained(G.latent_dim, options, config.seed, G.latent_groups).to(run.device))
+    T_z = untrained(G.latent_dim, options, config.seed, G.latent_groups, getattr(G, "latent_shape", ()))
+    players = make_players(run, G, T_z.to(run.device))
     step = make_step(run, players)
     shown_z = draw_latents(config, G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)
     shown_labels = draw_labels(G, GRID_COLUMNS, run.device, config.seed, "grid labels")

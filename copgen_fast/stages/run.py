@@ -59,6 +59,7 @@ class Run:
             navigator_file=self.navigator_file,
             options=options,
             latent_groups=G.latent_groups,
+            latent_shape=getattr(G, "latent_shape", ()),
             steering=config.steering,
             steering_file=self.steering_file,
         )

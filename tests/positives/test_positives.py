@@ -230,3 +230,47 @@ def test_a_generator_without_groups_has_one():
     with pytest.raises(UsageError, match="expected latent groups only 0, as the generator has one latent group; got 1"):
         positives.expect_groups(RunConfig(navigator=NavigatorConfig(groups=(1,))), ())
     positives.expect_groups(RunConfig(navigator=NavigatorConfig(groups=(0,), group_deltas=(2.0,))), ())
+
+
+SHAPE = (2, 3, 4)
+
+
+def convolutional(**options):
+    return untrained(DIM, NavigatorConfig(kind="conv", **options), 0, GROUPS, SHAPE)
+
+
+def test_a_convolutional_navigator_is_its_formula_and_read_back(tmp_path):
+    T, path = convolutional(hidden=5), tmp_path / "navigator.safetensors"
+    first, last = (layer for layer in T.walker if isinstance(layer, torch.nn.Conv2d))
+    assert first.weight.shape == (5, 2, 3, 3) and last.weight.shape == (2, 5, 3, 3)
+    artifacts.write_tensors(path, T.state_dict())
+    of = dataclasses.replace(setting(path, kind="conv", hidden=5), latent_shape=SHAPE)
+    z = latents.sample("truncnorm", 0, (500, DIM))
+    with torch.no_grad():
+        expected = last(first(z.unflatten(1, SHAPE)).relu()).flatten(1)
+    torch.testing.assert_close(moved("navigator", of), expected, rtol=1e-5, atol=1e-6)
+    assert positives.record("untrained-navigator", of) == {
+        "navigator_seed": 0, "navigator_kind": "conv", "navigator_hidden": 5
+    }  # fmt: skip
+    with pytest.raises(CorruptArtifactError, match="does not fit Navigator"):
+        positives.build("navigator", setting(path))
+
+
+def test_a_convolutional_navigator_takes_the_options_of_the_others():
+    assert (
+        sum(p.numel() for p in untrained(4 * 64 * 64, NavigatorConfig(kind="conv"), 0, (), (4, 64, 64)).parameters())
+        < 5000
+    )
+    z = latents.sample("normal", 0, (50, DIM))
+    assert convolutional(init="near-zero")(z).norm(dim=1).mean() < 0.1
+    held = convolutional(groups=(1,), group_deltas=(0.1,))(z)
+    assert held[:, :4].abs().max() == 0 and held[:, 12:].abs().max() == 0
+    assert held.norm(dim=1).max() <= 0.1 + 1e-6 and held.norm(dim=1).min() > 0
+    assert convolutional(delta=0.1, project=True)(z).norm(dim=1).max() <= 0.1 + 1e-6
+
+
+def test_a_convolutional_navigator_needs_latents_that_are_images():
+    with pytest.raises(
+        UsageError, match=r"navigator.kind: conv needs a generator of latents \[C, h, w\], its are \[24\]"
+    ):
+        untrained(DIM, NavigatorConfig(kind="conv"), 0, (), (DIM,))
