@@ -24,6 +24,7 @@ from copgen_fast.options import (
 )
 
 Stage = Literal["navigator", "steering", "pairs", "pretrain", "probe", "report"]
+Prior = Literal["truncnorm", "normal", "uniform", "sphere"]
 Codec = Literal["png", "jpeg", "raw"]
 OnCorrupt = Literal["stop", "skip"]
 BatchNorm = Literal["sync", "per-rank"]
@@ -49,8 +50,10 @@ class GeneratorConfig:
     checkpoint: bool = False
     """Compute each block's activations again in the navigator's backward rather than keep them: less memory, one
     more forward. For generators with a rewritten form (bigbigan, biggan-deep)."""
-    prior: Literal["truncnorm", "normal"] = "truncnorm"
-    """Latent prior: truncated to [-2, 2] as the reference code, or N(0, I) as the paper."""
+    prior: Prior | None = None
+    """Latent prior. truncnorm: N(0, I) truncated to [-2, 2], as the reference code. normal: N(0, I), as the paper.
+    uniform: in [-1, 1]. sphere: N(0, I) scaled to the norm sqrt(L). None: the generator's, truncnorm where it names
+    none."""
 
 
 @dataclass(frozen=True)

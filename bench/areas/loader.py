@@ -27,6 +27,7 @@ from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.read.loader import Batches, PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.write.writer import PairSource, write_pairs
 from copgen_fast.runtime import machine, seeds
+from copgen_fast.runtime.latents import NamedPrior
 
 _LATENT_DIM = 8
 _POLICY = augmentations.get("simclr")
@@ -86,8 +87,9 @@ def _rows(case: Case, folder: Path, options: Options, device: torch.device) -> I
 
 def write(case: Case, folder: Path) -> PairDataset:
     """Pairs as the stage writes them, of photographs, as a codec's time depends on the content."""
+    sample = NamedPrior("normal", _LATENT_DIM)
     source = PairSource(
-        lambda z: crops(z, case.side), lambda z, seeds: z + 0.2, _LATENT_DIM, "normal", torch.device("cpu")
+        lambda z: crops(z, case.side), lambda z, seeds: z + 0.2, _LATENT_DIM, sample, torch.device("cpu")
     )
     write_pairs(folder, source, PairsConfig(count=case.count, shard_size=128, codec=case.codec, batch=64), {})
     return PairDataset(folder)

@@ -123,7 +123,7 @@ def their_step(case: Case, device: torch.device) -> dict[str, Call]:
     seed = seeds.derive32(config.seed, "navigator latents", 0)
 
     def step() -> object:
-        return theirs.step(draw_latents(config, G, seed, case.batch, device))
+        return theirs.step(draw_latents(G, seed, case.batch, device))
 
     return {f"reference form, fp32{', views stacked' if case.stacked else ''}": step}
 

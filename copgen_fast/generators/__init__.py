@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from copgen_fast import files, registry
-from copgen_fast.config import GeneratorConfig
+from copgen_fast.config import GeneratorConfig, Prior
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.generators._interface import DEFAULTS, copy_attributes, expect_labels, faults
+from copgen_fast.generators._adapt import Adapted, OwnPrior, takes_labels
+from copgen_fast.generators._interface import DEFAULTS, faults
 from copgen_fast.generators._optimize import Level, optimize
 from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.runtime import artifacts
+from copgen_fast.runtime.latents import NamedPrior, Sample
 
 __all__ = ["Generator", "Level", "Rewrites", "build", "digest", "load", "optimize"]
 
 
 class Generator(Protocol):
-    """The interface of a generator: an nn.Module with these members, of which a user's may lack the last three.
+    """The interface of a generator: an nn.Module with these members, which `build` completes.
+
+    A module that makes images in another form is made one by `_adapt.Adapted`, which says what it may declare.
 
     Attributes:
         latent_dim: length L of a latent.
+        latent_shape: what a latent's L numbers stand for, (L,) or say (4, 64, 64); z is [N, L] in any case.
         image_shape: (3, H, W) of an image.
         classes: number of classes of a conditional generator; 0 (the default): unconditional.
         latent_groups: sizes of the parts of a latent that act on different layers, which sum to L; () (the default):
             it is one vector.
+        prior: name of the distribution of latents, see `runtime.latents.sample`, or "own".
+        sample: (seed, n) to latents [n, L] of it, float32 on the CPU, which depend on these two alone.
         weights_file: file that its weights come from; by default the file given or, without one, its source file.
     """
 
     latent_dim: int
+    latent_shape: tuple[int, ...]
     image_shape: tuple[int, int, int]
     classes: int
     latent_groups: tuple[int, ...]
+    prior: str
+    sample: Sample
     weights_file: Path
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -82,20 +91,38 @@ def build(name: str, weights: str | Path | None = None, options: Iterable[str] =
         raise UsageError(f"generator {name}: its build fails with {type(error).__name__}: {error}") from error
     if not isinstance(generator, nn.Module):
         raise UsageError(f"generator {name}: build must return a torch.nn.Module, got {type(generator).__name__}")
-    file = weights if weights is not None and Path(weights).is_file() else part.__file__
-    for attribute, value in (DEFAULTS | {"weights_file": Path(file)}).items():
-        if not hasattr(generator, attribute):
-            setattr(generator, attribute, value)
-    for attribute in ("latent_dim", "image_shape", "classes"):
+    generator.eval().requires_grad_(False)
+    for attribute in ("latent_dim", "latent_shape", "image_shape", "classes"):
         value = getattr(generator, attribute, None)
         if (plain := _plain(value)) is not value:
             setattr(generator, attribute, plain)
-    if not generator.classes and "labels" not in inspect.signature(generator.forward).parameters:
-        generator = Unconditional(generator)
-    generator.eval().requires_grad_(False)
-    for fault in faults(generator):
-        raise UsageError(f"generator {name}: {fault}")
+    try:
+        if not takes_labels(generator) or not (name in registry.names("generators") or hasattr(generator, "rewritten")):
+            generator = Adapted(generator).eval()
+        _complete(generator, weights if weights is not None and Path(weights).is_file() else part.__file__)
+        for fault in faults(generator):
+            raise UsageError(fault)
+    except UsageError as error:
+        raise UsageError(f"generator {name}: {error}") from error
     return generator
+
+
+def _complete(generator: nn.Module, file: str | Path) -> None:
+    """Set the attributes that a generator may leave out."""
+    length = getattr(generator, "latent_dim", None)
+    for attribute, value in (DEFAULTS | {"weights_file": Path(file), "latent_shape": (length,)}).items():
+        if not hasattr(generator, attribute):
+            setattr(generator, attribute, value)
+    if hasattr(generator, "sample"):
+        generator.prior, generator.sample = "own", OwnPrior(generator.sample, length)
+    else:
+        _set_prior(generator, generator.prior)
+
+
+def _set_prior(generator: nn.Module, prior: Prior) -> None:
+    if prior not in get_args(Prior):
+        raise UsageError(f"prior: expected one of {', '.join(get_args(Prior))}, got {prior!r}")
+    generator.prior, generator.sample = prior, NamedPrior(prior, generator.latent_dim)
 
 
 def _plain(value: object) -> object:
@@ -107,26 +134,12 @@ def _plain(value: object) -> object:
     return value
 
 
-class Unconditional(nn.Module):
-    """A generator whose forward takes z alone, called as every `Generator` is."""
-
-    def __init__(self, generator: nn.Module) -> None:
-        super().__init__()
-        self.generator = generator
-        copy_attributes(generator, self)
-
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Latents [N, L] to images; ValueError where labels are given."""
-        expect_labels(labels, len(z), 0)
-        return self.generator(z)
-
-
 def load(config: GeneratorConfig, device: torch.device, batch: int | None = None) -> nn.Module:
     """The generator of a run, on its device and as fast as `config.level` says.
 
     Its attribute `record` describes it in artefacts: name, weights (the file, or "embedded"), the file's sha256, the
-    `digest` of the tensors, and options that are not the default; in half precision also its `difference` from
-    float32, in levels of 256, which is printed, as is the sha256 of a file from outside the package.
+    `digest` of the tensors, the prior, and options that are not the default; in half precision also its `difference`
+    from float32, in levels of 256, which is printed, as is the sha256 of a file from outside the package.
 
     Args:
         batch: latents that most calls will have, for level graph; None: without one it is half.
@@ -136,6 +149,10 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         CopgenError: see `optimize`.
     """
     published = build(config.name, config.weights, config.options).to(device)
+    if config.prior is not None:
+        if published.prior == "own":
+            raise UsageError(f"generator.prior: {config.name} draws its latents itself: leave it out")
+        _set_prior(published, config.prior)
     for fault in faults(published) if device.type != "cpu" else ():
         raise UsageError(f"generator {config.name} on {device}: {fault}")
     if config.checkpoint and (config.level == "published" or not hasattr(published, "rewritten")):
@@ -167,6 +184,7 @@ def _record(config: GeneratorConfig, published: nn.Module) -> dict[str, Any]:
         "weights": "embedded" if embedded else str(file),
         "sha256": sha256,
         "digest": digest(published),
+        "prior": published.prior,
         "options": {
             name: value for name, value in dataclasses.asdict(options).items() if value != getattr(default, name)
         },

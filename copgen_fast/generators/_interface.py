@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,19 +10,21 @@ from torch import Tensor, nn
 
 from copgen_fast.errors import CopgenError, explain
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.runtime import latents
 
 ROUNDING = 0.01
 """How far beyond [-1, 1] images may be, as those of half precision are."""
 
-DEFAULTS = {"classes": 0, "latent_groups": ()}
+DEFAULTS = {"classes": 0, "latent_groups": (), "prior": "truncnorm"}
 """Attributes that a user's generator may leave out."""
+
+ATTRIBUTES = ("latent_dim", "latent_shape", "image_shape", *DEFAULTS, "sample", "weights_file")
 
 
 def copy_attributes(generator: nn.Module, wrapper: nn.Module) -> None:
     """Give a wrapper the attributes of the generator in it."""
-    for name in ("latent_dim", "image_shape", "classes", "latent_groups", "weights_file"):
-        setattr(wrapper, name, getattr(generator, name, DEFAULTS.get(name)))
+    for name in ATTRIBUTES:
+        if hasattr(generator, name) or name in DEFAULTS:
+            setattr(wrapper, name, getattr(generator, name, DEFAULTS.get(name)))
 
 
 def expect_labels(labels: object, count: int, classes: int) -> Tensor | None:
@@ -57,6 +60,8 @@ def faults(generator: nn.Module) -> Iterator[str]:
     attributes = []
     if not isinstance(length, int) or length < 1:
         attributes.append(f"latent_dim: expected the length of a latent, 1 or more, got {length!r}")
+    elif not isinstance(generator.latent_shape, tuple) or math.prod(generator.latent_shape) != length:
+        attributes.append(f"latent_shape: expected sizes whose product is {length}, got {generator.latent_shape!r}")
     if not isinstance(shape, Sequence) or len(shape) != 3 or shape[0] != 3:
         attributes.append(f"image_shape: expected (3, height, width), got {shape!r}")
     if not isinstance(classes, int) or classes < 0:
@@ -67,7 +72,7 @@ def faults(generator: nn.Module) -> Iterator[str]:
     if attributes:
         return
     device = next((tensor.device for tensor in generator.state_dict().values()), torch.device("cpu"))
-    z = latents.sample("normal", 0, (2, length)).to(device)
+    z = generator.sample(0, 2).to(device)
     labels = torch.arange(2, device=device) % classes if classes else None
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -80,10 +85,7 @@ def faults(generator: nn.Module) -> Iterator[str]:
         yield f"images of latents [2, {length}]: {type(error).__name__}: {error}"
         return
     wanted = f"forward of latents [2, {length}]: expected floating-point images {[2, *shape]} in [-1, 1]"
-    if isinstance(images, (tuple, list, dict)):
-        parts = list(images) if isinstance(images, dict) else [type(part).__name__ for part in images]
-        yield f"{wanted}, got a {type(images).__name__} of {parts}: return the images alone"
-    elif not isinstance(images, Tensor) or not images.is_floating_point():
+    if not isinstance(images, Tensor) or not images.is_floating_point():
         yield f"{wanted}, got {images.dtype if isinstance(images, Tensor) else type(images).__name__}"
     elif images.device != z.device:
         yield f"{wanted}, on {z.device} as the latents, got them on {images.device}"
@@ -93,3 +95,6 @@ def faults(generator: nn.Module) -> Iterator[str]:
         yield f"{wanted}, got NaN or infinity"
     elif images.abs().max() > 1 + ROUNDING:
         yield f"{wanted}, got values from {images.min():.4g} to {images.max():.4g}: scale or clamp them"
+    elif getattr(generator, "image_range", ()) is None and images.min() >= 0:
+        got = f"{images.min():.4g} to {images.max():.4g}"
+        yield f"{wanted}, got values from {got}: declare image_range as (0, 1) or (-1, 1)"

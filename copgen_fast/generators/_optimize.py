@@ -197,7 +197,10 @@ def _inputs(generator: nn.Module, device: torch.device) -> tuple[Tensor, Tensor 
     """Latents and, where there are classes, labels for comparisons."""
     seeded = torch.Generator().manual_seed(0)
     dtype = next((x.dtype for x in generator.parameters() if x.is_floating_point()), torch.float32)
-    z = torch.randn(_LATENTS, generator.latent_dim, generator=seeded).to(device, dtype)
+    z = torch.randn(_LATENTS, generator.latent_dim, generator=seeded)
+    if getattr(generator, "prior", None) == "own":  # normal numbers are none of its latents
+        z = generator.sample(0, _LATENTS)
+    z = z.to(device, dtype)
     labels = torch.randint(generator.classes, (_LATENTS,), generator=seeded).to(device) if generator.classes else None
     return z, labels
 

@@ -21,6 +21,7 @@ class Cifar10DCGAN(nn.Module):
     latent_dim = 64
     image_shape = (3, 32, 32)
     classes = 0
+    prior = "normal"
 
     def __init__(self) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class ResnetGAN(nn.Module):
 
     image_shape: tuple[int, int, int] = (3, SIZE, SIZE)
     classes: int = 0
+    prior = "normal"
 
     def __init__(self, latent_dim: int = LATENT_DIM, width: int = 256) -> None:
         super().__init__()

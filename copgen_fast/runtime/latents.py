@@ -1,15 +1,17 @@
-"""Seeded latents z, drawn as by BigGAN's and the reference code's `truncated_noise_sample`: truncated to [-2, 2]."""
+"""Latents z of named priors, each drawn from a seed of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Prior = Literal["truncnorm", "normal"]
+from copgen_fast.config import Prior
+
 Seed = int | Sequence[int]
 
 
@@ -17,8 +19,9 @@ def sample(prior: Prior, seed: Seed, size: tuple[int, ...], scale: float = 1.0) 
     """Draw float32 latents of shape `size` from one seed.
 
     `truncnorm` inverts the distribution function of N(0, 1) truncated to [-2, 2] at
-    u = RandomState(seed).uniform(size): after the cast to float32 it is bit-identical to
-    scipy.stats.truncnorm.rvs(-2, 2, scale=scale, random_state=seed). `normal` is scale * N(0, 1).
+    u = RandomState(seed).uniform(size), as BigGAN's and the reference code's `truncated_noise_sample`: after the cast
+    to float32 it is bit-identical to scipy.stats.truncnorm.rvs(-2, 2, scale=scale, random_state=seed). `normal` is
+    N(0, 1); `uniform` lies in [-1, 1]; `sphere` is normal, each row (the last dimension) scaled to the norm sqrt(L).
 
     Args:
         seed: an int in [0, 2**32), or a sequence of them for an independent stream.
@@ -31,8 +34,13 @@ def sample(prior: Prior, seed: Seed, size: tuple[int, ...], scale: float = 1.0) 
         values = ndtri(low + random.uniform(size=size) * (high - low))
     elif prior == "normal":
         values = random.standard_normal(size)
+    elif prior == "uniform":
+        values = random.uniform(-1, 1, size)
+    elif prior == "sphere":
+        values = random.standard_normal(size)
+        values *= np.sqrt(size[-1]) / np.linalg.norm(values, axis=-1, keepdims=True)
     else:
-        raise ValueError(f"prior: expected 'truncnorm' or 'normal', got {prior!r}")
+        raise ValueError(f"prior: expected one of {', '.join(get_args(Prior))}, got {prior!r}")
     return torch.from_numpy((values * scale).astype(np.float32))
 
 
@@ -40,3 +48,24 @@ def sample_each(prior: Prior, seeds: Iterable[Seed], latent_dim: int, scale: flo
     """One latent per seed, float32 [N, latent_dim]: row i depends on seed i alone, not on the batch."""
     rows = [sample(prior, seed, (latent_dim,), scale) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, latent_dim)
+
+
+Sample = Callable[[int, int], Tensor]
+"""(seed, count) -> latents, float32 [count, L] on the CPU."""
+
+
+@dataclass(frozen=True)
+class NamedPrior:
+    """A `Sample` of a named prior."""
+
+    name: Prior
+    latent_dim: int
+
+    def __call__(self, seed: int, count: int) -> Tensor:
+        """Draw latents float32 [count, latent_dim] from one seed."""
+        return sample(self.name, seed, (count, self.latent_dim))
+
+
+def each(draw: Sample, seeds: Sequence[int]) -> Tensor:
+    """One latent per seed, [N, L]: row i depends on seed i alone, not on the batch."""
+    return torch.cat([draw(seed, 1) for seed in seeds]) if len(seeds) else draw(0, 0)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from copgen_fast import augmentations
 from copgen_fast.config import RunConfig
 from copgen_fast.ops import AugmentParams
-from copgen_fast.runtime import devices, latents, seeds
+from copgen_fast.runtime import devices, seeds
 from copgen_fast.runtime.distributed import ALONE, Ranks
+from copgen_fast.runtime.latents import NamedPrior
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Batch:
     labels: Tensor | None = None
 
 
-def draw_latents(config: RunConfig, G: nn.Module, seed: int, count: int, device: torch.device) -> Tensor:
-    """Latents [count, L] of the configured prior, on `device`."""
-    return devices.send(latents.sample(config.generator.prior, seed, (count, G.latent_dim)), device)
+def draw_latents(G: nn.Module, seed: int, count: int, device: torch.device) -> Tensor:
+    """Latents [count, L] of the generator's prior (of a bare module truncnorm), on `device`."""
+    sample = getattr(G, "sample", None) or NamedPrior("truncnorm", G.latent_dim)
+    return devices.send(sample(seed, count), device)
 
 
 def draw_labels(G: nn.Module, count: int, device: torch.device, *key: seeds.Key) -> Tensor | None:
@@ -45,7 +47,7 @@ def draw_labels(G: nn.Module, count: int, device: torch.device, *key: seeds.Key)
 def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device, ranks: Ranks = ALONE) -> Batch:
     """The batch of step `index`, this rank's rows of it: the same whatever the device and the number of ranks."""
     options = config.navigator
-    z = draw_latents(config, G, seeds.derive32(config.seed, "navigator latents", index), options.batch, device)
+    z = draw_latents(G, seeds.derive32(config.seed, "navigator latents", index), options.batch, device)
     params = AugmentParams.sample(
         2 * options.batch,
         G.image_shape[1:],

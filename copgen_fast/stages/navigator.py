@@ -205,7 +205,7 @@ def run(run: Run) -> None:
     T_z = untrained(G.latent_dim, options, config.seed, G.latent_groups, getattr(G, "latent_shape", ()))
     players = make_players(run, G, T_z.to(run.device))
     step = make_step(run, players)
-    shown_z = draw_latents(config, G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)
+    shown_z = draw_latents(G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)
     shown_labels = draw_labels(G, GRID_COLUMNS, run.device, config.seed, "grid labels")
     keep_every = max(1, options.grid_every // options.batch)
 

@@ -116,10 +116,9 @@ def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
         def label_of(index: int) -> int:
             return index // config.pairs.samples_per_class % G.classes
 
-    source = PairSource(
-        G, make, G.latent_dim, config.generator.prior, run.device, label_of, config.pairs.positives_per_anchor
-    )
-    identity = settings(config, positive) | {"generator_digest": G.record["digest"]}
+    each = config.pairs.positives_per_anchor
+    source = PairSource(G, make, G.latent_dim, G.sample, run.device, label_of, each)
+    identity = settings(config, positive) | {"prior": G.prior, "generator_digest": G.record["digest"]}
     if G.classes:
         identity["classes"] = G.classes
     identity |= positives.record(positive, setting)
@@ -134,7 +133,6 @@ def settings(config: RunConfig, positive: str) -> dict:
         "generator": label(config.generator.name),
         "generator_level": config.generator.level,
         "positive": label(positive),
-        "prior": config.generator.prior,
         "start_seed": config.pairs.start_seed,
         "samples_per_class": config.pairs.samples_per_class,
     }
@@ -150,6 +148,7 @@ class GeneratorRecord:
     digest: str
     options: dict[str, Any]
     difference: dict[str, Any] | None = None
+    prior: str | None = None
 
 
 def expect_own(run: Run, source: str) -> None:
@@ -161,9 +160,13 @@ def expect_own(run: Run, source: str) -> None:
     """
     config, folder = run.config, run.pairs_folder(source)
     index = read_complete_index(folder)
-    wanted = settings(config, source)
+    wanted, prior = settings(config, source), config.generator.prior
     if run.generator_record.exists():
-        wanted["generator_digest"] = artifacts.read_record(run.generator_record, GeneratorRecord).digest
+        made = artifacts.read_record(run.generator_record, GeneratorRecord)
+        wanted["generator_digest"] = made.digest
+        prior = prior or made.prior
+    if prior is not None:
+        wanted["prior"] = prior
     if source in registry.names("positives"):
         G = SimpleNamespace(latent_dim=index.latent_dim, latent_groups=())  # which built-in ways don't record
         with contextlib.suppress(UsageError):  # the pairs were made elsewhere, with a navigator that isn't here

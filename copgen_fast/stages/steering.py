@@ -96,7 +96,7 @@ def draw_batch(
 ) -> Batch:
     """The batch of step `index`, this rank's rows of it: the same whatever the device and the number of ranks."""
     count = config.steering.batch
-    z = draw_latents(config, G, seeds.derive32(config.seed, "steering latents", index), count, device)
+    z = draw_latents(G, seeds.derive32(config.seed, "steering latents", index), count, device)
     labels = draw_labels(G, count, device, config.seed, "steering labels", index)
     random = seeds.generator(config.seed, "steering amounts", index)
     uniform = torch.rand(count, len(_warps.NAMES), generator=random, dtype=torch.float64)
@@ -185,7 +185,7 @@ def masked_errors(run: Run, G: nn.Module, walks: Walks, limits: Limits) -> tuple
     config, sums, count = run.config, torch.zeros(2, dtype=torch.float64, device=run.device), 0.0
     random = seeds.generator(config.seed, "steering measure")
     uniform = torch.rand(MEASURED, len(_warps.NAMES), generator=random, dtype=torch.float64)
-    z = draw_latents(config, G, seeds.derive32(config.seed, "steering measure"), MEASURED, run.device)
+    z = draw_latents(G, seeds.derive32(config.seed, "steering measure"), MEASURED, run.device)
     labels = draw_labels(G, MEASURED, run.device, config.seed, "steering measure")
     for start in range(0, MEASURED, config.steering.batch):
         rows = slice(start, start + config.steering.batch)

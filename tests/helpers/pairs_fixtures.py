@@ -8,7 +8,7 @@ from copgen_fast.config import PairsConfig
 from copgen_fast.files import sha256
 from copgen_fast.pairs.write.source import PairSource
 from copgen_fast.pairs.write.writer import write_pairs
-from copgen_fast.runtime.latents import sample_each
+from copgen_fast.runtime.latents import NamedPrior, sample_each
 
 LATENT_DIM = 4
 IDENTITY = {"positive": "shift", "generator": {"name": "analytic", "sha256": "00"}, "start_seed": 7}
@@ -29,7 +29,8 @@ def generate_of_class(z, labels):
 
 
 def source(generator=generate, positive=shift, label_of=None, positives=1):
-    return PairSource(generator, positive, LATENT_DIM, "truncnorm", torch.device("cpu"), label_of, positives)
+    prior = NamedPrior("truncnorm", LATENT_DIM)
+    return PairSource(generator, positive, LATENT_DIM, prior, torch.device("cpu"), label_of, positives)
 
 
 def write(folder, config=CONFIG, pair_source=None, identity=IDENTITY, progress=None):

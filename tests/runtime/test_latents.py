@@ -28,13 +28,14 @@ def test_the_two_priors_have_their_known_norms():
 @given(
     seeds=st.lists(st.integers(0, 2**32 - 1), max_size=6),
     dim=st.integers(1, 9),
-    prior=st.sampled_from(["truncnorm", "normal"]),
+    prior=st.sampled_from(["truncnorm", "normal", "uniform", "sphere"]),
 )
 def test_a_row_depends_on_its_own_seed_only(seeds, dim, prior):
     rows = latents.sample_each(prior, seeds, dim)
     assert rows.shape == (len(seeds), dim) and rows.dtype == torch.float32
     for seed, row in zip(seeds, rows, strict=True):
         assert torch.equal(row, latents.sample(prior, seed, (dim,)))
+    assert torch.equal(rows, latents.each(latents.NamedPrior(prior, dim), seeds))
 
 
 def test_a_second_word_makes_another_stream():
@@ -42,5 +43,12 @@ def test_a_second_word_makes_another_stream():
 
 
 def test_an_unknown_prior_is_named():
-    with pytest.raises(ValueError, match="prior: expected 'truncnorm' or 'normal', got 'uniform'"):
-        latents.sample("uniform", 0, (1,))
+    with pytest.raises(ValueError, match="prior: expected one of truncnorm, normal, uniform, sphere, got 'gumbel'"):
+        latents.sample("gumbel", 0, (1,))
+
+
+def test_uniform_and_sphere_lie_where_they_say():
+    uniform, sphere = (latents.sample(prior, 0, (2000, 30)) for prior in ("uniform", "sphere"))
+    assert uniform.abs().max() <= 1 and uniform.std().item() == pytest.approx(3**-0.5, abs=0.01)
+    torch.testing.assert_close(sphere.norm(dim=1), torch.full((2000,), 30**0.5))
+    assert sphere.mean(0).abs().max() < 0.1

@@ -23,7 +23,7 @@ class PairSource:
     positive: Callable[[Tensor, Sequence[int]], Tensor]
     """(z float32 [n, L] on the CPU, its n seeds) -> z_positive, the same shape; each row from its z and seed alone."""
     latent_dim: int
-    prior: latents.Prior
+    sample: latents.Sample
     device: torch.device
     label_of: Callable[[int], int] | None = None
     """Class of pair i's images, for a conditional generator."""
@@ -44,7 +44,7 @@ class PairSource:
             NonFiniteError: a NaN or an infinity.
             TypeError, ValueError: `positive` returned another dtype or shape.
         """
-        z = latents.sample_each(self.prior, seeds, self.latent_dim)
+        z = latents.each(self.sample, seeds)
         found = [
             self._positive(z, seeds if number == 0 else _others(seeds, number)) for number in range(self.positives)
         ]

@@ -34,7 +34,7 @@ def strips_of(run: Run) -> Strips:
     exact = dataclasses.replace(config.generator, level="exact", checkpoint=False)
     G = generators.load(exact, torch.device("cpu"))
     seeds = range(config.pairs.start_seed, config.pairs.start_seed + COLUMNS)
-    z = latents.sample_each(config.generator.prior, seeds, G.latent_dim)
+    z = latents.each(G.sample, seeds)
 
     def draw(latent: Tensor) -> Tensor:
         """Images, of a conditional generator of classes from the first to the last."""
@@ -64,6 +64,6 @@ def strips_of(run: Run) -> Strips:
     if "steering" in ways:
         title = "Walks: transformed images above, G(z + alpha w) below, from one end of the range to the other"
         sections[title] = steering.strips_of(run, G, z[:WALKED])
-    more = latents.sample_each(config.generator.prior, range(2**31, 2**31 + 4 * COLUMNS), G.latent_dim)
+    more = latents.each(G.sample, range(2**31, 2**31 + 4 * COLUMNS))
     sections["Samples of the generator"] = [("", pictures.grid_png(draw(more), COLUMNS))]
     return sections
