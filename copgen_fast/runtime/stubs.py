@@ -207,11 +207,21 @@ def _device(kind: object, index: object = None) -> str:
     return reprlib.repr((kind, index))
 
 
-def known_globals(spend: Callable[[int], None]) -> dict[tuple[str, str], object]:
+def _persistent(meta: object) -> Shell:
+    """Stub of torch_utils.persistence in StyleGAN's releases: an object whose class comes as source, left alone."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("class_name"), str):
+        raise CorruptArtifactError("a persistent object without a class")
+    shell = Shell(meta["class_name"])
+    build(shell, meta.get("state"))
+    return shell
+
+
+def known_globals(spend: Callable[[int], None], nested: Callable[[object], Storage]) -> dict[tuple[str, str], object]:
     """Stubs by the (module, name) of what makes tensors and plain data; made anew for every file.
 
     Args:
         spend: called with the bytes that a call copies, as a file may make the same call many times.
+        nested: reads a storage that lies in the pickle as bytes.
     """
 
     def latin1(text: object, encoding: object) -> bytes:
@@ -241,6 +251,8 @@ def known_globals(spend: Callable[[int], None]) -> dict[tuple[str, str], object]
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_tensor_v3": _untyped_tensor,
         "torch._utils._rebuild_parameter": _parameter,
+        "torch.storage._load_from_bytes": nested,
+        "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
         "torch.Size": sizes,
         "torch.device": _device,
         "_codecs.encode": latin1,

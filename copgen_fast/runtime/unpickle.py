@@ -71,11 +71,19 @@ class _Machine:
 
     Args:
         storage: what the tensors' storages are, by their persistent id; None: there are none.
+        nested: what a storage is that is a file of torch.save in itself, by its bytes.
     """
 
-    def __init__(self, name: str, meter: _Meter, unknown: set[str], storage: Callable[[tuple], Storage] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        meter: _Meter,
+        unknown: set[str],
+        storage: Callable[[tuple], Storage] | None,
+        nested: Callable[[object], Storage],
+    ) -> None:
         self.name, self.meter, self.unknown, self.storage = name, meter, unknown, storage
-        self.known = known_globals(meter.spend)
+        self.known = known_globals(meter.spend, nested)
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -231,18 +239,33 @@ _STEPS = _steps()
 
 
 class _Reader:
-    """Reads the pickles of one file, which share a budget of memory."""
+    """Reads the pickles of one file, which share a budget of memory.
 
-    def __init__(self, data: bytes, name: str) -> None:
-        self.name, self.meter = name, _Meter(len(data))
-        self.unknown: set[str] = set()
+    Args:
+        outer: the reader of the file that this one is part of.
+    """
+
+    def __init__(self, data: bytes, name: str, outer: _Reader | None = None) -> None:
+        self.name, self.outer = name, outer
+        self.meter = _Meter(len(data)) if outer is None else outer.meter
+        self.unknown: set[str] = set() if outer is None else outer.unknown
 
     def unpickle(self, data: bytes, start: int = 0, storage: Callable[[tuple], Storage] | None = None) -> tuple:
         """The content of the pickle that begins at `start`, and where it ends."""
         stream = io.BytesIO(data)
         stream.seek(start)
-        value = _Machine(self.name, self.meter, self.unknown, storage).run(stream)
+        value = _Machine(self.name, self.meter, self.unknown, storage, self.nested).run(stream)
         return value, stream.tell()
+
+    def nested(self, data: object) -> Storage:
+        """The storage that pickle.dump writes as a whole file of torch.save's older format, in bytes."""
+        if self.outer is not None or not isinstance(data, bytes) or not data.startswith(_LEGACY_MAGIC):
+            raise CorruptArtifactError(f"a storage in {reprlib.repr(data)}")
+        self.meter.spend(2 * len(data))  # the same bytes may be loaded many times
+        found = _load_legacy(data, _Reader(data, self.name, self))
+        if not isinstance(found, Storage):
+            raise CorruptArtifactError("bytes of a storage that hold something else")
+        return found
 
 
 def load(path: Path, data: bytes | None = None) -> Content:

@@ -116,8 +116,12 @@ def load(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
         UsageError: none of them is there, or several places have them; the message says what the file holds.
         CorruptArtifactError, CopgenError: see `read`.
     """
-    content = read(path)
-    tensors = flatten(content.tree)
+    return select(read(path).tree, wanted, path)[1]
+
+
+def select(tree: Any, wanted: Collection[str], path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The prefix of the tensors that `load` returns, and these, from the tree of a file that has been read."""
+    tensors = flatten(tree)
     anchors = sorted(wanted, key=len)[-8:]
     prefixes = {name.removesuffix(anchor) for anchor in anchors for name in tensors if name.endswith(anchor)}
     prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")}
@@ -128,7 +132,7 @@ def load(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
     if len(best) != 1:
         expected = f"expected {len(wanted)} tensors: {', '.join(sorted(wanted)[:3])}, ..."
         where = f", at several places ({', '.join(best[:4])}): save one of them alone" if best else ""
-        raise UsageError(f"{path} holds {describe(content.tree, tensors)}{where}; {expected}")
+        raise UsageError(f"{path} holds {describe(tree, tensors)}{where}; {expected}")
     (prefix,) = best
     names = [name for name in tensors if name.startswith(prefix)]
     try:
@@ -137,7 +141,7 @@ def load(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
         raise CorruptArtifactError(f"{path}: {error}") from error
     if beside := len(tensors) - len(names):
         print(f"{path}: tensors under {prefix!r} are taken, {beside} others left out", flush=True)
-    return taken
+    return prefix, taken
 
 
 def tensor(value: Stored | Tensor) -> Tensor:

@@ -13,12 +13,14 @@ from copgen_fast.generators.resnet_gan import ResnetGAN
 from copgen_fast.runtime import weights as weights_file
 from tests.helpers.bigbigan_fixtures import small_bigbigan
 from tests.helpers.biggan_fixtures import write_folder
+from tests.helpers.stylegan2_fixtures import small_stylegan2
 
 EMBEDDED = {"digits": digits.EMBEDDED, "residual-flow": residual_flow.EMBEDDED}
 RANDOM = {
     "resnet-gan": lambda: ResnetGAN(12, 6),
     "cifar10-dcgan": Cifar10DCGAN,
     "bigbigan": lambda: small_bigbigan(2, 16, torch.float32),
+    "stylegan2": lambda: small_stylegan2(8, torch.float32),
 }
 # What errors about weights say: where such files come from.
 REMEDIES = {
@@ -27,6 +29,7 @@ REMEDIES = {
     "resnet-gan": "fit.resnet_gan --out DIR",
     "cifar10-dcgan": "--generator.weights FILE.pth",
     "bigbigan": "",
+    "stylegan2": "--generator.weights FILE",
 }
 
 

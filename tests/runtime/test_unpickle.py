@@ -135,7 +135,6 @@ CALLS = [
 HARMLESS = [
     (pathlib.PurePosixPath, ("/data",), "pathlib.PurePosixPath"),
     (torch.load, (SENTINEL,), "torch.serialization.load"),
-    (torch.storage._load_from_bytes, (b"",), "torch.storage._load_from_bytes"),
     (torch._utils._rebuild_qtensor, (), "torch._utils._rebuild_qtensor"),
     (np.load, (SENTINEL,), "numpy.load"),
 ]
@@ -408,3 +407,54 @@ def test_random_damage_gives_nothing_but_clear_errors(data):
         read_all(unpickle.loads(damaged, "file").tree)
     except CopgenError as error:
         assert str(error)
+
+
+def storage_in_bytes(content):
+    """A pickle as pickle.dump writes it for a tensor, whose storage is `content` saved by torch.save, in bytes."""
+    data = saved(content, _use_new_zipfile_serialization=False)
+    storage = Reduced(torch.storage._load_from_bytes, data)
+    return pickle.dumps({"x": Reduced(torch._utils._rebuild_tensor_v2, storage, 0, (3,), (1,), False, {})}, 4)
+
+
+def test_tensors_of_plain_pickles_come_back_equal():
+    base = torch.arange(6.0)
+    content = {"parameter": nn.Parameter(base), "view": base[2:5], "half": base.half(), "empty": base[:0]}
+    tensors(content, unpickle.loads(pickle.dumps(content), "file").tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Reduced(os.system, "touch touched"), "posix.system"),
+        ([1], "hold something else"),
+        (torch.ones(2, dtype=torch.uint8).untyped_storage(), "outside its storage"),
+        (Reduced(torch.storage._load_from_bytes, saved([1], _use_new_zipfile_serialization=False)), "a storage in"),
+    ],
+)
+def test_storages_in_bytes_are_read_with_the_same_care(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CopgenError, match=f"evil.pkl.*({message})"):
+        unpickle.loads(storage_in_bytes(content), "evil.pkl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_storage_in_bytes_is_not_loaded_a_thousand_times():
+    data = saved(torch.ones(2**20).untyped_storage(), _use_new_zipfile_serialization=False)
+    once = b"\x80\x02ctorch.storage\n_load_from_bytes\nq\x01B" + struct.pack("<I", len(data)) + data + b"q\x02"
+    with pytest.raises(CorruptArtifactError, match="far more memory than its size"):
+        unpickle.loads(once + b"\x85R" + b"h\x01h\x02\x85R" * 1000 + b".", "bomb.pkl")
+
+
+def test_objects_with_their_source_become_shells(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    meta = {"type": "class", "version": 6, "module_src": "open('touched', 'w')", "class_name": "G", "state": {"a": 1}}
+    name = b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+    for content in (meta, {"class_name": 3}, 1):
+        data = b"\x80\x02" + name + pickle.dumps(content, 2)[2:-1] + b"\x85R."
+        if content is meta:
+            found = unpickle.loads(data, "file.pkl")
+            assert found.tree.of == "G" and found.tree.state == {"a": 1} and not found.unknown
+        else:
+            with pytest.raises(CorruptArtifactError, match=r"file.pkl is damaged: a persistent object without a class"):
+                unpickle.loads(data, "file.pkl")
+    assert not list(tmp_path.iterdir())
