@@ -163,8 +163,11 @@ def test_a_port_with_something_missing_is_refused(tmp_path):
         generators.build("stylegan2", tmp_path / "port.pt")
 
 
-def test_latents_of_space_w_are_drawn_through_the_mapping_network():
-    generator = small_stylegan2(16, torch.float32, config=Config(space="w", psi=0.5))
+def test_latents_of_space_w_are_drawn_through_the_mapping_network(published, tmp_path):
+    torch.save(published.state_dict(), tmp_path / "weights.pth")
+    assert generators.build("stylegan2", tmp_path / "weights.pth").prior == "normal"
+    generator = generators.build("stylegan2", tmp_path / "weights.pth", ["space=w", "psi=0.5"])
+    assert generator.prior == "own"
     drawn = generator.sample(3, 4)
     assert generator.latent_groups == (5,) * 6 and drawn.shape == (4, 30) and drawn.dtype == torch.float32
     assert drawn.equal(generator.sample(3, 4)) and drawn[:, :5].equal(drawn[:, -5:])
