@@ -10,6 +10,7 @@ not go with it.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,17 @@ from copgen_fast.encoders import Encoder
 from copgen_fast.errors import UsageError
 from copgen_fast.methods._nt_xent import nt_xent
 
-__all__ = ["Method", "Setting", "build", "configure", "needs_labels", "nt_xent", "several_positives", "uses_labels"]
+__all__ = [
+    "Method",
+    "Setting",
+    "build",
+    "configure",
+    "needs_labels",
+    "nt_xent",
+    "several_positives",
+    "takes_jigsaw",
+    "uses_labels",
+]
 
 
 @dataclass(frozen=True)
@@ -44,10 +55,13 @@ class Method(nn.Module):
     Attributes:
         encoder: the backbone f, which is what pretraining leaves.
         positives: of each anchor, K; 1 unless the file says `SEVERAL_POSITIVES = True`.
+        jigsaw: whether a jigsaw view of each anchor (`augmentations.jigsaw_views`) follows the other views. Training
+            makes them where the options have a number `jigsaw` above 0.
     """
 
     encoder: Encoder
     positives: int = 1
+    jigsaw: bool = False
 
     def before_step(self, seed: int) -> None:
         """Called first in each step, with a seed for what the method draws at random in it. Default: nothing."""
@@ -129,6 +143,12 @@ def build(name: str, encoder: Encoder, options: tuple[str, ...] = (), setting: S
 def uses_labels(name: str) -> bool:
     """Whether the method takes classes where there are some, without needing them."""
     return getattr(registry.load("methods", name), "USES_LABELS", False)
+
+
+@functools.cache
+def takes_jigsaw(name: str, options: tuple[str, ...]) -> bool:
+    """Whether the method takes jigsaw views by these options."""
+    return getattr(configure(name, options), "jigsaw", 0) > 0
 
 
 def needs_labels(name: str) -> bool:

@@ -46,6 +46,26 @@ def nt_xent(
     return info_nce(anchors, others, **factor, labels=labels, group=group, equal_batches=True)
 
 
+def one_sided(
+    embeddings: Tensor,
+    queries: Tensor,
+    temperature: float,
+    base_temperature: float | None,
+    labels: Tensor | None,
+    group: dist.ProcessGroup | None,
+    positives: int,
+) -> Tensor:
+    """One-sided InfoNCE of queries [N, D] and the positives in embeddings, as `nt_xent` takes them; a scalar.
+
+    Of several positives, the mean of the loss with the first of each row, with the second, and so on.
+    """
+    dtype = product_dtype(embeddings.dtype, embeddings.device, embeddings.shape[1])
+    options = {"temperature": temperature, "base_temperature": base_temperature, "symmetric": False}
+    options |= {"labels": labels, "group": group, "equal_batches": True}
+    _, *others = embeddings.to(dtype).chunk(1 + positives)
+    return torch.stack([info_nce(queries.to(dtype), rows, **options) for rows in others]).mean()
+
+
 def product_dtype(dtype: torch.dtype, device: torch.device, dimension: int) -> torch.dtype:
     """The dtype in which embeddings are multiplied: at least float32, except float16 on Turing, whose kernel takes only
     that (and adds in float32).

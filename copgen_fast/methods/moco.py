@@ -18,6 +18,7 @@ from copgen_fast.encoders import Encoder, projection_head
 from copgen_fast.methods import Method, Setting
 from copgen_fast.methods._ema import Ema
 from copgen_fast.methods._heads import full
+from copgen_fast.methods._jigsaw import Jigsaw
 from copgen_fast.methods._queue import SIZE, Queue, fitted
 from copgen_fast.ops import info_nce
 from copgen_fast.options import Count, Range, Temperature, check_ranges
@@ -37,6 +38,10 @@ class Config:
     symmetric: bool = False
     """Positives as queries for anchors, too: twice the work, and the queue then gets both. MoCo's is one-sided."""
 
+    jigsaw: Annotated[float, Range(0, 1)] = 0.0
+    """Weight b of InfoMin's jigsaw branch, whose code has 0.5: the loss is (1 - b) L + b L', L' that of nine shuffled
+    pieces of an anchor as the query. 0: no branch."""
+
     def __post_init__(self) -> None:
         check_ranges(self)
 
@@ -54,14 +59,21 @@ class MoCo(Method):
         self.head = projection_head(encoder.feature_dim)
         self.key = Ema(self.encoder, self.head)
         self.queue = Queue(config.queue or SIZE, self.head[-1].out_features)
+        self.jigsaw = config.jigsaw > 0
+        if self.jigsaw:
+            self.branch = Jigsaw(encoder.feature_dim)
 
     def forward(self, v: Tensor) -> tuple[Tensor, ...]:
-        """Queries: of the anchors, then, if symmetric, of the positives."""
-        return (torch.cat([self.head(self.encoder(x)) for x in self._of(v.chunk(2))]),)
+        """Queries: of the anchors, then, if symmetric, of the positives; and those of the jigsaw views, if any."""
+        queries = torch.cat([self.head(self.encoder(x)) for x in self._of(self._views(v))])
+        return (queries, self.branch(self.encoder, v.chunk(3)[2])) if self.jigsaw else (queries,)
 
     def targets(self, v: Tensor) -> tuple[Tensor, ...]:
         """Keys of the queries' other views, by the average of the weights that the last step left."""
-        return (torch.cat([self.key(x) for x in self._of(v.chunk(2)[::-1])]),)
+        return (torch.cat([self.key(x) for x in self._of(self._views(v)[::-1])]),)
+
+    def _views(self, v: Tensor) -> tuple[Tensor, ...]:
+        return v.chunk(2 + self.jigsaw)[:2]
 
     def _of(self, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return views if self.config.symmetric else views[:1]
@@ -74,9 +86,13 @@ class MoCo(Method):
         group: dist.ProcessGroup | None,
     ) -> Tensor:
         """Cross-entropy over each query's own key and the queue; the batch's other keys are no negatives."""
-        q, k = (F.normalize(full(x), dim=1) for x in (*online, *targets))
+        q, k = (F.normalize(full(x), dim=1) for x in (online[0], *targets))
         self.queue.offer(targets[0], None, group)
-        return self.contrast(q, k, group)
+        loss = self.contrast(q, k, group)
+        if not self.jigsaw:
+            return loss
+        pieces = F.normalize(full(online[1]), dim=1)
+        return torch.lerp(loss, self.contrast(pieces, k[: len(pieces)], group), self.config.jigsaw)
 
     def contrast(self, q: Tensor, k: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         """The loss of unit queries and keys against the queue."""

@@ -6,14 +6,17 @@ Several positives of an anchor: all its views are positives of each other, by th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from copgen_fast.encoders import Encoder, projection_head
 from copgen_fast.methods import Method
-from copgen_fast.methods._nt_xent import nt_xent
-from copgen_fast.options import Temperature, check_ranges
+from copgen_fast.methods._jigsaw import Jigsaw
+from copgen_fast.methods._nt_xent import nt_xent, one_sided
+from copgen_fast.options import Range, Temperature, check_ranges
 
 SEVERAL_POSITIVES = True
 
@@ -27,6 +30,10 @@ class Config:
     base_temperature: Temperature | None = 0.07
     """The loss is multiplied by temperature / base_temperature, as in the reference code; None: by 1."""
 
+    jigsaw: Annotated[float, Range(0, 1)] = 0.0
+    """Weight b of InfoMin's jigsaw branch, whose code has 0.5: the loss is (1 - b) L + b L', L' one-sided InfoNCE of an
+    anchor's nine shuffled pieces and its positives. 0: no branch."""
+
     def __post_init__(self) -> None:
         check_ranges(self)
 
@@ -39,9 +46,16 @@ class SimCLR(Method):
         self.encoder = encoder
         self.head = projection_head(encoder.feature_dim)
         self.config = config
+        self.jigsaw = config.jigsaw > 0
+        if self.jigsaw:
+            self.branch = Jigsaw(encoder.feature_dim)
 
     def forward(self, v: Tensor) -> tuple[Tensor, ...]:
-        return (self.head(self.encoder(v)),)
+        """Embeddings of the views, and of the jigsaw views where there is that branch."""
+        if not self.jigsaw:
+            return (self.head(self.encoder(v)),)
+        pieces = len(v) // (2 + self.positives)
+        return self.head(self.encoder(v[:-pieces])), self.branch(self.encoder, v[-pieces:])
 
     def loss(
         self,
@@ -51,7 +65,11 @@ class SimCLR(Method):
         group: dist.ProcessGroup | None,
     ) -> Tensor:
         factors = self.config.temperature, self.config.base_temperature
-        return nt_xent(online[0], *factors, labels, group, self.positives)
+        loss = nt_xent(online[0], *factors, labels, group, self.positives)
+        if not self.jigsaw:
+            return loss
+        by_pieces = one_sided(*online, *factors, labels, group, self.positives)
+        return torch.lerp(loss, by_pieces, self.config.jigsaw)
 
 
 def build(encoder: Encoder, config: Config) -> SimCLR:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from copgen_fast import augmentations, encoders, methods
+from copgen_fast.augmentations import JigsawParams
 from copgen_fast.config import PretrainConfig, RunConfig
 from copgen_fast.encoders import Encoder
 from copgen_fast.errors import UsageError
@@ -41,6 +42,7 @@ class Batch:
         progress: share of the training that is done, 0 .. 1.
         labels: classes [N] of the pairs, for a method that takes them.
         seed: for what the method draws at random.
+        jigsaw: of the anchors' jigsaw views, N rows, for a method that takes them.
     """
 
     images: Tensor
@@ -49,6 +51,7 @@ class Batch:
     progress: float
     labels: Tensor | None = None
     seed: int = 0
+    jigsaw: JigsawParams | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
     m = learner.method
     set_learning_rate(learner.sgd, batch.lr)
     v = augmentations.make_views(batch.images, batch.params, learner.policy)  # of x, then of x_prime
+    if batch.jigsaw is not None:
+        anchors = batch.images[: len(batch.jigsaw.order)]
+        v = torch.cat([v, augmentations.jigsaw_views(anchors, batch.jigsaw, learner.policy)])
     m.before_step(batch.seed)
     with torch.no_grad(), learner.autocast():
         targets = m.targets(v)
@@ -83,7 +89,7 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
         return m.loss(online, targets, batch.labels, learner.ranks.group)
 
     learner.sgd.zero_grad(set_to_none=True)
-    split = {"parts": learner.parts, "of_pair": 1 + m.positives}
+    split = {"parts": learner.parts, "of_pair": 1 + m.positives + m.jigsaw}
     online, value = grad_cache.backward(
         m, v, loss, learner.scaler, **split, autocast=learner.autocast, no_sync=partial(no_sync, m)
     )
@@ -284,13 +290,19 @@ def make_batch(
         which = torch.randint(len(pair.each_positive), (pairs,), generator=drawn)
         pair = pair.with_one_positive(which[ranks.rows(pairs)])
     images, views = pair.images, 1 + len(pair.each_positive)
+    size, policy = tuple(images.shape[2:]), augmentations.get(config.pretrain.augmentation)
     params = AugmentParams.sample(
         views * pairs,
-        tuple(images.shape[2:]),
-        augmentations.get(config.pretrain.augmentation),
+        size,
+        policy,
         generator=seeds.generator(config.seed, "pretrain views", index),
     )[ranks.joint_rows(pairs, views)]
     labelled = methods.needs_labels(config.method.name) if labelled is None else labelled
     labels = devices.send(pair.labels, device) if labelled else None
     seed = seeds.derive(config.seed, "method", index)
-    return Batch(devices.send(images, device), devices.send(params, device), lr, progress, labels, seed)
+    jigsaw = None
+    if methods.takes_jigsaw(config.method.name, config.method.options):
+        drawn = seeds.generator(config.seed, "pretrain jigsaw", index)
+        jigsaw = JigsawParams.sample(pairs, size, policy, drawn)[ranks.rows(pairs)]
+        jigsaw = devices.send(jigsaw, device)
+    return Batch(devices.send(images, device), devices.send(params, device), lr, progress, labels, seed, jigsaw)

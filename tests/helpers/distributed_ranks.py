@@ -117,6 +117,8 @@ METHODS = {
     "byol": ("byol", HEADS),
     "moco": ("moco", ("queue=12", "ema=0.7")),
     "nnclr": ("nnclr", (*HEADS, "queue=12")),
+    "simclr with jigsaw": ("simclr", ("jigsaw=0.5",)),
+    "moco with jigsaw": ("moco", ("queue=12", "ema=0.7", "jigsaw=0.5")),
     "negft": ("negft", ("mix=dimension", "extrapolate=True")),
     "negft in a queue": ("negft", ("negatives=queue", "queue=12", "ema=0.7", "mix=dimension", "extrapolate=True")),
 }

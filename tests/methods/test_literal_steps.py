@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from copgen_fast import augmentations, methods, registry
+from copgen_fast.augmentations import JigsawParams
 from copgen_fast.ops import AugmentParams
 from copgen_fast.runtime.distributed import ALONE
 from copgen_fast.stages.pretrain import Batch, Learner, pretrain_step
 
-N, STEPS, PEAK = 5, 3, 0.3
+N, STEPS, PEAK, SIDE = 5, 3, 0.3, 15
 RATES = (0.3, 0.2, 0.1)
 HEADS = ("hidden=7", "dim=6", "predictor_hidden=4")
 CASES = {
@@ -21,6 +22,8 @@ CASES = {
     "simsiam, scheduled, joint": ("simsiam", (*HEADS, "fixed_predictor_lr=False", "joint=True")),
     "byol": ("byol", (*HEADS, "ema=0.7")),
     "moco": ("moco", ("queue=12", "ema=0.7")),
+    "moco with jigsaw": ("moco", ("queue=12", "ema=0.7", "jigsaw=0.3")),
+    "simclr with jigsaw": ("simclr", ("jigsaw=0.3",)),
     "nnclr": ("nnclr", (*HEADS, "queue=12")),
     "nnclr, joint": ("nnclr", (*HEADS, "queue=12", "joint=True", "base_temperature=0.07")),
     "negft": ("negft", ()),
@@ -46,7 +49,7 @@ def make(name, options):
 
 
 def images(step):
-    return torch.rand(2 * N, 3, 9, 9, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+    return torch.rand(2 * N, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
 
 
 def unit(x):
@@ -71,7 +74,7 @@ class Literal:
         self.target = [copy.deepcopy(part) for part in self.trunk()]
         self.queue = [row.clone() for row in m.queue.rows] if hasattr(m, "queue") else []
         self.classes, self.at = [-1] * len(self.queue), 0
-        self.momentum = {}
+        self.momentum, self.pieces = {}, []
 
     def trunk(self):
         return [self.m.encoder, self.m.projector if hasattr(self.m, "projector") else self.m.head]
@@ -102,12 +105,28 @@ class Literal:
         p1, p2 = (self.m.predictor(z) for z in embed(self.m, self.m.projector, v1, v2))
         return sum((unit(p) - unit(self.of_target(v))).square().sum(1).mean() for p, v in ((p2, v1), (p1, v2)))
 
+    def simclr(self, v1, v2, labels, seed):
+        z = unit(self.m.head(self.m.encoder(torch.cat([v1, v2]))))
+        logits = (z @ z.T / self.t).masked_fill(torch.eye(2 * N, dtype=torch.bool), -torch.inf)
+        loss = F.cross_entropy(logits, torch.arange(2 * N).roll(N))
+        by_pieces = F.cross_entropy(self.of_pieces() @ z[N:].T / self.t, torch.arange(N))
+        return (0.7 * loss + 0.3 * by_pieces) * self.t / 0.07
+
+    def of_pieces(self):
+        """Unit embeddings of the nine pieces of each image in `self.pieces`."""
+        h = self.m.branch.head(self.m.encoder(torch.cat(self.pieces)))
+        rows = [torch.cat([h[9 * i + k] for k in range(9)]) for i in range(N)]
+        return unit(self.m.branch.join(torch.stack(rows)))
+
     def moco(self, v1, v2, labels, seed):
         self.follow(self.ema)  # as published: before the forward, which changes nothing in the first step
         q, k = unit(self.m.head(self.m.encoder(v1))), unit(self.of_target(v2))
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ torch.stack(self.queue).T], 1) / self.t
+        losses = []
+        for x in (q, self.of_pieces()) if self.pieces else (q,):
+            logits = torch.cat([(x * k).sum(1, keepdim=True), x @ torch.stack(self.queue).T], 1) / self.t
+            losses.append(F.cross_entropy(logits, torch.zeros(N, dtype=torch.int64)))
         self.enqueue(k, labels)
-        return F.cross_entropy(logits, torch.zeros(N, dtype=torch.int64))
+        return 0.7 * losses[0] + 0.3 * losses[1] if self.pieces else losses[0]
 
     def nnclr(self, v1, v2, labels, seed):
         z1, z2 = embed(self.m, self.m.projector, v1, v2)
@@ -175,6 +194,15 @@ class Literal:
         return loss.detach()
 
 
+def pieces(whole, params):
+    """Nine pieces of 4 x 4 pixels of an image's cells of 5 x 5, shuffled."""
+    found = []
+    for number in params.order[0].tolist():
+        y, x = (torch.tensor(divmod(number, 3)) * 5 + (2 * params.place[0, number]).long()).tolist()
+        found.append(whole[:, y : y + 4, x : x + 4])
+    return torch.stack(found)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_three_steps_are_those_of_a_literal_loop(case):
     name, options = CASES[case]
@@ -187,8 +215,14 @@ def test_three_steps_are_those_of_a_literal_loop(case):
     learner = Learner(m, policy, lambda: context(torch.is_grad_enabled()), sgd, off, ALONE, 1)
     labels = torch.arange(N) % 2 if getattr(registry.load("methods", name), "USES_LABELS", False) else None
     for k in range(STEPS):
-        params = AugmentParams.sample(2 * N, (9, 9), policy)
-        result = pretrain_step(learner, Batch(images(k), params, RATES[k], k / STEPS, labels, seed=10 * k))
+        params = AugmentParams.sample(2 * N, (SIDE, SIDE), policy)
+        jigsaw = None
+        if m.jigsaw:
+            jigsaw = JigsawParams.sample(N, (SIDE, SIDE), policy, torch.Generator().manual_seed(k))
+            whole = augmentations.make_views(images(k)[:N], jigsaw.crop, policy)
+            literal.pieces = [pieces(whole[i], jigsaw[i : i + 1]) for i in range(N)]
+        batch = Batch(images(k), params, RATES[k], k / STEPS, labels, 10 * k, jigsaw)
+        result = pretrain_step(learner, batch)
         views = augmentations.make_views(images(k), params, policy)
         loss = literal.step(name, views, RATES[k], k, [-1] * N if labels is None else labels.tolist(), 10 * k)
         torch.testing.assert_close(result.metrics["loss"], loss, rtol=1e-10, atol=1e-12)

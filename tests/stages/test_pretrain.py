@@ -121,6 +121,8 @@ METHODS = {
     "byol": HEADS,
     "moco": ("queue=20",),
     "nnclr": (*HEADS, "queue=20"),
+    "moco with jigsaw": ("queue=20", "jigsaw=0.5"),
+    "simclr with jigsaw": ("jigsaw=0.5",),
     "negft": ("mix=dimension", "extrapolate=True"),
     "negft in a queue": ("negatives=queue", "queue=20"),
 }
@@ -279,7 +281,9 @@ def test_a_run_that_stopped_at_a_corrupt_pair_goes_on_without_it(name, finished_
     assert summary["corrupt_pairs"] == 1 and summary["samples"] == 2 * 48
 
 
-@pytest.mark.parametrize(("method", "several"), [*((method, 1) for method in METHODS), ("simclr", 3), ("moco", 2)])
+@pytest.mark.parametrize(
+    ("method", "several"), [*((method, 1) for method in METHODS), ("simclr with jigsaw", 3), ("moco", 2)]
+)
 def test_methods_resume_to_the_same_bits_whatever_they_keep(method, several, tmp_path, monkeypatch):
     name, words = method.partition(" ")[0], METHODS.get(method, ())
     options = ["--method", name, *(["--method.options", *words] if words else [])]
