@@ -16,13 +16,14 @@ from copgen_fast import files, registry
 from copgen_fast.config import GeneratorConfig, Prior
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators._adapt import Adapted, OwnPrior, takes_labels
+from copgen_fast.generators._check import Findings, examine
 from copgen_fast.generators._interface import DEFAULTS, faults
 from copgen_fast.generators._optimize import Level, optimize
 from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.latents import NamedPrior, Sample
 
-__all__ = ["Generator", "Level", "Rewrites", "build", "digest", "load", "optimize"]
+__all__ = ["Generator", "Level", "Rewrites", "build", "digest", "expect_differentiable", "load", "optimize"]
 
 
 class Generator(Protocol):
@@ -38,6 +39,7 @@ class Generator(Protocol):
         latent_groups: sizes of the parts of a latent that act on different layers, which sum to L; () (the default):
             it is one vector.
         prior: name of the distribution of latents, see `runtime.latents.sample`, or "own".
+        differentiable: whether a gradient reaches z, as found for a generator of the user's own.
         sample: (seed, n) to latents [n, L] of it, float32 on the CPU, which depend on these two alone.
         weights_file: file that its weights come from; by default the file given or, without one, its source file.
     """
@@ -48,6 +50,7 @@ class Generator(Protocol):
     classes: int
     latent_groups: tuple[int, ...]
     prior: str
+    differentiable: bool
     sample: Sample
     weights_file: Path
 
@@ -155,6 +158,8 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         _set_prior(published, config.prior)
     for fault in faults(published) if device.type != "cpu" else ():
         raise UsageError(f"generator {config.name} on {device}: {fault}")
+    if isinstance(published, Adapted) or config.name not in registry.names("generators"):
+        published.differentiable = check(published, config, device).differentiable
     if config.checkpoint and (config.level == "published" or not hasattr(published, "rewritten")):
         raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
     if config.level == "published":
@@ -169,6 +174,37 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         generator.record["difference"] = dataclasses.asdict(generator.difference)
         print(f"generator {config.name}: {generator.half_dtype} differs by {generator.difference}", flush=True)
     return generator
+
+
+_CHECKED: dict[tuple[object, ...], Findings] = {}
+
+
+def check(generator: nn.Module, config: GeneratorConfig, device: torch.device) -> Findings:
+    """Examine a generator as `_check.examine` does and print what was found, once a process.
+
+    Raises:
+        UsageError: no stage can use it.
+    """
+    part = registry.load("generators", config.name)  # another module for another content of a file
+    key = (part, config, str(device), digest(generator))
+    if key not in _CHECKED:
+        try:
+            _CHECKED[key] = examine(generator, device)
+        except UsageError as error:
+            raise UsageError(f"generator {config.name}: {error}") from error
+        for line in str(_CHECKED[key]).splitlines():
+            print(f"generator {registry.label(config.name)}: {line}", flush=True)
+    return _CHECKED[key]
+
+
+def expect_differentiable(generator: nn.Module, config: GeneratorConfig, stage: str) -> None:
+    """Raises UsageError where no gradient reaches z, without which a stage can't learn."""
+    if not getattr(generator, "differentiable", True):
+        raise UsageError(
+            f"generator {config.name}: no gradient reaches z, and {stage} learns by it: write its forward in "
+            "differentiable operations without no_grad, or take other positives (--pairs.positives gaussian) and "
+            f"--stages without {stage}"
+        )
 
 
 def _record(config: GeneratorConfig, published: nn.Module) -> dict[str, Any]:

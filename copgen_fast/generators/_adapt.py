@@ -175,6 +175,7 @@ class OwnPrior:
             UsageError: it returns something else.
         """
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # for a `sample` that draws by torch's global generator
             z = self.draw(seed, count)
         if not isinstance(z, Tensor) or not z.is_floating_point() or z.numel() != count * self.latent_dim:
             wanted = f"floating-point latents of {count} x {self.latent_dim} numbers"

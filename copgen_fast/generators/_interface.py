@@ -14,7 +14,7 @@ from copgen_fast.ops.checks import expect_tensor
 ROUNDING = 0.01
 """How far beyond [-1, 1] images may be, as those of half precision are."""
 
-DEFAULTS = {"classes": 0, "latent_groups": (), "prior": "truncnorm"}
+DEFAULTS = {"classes": 0, "latent_groups": (), "prior": "truncnorm", "differentiable": True}
 """Attributes that a user's generator may leave out."""
 
 ATTRIBUTES = ("latent_dim", "latent_shape", "image_shape", *DEFAULTS, "sample", "weights_file")

@@ -196,6 +196,7 @@ def run(run: Run) -> None:
         return
     config, options, folder = run.config, run.config.navigator, run.folder / "navigator"
     G = generators.load(config.generator, run.device)
+    generators.expect_differentiable(G, config.generator, "navigator")
     run.expect_classes(G.classes)
     if run.ranks.first:
         artifacts.write_record(run.generator_record, G.record)

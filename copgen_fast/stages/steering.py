@@ -128,6 +128,7 @@ def run(run: Run) -> None:
     config, options, folder = run.config, run.config.steering, run.folder / "steering"
     limits = _warps.limits_of(options)
     G = generators.load(config.generator, run.device)
+    generators.expect_differentiable(G, config.generator, "steering")
     run.expect_classes(G.classes)
     if run.ranks.first:
         artifacts.write_record(run.generator_record, G.record)

@@ -1,0 +1,141 @@
+"""The first-run check of a generator: what it is found to do, and refusal of what no stage can use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from copgen_fast.errors import UsageError
+
+SAME = 1e-3
+"""Largest difference of an image from itself in another batch, beyond which its row depends on others."""
+_LATENTS = 4
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `examine` found; str() gives it in two lines.
+
+    Attributes:
+        latents, images: sizes of one, as text.
+        low, high: extremes of the images' values.
+        differentiable: whether a gradient reaches z.
+        seconds: per image, of one batch.
+    """
+
+    latents: str
+    images: str
+    low: float
+    high: float
+    prior: str
+    classes: int
+    differentiable: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        classes = f" of {self.classes} classes" if self.classes else ""
+        gradient = "a" if self.differentiable else "NO"
+        return (
+            f"latents {self.latents} ({self.prior}) -> images {self.images}{classes}, values {self.low:.2f} to "
+            f"{self.high:.2f}\nrepeatable, each image from its own latent alone, {gradient} gradient reaches z; "
+            f"{1e3 * self.seconds:.3g} ms an image"
+        )
+
+
+def examine(generator: nn.Module, device: torch.device) -> Findings:
+    """Check a generator on its device, by a few batches of four latents.
+
+    Raises:
+        UsageError: the same seed gives other latents, the same latents give other images, or an image depends on the
+            rest of its batch; the message names the layer, where layers are Python's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _examine(generator, device)
+
+
+def _examine(generator: nn.Module, device: torch.device) -> Findings:
+    z = generator.sample(0, _LATENTS)
+    if not torch.equal(z, generator.sample(0, _LATENTS)):
+        raise UsageError(
+            "sample(0, 4) gives other latents at each call: draw them by torch or a seeded generator"
+        )
+    z = z.to(device)
+    labels = torch.arange(_LATENTS, device=device) % generator.classes if generator.classes else None
+    others = generator.sample(1, _LATENTS).to(device)
+    others[0] = z[0]
+    with torch.no_grad():
+        draw = lambda latents: generator(latents, labels)  # noqa: E731 (labels stay as they are)
+        images = draw(z)
+        start = time.perf_counter()
+        again = draw(z)
+        low, high = again.min().item(), again.max().item()  # waits for a GPU
+        seconds = (time.perf_counter() - start) / _LATENTS
+        if (difference := _largest(images, again)) > SAME:
+            where = _first_difference(generator, lambda: draw(z), lambda: draw(z), _LATENTS)
+            raise UsageError(
+                f"the same latents give images that differ by {difference:.2g}{where}: draw its noise once, in "
+                "__init__, or make them part of z"
+            )
+        if (difference := _largest(images[:1], draw(others)[:1])) > SAME:
+            where = _first_difference(generator, lambda: draw(z), lambda: draw(others), 1)
+            raise UsageError(
+                f"an image differs by {difference:.2g} in another batch{where}: each must depend on its own latent "
+                "alone (batch norm: in eval mode, with running statistics)"
+            )
+    return Findings(
+        latents=" x ".join(map(str, generator.latent_shape)),
+        images=" x ".join(map(str, generator.image_shape)),
+        low=low,
+        high=high,
+        prior=generator.prior,
+        classes=generator.classes,
+        differentiable=differentiable(generator, z[:2], None if labels is None else labels[:2]),
+        seconds=seconds,
+    )
+
+
+def differentiable(generator: nn.Module, z: Tensor, labels: Tensor | None) -> bool:
+    """Whether a finite gradient that isn't zero reaches these latents."""
+    z = z.clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            images = generator(z, labels)
+            (gradient,) = torch.autograd.grad(images.float().square().sum(), z)
+    except RuntimeError:  # no graph, or an operation without a derivative
+        return False
+    return bool(gradient.isfinite().all() and gradient.ne(0).any())
+
+
+def _largest(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+def _first_difference(module: nn.Module, one: Callable[[], Tensor], other: Callable[[], Tensor], rows: int) -> str:
+    """Words that name the first layer whose output differs in the first rows of two calls; empty without one."""
+    names = {layer: name for name, layer in module.named_modules() if not any(layer.children())}
+    seen: list[list[tuple[str, Tensor]]] = []
+    for call in (one, other):
+        outputs: list[tuple[str, Tensor]] = []
+
+        def keep(layer: nn.Module, _: object, output: object, outputs: list = outputs) -> None:
+            if isinstance(output, Tensor):
+                outputs.append((f"{names[layer]} ({type(layer).__name__})", output[:rows].detach()))
+
+        hooks = []
+        try:
+            hooks = [layer.register_forward_hook(keep) for layer in names]
+            call()
+        except RuntimeError:  # layers of a script take no hooks
+            return ""
+        finally:
+            for hook in hooks:
+                hook.remove()
+        seen.append(outputs)
+    for (name, first), (_, second) in zip(*seen, strict=False):
+        if first.shape == second.shape and _largest(first.float(), second.float()) > SAME:
+            return f", from layer {name.removeprefix('generator.')} on"
+    return ""
