@@ -60,9 +60,7 @@ def examine(generator: nn.Module, device: torch.device) -> Findings:
 def _examine(generator: nn.Module, device: torch.device) -> Findings:
     z = generator.sample(0, _LATENTS)
     if not torch.equal(z, generator.sample(0, _LATENTS)):
-        raise UsageError(
-            "sample(0, 4) gives other latents at each call: draw them by torch or a seeded generator"
-        )
+        raise UsageError("sample(0, 4) gives other latents at each call: draw them by torch or a seeded generator")
     z = z.to(device)
     labels = torch.arange(_LATENTS, device=device) % generator.classes if generator.classes else None
     others = generator.sample(1, _LATENTS).to(device)
