@@ -143,7 +143,7 @@ class InBatch(simclr.SimCLR):
         labels: Tensor | None,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        """-log softmax of each row's other view against all mixed views, which take no gradient."""
+        """-log softmax of each row's other view against all mixed views; neither takes a gradient."""
         rows = F.normalize(full(online[0]), dim=1)
         n, everyone = len(rows) // 2, rows.detach() if group is None else all_gather(rows, group)
         pairs, first = len(everyone) // 2, 0 if group is None else dist.get_rank(group) * len(rows)
@@ -158,7 +158,8 @@ class InBatch(simclr.SimCLR):
         mixed = self.mixing.mixed(everyone, place[view, partner], of_row)
         ids = torch.cat([place[:, pair], place[:, partner]]).T - first
         own = of_row[first : first + len(rows)]
-        return self.mixing.loss(rows, rows.roll(n, 0), mixed, own, 2 * pairs, ids)
+        # Positives are constant, as MoCo's keys are: pulled at both ends and pushed at one, all rows would become one.
+        return self.mixing.loss(rows, rows.roll(n, 0).detach(), mixed, own, 2 * pairs, ids)
 
 
 class InQueue(moco.MoCo):

@@ -159,7 +159,7 @@ class Literal:
             bank = torch.stack(self.queue)
         else:
             q = unit(self.m.head(self.m.encoder(torch.cat([v1, v2]))))
-            k = torch.cat([q[N:], q[:N]])
+            k = torch.cat([q[N:], q[:N]]).detach()
             bank = q.detach()
         count = len(bank) if in_queue else N
         perm = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
