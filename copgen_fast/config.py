@@ -12,16 +12,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from copgen_fast import registry
-from copgen_fast.options import (
-    Count,
-    CountOrZero,
-    LearningRate,
-    Place,
-    Range,
-    Seed,
-    Temperature,
-    out_of_range,
-)
+from copgen_fast.options import Count, CountOrZero, LearningRate, Place, Range, Seed, Temperature, out_of_range
 
 Stage = Literal["navigator", "steering", "pairs", "pretrain", "probe", "report"]
 Prior = Literal["truncnorm", "normal", "uniform", "sphere"]
@@ -153,9 +144,10 @@ class PairsConfig:
     """Their options, as NAME.field=value; `--help NAME` lists them."""
     count: Count = 130_000
     """Pairs per way."""
+    endless: bool = False
+    """For --pretrain.data online: `count` new pairs in each epoch, so that none comes twice."""
     positives_per_anchor: Annotated[int, Range(1, 1000)] = 1
-    """K positives of each anchor, drawn apart. simclr and supcon compare all views of an anchor with each other; other
-    methods take one of the K in each step, drawn at random."""
+    """K positives of each anchor, drawn apart: simclr and supcon compare all, other methods one a step."""
     shard_size: Count = 1000
     """Pairs per tar file."""
     batch: Count = 256
@@ -189,8 +181,9 @@ class MethodConfig:
 class PretrainConfig:
     """Pretraining of the encoder by --method, one run per way of making positives."""
 
-    data: Literal["pairs", "real"] = "pairs"
-    """pairs: generated shards. real: two views of each image of --data (the SimCLR baseline), named `real`."""
+    data: Literal["pairs", "online", "real"] = "pairs"
+    """pairs: generated shards. online: the same pairs, generated while training, without shards. real: two views of
+    each image of --data (the SimCLR baseline), named `real`."""
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(name="resnet50"))
     epochs: Count = 100
     batch: Count = 224
@@ -306,10 +299,11 @@ def faults(config: RunConfig, processes: int = 1) -> list[str]:
     found = _pretrain_faults(config) if "pretrain" in config.stages else []
     reserved = {"real", "random", "pixels"} & {registry.label(name) for name in config.pairs.positives}
     found += [f"pairs.positives: {name!r} means something else here: rename the file" for name in sorted(reserved)]
-    for name, value in (("pairs.positives", config.pairs.positives), ("probe.evals", config.probe.evals)):
-        if not value:
-            found.append(f"{name}: expected at least one")
+    given = {"pairs.positives": config.pairs.positives, "probe.evals": config.probe.evals}
+    found += [f"{name}: expected at least one" for name, value in given.items() if not value]
     found += out_of_range(config) + _batch_faults(config, processes)
+    if config.pairs.endless and config.pretrain.data != "online":
+        found.append("pairs.endless: new pairs in each epoch go with --pretrain.data online only")
     if config.navigator.project and config.navigator.delta is None:
         found.append("navigator.project: needs a radius, give --navigator.delta too")
     if config.navigator.project and config.navigator.group_deltas:
@@ -327,9 +321,14 @@ def faults(config: RunConfig, processes: int = 1) -> list[str]:
         found.append(f"pairs.part: expected less than pairs.parts, got {config.pairs.part} of {config.pairs.parts}")
     if config.pairs.parts > 1 and set(config.stages) != {"pairs"}:
         found.append("pairs.parts: every part would run the other stages too: give --stages pairs")
-    if (first := config.pairs.start_seed) + config.pairs.count > 2**32:
-        found.append(f"pairs.start_seed: seeds must stay below 2**32, got up to {first} + pairs.count")
+    if (first := config.pairs.start_seed) + pairs_drawn(config) > 2**32:
+        found.append(f"pairs.start_seed: seeds must stay below 2**32, got up to {first} + {pairs_drawn(config)} pairs")
     return found
+
+
+def pairs_drawn(config: RunConfig) -> int:
+    """Different pairs of each way that a run draws."""
+    return config.pairs.count * (config.pretrain.epochs if config.pairs.endless else 1)
 
 
 def _batch_faults(config: RunConfig, processes: int) -> list[str]:
@@ -351,12 +350,13 @@ def _batch_faults(config: RunConfig, processes: int) -> list[str]:
 def _pretrain_faults(config: RunConfig) -> list[str]:
     """What else would be found only once the pairs are made."""
     options, found = config.pretrain, []
-    if options.data == "pairs" and options.batch > config.pairs.count:
+    if options.data != "real" and options.batch > config.pairs.count:
         found.append(f"pretrain.batch: expected at most pairs.count {config.pairs.count}, got {options.batch}")
-    if options.data == "real" and options.loader == "dali":
-        found.append("pretrain.loader: dali reads shards of pairs, and real images are in memory: choose plain")
-    if options.data == "real" and options.shuffle_shards is not None:
-        found.append("pretrain.shuffle_shards: real images are in no shards: leave it out")
+    images = {"real": "real images are", "online": "online pairs are"}.get(options.data)
+    if images and options.loader == "dali":
+        found.append(f"pretrain.loader: dali reads shards of pairs, and {images} in none: choose plain")
+    if images and options.shuffle_shards is not None:
+        found.append(f"pretrain.shuffle_shards: {images} in no shards: leave it out")
     return found
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from copgen_fast import __version__, augmentations, generators, methods, options, positives, registry
-from copgen_fast.config import STAGES, RunConfig, faults
+from copgen_fast.config import STAGES, RunConfig, faults, pairs_drawn
 from copgen_fast.errors import CopgenError, ExhaustedError, UsageError, command, exhausted, explain
 from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
@@ -109,9 +109,13 @@ def help_text(names: list[str]) -> str:
 
 
 def wanted_stages(config: RunConfig) -> list[str]:
-    """The configured stages in their order; steering only where its positives are wanted."""
-    wanted = [stage for stage in STAGES if stage in config.stages]
-    return [stage for stage in wanted if stage != "steering" or "steering" in config.pairs.positives]
+    """The configured stages in their order; steering only where its positives are wanted, pairs unless they are drawn
+    by pretraining itself.
+    """
+    left_out = set() if "steering" in config.pairs.positives else {"steering"}
+    if "pretrain" in config.stages and config.pretrain.data == "online":
+        left_out.add("pairs")
+    return [stage for stage in STAGES if stage in config.stages and stage not in left_out]
 
 
 def _closest(word: str, known: dict) -> str:
@@ -145,8 +149,8 @@ def validate(config: RunConfig) -> None:
     if "pretrain" in config.stages:
         part = config.pretrain.batch // config.pretrain.accumulate
         distributed.expect_divisible("pretrain.batch / pretrain.accumulate", part)
-        if config.pretrain.data == "pairs":
-            setting = methods.Setting(config.pairs.count, config.pretrain.batch)
+        if config.pretrain.data != "real":
+            setting = methods.Setting(pairs_drawn(config), config.pretrain.batch)
             methods.configure(config.method.name, config.method.options, setting)
     _real_images.check(config, probed_here=distributed.first())
 
@@ -236,7 +240,7 @@ def _undecided(config: RunConfig, folder: Path) -> tuple[str, ...]:
     """Prefixes of the settings that may still change, as no result in `folder` depends on them yet."""
     if any((folder / "probe").glob("*.json")):
         return INVOCATION
-    return (*INVOCATION, "probe.", "evals.", *(("data.",) if config.pretrain.data == "pairs" else ()))
+    return (*INVOCATION, "probe.", "evals.", *(("data.",) if config.pretrain.data != "real" else ()))
 
 
 def holds_only_a_navigator(folder: Path) -> bool:

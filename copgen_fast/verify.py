@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = from_identity(record)
     for fault in faults(config):
         raise UsageError(f"{path}: {fault}")
+    if config.pretrain.data == "online" and not (options.run / "pairs").exists():
+        raise UsageError(f"{options.run}: its pairs were drawn while training: there are no shards to verify")
     run = Run(_in_float32(config), options.run, devices.resolve(options.device, "fp32"))
     with devices.full_float32():
         for name in config.pairs.positives:

@@ -17,7 +17,7 @@ import io
 import math
 import mmap
 import tarfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -74,8 +74,8 @@ def magnitudes(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values, float("inf"), dim=tuple(range(1, values.ndim)))
 
 
-def require_finite(name: str, values: Tensor, first: int = 0) -> None:
-    """Check that values [N, ...] are finite; row 0 is sample `first`.
+def require_finite(name: str, values: Tensor, first: int | Sequence[int] = 0) -> None:
+    """Check that values [N, ...] are finite; row 0 is sample `first`, or rows are the samples of these numbers.
 
     Raises:
         NonFiniteError: a NaN or an infinity; the message names the tensor and the first such sample.
@@ -83,9 +83,10 @@ def require_finite(name: str, values: Tensor, first: int = 0) -> None:
     require(name, magnitudes(values), first)
 
 
-def require(name: str, largest: Tensor, first: int, most: float | None = None) -> None:
+def require(name: str, largest: Tensor, first: int | Sequence[int], most: float | None = None) -> None:
     """`require_finite` of the result of `magnitudes`; with `most`, CopgenError for values far out of range."""
-    for number, value in enumerate(largest.tolist(), start=first):
+    numbers = range(first, first + len(largest)) if isinstance(first, int) else first
+    for number, value in zip(numbers, largest.tolist(), strict=True):
         if not math.isfinite(value):
             raise NonFiniteError(f"{name}: NaN or infinity in sample {number}")
         if most is not None and value > most:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from copgen_fast import generators, positives, registry
 from copgen_fast.config import PairsConfig, RunConfig
@@ -104,10 +105,14 @@ def by_group(source: PairSource, config: PairsConfig) -> dict[str, float]:
     return {name: norm.item() for name, norm in norms.items() if name != "displacement_norm"}  # that is of all pairs
 
 
-def open_source(run: Run, positive: str) -> tuple[PairSource, dict]:
-    """What makes the pairs of one way, and its record: the digests and settings that decide every pixel."""
+def open_source(run: Run, positive: str, G: nn.Module | None = None) -> tuple[PairSource, dict]:
+    """What makes the pairs of one way, and its record: the digests and settings that decide every pixel.
+
+    Args:
+        G: the run's generator, where it is loaded already.
+    """
     config = run.config
-    G = generators.load(config.generator, run.device, config.pairs.batch)
+    G = generators.load(config.generator, run.device, config.pairs.batch) if G is None else G
     setting = run.setting(G, positives.options(config.pairs)[positive])
     make = positives.build(positive, setting)
     label_of = None

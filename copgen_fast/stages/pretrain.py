@@ -13,16 +13,18 @@ from torch import Tensor
 
 from copgen_fast import augmentations, encoders, methods
 from copgen_fast.augmentations import JigsawParams
-from copgen_fast.config import PretrainConfig, RunConfig
+from copgen_fast.config import PretrainConfig, RunConfig, pairs_drawn
 from copgen_fast.encoders import Encoder
 from copgen_fast.errors import UsageError
 from copgen_fast.images import sets
 from copgen_fast.methods import Method
 from copgen_fast.ops import AugmentParams, AugmentPolicy
+from copgen_fast.pairs.online import OnlinePairs
 from copgen_fast.pairs.read.loader import PairBatch, PairDataset, open_batches
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, devices, seeds
 from copgen_fast.runtime.distributed import ALONE, Ranks
+from copgen_fast.stages import _online
 from copgen_fast.stages.pairs import expect_own
 from copgen_fast.stages.run import Run, expect_comparable
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
@@ -135,19 +137,21 @@ def run(run: Run) -> None:
     if run.config.pretrain.data == "pairs":
         for source in run.sources:
             expect_own(run, source)
+    drawn = _online.open_pairs(run) if run.config.pretrain.data == "online" else {}
     for source in run.sources:
         if not run.encoder_file(source).exists():
-            pretrain(run, source)
+            pretrain(run, source, drawn.get(source))
 
 
-def pretrain(run: Run, source: str) -> None:
-    """Pretrain the encoder of one source."""
+def pretrain(run: Run, source: str, drawn: OnlinePairs | None = None) -> None:
+    """Pretrain the encoder of one source, on pairs that are drawn meanwhile or on those that `open_dataset` finds."""
     config, options, folder = run.config, run.config.pretrain, run.pretrain_folder(source)
-    dataset = open_dataset(run, source)
+    dataset = open_dataset(run, source) if drawn is None else drawn
     batches = open_batches(dataset, options, config.seed, run.device, run.ranks.rank, run.ranks.world, options.epochs)
     labelled = has_classes(run, dataset)
-    several = dataset.index.positives if isinstance(dataset, PairDataset) else 1
-    learner = make_learner(config, run.device, run.ranks, len(dataset), several)
+    count = len(dataset) if drawn is None else pairs_drawn(config)
+    several = 1 if isinstance(dataset, sets.RealPairs) else dataset.positives
+    learner = make_learner(config, run.device, run.ranks, count, several)
     steps = options.epochs * batches.steps_per_epoch
 
     def batch(index: int) -> Batch:
@@ -167,6 +171,8 @@ def pretrain(run: Run, source: str) -> None:
         summary["views_per_s"] = (1 + learner.method.positives) * summary["samples_per_s"]
         # Real images that can't be decoded are left out as they are read, and no rank has them.
         summary["corrupt_pairs"] = getattr(dataset, "left_out", 0) + len(set(" ".join(skipped).split()))
+        if drawn is not None:
+            summary |= _online.distances(run, drawn)
         artifacts.write_record(folder / "summary.json", last_row(folder / "metrics.jsonl") | summary)
         artifacts.write_tensors(run.encoder_file(source), learner.method.encoder.state_dict(), **run.encoder_of(source))
     run.ranks.barrier(f"the end of {name}'s encoder")
@@ -184,14 +190,14 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
         real = sets.load_train(run.config.data, supervised)
         return sets.RealPairs(real.images, real.labels if takes_labels(method) else None, len(real.faults))
     pairs = PairDataset(run.pairs_folder(source), check=source not in run.checked)
-    if supervised and not pairs.index.identity.get("classes"):
+    if supervised and not pairs.classes:
         raise UsageError(
             f"--method {method} needs classes, and the pairs in {pairs.folder} have none: take a class-conditional "
             "generator, or --pretrain.data real"
         )
     if supervised:
-        found, count = pairs.index.identity, pairs.index.count
-        expect_comparable(method, min(found["classes"], -(-count // found["samples_per_class"])), count)
+        of_class, count = pairs.index.identity["samples_per_class"], pairs.index.count
+        expect_comparable(method, min(pairs.classes, -(-count // of_class)), count)
     return pairs
 
 
@@ -199,13 +205,13 @@ def takes_labels(method: str) -> bool:
     return methods.needs_labels(method) or methods.uses_labels(method)
 
 
-def has_classes(run: Run, dataset: sets.RealPairs | PairDataset) -> bool:
+def has_classes(run: Run, dataset: sets.RealPairs | PairDataset | OnlinePairs) -> bool:
     """Whether the method takes the classes of these pairs."""
     if not takes_labels(run.config.method.name):
         return False
     if isinstance(dataset, sets.RealPairs):
         return dataset.labels is not None
-    return bool(dataset.index.identity.get("classes"))
+    return bool(dataset.classes)
 
 
 @dataclass
@@ -247,7 +253,7 @@ def make_learner(
         positives: of each of its anchors.
     """
     options = config.pretrain
-    setting = methods.Setting(config.pairs.count if pairs is None else pairs, options.batch)
+    setting = methods.Setting(pairs_drawn(config) if pairs is None else pairs, options.batch)
     with seeds.seeded(config.seed, "encoder"):
         method = methods.build(config.method.name, Encoder(options.encoder), config.method.options, setting)
     if methods.several_positives(config.method.name):

@@ -88,6 +88,16 @@ class PairDataset(Dataset):
         return self._parse(self.read(index))
 
     @property
+    def positives(self) -> int:
+        """Of each anchor."""
+        return self.index.positives
+
+    @property
+    def classes(self) -> int:
+        """Of the generator; 0: it had none."""
+        return self.index.identity.get("classes", 0)
+
+    @property
     def decoded_bytes(self) -> int:
         """Bytes of all images when decoded."""
         return (1 + self.index.positives) * self.index.count * int(np.prod(self.index.image_shape))

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from copgen_fast.config import OnCorrupt, PretrainConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.pairs.online import OnlineBatches, OnlinePairs
 from copgen_fast.pairs.read.batch import NO_LABEL, Batches, PairBatch, as_batch
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.read.prefetch import Prefetcher
@@ -40,7 +41,7 @@ def open_batches(
     world: int = 1,
     epochs: int | None = None,
 ) -> Batches:
-    """The loader that `options` choose; all return the same batches, on `device`.
+    """The loader that `options` choose, or what generates `OnlinePairs`; all return the same batches, on `device`.
 
     `auto` is DALI where it is installed, the device is a GPU and the decoded pairs don't fit the cache.
 
@@ -55,6 +56,8 @@ def open_batches(
     shard_size = dataset.index.shard_size if in_shards else None
     steps = None if epochs is None else epochs * (len(dataset) // options.batch)
     sampler = Sampler(len(dataset), options.batch, seed, rank, world, shard_size, options.shuffle_shards, steps)
+    if isinstance(dataset, OnlinePairs):
+        return OnlineBatches(dataset, sampler, device, prefetched=options.workers > 0)
     wanted = options.loader == "dali"
     if options.loader == "auto" and in_shards and device.type == "cuda":
         from copgen_fast.pairs.read import dali

@@ -34,11 +34,11 @@ class PairSource:
         """Classes int64 [n] of pairs, on the CPU; None for a generator without classes."""
         return None if self.label_of is None else torch.tensor([self.label_of(index) for index in indices])
 
-    def draw(self, seeds: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor]:
+    def draw(self, seeds: Sequence[int], first: int | Sequence[int] = 0) -> tuple[Tensor, Tensor]:
         """z [n, L] and z_positive, [n, L] or of several positives [n, K, L], of some seeds, float32 on the CPU.
 
         Args:
-            first: number of the first sample, for the message.
+            first: number of the first sample, or numbers of all, for the message.
 
         Raises:
             NonFiniteError: a NaN or an infinity.

@@ -63,15 +63,15 @@ def collect_metrics(run: Run, results: table.Results) -> dict[str, float]:
         for walk, row in walks.items():
             numbers = {name: value for name, value in row.items() if name != "energy"}
             metrics |= {f"steering.{walk}.{name}": value for name, value in numbers.items()}
-    pairs = {label(name): _summary("pairs", run.pairs_folder(name)) for name in run.config.pairs.positives}
-    pairs = {name: summary for name, summary in pairs.items() if summary}
+    pairs = {name: summary for name, summary in _pairs(run).items() if summary}
     for name, summary in pairs.items():
         metrics[f"pairs.{name}.displacement_norm"] = summary["displacement_mean"]
         groups = {key: value for key, value in summary.items() if key.startswith("displacement_norm_")}
         metrics |= {f"pairs.{name}.{key}": value for key, value in groups.items()}
     if pairs:
         metrics["pairs.count"] = run.config.pairs.count
-        metrics["pairs.images_per_s"] = _mean([summary["images_per_s"] for summary in pairs.values()])
+    if rates := [summary["images_per_s"] for summary in pairs.values() if "images_per_s" in summary]:
+        metrics["pairs.images_per_s"] = _mean(rates)
     trained = {label(name): _summary("pretrain", run.pretrain_folder(name)) for name in run.sources}
     for name, summary in trained.items():
         metrics |= {f"pretrain.{name}.{key}": summary[key] for key in ("loss", "views_per_s", "seconds")}
@@ -84,8 +84,7 @@ def collect_metrics(run: Run, results: table.Results) -> dict[str, float]:
 def tables(run: Run) -> dict[str, list[list[str]]]:
     """Further tables by title, rows of text with the headings first."""
     found = {}
-    pairs = {label(name): _summary("pairs", run.pairs_folder(name)) for name in run.config.pairs.positives}
-    groups = {name: [v for k, v in row.items() if k.startswith("displacement_norm_")] for name, row in pairs.items()}
+    groups = {n: [v for k, v in row.items() if k.startswith("displacement_norm_")] for n, row in _pairs(run).items()}
     if any(groups.values()):
         heading = ["pairs", *(f"group {i}" for i in range(max(map(len, groups.values()))))]
         rows = [[name, *(f"{value:.2f}" for value in values)] for name, values in groups.items()]
@@ -103,6 +102,13 @@ _NEEDED = {
     "pretrain": (*_TRAINED, "views_per_s", "loss"),
 }
 """By stage, the numbers that its summary.json must have."""
+
+
+def _pairs(run: Run) -> dict[str, dict[str, float]]:
+    """By way of making positives, the summary that tells of its pairs: pretraining's own where that drew them."""
+    if run.config.pretrain.data == "online":
+        return {label(name): _summary("pretrain", run.pretrain_folder(name)) for name in run.sources}
+    return {label(name): _summary("pairs", run.pairs_folder(name)) for name in run.config.pairs.positives}
 
 
 def _summary(stage: str, folder: Path) -> dict[str, float]:
