@@ -147,7 +147,8 @@ class PairsConfig:
     endless: bool = False
     """For --pretrain.data online: `count` new pairs in each epoch, so that none comes twice."""
     positives_per_anchor: Annotated[int, Range(1, 1000)] = 1
-    """K positives of each anchor, drawn apart: simclr and supcon compare all, other methods one a step."""
+    """K positives of each anchor, drawn apart. simclr and supcon compare all views of an anchor with each other; other
+    methods take one of the K in each step, drawn at random."""
     shard_size: Count = 1000
     """Pairs per tar file."""
     batch: Count = 256
