@@ -33,7 +33,7 @@ class GeneratorConfig:
     options: Options = ()
     """Its options, as field=value; `--help NAME` lists them."""
     weights: Place | None = None
-    """File of its weights (biggan-deep: folder); None takes those embedded in the package, where there are any."""
+    """File of its weights (biggan-deep, consistency, turbo: folder); None takes those embedded in the package."""
     level: Literal["published", "exact", "half", "graph"] = "exact"
     """exact: rewritten to be fast, equal up to rounding, where the generator has such a form. half: that in half
     precision, refused where images change visibly. graph: half, and pairs are drawn by a CUDA graph. published: as it

@@ -210,7 +210,7 @@ def expect_differentiable(generator: nn.Module, config: GeneratorConfig, stage: 
 def _record(config: GeneratorConfig, published: nn.Module) -> dict[str, Any]:
     file = Path(published.weights_file).resolve()
     embedded = file.is_relative_to(Path(__file__).parent)
-    sha256 = files.sha256(file)
+    sha256 = getattr(published, "weights_sha256", None) or files.sha256(file)
     if not embedded:
         print(f"generator {config.name}: {file}, sha256 {sha256}", flush=True)
     options = registry.options("generators", config.name, config.options)

@@ -203,7 +203,7 @@ def run(run: Run) -> None:
     if options.loss == "supcon" and G.classes < 2:
         has = "has none" if not G.classes else "has one, without negatives"
         raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} {has}")
-    T_z = untrained(G.latent_dim, options, config.seed, G.latent_groups, getattr(G, "latent_shape", ()))
+    T_z = untrained(G.latent_dim, options, config.seed, G.latent_groups, G.latent_shape)
     players = make_players(run, G, T_z.to(run.device))
     step = make_step(run, players)
     shown_z = draw_latents(G, seeds.derive32(config.seed, "grid"), GRID_COLUMNS, run.device)

@@ -43,13 +43,13 @@ def small():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of weights for each generator; a folder for biggan-deep."""
+    """A file of weights for each generator; a folder for some."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     for name, make in RANDOM.items():
         torch.save(make().state_dict(), folder / f"{name}.pth")
     files = EMBEDDED | {name: folder / f"{name}.pth" for name in RANDOM}
-    return files | {"biggan-deep": folder / "biggan-deep"}
+    return files | {name: folder / name for name in ("biggan-deep", "consistency", "turbo")}
 
 
 @pytest.fixture(scope="module", params=registry.names("generators"))
@@ -57,7 +57,15 @@ def generator(request, weights):
     if request.param == "biggan-deep":
         pytest.importorskip("pytorch_pretrained_biggan")
         write_folder(weights[request.param])
-    return generators.build(request.param, weights[request.param])
+    options = []
+    if request.param in ("consistency", "turbo"):
+        pytest.importorskip("diffusers")
+        from tests.helpers import diffusers_fixtures
+
+        getattr(diffusers_fixtures, request.param)(weights[request.param])
+        if request.param == "turbo":
+            options = [f"prompts={diffusers_fixtures.prompts_file(weights[request.param])}"]
+    return generators.build(request.param, weights[request.param], options)
 
 
 def read_all(path):

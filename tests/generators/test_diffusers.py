@@ -1,0 +1,241 @@
+"""One-step diffusion models beside diffusers' own pipelines; folders that are refused."""
+
+import json
+import shutil
+import socket
+
+import pytest
+import torch
+
+from copgen_fast import generators
+from copgen_fast.config import GeneratorConfig
+from copgen_fast.errors import UsageError
+from copgen_fast.pairs.format import read_complete_index
+from copgen_fast.runtime import artifacts
+from copgen_fast.train import main
+from tests.conftest import TINY
+
+diffusers = pytest.importorskip("diffusers")
+fixtures = pytest.importorskip("tests.helpers.diffusers_fixtures")
+KINDS = ("consistency", "conditional", "turbo", "large")
+LABELS = torch.tensor([2, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Each kind's folder, pipeline and generator, made once, without any connection."""
+    folder, found = tmp_path_factory.mktemp("diffusers"), {}
+    prompts = fixtures.prompts_file(folder)
+
+    def make(kind):
+        if kind not in found:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it connects to a network"))
+                path = folder / kind
+                if kind in ("turbo", "large"):
+                    pipeline, options = fixtures.turbo(path, kind == "large"), [f"prompts={prompts}"]
+                else:
+                    pipeline, options = fixtures.consistency(path, 5 if kind == "conditional" else None), []
+                pipeline.set_progress_bar_config(disable=True)
+                name = "turbo" if options else "consistency"
+                found[kind] = path, pipeline, generators.build(name, path, options)
+        return found[kind]
+
+    return make
+
+
+def drawn(generator, dtype=torch.float32):
+    return torch.randn(3, generator.latent_dim, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_those_of_the_pipelines_own_step(made, kind):
+    _, pipeline, generator = made(kind)
+    z, labels = drawn(generator), LABELS if generator.classes else None
+    options = {"num_inference_steps": 1, "latents": z.view(3, *generator.latent_shape), "output_type": "pt"}
+    if kind in ("turbo", "large"):
+        options |= {"prompt": [fixtures.PROMPTS[label] for label in labels], "guidance_scale": 0.0}
+    else:
+        options |= {"class_labels": labels, "batch_size": 3}
+    expected = 2 * pipeline(**options).images - 1
+    images = generator(z, labels)
+    torch.testing.assert_close(images, expected, rtol=1e-5, atol=2e-6)
+    assert images.std() > 0.05, "the case must not be clipped to one colour"
+    assert torch.equal(images, generator(z, labels))
+    if generator.classes:
+        assert not torch.allclose(generator(z, labels.roll(1)), images, atol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["EulerDiscrete", "EulerAncestralDiscrete", "DDIM", "LCM", "DPMSolverMultistep"])
+def test_a_schedulers_only_step_is_its_numbers(name, prediction):
+    from copgen_fast.generators._diffusers import one_step
+
+    if (name, prediction) == ("EulerAncestralDiscrete", "sample"):
+        pytest.skip("diffusers lacks it")
+    clips = {"clip_sample": False} if name in ("DDIM", "LCM") else {}
+    scheduler = getattr(diffusers, f"{name}Scheduler")(**fixtures.TURBO, prediction_type=prediction, **clips)
+    step = one_step(scheduler)
+    scheduler.set_timesteps(1)
+    random = torch.Generator().manual_seed(0)
+    z, output = torch.randn(2, 2, 4, 3, 3, generator=random)
+    noise = z * scheduler.init_noise_sigma
+    torch.testing.assert_close(scheduler.scale_model_input(noise, scheduler.timesteps[0]), step.scale * noise)
+    expected = scheduler.step(output, scheduler.timesteps[0], noise).prev_sample
+    torch.testing.assert_close(step.of_output * output + step.of_noise * noise, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["conditional", "turbo", "large"])
+def test_gradients_are_those_of_finite_differences(made, kind):
+    folder, _, generator = made(kind)
+    generator = generators.build(*rebuilt(folder, kind)).double()
+    z, random = drawn(generator, torch.float64).requires_grad_(), torch.Generator().manual_seed(1)
+    toward = torch.randn(z.shape, generator=random, dtype=torch.float64)
+    weights = torch.randn(3, *generator.image_shape, generator=random, dtype=torch.float64)
+
+    def value(latents):
+        return (generator(latents, LABELS) * weights).sum()
+
+    (gradient,) = torch.autograd.grad(value(z), z)
+    with torch.no_grad():
+        change = (value(z + 1e-5 * toward) - value(z - 1e-5 * toward)) / 2e-5
+    assert (gradient * toward).sum().item() == pytest.approx(change.item(), rel=1e-6)
+    assert gradient.norm(dim=1).min() > 0
+
+
+def rebuilt(folder, kind):
+    if kind == "conditional":
+        return "consistency", folder, []
+    return "turbo", folder, [f"prompts={folder.parent / 'prompts.txt'}"]
+
+
+def test_prompts_are_embedded_once_and_text_encoders_freed(made, monkeypatch):
+    folder, _, generator = made("turbo")
+    name, folder, options = rebuilt(folder, "turbo")
+    again = generators.build(name, folder, options)
+    monkeypatch.setattr(type(made("turbo")[1]), "encode_prompt", lambda *_, **__: pytest.fail("embedded again"))
+    assert generators.digest(generators.build(name, folder, options)) == generators.digest(again)
+    assert not any("text" in key or "encoder." in key for key in again.state_dict())
+    assert generators.build(name, folder, options).classes == generator.classes == 3
+
+
+def test_what_decides_images_is_in_the_record(made, tmp_path):
+    folder = shutil.copytree(made("turbo")[0], tmp_path / "model")
+
+    def record(*options):
+        config = GeneratorConfig("turbo", (f"prompts={fixtures.prompts_file(tmp_path)}", *options), str(folder))
+        return generators.load(config, torch.device("cpu")).record
+
+    first = record()
+    (folder / "README.md").write_text("of no component")
+    assert record() == first and first["weights"] == str(folder) and first["prior"] == "normal"
+    assert record("classes=2")["digest"] != first["digest"] and record("classes=2")["sha256"] == first["sha256"]
+    edit(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    changed = record()
+    assert changed["sha256"] != first["sha256"] and changed["digest"] != first["digest"]
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def only_pickle(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+
+
+def cut(folder):
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_weight(folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[max(tensors)]
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "model_index.json is missing: generator turbo needs"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json is not valid JSON"),
+        (
+            lambda folder: edit(folder / "model_index.json", _class_name="FluxPipeline"),
+            "model_index.json is of a FluxPipeline: generator turbo takes StableDiffusionPipeline or",
+        ),
+        *(
+            (lambda folder, name=name: shutil.rmtree(folder / name), f"turbo has no folder {name}, which a Stable")
+            for name in ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
+        ),
+        (only_pickle, "unet has no .safetensors file, only diffusion_pytorch_model.bin, a pickle"),
+        (lambda folder: (folder / "unet" / "config.json").write_text("{"), "unet holds no UNet2DConditionModel"),
+        (cut, "vae holds no AutoencoderKL"),
+        (without_weight, "text_encoder does not hold a CLIPTextModel: 1 weights missing"),
+        (
+            lambda folder: edit(folder / "scheduler" / "scheduler_config.json", _class_name="os"),
+            "scheduler names 'os', which is no scheduler of diffusers",
+        ),
+        (
+            lambda folder: edit(
+                folder / "scheduler" / "scheduler_config.json", _class_name="DDPMScheduler", thresholding=True
+            ),
+            "scheduler: DDPMScheduler can't make one step of this model .*it clips, or draws noise",
+        ),
+        (lambda folder: edit(folder / "vae" / "config.json", latents_mean=[0.0] * 4), "config.json has latents_mean"),
+    ],
+)
+def test_folders_that_cannot_be_are_named(made, tmp_path, fault, words):
+    folder = shutil.copytree(made("turbo")[0], tmp_path / "turbo")
+    fault(folder)
+    with pytest.raises(UsageError, match=words) as caught:
+        generators.build("turbo", folder, [f"prompts={fixtures.prompts_file(tmp_path)}"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "words"),
+    [
+        (None, [], "generator turbo needs prompts: give --generator.options prompts=FILE"),
+        ([], [], "prompts.txt has 0 lines"),
+        (fixtures.PROMPTS, ["classes=4"], "prompts.txt has 3 lines, and classes are 4"),
+        (["a cat", "  ", "a dog"], [], "prompts.txt: line 2 is empty"),
+    ],
+)
+def test_prompts_that_cannot_be_are_named(made, tmp_path, lines, options, words):
+    if lines is not None:
+        path = tmp_path / "prompts.txt"
+        path.write_text("".join(f"{line}\n" for line in lines))
+        options = [*options, f"prompts={path}"]
+    with pytest.raises(UsageError, match=words):
+        generators.build("turbo", made("turbo")[0], options)
+
+
+def test_a_consistency_model_draws_colours(tmp_path):
+    fixtures.consistency(tmp_path, channels=1)
+    with pytest.raises(UsageError, match="unet: expected 3 channels, as ConsistencyModelPipeline does, got 1"):
+        generators.build("consistency", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["consistency", "turbo"])
+def test_a_folder_must_be_given(tmp_path, name):
+    with pytest.raises(UsageError, match="give --generator.weights FOLDER"):
+        generators.build(name)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file is no folder"):
+        generators.build(name, tmp_path / "file")
+
+
+def test_a_run_with_a_convolutional_navigator_ends_with_an_encoder(made, tmp_path):
+    name, folder, options = rebuilt(made("turbo")[0], "turbo")
+    arguments = ["--generator.name", name, "--generator.weights", str(folder), "--generator.options", *options]
+    arguments += ["--navigator.kind", "conv", "--navigator.hidden", "5", "--pairs.positives", "navigator"]
+    arguments += ["--stages", "navigator", "pairs", "pretrain", "--navigator.samples", "32", "--pretrain.epochs", "1"]
+    assert main([*TINY, *arguments, "--pairs.samples-per-class", "8", "--out", str(tmp_path)]) == 0
+    walker = artifacts.read_tensors(tmp_path / "navigator" / "navigator.safetensors")
+    assert walker["walker.1.weight"].shape == (5, 4, 3, 3)
+    index = read_complete_index(tmp_path / "pairs" / "navigator")
+    assert index.latent_dim == 64 and index.identity["prior"] == "normal" and index.identity["classes"] == 3
+    assert list(tmp_path.glob("pretrain/navigator/*/encoder.safetensors"))
