@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,32 @@ def test_npz_altered(arrays, save):
         file.seek(member.header_offset + 400)
         file.write(b"\0" * 16)
     assert "truncated or not an .npz file" in refusal(config)
+
+
+def test_npz_encrypted(arrays, save):
+    config = save(arrays)
+    data = bytearray(Path(config.root).read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # each file's header, and the directory's
+        start = -1
+        while (start := data.find(signature, start + 1)) >= 0:
+            data[start + flags] |= 1
+    Path(config.root).write_bytes(data)
+    assert "encrypted" in (message := refusal(config)) and "write it again with numpy.savez" in message
+
+
+@pytest.mark.parametrize("version", [(2, 0), (3, 0), (9, 9)])
+def test_npz_headers_of_other_versions(arrays, save, version):
+    config = save(arrays)
+    with zipfile.ZipFile(config.root, "w") as archive:
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w") as file:
+                np.lib.format.write_array(file, array, version if version != (9, 9) else None)
+    if version == (9, 9):
+        data = Path(config.root).read_bytes()
+        Path(config.root).write_bytes(data.replace(b"NUMPY\x01\x00", b"NUMPY\x09\x09"))
+        assert "truncated or not an .npz file" in refusal(config)
+    else:
+        assert torch.equal(sets.load(config).train_labels, torch.from_numpy(arrays["train_labels"]))
 
 
 def test_npz_root_is_a_folder(tmp_path):
