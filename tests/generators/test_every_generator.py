@@ -52,7 +52,7 @@ def weights(tmp_path_factory):
     return files | {name: folder / name for name in ("biggan-deep", "consistency", "turbo")}
 
 
-@pytest.fixture(scope="module", params=registry.names("generators"))
+@pytest.fixture(scope="module", params=sorted({*registry.names("generators")} - {"export", "torchscript"}))
 def generator(request, weights):
     if request.param == "biggan-deep":
         pytest.importorskip("pytorch_pretrained_biggan")
