@@ -148,7 +148,7 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         batch: latents that most calls will have, for level graph; None: without one it is half.
 
     Raises:
-        UsageError: see `build`; `config.checkpoint` for a generator without a rewritten form; a graph without a GPU.
+        UsageError: see `build`; `config.checkpoint` for a generator without such a form; a graph without a GPU.
         CopgenError: see `optimize`.
     """
     published = build(config.name, config.weights, config.options).to(device)
@@ -160,7 +160,9 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         raise UsageError(f"generator {config.name} on {device}: {fault}")
     if isinstance(published, Adapted) or config.name not in registry.names("generators"):
         published.differentiable = check(published, config, device).differentiable
-    if config.checkpoint and (config.level == "published" or not hasattr(published, "rewritten")):
+    if hasattr(published, "checkpointed"):
+        published.checkpointed = config.checkpoint
+    elif config.checkpoint and (config.level == "published" or not hasattr(published, "rewritten")):
         raise UsageError(f"generator.checkpoint: {config.name} at level {config.level} has no such form: leave it out")
     if config.level == "published":
         generator = published

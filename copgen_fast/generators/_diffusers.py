@@ -7,12 +7,14 @@ import importlib
 import math
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from copgen_fast import files, schema
 from copgen_fast.errors import UsageError, explain
@@ -202,6 +204,17 @@ class OneStepModel(nn.Module):
         self.unet, self.step = unet, step
         # Not read: for the digest, as these numbers decide images, too.
         self.register_buffer("step_numbers", torch.tensor(astuple(step), dtype=torch.float64))
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether blocks compute their activations again in the backward rather than keep them."""
+        return self.unet.is_gradient_checkpointing
+
+    @checkpointed.setter
+    def checkpointed(self, on: bool) -> None:
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # nothing in them is random
+        for network in self.children():
+            network.enable_gradient_checkpointing(again) if on else network.disable_gradient_checkpointing()
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Latents [N, L] of the weights' dtype (and labels) to images; differentiable with respect to z.

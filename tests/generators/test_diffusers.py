@@ -103,6 +103,22 @@ def test_gradients_are_those_of_finite_differences(made, kind):
     assert gradient.norm(dim=1).min() > 0
 
 
+@pytest.mark.parametrize("kind", ["conditional", "large"])
+def test_activations_can_be_computed_again_rather_than_kept(made, kind):
+    name, folder, options = rebuilt(made(kind)[0], kind)
+    gradients, kept = [], []
+    for checkpoint in (False, True):
+        config = GeneratorConfig(name, tuple(options), str(folder), checkpoint=checkpoint)
+        generator = generators.load(config, torch.device("cpu")).double()
+        z, sizes = drawn(generator, torch.float64).requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, to=sizes: to.append(x.nbytes) or x, lambda x: x):
+            loss = generator(z, LABELS).square().sum()
+        gradients += torch.autograd.grad(loss, z)
+        kept.append(sum(sizes))
+    torch.testing.assert_close(*gradients)
+    assert kept[1] < kept[0] / 2
+
+
 def rebuilt(folder, kind):
     if kind == "conditional":
         return "consistency", folder, []
