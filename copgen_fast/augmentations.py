@@ -79,18 +79,25 @@ def get(name: str) -> AugmentPolicy:
 
 
 @record_function("augment")
-def make_views(images: Tensor, params: AugmentParams, policy: AugmentPolicy, check_range: bool | None = None) -> Tensor:
+def make_views(
+    images: Tensor,
+    params: AugmentParams,
+    policy: AugmentPolicy,
+    check_range: bool | None = None,
+    out_size: int | None = None,
+) -> Tensor:
     """One augmented, normalised view of every image, by parameters drawn from `policy`. Draws nothing.
 
     Args:
         images: [N, 3, H, W], uint8 or floating in [0, 1]; the views are differentiable with respect to them.
         params: N rows, on the images' device.
         check_range: as `augment` takes it.
+        out_size: side of the views; None: they are as large as the images.
 
     Returns:
-        [N, 3, H, W], channels last; float32, or float64 where the images are.
+        [N, 3, h, w], channels last; float32, or float64 where the images are.
     """
-    size = (images.shape[2], images.shape[3])
+    size = (images.shape[2], images.shape[3]) if out_size is None else (out_size, out_size)
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
     form = {"memory_format": torch.channels_last, "out_dtype": dtype, "check_range": check_range}
     return augment(images, params, size, mean=policy.mean, std=policy.std, **form)

@@ -22,6 +22,7 @@ BatchNorm = Literal["sync", "per-rank"]
 PairLoader = Literal["auto", "dali", "plain"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Options = tuple[str, ...]
+Side = Annotated[int, Range(8, 4096)]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class NavigatorConfig:
     """Latents before which `rebound` does not stop."""
     augmentation: str = "simclr"
     """Policy of copgen_fast.augmentations for both branches."""
+    view_size: Side | None = None
+    """Pixels a side of the views that f sees, resized in the augmentation; None: the generator's."""
     estimator: EncoderConfig = field(default_factory=EncoderConfig)
     """The mutual information estimator f."""
     grid_every: Count = 20_000
@@ -157,6 +160,8 @@ class PairsConfig:
     """Pair i is drawn from seed start_seed + i, whatever the batch size or number of workers."""
     samples_per_class: Count = 1300
     """Pair i carries pseudo-class i // samples_per_class (the reference's layout; the latents don't depend on it)."""
+    size: Side | None = None
+    """Pixels a side of stored images, resized on the device with antialiasing; None: the generator's."""
     codec: Codec = "png"
     """How images are stored. png: lossless. jpeg: quality 95, colour at full resolution. raw: uint8, uncompressed."""
     workers: CountOrZero = 2

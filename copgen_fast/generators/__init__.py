@@ -23,7 +23,17 @@ from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.latents import NamedPrior, Sample
 
-__all__ = ["Generator", "Level", "Rewrites", "build", "digest", "expect_differentiable", "load", "optimize"]
+__all__ = [
+    "Generator",
+    "Level",
+    "Rewrites",
+    "build",
+    "digest",
+    "expect_differentiable",
+    "expect_size",
+    "load",
+    "optimize",
+]
 
 
 class Generator(Protocol):
@@ -207,6 +217,12 @@ def expect_differentiable(generator: nn.Module, config: GeneratorConfig, stage: 
             "differentiable operations without no_grad, or take other positives (--pairs.positives gaussian) and "
             f"--stages without {stage}"
         )
+
+
+def expect_size(generator: nn.Module, option: str, size: int | None) -> None:
+    """Raises UsageError where an option asks for images that are larger than the generator's."""
+    if size is not None and size > (least := min(generator.image_shape[1:])):
+        raise UsageError(f"{option}: expected at most the generator's {least} pixels, got {size}")
 
 
 def _record(config: GeneratorConfig, published: nn.Module) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device
         2 * options.batch,
         G.image_shape[1:],
         augmentations.get(options.augmentation),
+        out_size=options.view_size,
         generator=seeds.generator(config.seed, "navigator views", index),
     )
     labels = draw_labels(G, options.batch, device, config.seed, "navigator labels", index)

@@ -89,7 +89,8 @@ def t_x(players: Players, x: Tensor, params: AugmentParams) -> Tensor:
     """Augmented views [N, 3, H, W] of images [N, 3, H, W] in [-1, 1], by parameters drawn per image."""
     # G's range was checked when it was built; that G(z + dz) leaves it a little on the way is no fault.
     policy = augmentations.get(players.options.augmentation)
-    return augmentations.make_views((x + 1) / 2, params, policy, check_range=False)
+    size = players.options.view_size
+    return augmentations.make_views((x + 1) / 2, params, policy, check_range=False, out_size=size)
 
 
 def L_NCE(players: Players, v: Tensor, v_prime: Tensor, labels: Tensor | None) -> Tensor:
@@ -197,6 +198,7 @@ def run(run: Run) -> None:
     config, options, folder = run.config, run.config.navigator, run.folder / "navigator"
     G = generators.load(config.generator, run.device)
     generators.expect_differentiable(G, config.generator, "navigator")
+    generators.expect_size(G, "navigator.view_size", options.view_size)
     run.expect_classes(G.classes)
     if run.ranks.first:
         artifacts.write_record(run.generator_record, G.record)

@@ -121,11 +121,14 @@ def open_source(run: Run, positive: str, G: nn.Module | None = None) -> tuple[Pa
         def label_of(index: int) -> int:
             return index // config.pairs.samples_per_class % G.classes
 
-    each = config.pairs.positives_per_anchor
-    source = PairSource(G, make, G.latent_dim, G.sample, run.device, label_of, each)
+    each, size = config.pairs.positives_per_anchor, config.pairs.size
+    generators.expect_size(G, "pairs.size", size)
+    source = PairSource(G, make, G.latent_dim, G.sample, run.device, label_of, each, size)
     identity = settings(config, positive) | {"prior": G.prior, "generator_digest": G.record["digest"]}
     if G.classes:
         identity["classes"] = G.classes
+    if size is not None:
+        identity["image_size"] = size
     identity |= positives.record(positive, setting)
     for option, value in G.record["options"].items():
         identity[f"generator.{option}" if option in identity else option] = value
@@ -165,7 +168,8 @@ def expect_own(run: Run, source: str) -> None:
     """
     config, folder = run.config, run.pairs_folder(source)
     index = read_complete_index(folder)
-    wanted, prior = settings(config, source), config.generator.prior
+    wanted = settings(config, source) | {"image_size": config.pairs.size}
+    prior = config.generator.prior
     if run.generator_record.exists():
         made = artifacts.read_record(run.generator_record, GeneratorRecord)
         wanted["generator_digest"] = made.digest

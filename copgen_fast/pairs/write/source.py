@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from copgen_fast.ops.checks import expect_tensor
@@ -29,6 +30,8 @@ class PairSource:
     """Class of pair i's images, for a conditional generator."""
     positives: int = 1
     """Of each anchor: K. Those after the first are drawn from other seeds, derived of the anchor's."""
+    size: int | None = None
+    """Pixels a side of the pairs' images; None: as generated."""
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
         """Classes int64 [n] of pairs, on the CPU; None for a generator without classes."""
@@ -64,7 +67,10 @@ class PairSource:
         """
         inputs = (z,) if labels is None else (z, labels)
         images = self.generator(*(tensor.to(self.device) for tensor in inputs))
-        return expect_tensor("generator(z)", images, (len(z), 3, "H", "W"))
+        images = expect_tensor("generator(z)", images, (len(z), 3, "H", "W"))
+        if self.size is None or not len(z):
+            return images
+        return F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
 
 
 def _others(seeds: Sequence[int], number: int) -> list[int]:
