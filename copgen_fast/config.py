@@ -41,7 +41,7 @@ class GeneratorConfig:
     was trained."""
     checkpoint: bool = False
     """Compute each block's activations again in the navigator's backward rather than keep them: less memory, one
-    more forward. For bigbigan, biggan-deep, consistency and turbo."""
+    more forward. For bigbigan, biggan-deep, stylegan2, consistency and turbo."""
     prior: Prior | None = None
     """Latent prior. truncnorm: N(0, I) truncated to [-2, 2], as the reference code. normal: N(0, I), as the paper.
     uniform: in [-1, 1]. sphere: N(0, I) scaled to the norm sqrt(L). None: the generator's, truncnorm where it names

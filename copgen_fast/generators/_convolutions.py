@@ -169,6 +169,30 @@ def _by_constant(compute: Callable[..., Tensor], adjoint: Callable[..., Tensor])
     return run
 
 
+def _for_full_transposed(weight: Tensor) -> Tensor:
+    return weight.transpose(0, 1).contiguous()
+
+
+def _full_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv_transpose2d(x, weight, bias, stride=2)
+
+
+def _for_smoothing(taps: Tensor) -> Tensor:
+    return taps.flip(2, 3).contiguous()
+
+
+def _smoothed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1, groups=len(weight))
+
+
+def _smoothed_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
+    return F.conv_transpose2d(gradient, weight, padding=1, groups=len(weight))
+
+
+def _merged(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv_transpose2d(x, weight, bias, stride=2, padding=2)
+
+
 def _same(weight: Tensor) -> Tensor:
     return weight
 
@@ -185,3 +209,10 @@ TRANSPOSED = Method(
 )
 DIFFERENCES = Method(_for_differences, _by_constant(_differences, _differences_adjoint))
 POINTWISE = Method(_same, _pointwise, lambda gradient, weight: F.conv_transpose2d(gradient, weight))  # 1 x 1
+# The two halves of a convolution of an image upsampled by a filter of 4 x 4 taps, which smooths what the first half
+# leaves, 2H + 1 pixels wide; and both in one of 6 x 6 taps: one pass, of four times as many products over channels.
+FULL_TRANSPOSED = Method(
+    _for_full_transposed, _full_transposed, lambda gradient, weight: F.conv2d(gradient, weight, stride=2)
+)
+SMOOTHED = Method(_for_smoothing, _smoothed, _smoothed_adjoint)
+MERGED = Method(_same, _merged, lambda gradient, weight: F.conv2d(gradient, weight, stride=2, padding=2))

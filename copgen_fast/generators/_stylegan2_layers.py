@@ -132,7 +132,7 @@ class StyledConv(nn.Module):
         self, channels: int, out: int, w_dim: int, side: int, up: bool, noise: bool, clamp: float | None
     ) -> None:
         super().__init__()
-        self.up, self.clamp, self.noisy = up, clamp, noise
+        self.side, self.up, self.clamp, self.noisy = side, up, clamp, noise
         self.affine = Dense(w_dim, channels, bias=1.0)
         self.weight = nn.Parameter(torch.randn(out, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out))

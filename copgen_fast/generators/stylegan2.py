@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.errors import UsageError
+from copgen_fast.generators._folded_stylegan2 import FoldedStyleGAN2
 from copgen_fast.generators._interface import expect_labels
+from copgen_fast.generators._rewrites import ALL, Rewrites
 from copgen_fast.generators._stylegan2_files import read_weights
 from copgen_fast.generators._stylegan2_layers import Mapping, Shape, Synthesis
 from copgen_fast.generators._weights import with_remedy
@@ -106,6 +108,10 @@ class StyleGAN2(nn.Module):
         if self.config.space == "w":
             return z.unflatten(1, (self.layers, self.w_dim))
         return self.mapping(z, labels, self.config.psi)[:, None].expand(-1, self.layers, -1)
+
+    def rewritten(self, rewrites: Rewrites = ALL) -> FoldedStyleGAN2:
+        """The same function in fewer operations; see `copgen_fast.generators.optimize`."""
+        return FoldedStyleGAN2(self, rewrites)
 
     def _sample_w(self, seed: int, count: int) -> Tensor:
         """Latents of space w, float32 [count, latent_dim]: w of normal z, truncated by psi, the same for all layers."""
