@@ -64,7 +64,8 @@ class Folder:
         if issubclass(cls, self.diffusers.ModelMixin):
             options |= {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
         else:
-            options |= {"dtype": torch.float32}
+            # Named, as a config.json could name an implementation of the hub's, which would be got and run.
+            options |= {"dtype": torch.float32, "attn_implementation": "sdpa"}
         with torch.random.fork_rng(devices=[]):  # weights are initialised before they are read
             network, info = self._read(cls, folder, use_safetensors=True, **options)
         if missing := sorted(info["missing_keys"]):

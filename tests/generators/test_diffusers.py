@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import sys
 
 import pytest
 import torch
@@ -119,6 +120,20 @@ def test_activations_can_be_computed_again_rather_than_kept(made, kind):
     assert kept[1] < kept[0] / 2
 
 
+@pytest.mark.parametrize(("layout", "tolerance"), [({"max_shard_size": "4KB"}, 0), ({"variant": "fp16"}, 0.01)])
+def test_weights_are_found_in_shards_and_in_half_precision(made, tmp_path, layout, tolerance):
+    from diffusers import StableDiffusionPipeline
+
+    folder, _, generator = made("turbo")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.to(torch.float16 if "variant" in layout else torch.float32).save_pretrained(tmp_path, **layout)
+    files = {path.name for path in (tmp_path / "unet").glob("*.safetensors")}
+    assert len(files) > 1 if "max_shard_size" in layout else all("fp16" in name for name in files)
+    other = generators.build("turbo", tmp_path, rebuilt(folder, "turbo")[2])
+    z = drawn(generator)
+    torch.testing.assert_close(other(z, LABELS), generator(z, LABELS), rtol=0, atol=tolerance)
+
+
 def rebuilt(folder, kind):
     if kind == "conditional":
         return "consistency", folder, []
@@ -233,6 +248,12 @@ def test_a_consistency_model_draws_colours(tmp_path):
     fixtures.consistency(tmp_path, channels=1)
     with pytest.raises(UsageError, match="unet: expected 3 channels, as ConsistencyModelPipeline does, got 1"):
         generators.build("consistency", tmp_path)
+
+
+def test_a_missing_package_is_named(made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UsageError, match=r"needs the package diffusers: pip install 'copgen_fast\[diffusers\]'"):
+        generators.build("consistency", made("consistency")[0])
 
 
 @pytest.mark.parametrize("name", ["consistency", "turbo"])
