@@ -29,7 +29,7 @@ Side = Annotated[int, Range(8, 4096)]
 class GeneratorConfig:
     """The frozen pretrained generator G: z -> image."""
 
-    name: str = "digits"
+    name: Annotated[str, tyro.conf.arg(aliases=("--generator",))] = "digits"
     """A built-in generator, a module (my_package.my_gan) or a file (./my_gan.py)."""
     options: Options = ()
     """Its options, as field=value; `--help NAME` lists them."""

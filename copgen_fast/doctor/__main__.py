@@ -1,7 +1,8 @@
-"""Diagnose this machine: python -m copgen_fast.doctor [--json FILE] [--quick].
+"""Diagnose this machine, or a generator on it: python -m copgen_fast.doctor [--generator NAME] [--json FILE] [--quick].
 
 Hardware and software, the backend that every op uses and why, its accuracy beside PyTorch's operators, and estimates
-of how long the paper's two runs would take.
+of how long the paper's two runs would take. Of a generator: what it is found to do, a grid of samples, and how long its
+navigator and pairs would take.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
+from copgen_fast.config import GeneratorConfig
 from copgen_fast.doctor import accuracy, machine
 from copgen_fast.doctor.accuracy import Check
 from copgen_fast.errors import command
@@ -24,7 +26,10 @@ from copgen_fast.runtime import artifacts, devices
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Report hardware, software, backends and their accuracy, and estimate the paper's runs: half a minute."""
+    """Report hardware, software, backends and their accuracy, and estimate the paper's runs: half a minute.
+
+    With --generator NAME, report on that generator alone.
+    """
 
     json: Path | None = None
     """File for the report, as JSON."""
@@ -32,13 +37,24 @@ class DoctorConfig:
     """Leave out the estimates: a few seconds."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    generator: GeneratorConfig = field(default_factory=lambda: GeneratorConfig(name=""))
+    """The generator to report on."""
+    grid: Path = Path("samples.png")
+    """File for a grid of its samples."""
 
 
 @command
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns 0, 1 where an op is not accurate enough, 2 for a usage error."""
     options = parse(DoctorConfig, arguments, "python -m copgen_fast.doctor")
-    found, healthy = examine(devices.resolve(options.device, "fp32"), options.quick)
+    device = devices.resolve(options.device, "fp32")
+    if options.generator.name:
+        from copgen_fast.doctor import generator
+
+        with devices.full_float32():
+            found, healthy = generator.examine(options.generator, device, options.grid, options.quick), True
+    else:
+        found, healthy = examine(device, options.quick)
     if options.json is not None:
         artifacts.write_json(options.json, found)
     return 0 if healthy else 1

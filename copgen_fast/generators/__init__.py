@@ -28,6 +28,7 @@ __all__ = [
     "Level",
     "Rewrites",
     "build",
+    "check",
     "digest",
     "expect_differentiable",
     "expect_size",
