@@ -1,0 +1,116 @@
+"""Area online: pretraining steps on pairs generated while training, beside the same steps on pairs read from shards."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bench.areas import _steps
+from bench.areas.pretrain import Fetch, our_step
+from bench.harness import Call
+from bench.rows import Candidate, Options, Row, chosen, compare
+from copgen_fast import generators
+from copgen_fast.config import EncoderConfig, PairsConfig, PretrainConfig, RunConfig
+from copgen_fast.generators.bigbigan import BigBiGAN
+from copgen_fast.pairs.online import OnlinePairs
+from copgen_fast.pairs.read.loader import PairDataset, open_batches
+from copgen_fast.pairs.write.source import PairSource
+from copgen_fast.pairs.write.writer import write_pairs
+from copgen_fast.presets import PRESETS
+from copgen_fast.runtime import devices, machine, seeds
+from copgen_fast.runtime.latents import NamedPrior, sample_each
+
+LEAST = 7  # samples of every call
+_AT_HAND = "same steps, batch at hand"
+
+
+def digits() -> nn.Module:
+    """The embedded generator of digits, 32 px."""
+    return generators.build("digits")
+
+
+def bigbigan() -> nn.Module:
+    """BigBiGAN's layers at a sixth of their width, 32 px, with random weights."""
+    with seeds.seeded("bench generator"):
+        return BigBiGAN(16, 32).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`steps` steps a call on `batch` pairs of a generator's images, with Gaussian positives.
+
+    Attributes:
+        epoch: batches in the shards, which are read again each epoch and not cached.
+    """
+
+    make: Callable[[], nn.Module]
+    batch: int = 128
+    steps: int = 2
+    epoch: int = 4
+    encoder: EncoderConfig = PRESETS["quickstart"].pretrain.encoder
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def __str__(self) -> str:
+        return f"{self.make.__name__}, {self.encoder.name}/{self.encoder.width} B={self.batch}, {self.steps} steps"
+
+
+CASES = (Case(digits), Case(bigbigan))
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """A row of each case beside steps on PNG and raw shards, and on one batch at hand."""
+    for case, device in chosen(CASES, options):
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _rows(case, Path(folder), device, options)
+
+
+def _rows(case: Case, folder: Path, device: torch.device, options: Options) -> Iterator[Row]:
+    precision = devices.resolve_precision("auto", device)
+    pretrain = PretrainConfig(
+        encoder=case.encoder, batch=case.batch, augmentation="digits", cache_gib=0.0, workers=machine.cores()
+    )
+    config = RunConfig(precision=precision, pretrain=pretrain)
+    of = source(case, device)
+    sets = {"online": OnlinePairs(of, case.epoch * case.batch)}
+    for codec in ("png", "raw"):
+        pairs = PairsConfig(count=case.epoch * case.batch, codec=codec, workers=0)
+        write_pairs(folder / codec, of, pairs, {})
+        sets[codec] = PairDataset(folder / codec)
+    batches = {name: open_batches(pairs, config.pretrain, config.seed, device) for name, pairs in sets.items()}
+    at_hand = batches["online"](0)
+    calls = {name: _call(case, config, device, fetch) for name, fetch in batches.items()}
+    peers = {
+        "same steps, PNG shards": calls["png"],
+        "same steps, raw shards": calls["raw"],
+        _AT_HAND: _call(case, config, device, lambda _: at_hand),
+    }
+    bound = _steps.products("encoder, two views", case.batch * case.steps, peers[_AT_HAND], precision, device)
+    mine = Candidate("online", str(case), "pytorch", precision, "step", calls["online"], bound)
+    yield from compare([mine], peers, options, device, LEAST)
+
+
+def source(case: Case, device: torch.device) -> PairSource:
+    """What makes a case's pairs: the generator's exact form, and noise of 0.2 on its latents."""
+    G = generators.optimize(case.make().to(device), "exact")
+
+    def positive(z: torch.Tensor, of: list[int]) -> torch.Tensor:
+        return z + 0.2 * sample_each("truncnorm", [(seed, 1) for seed in of], G.latent_dim)
+
+    return PairSource(G, positive, G.latent_dim, NamedPrior("truncnorm", G.latent_dim), device)
+
+
+def _call(case: Case, config: RunConfig, device: torch.device, fetch: Fetch) -> Call:
+    """Some steps of a learner of its own, which go on with each call."""
+    step, position = our_step(config, device), itertools.count()
+
+    def call() -> None:
+        for index in itertools.islice(position, case.steps):
+            step(index, fetch)
+
+    return call
