@@ -43,6 +43,17 @@ def test_biggan_deep_has_its_case(monkeypatch, capsys):
     assert "left out: biggan-deep B=1 128px exact (pip install 'copgen_fast[biggan]')" in capsys.readouterr().out
 
 
+def test_stylegan2_has_its_case(monkeypatch):
+    case = area.Case(1, width=2, resolution=16, network="stylegan2")
+    monkeypatch.setattr(area, "CASES", (case,))
+    monkeypatch.setattr(limits, "SQUARE", {"cpu": 16})
+    found = list(area.rows(Options(device="cpu", repeats=1, min_seconds=0.0)))
+    assert {row.case for row in found} == {"stylegan2 B=1 16px exact"} and [row.n for row in found] == [7, 7]
+    images = area.random_generator(case)(torch.randn(2, 512, generator=torch.Generator().manual_seed(0)))
+    assert 0.01 < images.std() < 0.9 and 0.9 < images.abs().lt(1).double().mean(), "neither flat nor saturated"
+    assert area.random_stylegan2(area.Case(1, width=64, resolution=64)).shape.channels == (512, 512, 256, 128, 64)
+
+
 def test_checkpoints_keep_less(monkeypatch):
     case = area.Case(4, width=8, resolution=32)
     published, kept = area.random_bigbigan(case), []
