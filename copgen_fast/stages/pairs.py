@@ -35,10 +35,10 @@ def run(run: Run) -> None:
     ranks, config = run.ranks, run.config.pairs
     part = Share(config.part + config.parts * ranks.rank, config.parts * ranks.world)
     config = dataclasses.replace(config, part=part.number, parts=part.count)
-    sources = {name: open_source(run, name) for name in config.positives}
-    for source, _ in sources.values():
-        run.expect_classes(source.generator.classes)
-        artifacts.write_record(run.generator_record, source.generator.record, by=part.suffix)
+    G = generators.load(run.config.generator, run.device, config.batch)
+    run.expect_classes(G.classes)
+    artifacts.write_record(run.generator_record, G.record, by=part.suffix)
+    sources = {name: open_source(run, name, G) for name in config.positives}
     if ranks.first:
         for name, (source, _) in sources.items():
             warn_of_equal_positives(name, source, config.start_seed)

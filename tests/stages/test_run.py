@@ -45,11 +45,14 @@ def test_a_generator_of_anything_but_images_is_refused_before_any_stage(tmp_path
     (tmp_path / "two.py").write_text(
         "from copgen_fast.generators.digits import DigitsGenerator\n\n"
         "class Two(DigitsGenerator):\n    def forward(self, z, labels=None):\n"
-        "        return {'image': super().forward(z), 'mask': z}\n\ndef build(weights, config):\n    return Two()\n"
+        "        return {'mask': z, 'depth': z}\n\ndef build(weights, config):\n    return Two()\n"
     )
     for stage in ("navigator", "pairs"):
         out = tmp_path / stage
         arguments = [*TINY, "--generator.name", str(tmp_path / "two.py"), "--out", str(out), "--stages", stage]
         assert main([*arguments, "--pairs.positives", "identity"]) == 2
-        assert "got a dict of ['image', 'mask']: return the images alone" in capsys.readouterr().err
+        assert (
+            "a dict of ['mask', 'depth'], with 0 images: set image_key, or return the images alone"
+            in capsys.readouterr().err
+        )
         assert not (out / stage).exists()
