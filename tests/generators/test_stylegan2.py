@@ -155,6 +155,12 @@ def test_other_networks_are_refused(published, tmp_path, alter, words):
         generators.build("stylegan2", tmp_path / "weights.pth")
 
 
+def test_a_network_of_tensorflow_is_named(tmp_path):
+    (tmp_path / "network.pkl").write_bytes(b"\x80\x02cdnnlib.tflib.network\nNetwork\n)\x81}b.")
+    with pytest.raises(CopgenError, match="network.pkl holds no StyleGAN2 but a network of TensorFlow: convert it"):
+        generators.build("stylegan2", tmp_path / "network.pkl")
+
+
 def test_a_port_with_something_missing_is_refused(tmp_path):
     state = port_state(small_stylegan2(16, torch.float32, mapping=(6, 6)))
     del state["convs.1.noise.weight"]

@@ -6,6 +6,7 @@ import pickle
 import sys
 import types
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -150,7 +151,7 @@ def persistent(module, source, **changed):
         (name, persistent(child, source, **changed)) for name, child in module.named_children()
     )
     if isinstance(module, StyledConv):
-        state |= {"activation": "lrelu", "up": 1 + module.up, "use_noise": module.noisy}
+        state |= {"activation": "lrelu", "up": 1 + module.up, "use_noise": module.noisy, "act_gain": np.sqrt(2)}
     if hasattr(module, "clamp"):
         state["conv_clamp"] = module.clamp
     if hasattr(module, "rate"):
