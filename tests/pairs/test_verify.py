@@ -36,6 +36,19 @@ def test_sound_shards_pass(folder):
     assert verify_pairs(folder, source(), IDENTITY, samples=3, seed=1)["samples"] == 3
 
 
+@pytest.mark.parametrize(("prior", "change"), [("own", 2e-6), ("own", 1e-3), ("truncnorm", 2e-6)])
+def test_latents_that_a_generator_draws_itself_may_round_otherwise(tmp_path, prior, change):
+    identity = IDENTITY | {"prior": prior}
+    write(tmp_path, identity=identity)
+    there = source()
+    here = dataclasses.replace(there, sample=lambda seed, count: there.sample(seed, count) + change)
+    if prior == "own" and change < 1e-5:
+        assert verify_pairs(tmp_path, here, identity)["samples"] == 10
+    else:
+        with pytest.raises(CorruptArtifactError, match="z differs by"):
+            verify_pairs(tmp_path, here, identity)
+
+
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 def test_other_codecs_pass_and_are_judged(tmp_path, codec):
     write(tmp_path, dataclasses.replace(CONFIG, codec=codec))
