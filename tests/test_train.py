@@ -48,7 +48,9 @@ def test_one_command_makes_every_artefact(finished_run):
 def test_a_log_file_gets_short_plain_lines(tmp_path, capfd):
     assert main([*TINY, "--out", str(tmp_path / "run"), "--stages", "navigator"]) == 0
     for text in capfd.readouterr():
-        assert "\r" not in text and 0 < max(map(len, text.splitlines())) < 500 and text.count("\n") < 10
+        assert "\r" not in text and 0 < max(map(len, text.splitlines())) < 500 and text.count("\n") < 50, (
+            "a line at times, no bar"
+        )
 
 
 def test_metrics_have_the_promised_names(finished_run):
