@@ -68,6 +68,7 @@ def parts(folder: Path) -> list[Part]:
             "training/test_cuda_graph.py",
             "stages/test_navigator.py",
             "stages/test_pretrain.py",
+            "pairs/test_online.py",
             "pairs/read/test_dali.py",
             "pairs/write/test_pinned.py",
             "generators/test_bigbigan.py",

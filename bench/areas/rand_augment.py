@@ -44,12 +44,22 @@ def _rows(case: Case, device: torch.device, options: Options) -> Iterator[Row]:
     images = F.interpolate(coarse, case.side, mode="bicubic").clamp(0, 1)
     uniform = torch.rand(case.batch, 5 * policy.steps, generator=generator, dtype=torch.float64)
     params = RandAugmentParams.from_uniform(uniform, policy)
-    calls = {name: partial(peer, images) for name, peer in baselines.peers(params, policy.steps).items()}
     here, there = images.to(device), params.map(lambda tensor: tensor.to(device))
     if device.type == "cuda":
         bound = device_copy("images read, views written", 2 * here.nbytes, device)
     else:
         bound = copies("the images once", [(torch.empty_like(here), here)])
     columns = (backends()["rand_augment"][device.type], "fp32", "forward")
-    ours = Candidate("rand_augment", str(case), *columns, partial(rand_augment, here, there), bound)
-    yield from compare([ours], calls, options, device, least=_PAIRS)
+    always = RandAugmentPolicy(probability=1.0)  # as torchvision's transform applies what it draws
+
+    def drawn() -> torch.Tensor:
+        numbers = torch.rand(case.batch, 5 * always.steps, device=device, dtype=torch.float64)
+        return rand_augment(here, RandAugmentParams.from_uniform(numbers, always))
+
+    for name, call, peers in (
+        (str(case), partial(rand_augment, here, there), baselines.peers(params)),
+        (f"{case}, all drawn and applied", drawn, baselines.drawing_peers(policy.steps)),
+    ):
+        ours = Candidate("rand_augment", name, *columns, call, bound)
+        calls = {peer: partial(run, images) for peer, run in peers.items()}
+        yield from compare([ours], calls, options, device, least=_PAIRS)

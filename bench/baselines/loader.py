@@ -32,7 +32,7 @@ def write_files(folder: Path, pairs: PairDataset, extension: str, per_class: int
             if extension == "png":
                 Image.fromarray(pairs[index][which].permute(1, 2, 0).contiguous().numpy()).save(path)
             else:
-                path.write_bytes(pairs.read(index)[1 + which])
+                path.write_bytes(pairs.read(index).images[which])
 
 
 class PairFiles(Dataset):

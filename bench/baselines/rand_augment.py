@@ -17,15 +17,22 @@ from copgen_fast.runtime.machine import version
 Peer = Callable[[Tensor], Tensor]
 
 
-def peers(params: RandAugmentParams, steps: int) -> dict[str, Peer]:
-    """Peers on images [N, 3, H, W] in [0, 1], which they round to 8 bits first."""
-    name = f"torchvision {version('torchvision')}"
+def peers(params: RandAugmentParams) -> dict[str, Peer]:
+    """The same operations on images [N, 3, H, W] in [0, 1], which are rounded to 8 bits first."""
+    name = f"torchvision {version('torchvision')} functions"
+    return {
+        f"{name}, image by image, same parameters": lambda x: by_image(x, _fixed(params)),
+        f"{name}, PIL image by image, same parameters": lambda x: by_image(x, _fixed(params), pictures=True),
+    }
+
+
+def drawing_peers(steps: int) -> dict[str, Peer]:
+    """torchvision's transform, which draws `steps` operations for each image, on images as `peers`."""
+    name = f"torchvision {version('torchvision')} RandAugment"
     drawing = transforms.RandAugment(steps, magnitude=30, interpolation=InterpolationMode.BILINEAR, fill=list(FILL))
     return {
-        f"{name} functions, image by image, same parameters": lambda x: by_image(x, _fixed(params)),
-        f"{name} functions, PIL image by image, same parameters": lambda x: by_image(x, _fixed(params), pictures=True),
-        f"{name} RandAugment, image by image, drawing": lambda x: by_image(x, [drawing] * len(x)),
-        f"{name} RandAugment, PIL image by image, drawing": lambda x: by_image(x, [drawing] * len(x), pictures=True),
+        f"{name}, image by image": lambda x: by_image(x, [drawing] * len(x)),
+        f"{name}, PIL image by image": lambda x: by_image(x, [drawing] * len(x), pictures=True),
     }
 
 
