@@ -1,4 +1,4 @@
-"""Write the tables of measurements into README.md and docs/speed.md, from bench/results/*.json.
+"""Write the tables of measurements into README.md and pages of docs, from bench/results/*.json.
 
     python -m docs.make_speed_tables      # from the repository's root
 
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "methods.md")
 PAIRS = 512  # of an epoch in area loader
 Cells = tuple[str, ...]
 
@@ -197,7 +197,23 @@ def codecs() -> list[Cells]:
     return [*table, ("Pillow's default PNG, for comparison", "", *peers, "")]
 
 
-TABLES = {f.__name__: f for f in (readme, steps, augment, info_nce, cond_norm, loader, codecs)}
+def methods() -> list[Cells]:
+    """A step's time, in parts of SimCLR's and lightly's with their intervals."""
+
+    def part(row: dict) -> str:
+        low, high = 1 / row["ratio_high"], 1 / row["ratio_low"]
+        return f"{1 / row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+    table = [("", "a step", "/ SimCLR's", "/ lightly's")]
+    for name in ("nnclr", "moco", "negft", "negft negatives=queue", "simsiam", "byol"):
+        case = f"{name} B=64 32px"
+        found = row("methods", case, "simclr")
+        theirs = "" if name.startswith("negft") else part(row("methods", case, "lightly"))  # which has no Neg FT
+        table.append((f"`{name}`", time(found["ours_ms"]), part(found), theirs))
+    return table
+
+
+TABLES = {f.__name__: f for f in (readme, steps, augment, info_nce, cond_norm, loader, codecs, methods)}
 
 
 def markdown(table: list[Cells]) -> str:
