@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,15 +147,18 @@ class JigsawParams:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> JigsawParams:
         """Move to `device`; `non_blocking` as for a tensor."""
-        return JigsawParams(*(x.to(device, non_blocking=non_blocking) for x in (self.crop, self.place, self.order)))
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> JigsawParams:
         """Copy to page-locked memory, from which transfers to a GPU are asynchronous."""
-        return JigsawParams(self.crop.pin_memory(), self.place.pin_memory(), self.order.pin_memory())
+        return self._map(lambda part: part.pin_memory())
 
     def __getitem__(self, rows: slice) -> JigsawParams:
         """Parameters of some of the views."""
-        return JigsawParams(self.crop[rows], self.place[rows], self.order[rows])
+        return self._map(lambda part: part[rows])
+
+    def _map(self, change: Callable[[Any], Any]) -> JigsawParams:
+        return JigsawParams(change(self.crop), change(self.place), change(self.order))
 
 
 def piece_size(height: int, width: int) -> tuple[int, int]:

@@ -101,7 +101,7 @@ def random_biggan(case: Case) -> BigGANDeep:
 
 
 def random_stylegan2(case: Case) -> StyleGAN2:
-    """As initialised, but with noise, and with outputs scaled so that images are neither flat nor saturated; frozen."""
+    """A frozen StyleGAN2 with random weights and noise, scaled so that images are neither flat nor saturated."""
     torch.manual_seed(0)
     sides = [2**i for i in range(2, case.resolution.bit_length())]
     channels = tuple(min(512, case.width * case.resolution // side) for side in sides)

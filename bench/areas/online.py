@@ -106,7 +106,7 @@ def source(case: Case, device: torch.device) -> PairSource:
 
 
 def _call(case: Case, config: RunConfig, device: torch.device, fetch: Fetch) -> Call:
-    """Some steps of a learner of its own, which go on with each call."""
+    """A function that trains a separate learner for `case.steps` further steps each time it is called."""
     step, position = our_step(config, device), itertools.count()
 
     def call() -> None:

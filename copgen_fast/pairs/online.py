@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from copgen_fast.pairs.format import levels, magnitudes, require
-from copgen_fast.pairs.read.batch import Batches, PairBatch, as_batch
+from copgen_fast.pairs.read.batch import Batches, PairBatch, Ready, as_batch
 from copgen_fast.pairs.read.prefetch import Prefetcher
 from copgen_fast.pairs.read.sampler import Sampler
 from copgen_fast.pairs.write.pinned import MOST
@@ -21,7 +20,7 @@ from copgen_fast.runtime import devices
 
 @dataclass(frozen=True)
 class OnlinePairs(Dataset):
-    """Pairs by their numbers, generated whenever they are asked for.
+    """Map-style dataset of generated pairs: reading pair i runs the generator.
 
     Attributes:
         count: pairs of an epoch.
@@ -79,12 +78,6 @@ class OnlinePairs(Dataset):
         return as_batch(pixels.unflatten(0, (-1, len(numbers))).permute(0, 1, 4, 2, 3), classes)
 
 
-class _Drawn(NamedTuple):
-    indices: list[int]
-    batch: PairBatch
-    done: torch.cuda.Event | None
-
-
 class OnlineBatches(Batches):
     """The batches that `loader.PairBatches` makes of the shards, generated.
 
@@ -102,21 +95,15 @@ class OnlineBatches(Batches):
         self._prefetcher = Prefetcher(self._plan, int(prefetched and self._stream is not None), sampler.steps)
 
     def _load(self, step: int) -> tuple[list[int], PairBatch]:
-        drawn = self._prefetcher(step)
-        if drawn.done is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(drawn.done)
-            for tensor in drawn.batch:
-                tensor.record_stream(current)
-        return drawn.indices, drawn.batch
+        return self._prefetcher(step).on_current_stream(self.device)
 
-    def _plan(self, step: int) -> Callable[[], _Drawn]:
+    def _plan(self, step: int) -> Callable[[], Ready]:
         indices, pairs = self.sampler.indices(step), self.dataset
         before = step // self.steps_per_epoch * pairs.count if pairs.endless else 0
         return lambda: self._draw(indices, [before + index for index in indices])
 
-    def _draw(self, indices: list[int], numbers: list[int]) -> _Drawn:
+    def _draw(self, indices: list[int], numbers: list[int]) -> Ready:
         with torch.cuda.stream(self._stream):  # None: no stream
             batch = self.dataset.draw(numbers)
             batch = batch._replace(labels=devices.send(batch.labels, self.device))
-            return _Drawn(indices, batch, self._stream and self._stream.record_event())
+            return Ready(indices, batch, self._stream and self._stream.record_event())

@@ -1,4 +1,4 @@
-"""Latents z of named priors, each drawn from a seed of its own."""
+"""Sampling of latents z from named priors, with one seed for each latent."""
 
 from __future__ import annotations
 

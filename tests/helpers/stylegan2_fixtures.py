@@ -122,7 +122,7 @@ def _reconstruct_persistent_obj(meta):
 
 
 HOMES = {"dnnlib": ("util", EasyDict), "torch_utils": ("persistence", _reconstruct_persistent_obj)}
-"""What the release's pickles name, by the package and the module of its own."""
+"""What NVIDIA's pickles refer to beside torch: package -> (module, class or function)."""
 for _package, (_module, _member) in HOMES.items():
     _member.__module__ = f"{_package}.{_module}"
 

@@ -58,6 +58,28 @@ def as_batch(images: Tensor, labels: Tensor) -> PairBatch:
     return PairBatch(images[0], images[1] if len(images) == 2 else images[1:], labels)
 
 
+class Ready(NamedTuple):
+    """A batch made ahead of its step, maybe on another CUDA stream.
+
+    Attributes:
+        indices: its pairs.
+        done: recorded when its tensors' work was queued on that stream; None: there is nothing to wait for.
+    """
+
+    indices: list[int]
+    batch: PairBatch
+    done: torch.cuda.Event | None
+
+    def on_current_stream(self, device: torch.device) -> tuple[list[int], PairBatch]:
+        """The pairs and the batch, which the device's current stream may use from here on."""
+        if self.done is not None:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(self.done)
+            for tensor in self.batch:
+                tensor.record_stream(current)
+        return self.indices, self.batch
+
+
 class Batches(ABC):
     """Shuffled batches by global step. The batch of a step depends on the data, the sampler and the step alone.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from copgen_fast.config import OnCorrupt, PretrainConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.pairs.online import OnlineBatches, OnlinePairs
-from copgen_fast.pairs.read.batch import NO_LABEL, Batches, PairBatch, as_batch
+from copgen_fast.pairs.read.batch import NO_LABEL, Batches, PairBatch, Ready, as_batch
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.read.prefetch import Prefetcher
 from copgen_fast.pairs.read.reader import Shards
@@ -72,12 +71,6 @@ def open_batches(
     return DaliBatches(dataset, sampler, options.workers, options.on_corrupt, device)
 
 
-class _Loaded(NamedTuple):
-    indices: list[int]
-    batch: PairBatch
-    copied: torch.cuda.Event | None
-
-
 class PairBatches(Batches):
     """Shuffled batches by global step, decoded by Pillow.
 
@@ -123,20 +116,14 @@ class PairBatches(Batches):
         self._prefetcher = Prefetcher(self._plan, _PREFETCHED if workers else 0, sampler.steps)
 
     def _load(self, step: int) -> tuple[list[int], PairBatch]:
-        loaded = self._prefetcher(step)
-        if loaded.copied is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(loaded.copied)
-            for tensor in loaded.batch:
-                tensor.record_stream(current)
-        return loaded.indices, loaded.batch
+        return self._prefetcher(step).on_current_stream(self.device)
 
-    def _plan(self, step: int) -> Callable[[], _Loaded]:
+    def _plan(self, step: int) -> Callable[[], Ready]:
         indices = self.sampler.indices(step)
         shards = {} if self._cache and self._cache.full else self._load_shards(step)
         return lambda: self._make(indices, shards)
 
-    def _make(self, indices: list[int], shards: Shards) -> _Loaded:
+    def _make(self, indices: list[int], shards: Shards) -> Ready:
         on_gpu = self._stream is not None
         images = torch.empty(self._views, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
         labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=on_gpu)
@@ -152,10 +139,10 @@ class PairBatches(Batches):
             for _ in self._pool.map(fill, chunks):
                 pass
         if self._stream is None:
-            return _Loaded(indices, _batch(images, labels), None)
+            return Ready(indices, _batch(images, labels), None)
         with torch.cuda.stream(self._stream):
             there = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
-            return _Loaded(indices, _batch(*there), self._stream.record_event())
+            return Ready(indices, _batch(*there), self._stream.record_event())
 
     def _fill(self, images: np.ndarray, labels: np.ndarray, indices: list[int], rows: range, shards: Shards) -> None:
         """Write rows of a batch: images [V, B, H, W, 3], labels [B]."""
