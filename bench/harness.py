@@ -6,8 +6,9 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -15,10 +16,11 @@ from copgen_fast.errors import CopgenError
 from copgen_fast.runtime.memory import no_garbage_collection
 
 Call = Callable[[], object]
+T = TypeVar("T")
 
-LEAST_SAMPLES = 5
-# Seconds of samples that one candidate may take; a slower one gets fewer samples.
-_SAMPLING_SECONDS = 1.5
+LEAST_SAMPLES = 7
+# Seconds of samples that one candidate may take, where nothing else is said; a slower one gets fewer samples.
+SAMPLING_SECONDS = 1.5
 # A first call longer than this, in seconds, is warm-up enough.
 _WARM_AT_ONCE = 10.0
 
@@ -34,13 +36,23 @@ class Timing:
 
 
 def ratio_interval(ours: Timing, peer: Timing, draws: int = 1000) -> tuple[float, float]:
-    """The 95 % interval of peer over ours: bootstrap of both medians, the same in every call."""
+    """The 95 % interval of peer over ours: bootstrap of both medians, the same in every call.
+
+    With equally many samples of each, whole rounds are drawn, so that what slows a round down, slows both.
+    """
     seeded = random.Random(0)
 
-    def medians(seconds: tuple[float, ...]) -> list[float]:
-        return [statistics.median(seeded.choices(seconds, k=len(seconds))) for _ in range(draws)]
+    def drawn(samples: Sequence[T]) -> list[T]:
+        return seeded.choices(samples, k=len(samples))
 
-    ratios = sorted(p / o for p, o in zip(medians(peer.seconds), medians(ours.seconds), strict=True))
+    def ratio() -> float:
+        if ours.n == peer.n:
+            mine, theirs = zip(*drawn(list(zip(ours.seconds, peer.seconds, strict=True))), strict=True)
+        else:
+            mine, theirs = drawn(ours.seconds), drawn(peer.seconds)
+        return statistics.median(theirs) / statistics.median(mine)
+
+    ratios = sorted(ratio() for _ in range(draws))
     return ratios[round(0.025 * draws)], ratios[round(0.975 * draws) - 1]
 
 
@@ -50,14 +62,15 @@ def interleaved(
     min_seconds: float,
     device: torch.device | str = "cpu",
     least: int = LEAST_SAMPLES,
+    sampling_seconds: float = SAMPLING_SECONDS,
 ) -> dict[str, Timing]:
     """Time all candidates in alternating rounds, so that changes in the machine's speed affect all of them alike.
 
     Each is first called twice, or once where that takes more than 10 seconds; one that raises CopgenError or for which
     a GPU's memory is too small is left out, with a printed line. A sample is the mean of as many calls as fill
-    `min_seconds`; there are `repeats` rounds of one sample each, every other round in reverse order. A slow candidate
-    skips rounds, evenly, but gives at least `least` samples. On a GPU a sample is the time between two events around
-    its calls.
+    `min_seconds`; there are `repeats` rounds of one sample each, every other round in reverse order. A candidate
+    whose samples would take longer than `sampling_seconds` skips rounds, evenly, but gives at least `least` samples.
+    On a GPU a sample is the time between two events around its calls.
     """
     rounds = max(repeats, least)
     seconds: dict[str, float] = {}
@@ -71,7 +84,7 @@ def interleaved(
             torch.cuda.empty_cache()
     candidates = {name: candidates[name] for name in seconds}
     calls = {name: max(1, round(min_seconds / max(took, 1e-9))) for name, took in seconds.items()}
-    affordable = {name: int(_SAMPLING_SECONDS / max(took * calls[name], 1e-9)) for name, took in seconds.items()}
+    affordable = {name: int(sampling_seconds / max(took * calls[name], 1e-9)) for name, took in seconds.items()}
     wanted = {name: min(rounds, max(least, many)) for name, many in affordable.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()

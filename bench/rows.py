@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import machine
-from bench.harness import LEAST_SAMPLES, Call, interleaved, ratio_interval
+from bench.harness import LEAST_SAMPLES, SAMPLING_SECONDS, Call, interleaved, ratio_interval
 from bench.limits import Limit
 from copgen_fast.options import Count, Range
 from copgen_fast.runtime import devices
@@ -35,10 +35,14 @@ class Options:
     """Threads of PyTorch on the CPU; None keeps PyTorch's default."""
 
     repeats: Count = 30
-    """Samples of each measurement; slow calls get fewer: 5, whole training steps 3."""
+    """Samples of each measurement; slow calls get fewer, at least 7."""
 
     min_seconds: Annotated[float, Range(0, 60)] = 0.005
     """A sample repeats a call until it lasts about this long."""
+
+    seconds: Annotated[float, Range(0, 3600)] = SAMPLING_SECONDS
+    """A call is slow, and gets fewer samples, where all of them would take longer than this. More seconds and repeats
+    narrow a ratio's interval."""
 
     only: str = ""
     """Measure only the cases whose text contains this, such as "B=64 128px"."""
@@ -137,7 +141,7 @@ def compare(
     mine = {f"{own.case}, {own.backend}, {own.precision}": own for own in ours}
     bounds = {f"limit {id(own.bound)}": own.bound.call for own in ours}
     calls = {name: own.call for name, own in mine.items()} | peers
-    times = interleaved({**calls, **bounds}, options.repeats, options.min_seconds, device, least)
+    times = interleaved({**calls, **bounds}, options.repeats, options.min_seconds, device, least, options.seconds)
     peaks = {name: peak_memory(call, device) for name, call in calls.items() if name in times}
     for name, own in mine.items():
         for peer in peers:

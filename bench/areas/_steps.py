@@ -16,9 +16,6 @@ from bench.rows import DTYPES, Candidate, Options, Row, chosen, compare
 from copgen_fast.config import RunConfig
 from copgen_fast.stages import Run
 
-# Samples of a step that takes seconds.
-LEAST = 3
-
 
 class Case(Protocol):
     """One size of a step; its text names it."""
@@ -67,7 +64,7 @@ def rows(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[Row]
             columns = (area.name, str(case), step.backend, step.precision, "step")
             kept = step.backend != "pytorch"
             ours.append(Candidate(*columns, step.call, bounds[step.precision], kept))
-        yield from compare(ours, area.theirs(case, device), options, device, LEAST)
+        yield from compare(ours, area.theirs(case, device), options, device)
 
 
 def profiles(area: Area, cases: tuple[Case, ...], options: Options) -> Iterator[str]:

@@ -49,8 +49,6 @@ class Case:
         return DIRECTIONS[:1] if self.level == "graph" else DIRECTIONS
 
 
-_LEAST_SAMPLES = 7
-
 CASES = (
     Case(8),
     Case(8, checkpointed=True),
@@ -123,7 +121,7 @@ def _rows(case: Case, direction: str, published: nn.Module, device: torch.device
     precision = "fp32" if case.level == "exact" else "fp16"
     ours = _call(fast, direction, case, device)
     mine = Candidate("generator", str(case), "pytorch", precision, direction, ours, bound)
-    yield from compare([mine], peers, options, device, _LEAST_SAMPLES)
+    yield from compare([mine], peers, options, device)
 
 
 def _ablation(case: Case, device: torch.device, options: Options) -> Iterator[Row]:

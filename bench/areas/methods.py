@@ -20,7 +20,6 @@ from copgen_fast.pairs.read.loader import NO_LABEL, PairBatch
 from copgen_fast.runtime import seeds
 from copgen_fast.stages.pretrain import make_batch
 
-LEAST = 7  # samples of every step
 QUEUE = 4096
 
 
@@ -77,7 +76,7 @@ def rows(options: Options) -> Iterator[Row]:
         ours = step_of(case, MethodConfig(case.method, case.words), device)
         bound = _steps.products("encoder, heads, two views", case.batch, ours, case.precision, device)
         mine = Candidate("methods", str(case), "pytorch", case.precision, "step", ours, bound)
-        yield from compare([mine], peers(case, device), options, device, LEAST)
+        yield from compare([mine], peers(case, device), options, device)
 
 
 def step_of(case: Case, method: MethodConfig, device: torch.device) -> Call:

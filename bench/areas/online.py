@@ -26,7 +26,6 @@ from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import devices, machine, seeds
 from copgen_fast.runtime.latents import NamedPrior, sample_each
 
-LEAST = 7  # samples of every call
 _AT_HAND = "same steps, batch at hand"
 
 
@@ -92,7 +91,7 @@ def _rows(case: Case, folder: Path, device: torch.device, options: Options) -> I
     }
     bound = _steps.products("encoder, two views", case.batch * case.steps, peers[_AT_HAND], precision, device)
     mine = Candidate("online", str(case), "pytorch", precision, "step", calls["online"], bound)
-    yield from compare([mine], peers, options, device, LEAST)
+    yield from compare([mine], peers, options, device)
 
 
 def source(case: Case, device: torch.device) -> PairSource:
