@@ -17,7 +17,7 @@ from tests.docs.pages import ROOT, write_files
 EVALUATION = """
 from dataclasses import dataclass
 
-from copgen_fast.evals import freeze, labelled_images
+from copgen_fast.evals import freeze, real_images
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Config:
 
 
 def evaluate(encoder, config, run):
-    features = freeze(encoder, run).features(labelled_images(run).test_images)[: config.images]
+    features = freeze(encoder, run).split_features(real_images(run), "test").features[: config.images]
     return {"largest_feature": float(features.abs().max()), "images_seen": len(features)}
 """
 

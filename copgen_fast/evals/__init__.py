@@ -1,8 +1,8 @@
 """Evaluations of encoders: one file each, named as on the command line.
 
 Each file has `evaluate(encoder, config, run) -> numbers by name` and may have `Config`, a frozen dataclass of its
-options. An evaluation loads its own data and freezes the encoder for itself: `labelled_images` and `freeze` do so once
-for all evaluations of a run. Accuracies are fractions, 0 .. 1.
+options. An evaluation loads its own data and freezes the encoder for itself: `real_images` and `freeze` do so once for
+all evaluations of a run. Accuracies are fractions, 0 .. 1.
 
 Before any stage runs, training checks that the real images have labels of two classes or more, unless every evaluation
 says `NEEDS_LABELS = False`, and calls `check(config, train_labels)` of those that have it, which raises UsageError.
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from copgen_fast import registry
 from copgen_fast.config import RunConfig
-from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, labelled_images, left_out, needs_labels
+from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, left_out, needs_labels, real_images
 from copgen_fast.images import sets
 
-__all__ = ["EvalRun", "FrozenEncoder", "evaluate", "expect_data", "freeze", "labelled_images", "left_out"]
+__all__ = ["EvalRun", "FrozenEncoder", "evaluate", "expect_data", "freeze", "left_out", "real_images"]
 
 
 def expect_data(config: RunConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from copgen_fast import augmentations, registry
 from copgen_fast.config import RunConfig
-from copgen_fast.errors import NonFiniteError
+from copgen_fast.errors import NonFiniteError, UsageError
 from copgen_fast.images import sets
+from copgen_fast.images.sets import OpenSet
+from copgen_fast.images.stream import in_order
+from copgen_fast.images.views import Centre, View
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
@@ -27,6 +30,13 @@ class EvalRun(Protocol):
     config: RunConfig
     folder: Path
     device: torch.device
+
+
+class LabelledFeatures(NamedTuple):
+    """Features float32 [N, D] on the CPU, and labels int64 [N], -1 where there are none."""
+
+    features: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,42 +55,65 @@ class FrozenEncoder:
     std: Channels
     device: torch.device
     batch: int
-    _known: dict[Tensor, Tensor] = field(default_factory=dict, init=False, repr=False)  # tensors hash by identity
+    _known: dict[tuple[OpenSet, str, View], LabelledFeatures] = field(default_factory=dict, init=False, repr=False)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Features of plain images, computed at the first call and then kept.
+    def split_features(self, data: OpenSet, split: str, view: View | None = None) -> LabelledFeatures:
+        """Features and labels of a split's images, decoded while they are encoded; computed once and then kept.
 
         Args:
-            images: uint8 [N, 3, S, S]; kept features belong to this very tensor, not to equal ones.
+            view: what is taken of each image; None: the centre of `--data.image-size` pixels.
 
-        Returns:
-            float32 [N, D] on the CPU.
+        Raises:
+            UsageError: images can't be decoded: none can, or `--data.on-corrupt` is stop.
+            ValueError, NonFiniteError, Interrupted: as `features`.
+        """
+        view = view or Centre(data.config.image_size)
+        if (data, split, view) not in self._known:
+            order = in_order(data.splits[split].count, self.batch)
+            parts = [
+                (self.features(batch.images, f"batch {number} of the {split} images"), batch.labels)
+                for number, batch in enumerate(data.stream(split, view, order))
+                if len(batch.images)
+            ]
+            if not parts:
+                raise UsageError(f"{data.where}: no {split} image can be decoded")
+            self._known[data, split, view] = LabelledFeatures(*map(torch.cat, zip(*parts, strict=True)))
+        return self._known[data, split, view]
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, name: str = "images") -> Tensor:
+        """Features of images, float32 [N, D] on the CPU.
+
+        Args:
+            images: uint8 [N, 3, S, S], encoded `batch` at a time.
+            name: of the images, for messages.
 
         Raises:
             TypeError, ValueError: images of another dtype or shape, or features that are not [N, D].
             NonFiniteError: a NaN or an infinity in the features.
             Interrupted: a stop was requested.
         """
-        if images not in self._known:
-            expect_tensor("images", images, ("N", 3, "H", "W"), (torch.uint8,))
-            self._known[images] = torch.cat([self._encode(part, i) for i, part in enumerate(images.split(self.batch))])
-        return self._known[images]
+        expect_tensor("images", images, ("N", 3, "H", "W"), (torch.uint8,))
+        features = torch.cat([self._encode(part) for part in images.split(self.batch)])
+        if not features.isfinite().all():
+            raise NonFiniteError(f"features: NaN or infinity in {name}")
+        return features
 
-    @torch.inference_mode()
-    def _encode(self, images: Tensor, batch_index: int) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, S, S] -> what the encoder takes, float32 on its device."""
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images.to(self.device).float() / 255 - mean) / std
+
+    def _encode(self, images: Tensor) -> Tensor:
         if stop_requested():
             raise Interrupted("stopped while encoding images; run the same command to evaluate again")
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (self.mean, self.std))
-        features = self.encoder((images.to(self.device).float() / 255 - mean) / std)
+        features = self.encoder(self.normalize(images))
         expect_tensor("features", features, (len(images), "D"))
-        features = features.float().cpu()
-        if not features.isfinite().all():
-            raise NonFiniteError(f"features: NaN or infinity in batch {batch_index} of the images")
-        return features
+        return features.float().cpu()
 
 
 _frozen: WeakKeyDictionary[Callable, FrozenEncoder] = WeakKeyDictionary()
-_images: WeakKeyDictionary[EvalRun, sets.LabelledImages] = WeakKeyDictionary()
+_images: WeakKeyDictionary[EvalRun, OpenSet] = WeakKeyDictionary()
 
 
 def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun) -> FrozenEncoder:
@@ -97,20 +130,21 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun) -> FrozenEncoder:
     return _frozen[encoder]
 
 
-def labelled_images(run: EvalRun) -> sets.LabelledImages:
-    """The run's real images (`--data`), read once; without labels (-1) where none of its evaluations needs any.
+def real_images(run: EvalRun) -> OpenSet:
+    """The run's real images (`--data`), opened once; nothing is decoded here.
 
     Raises:
-        UsageError: see `images.sets.load`.
+        UsageError: see `images.sets.open_set`, or labels that are not 0 .. C - 1, where an evaluation needs them.
     """
     if run not in _images:
-        _images[run] = sets.load(run.config.data, any(map(needs_labels, run.config.probe.evals)))
+        labelled = any(map(needs_labels, run.config.probe.evals))
+        _images[run] = sets.open_set(run.config.data, labelled=labelled)
     return _images[run]
 
 
 def left_out(run: EvalRun) -> int:
-    """How many of the images that were read could not be decoded."""
-    return _images[run].left_out if run in _images else 0
+    """How many images could not be decoded so far."""
+    return len(_images[run].faults) if run in _images else 0
 
 
 def needs_labels(name: str) -> bool:

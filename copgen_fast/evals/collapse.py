@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
+from copgen_fast.evals._frozen import EvalRun, freeze, real_images
 from copgen_fast.registry import NoOptions
 from copgen_fast.runtime import seeds
 
@@ -23,9 +23,8 @@ def evaluate(encoder: nn.Module, config: NoOptions, run: EvalRun) -> dict[str, f
         `feature_std` (0: all features are the same; 1: they point everywhere alike) and `rankme` (the effective
         number of directions, 1 .. D).
     """
-    frozen, data = freeze(encoder, run), labelled_images(run)
-    splits = [frozen.features(images) for images in (data.test_images, data.train_images)]
-    features = torch.cat(splits)
+    frozen, data = freeze(encoder, run), real_images(run)
+    features = torch.cat([frozen.split_features(data, split).features for split in ("test", "train")])
     if len(features) > _SAMPLE:
         generator = seeds.generator(run.config.seed, "collapse")
         features = features[torch.randperm(len(features), generator=generator)[:_SAMPLE]]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.errors import UsageError
-from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
+from copgen_fast.evals._frozen import EvalRun, freeze, real_images
+from copgen_fast.images.sets import SPLITS
 from copgen_fast.options import Count, check_ranges
 
 _CHUNK = 1024
@@ -46,13 +47,12 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     Raises:
         UsageError: `config.neighbours` is not in 1 .. the number of training images.
     """
-    frozen, data = freeze(encoder, run), labelled_images(run)
-    check(config, data.train_labels)
-    train = frozen.features(data.train_images)
-    test = frozen.features(data.test_images)
-    train, labels = train.to(run.device), data.train_labels.to(run.device)
-    predicted = classify(train, labels, test.to(run.device), config.neighbours).cpu()
-    return {"knn_top1": (predicted == data.test_labels).double().mean().item()}
+    frozen, data = freeze(encoder, run), real_images(run)
+    train, test = (frozen.split_features(data, split) for split in SPLITS)
+    check(config, train.labels)
+    bank, labels = (tensor.to(run.device) for tensor in train)
+    predicted = classify(bank, labels, test.features.to(run.device), config.neighbours).cpu()
+    return {"knn_top1": (predicted == test.labels).double().mean().item()}
 
 
 def classify(train: Tensor, labels: Tensor, test: Tensor, neighbours: int) -> Tensor:

@@ -7,7 +7,8 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
+from copgen_fast.evals._frozen import EvalRun, freeze, real_images
+from copgen_fast.images.sets import SPLITS
 from copgen_fast.registry import NoOptions
 
 # Inverse strength of the L2 penalty on standardised features. Between 0.01 and 1 it moves the accuracy of pixels
@@ -27,9 +28,9 @@ def evaluate(encoder: nn.Module, config: NoOptions, run: EvalRun) -> dict[str, f
     Returns:
         `linear_top1`, and `linear_top5` where there are more than five classes.
     """
-    frozen, data = freeze(encoder, run), labelled_images(run)
-    train, test = frozen.features(data.train_images), frozen.features(data.test_images)
-    return accuracies("linear", class_scores(train, data.train_labels, test), data.test_labels)
+    frozen, data = freeze(encoder, run), real_images(run)
+    train, test = (frozen.split_features(data, split) for split in SPLITS)
+    return accuracies("linear", class_scores(*train, test.features), test.labels)
 
 
 def class_scores(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from torch import nn
 from copgen_fast import augmentations
 from copgen_fast.augmentations import random_views
 from copgen_fast.errors import NonFiniteError
-from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, labelled_images
+from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze
 from copgen_fast.evals.linear import accuracies
+from copgen_fast.images import sets
 from copgen_fast.images.sets import LabelledImages
 from copgen_fast.ops import AugmentPolicy
 from copgen_fast.options import Count, LearningRate, check_ranges
@@ -54,7 +55,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
         NonFiniteError: a loss that is NaN or infinite.
         Interrupted: a stop was requested.
     """
-    frozen, data = freeze(encoder, run), labelled_images(run)
+    frozen, data = freeze(encoder, run), sets.load(run.config.data)
     # The encoder expects the normalisation that it was trained under.
     policy = dataclasses.replace(augmentations.get(config.augmentation), mean=frozen.mean, std=frozen.std)
     test = frozen.features(data.test_images)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.errors import UsageError
-from copgen_fast.evals._frozen import EvalRun, freeze, labelled_images
+from copgen_fast.evals._frozen import EvalRun, freeze, real_images
 from copgen_fast.evals.linear import accuracies, class_scores
+from copgen_fast.images.sets import SPLITS
 from copgen_fast.options import Count, check_ranges
 from copgen_fast.runtime import seeds
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
@@ -45,15 +46,15 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     Raises:
         UsageError: a class with fewer images than shots.
     """
-    frozen, data = freeze(encoder, run), labelled_images(run)
-    train, test = frozen.features(data.train_images), frozen.features(data.test_images)
+    frozen, data = freeze(encoder, run), real_images(run)
+    train, test = (frozen.split_features(data, split) for split in SPLITS)
     found = []
     for draw in range(config.draws):
         if stop_requested():
             raise Interrupted("stopped in the low-shot probe; run the same command to evaluate again")
-        chosen = draw_labels(data.train_labels, config.shots, run.config.seed, draw)
-        scores = class_scores(train[chosen], data.train_labels[chosen], test)
-        found.append(accuracies("lowshot", scores, data.test_labels)["lowshot_top1"])
+        chosen = draw_labels(train.labels, config.shots, run.config.seed, draw)
+        scores = class_scores(train.features[chosen], train.labels[chosen], test.features)
+        found.append(accuracies("lowshot", scores, test.labels)["lowshot_top1"])
     top1 = torch.tensor(found, dtype=torch.float64)
     return {
         "lowshot_top1": top1.mean().item(),

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.images.split import ArraySplit, expect_memory, resize_and_crop
+from copgen_fast.images.split import ArraySplit, expect_memory
+from copgen_fast.images.views import resize_and_crop
 
 
 def open_splits(path: Path, names: Sequence[str], labelled: bool, size: int) -> dict[str, ArraySplit]:
@@ -53,9 +54,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise UsageError(f"{path} is truncated or not an .npz file ({why}): write it again with numpy.savez") from error
 
 
-def _images(path: Path, key: str, size: int) -> Tensor:
+def _images(path: Path, key: str, size: int | None) -> Tensor:
     with _opened(path) as archive:
-        return resize_and_crop(torch.from_numpy(_array(archive, key)).movedim(3, 1), size)
+        images = torch.from_numpy(_array(archive, key)).movedim(3, 1)
+    return images.expand(-1, 3, -1, -1) if size is None else resize_and_crop(images, size)
 
 
 def _array(archive: zipfile.ZipFile, key: str) -> np.ndarray:

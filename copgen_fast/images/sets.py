@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from copgen_fast.config import DataConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.images import archive, folder
 from copgen_fast.images.split import ArraySplit, Decoded, Fault, ItemSplit, Split, expect_memory
+from copgen_fast.images.stream import ImageBatch, in_order, stream
+from copgen_fast.images.views import View
 from copgen_fast.ops.checks import expect_tensor
 
 _UINT8 = (torch.uint8,)
 _FAULTS_SHOWN = 20
+_BATCH = 256  # images streamed at once
 
 
 @dataclass(frozen=True)
@@ -121,18 +124,41 @@ def names() -> list[str]:
 SPLITS = ("train", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpenSet:
     """A data set whose images are not decoded yet: what it holds is known, and checked, before they are needed.
 
     Attributes:
         splits: by name.
         where: path of the data set, for messages.
+        faults: images that could not be decoded when they were streamed, by where they lie.
     """
 
     config: DataConfig
     splits: dict[str, Split]
     where: str
+    faults: dict[str, Fault] = field(default_factory=dict, init=False)
+
+    def stream(self, split: str, view: View, order: Iterable[Tensor] | None = None) -> Iterator[ImageBatch]:
+        """Batches of a split's images, decoded in threads ahead of their use (`images.stream.stream`).
+
+        Args:
+            view: what is taken of each image.
+            order: indices of the images of each batch, int64 [B]; None: all in order. What can't be decoded is left
+                out of its batch, and noted in `faults` by where it lies.
+
+        Raises:
+            UsageError: an image can't be decoded, and `--data.on-corrupt` is stop.
+        """
+        part = self.splits[split]
+        for batch in stream(part, view, in_order(part.count, _BATCH) if order is None else order):
+            new = [fault for fault in batch.faults if fault.where not in self.faults]
+            if new and self.config.on_corrupt == "stop":
+                raise UsageError(_unreadable(new))
+            if new:
+                self.faults.update((fault.where, fault) for fault in new)
+                warnings.warn(f"left out {len(new)} images of {self.where}: {_shown(new)}", stacklevel=2)
+            yield batch
 
     def expect_classes(self, needed_by: str = "") -> None:
         """Check that labels are 0 .. C - 1, of two classes or more, each with training images.
@@ -148,7 +174,7 @@ class OpenSet:
             listed = ", ".join(sorted(different))
             raise UsageError(f"{self.where}: train and test must have the same classes; in one of them only: {listed}")
         if all(split.labels is not None for split in self.splits.values()):
-            _expect_classes(*(split.labels for split in self.splits.values()), where=self.where, needed_by=needed_by)
+            expect_classes(*(split.labels for split in self.splits.values()), where=self.where, needed_by=needed_by)
 
     def expect_decodable(self) -> None:
         """Check that the images fit into memory and that the first of each split can be decoded; if not, look at all.
@@ -186,7 +212,7 @@ class OpenSet:
             if not len(part.images):
                 raise UsageError(f"{self.where}: no {name} image can be decoded: {_shown(part.faults)}")
         if labelled:
-            _expect_classes(*(part.labels for part in decoded), where=self.where)
+            expect_classes(*(part.labels for part in decoded), where=self.where)
         return decoded
 
 
@@ -291,8 +317,9 @@ def _digits() -> dict[str, ArraySplit]:
     return splits
 
 
-def _digit_images(scans: Tensor, image_size: int) -> Tensor:
-    images = resize(scans.float().view(-1, 1, 8, 8) / 16, image_size)
+def _digit_images(scans: Tensor, image_size: int | None) -> Tensor:
+    images = scans.float().view(-1, 1, 8, 8) / 16
+    images = images if image_size is None else resize(images, image_size)
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
 
@@ -334,7 +361,16 @@ def _torchvision_labels(dataset: Dataset) -> Tensor | None:
     return None if found is None else torch.as_tensor(np.asarray(found, np.int64))
 
 
-def _expect_classes(train: Tensor, test: Tensor | None = None, where: str = "", needed_by: str = "") -> None:
+def expect_classes(train: Tensor, test: Tensor | None = None, where: str = "", needed_by: str = "") -> None:
+    """Check that labels are 0 .. C - 1, of two classes or more, each with training images.
+
+    Args:
+        where: the data set, for messages.
+        needed_by: the part that compares classes, for messages.
+
+    Raises:
+        UsageError: they are not.
+    """
     classes, others = train.unique().tolist(), [] if test is None else test.unique().tolist()
     if classes != list(range(len(classes))) or not set(others) <= set(classes):
         raise UsageError(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from copgen_fast.errors import UsageError
 from copgen_fast.images import decode
+from copgen_fast.images.views import Centre, View
 from copgen_fast.runtime.memory import available_memory
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
-_LONGEST = 4  # of an image's sides, in shorter ones: the centre of a longer one is resized alone
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,14 @@ class Fault:
         return f"{self.where} ({self.why})"
 
 
+class UnreadableImageError(ValueError):
+    """An image that can't be decoded."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
 @dataclass(frozen=True)
 class Decoded:
     """Images uint8 [N, 3, S, S] and labels int64 [N] of what could be decoded, and what could not."""
@@ -41,32 +48,47 @@ class Decoded:
     faults: list[Fault]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ArraySplit:
     """Images that lie in one array.
 
     Attributes:
         labels: int64 [N]; None: labels were not requested.
-        load: returns the images of a size, uint8 [N, 3, S, S].
+        load: returns the images resized to S x S pixels, uint8 [N, 3, S, S]; given None, as they lie.
         file_bytes: held beside the resized images.
     """
 
     count: int
     labels: Tensor | None
-    load: Callable[[int], Tensor]
+    load: Callable[[int | None], Tensor]
     file_bytes: int = 0
     classes: tuple[str, ...] | None = None
+    _kept: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def decode(self, size: int) -> Decoded:
         """All images, resized to `size`."""
         return Decoded(self.load(size), self.labels, [])
+
+    def read(self, index: int, view: View) -> tuple[Tensor, int]:
+        """What `view` takes of an image, uint8 [3, S, S], and the label, or -1. All images of the array are kept."""
+        label = -1 if self.labels is None else int(self.labels[index])
+        if view == Centre(view.size):
+            return self._loaded(view.size)[index], label
+        return view(self._loaded(None)[index].movedim(0, 2).numpy(), index), label
+
+    def _loaded(self, size: int | None) -> Tensor:
+        with self._lock:
+            if size not in self._kept:
+                self._kept[size] = self.load(size)
+            return self._kept[size]
 
     def first_fault(self) -> Fault | None:
         """What is wrong with the first image."""
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ItemSplit:
     """Images that are read one by one.
 
@@ -97,8 +119,10 @@ class ItemSplit:
         def read(block: range) -> list[tuple[int, Fault]]:
             found = []
             for index in block:
-                fault = self._decode_one(index, size, images[index], labels)
-                found += [] if fault is None else [(index, fault)]
+                try:
+                    images[index], labels[index] = self.read(index, Centre(size))
+                except UnreadableImageError as error:
+                    found.append((index, error.fault))
             return found
 
         blocks = [range(start, min(start + 256, self.count)) for start in range(0, self.count, 256)]
@@ -111,44 +135,28 @@ class ItemSplit:
 
     def first_fault(self) -> Fault | None:
         """What is wrong with the first image."""
-        return self._decode_one(0, 1, torch.empty(3, 1, 1, dtype=torch.uint8), torch.empty(1, dtype=torch.int64))
-
-    def _decode_one(self, index: int, size: int, out: Tensor, labels: Tensor) -> Fault | None:
-        where = f"image {index} of {self.name}"
         try:
-            image, labels[index] = self.items[index]
-            if isinstance(image, Image.Image):
-                out.copy_(_resized(decode.to_rgb(image), size))
-            else:
-                where = str(image)
-                with decode.rgb(image) as pixels:
-                    out.copy_(_resized(pixels, size))
-        except _UNREADABLE as error:
-            return Fault(where, decode.reason(error))
+            self.read(0, Centre(1))
+        except UnreadableImageError as error:
+            return error.fault
         return None
 
+    def read(self, index: int, view: View) -> tuple[Tensor, int]:
+        """What `view` takes of an image, uint8 [3, S, S], and the label.
 
-def _resized(pixels: np.ndarray, size: int) -> Tensor:
-    """uint8 [H, W, 3] -> [3, size, size]."""
-    return resize_and_crop(torch.from_numpy(pixels).movedim(2, 0)[None], size)[0]
-
-
-def resize_and_crop(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, 1 or 3, H, W] -> contiguous uint8 [N, 3, size, size]: shorter side resized, centre cropped."""
-    longest = _LONGEST * min(images.shape[2:])
-    if max(images.shape[2:]) > longest:  # the whole of 1 x 60,000 pixels, resized, would take gigabytes
-        top, left = (max(0, side - longest) // 2 for side in images.shape[2:])
-        images = images[:, :, top : top + longest, left : left + longest]
-    height, width = images.shape[2:]
-    scale = size / min(height, width)
-    shape = (round(height * scale), round(width * scale))
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    for block, out in zip(images.split(1024), resized.split(1024), strict=True):  # bounds temporary memory
-        if shape != (height, width):
-            block = F.interpolate(block, size=shape, mode="bicubic", align_corners=False, antialias=True)
-        out.copy_(block[:, :, top : top + size, left : left + size])
-    return resized
+        Raises:
+            UnreadableImageError: it can't be decoded.
+        """
+        where = f"image {index} of {self.name}"
+        try:
+            image, label = self.items[index]
+            if isinstance(image, Image.Image):
+                return view(decode.to_rgb(image), index), int(label)
+            where = str(image)
+            with decode.rgb(image) as pixels:
+                return view(pixels, index), int(label)
+        except _UNREADABLE as error:
+            raise UnreadableImageError(Fault(where, decode.reason(error))) from error
 
 
 def expect_memory(count: int, size: int, file_bytes: int = 0) -> None:

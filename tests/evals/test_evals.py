@@ -21,6 +21,7 @@ from copgen_fast.evals.knn import classify
 from copgen_fast.evals.linear_augmented import learning_rate
 from copgen_fast.evals.lowshot import draw_labels
 from copgen_fast.images import sets
+from copgen_fast.images.views import Squash
 from copgen_fast.runtime import interrupts
 from copgen_fast.train import validate
 
@@ -265,7 +266,7 @@ def test_collapse_takes_a_sample_of_many(monkeypatch, separable):
     assert part["rankme"] == pytest.approx(whole["rankme"], rel=0.1)
 
 
-def test_features_are_normalised_batched_and_computed_once():
+def test_features_are_normalised_batched_and_computed_once(tmp_path):
     images = noisy_classes(signal=3)
     batches = []
 
@@ -278,8 +279,13 @@ def test_features_are_normalised_batched_and_computed_once():
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
     torch.testing.assert_close(features, ((images.train_images / 255 - mean) / std).flatten(1))
     assert batches == [100, 100, 40]
-    assert frozen.features(images.train_images) is features and len(batches) == 3
-    assert len(frozen.features(images.test_images)) == 200 and len(batches) == 5
+    data = sets.open_set(DataConfig("npz", str(save(tmp_path, images)), image_size=4))
+    kept = frozen.split_features(data, "train")
+    assert kept.features.equal(features) and kept.labels.equal(images.train_labels) and len(batches) == 6
+    assert frozen.split_features(data, "train") is kept and len(batches) == 6
+    frozen.split_features(data, "train", Squash(4))
+    assert len(batches) == 9, "another view is encoded anew"
+    assert len(frozen.features(images.test_images)) == 200 and len(batches) == 11
 
 
 def test_evaluations_of_a_run_share_its_images_and_features(separable):

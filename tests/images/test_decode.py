@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from copgen_fast.images import decode
-from copgen_fast.images.split import resize_and_crop
+from copgen_fast.images.views import resize_and_crop
 from copgen_fast.runtime.memory import peak_memory
 
 RAMP16 = np.linspace(0, 65535, 4096).round().astype(np.uint16).reshape(64, 64)
