@@ -25,6 +25,7 @@ ROWS = (
     {"methods", "evals", "training"},
     {"stages"},
     {"train", "verify", "convert", "doctor", "generators.fit"},
+    {"evaluate"},
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 
@@ -95,7 +96,7 @@ def test_no_files_import_each_other_in_a_circle(folder):
 
 
 def test_the_listing_of_the_package_stays_short():
-    assert len(list(PACKAGE.glob("*.py"))) <= 14
+    assert len(list(PACKAGE.glob("*.py"))) <= 15
 
 
 def test_sizes_stay_readable():

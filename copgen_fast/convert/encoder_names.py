@@ -52,7 +52,7 @@ _LEFT_OUT = {"torchvision": r"fc\.", "vissl": r"heads\.", "detectron2": r"stem\.
 _HEADS = re.compile(r"(fc|heads?|classifier|proj\w*|pred\w*|mlp|neck|queue\w*)(\.|$)")
 """Names of what is trained on top of encoders: left out, where it lies beside their layers."""
 
-_WRAPPERS = {*weights.WRAPPERS, "trunk", "base_model"}
+WRAPPERS = {*weights.WRAPPERS, "trunk", "base_model"}
 """Parts of a name that come from parallel and wrapping modules."""
 
 _MOMENTUM = re.compile(r"(encoder_k|momentum|target)", re.IGNORECASE)
@@ -71,6 +71,8 @@ class EncoderWeights:
     spelling: str
     notes: tuple[str, ...]
     """Tensors that were left out or added, as text."""
+    prefix: str = ""
+    """What stands before the encoder's names, but for parts of wrapping modules."""
 
 
 def spell(spelling: str, name: str) -> str:
@@ -81,9 +83,10 @@ def spell(spelling: str, name: str) -> str:
 
 
 class Found(NamedTuple):
-    """An encoder in a checkpoint: whose names it has, its tensors without what stands before them, and all others."""
+    """An encoder in a checkpoint: whose names it has, what stands before them, its tensors without that, all others."""
 
     spelling: str
+    prefix: str
     tensors: weights.Tensors
     beside: list[str]
 
@@ -99,7 +102,7 @@ def recognise(tree: Any, spelling: str = "auto", prefix: str | None = None) -> F
     Raises:
         UsageError: none is there, or more than one; the message lists the first names.
     """
-    names = weights.flatten(tree, _WRAPPERS)
+    names = weights.flatten(tree, WRAPPERS)
     wanted = [name for name in SPELLINGS if name != "copgen"] if spelling == "auto" else [spelling]
     found: dict[str, tuple[str, str]] = {}  # by the name of the first layer, as some spellings extend others
     for candidate in sorted(wanted, key=lambda name: len(spell(name, _FIRST))):
@@ -119,7 +122,7 @@ def recognise(tree: Any, spelling: str = "auto", prefix: str | None = None) -> F
         )
     ((candidate, before),) = found.values()
     tensors = {name.removeprefix(before): value for name, value in names.items() if name.startswith(before)}
-    return Found(candidate, tensors, [name for name in names if not name.startswith(before)])
+    return Found(candidate, before, tensors, [name for name in names if not name.startswith(before)])
 
 
 def _prefixes(names: weights.Tensors, spelling: str) -> list[str]:
@@ -135,7 +138,7 @@ def _prefixes(names: weights.Tensors, spelling: str) -> list[str]:
 
 
 def _bare(prefix: str) -> str:
-    return "".join(f"{part}." for part in prefix.split(".") if part and part not in _WRAPPERS)
+    return "".join(f"{part}." for part in prefix.split(".") if part and part not in WRAPPERS)
 
 
 def _list(names: Iterable[str]) -> str:
@@ -149,7 +152,7 @@ def read_encoder(tree: Any, spelling: str = "auto", prefix: str | None = None) -
     Raises:
         UsageError: it is not recognised, or a tensor is missing, unknown, or of another shape; named.
     """
-    found, source, beside = recognise(tree, spelling, prefix)
+    found, before, source, beside = recognise(tree, spelling, prefix)
     config = _architecture(source, found)
     template = _template(config)
     names = {spell(found, name): name for name in template}
@@ -173,7 +176,7 @@ def read_encoder(tree: Any, spelling: str = "auto", prefix: str | None = None) -
         name: _take(source[theirs], theirs, template[name]) if theirs in source else torch.tensor(0)
         for theirs, name in names.items()
     }
-    return EncoderWeights(encoder, _head(source, heads, config), config, found, tuple(notes))
+    return EncoderWeights(encoder, _head(source, heads, config), config, found, tuple(notes), before)
 
 
 def _architecture(source: dict[str, Any], spelling: str) -> EncoderConfig:

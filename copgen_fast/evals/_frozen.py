@@ -25,7 +25,11 @@ Channels = tuple[float, float, float]
 
 
 class EvalRun(Protocol):
-    """The part of a run that evaluations may read; `stages.Run` has it."""
+    """The part of a run that evaluations may read; `stages.Run` has it.
+
+    It may also have `normalization`, the encoder's mean and std of images in [0, 1], where these are not those of the
+    policy that it was pretrained with.
+    """
 
     config: RunConfig
     folder: Path
@@ -126,7 +130,8 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun) -> FrozenEncoder:
         if isinstance(encoder, nn.Module):
             encoder.to(run.device).eval().requires_grad_(False)
         policy = augmentations.get(run.config.pretrain.augmentation)
-        _frozen[encoder] = FrozenEncoder(encoder, policy.mean, policy.std, run.device, run.config.probe.batch)
+        mean, std = getattr(run, "normalization", None) or (policy.mean, policy.std)
+        _frozen[encoder] = FrozenEncoder(encoder, mean, std, run.device, run.config.probe.batch)
     return _frozen[encoder]
 
 

@@ -25,18 +25,21 @@ def run(run: Run) -> None:
         path = run.probe_file(source)
         if path.exists():
             continue
-        started = time.perf_counter()
-        encoder = open_encoder(run, source)
-        results = {}
-        names = run.config.probe.evals
-        with progress(len(names), f"probe {label(source)}", "evaluations") as bar:
-            for name in names:
-                results |= evals.evaluate(name, encoder, run)
-                bar.update(1)
-        if count := evals.left_out(run):
-            results["corrupt_images"] = count
-        results["seconds"] = time.perf_counter() - started
-        artifacts.write_record(path, results)
+        artifacts.write_record(path, measure(open_encoder(run, source), run, f"probe {label(source)}"))
+
+
+def measure(encoder: nn.Module, run: evals.EvalRun, title: str) -> dict[str, float]:
+    """Numbers of every evaluation of a run for one encoder, and the seconds that they took."""
+    started = time.perf_counter()
+    results: dict[str, float] = {}
+    names = run.config.probe.evals
+    with progress(len(names), title, "evaluations") as bar:
+        for name in names:
+            results |= evals.evaluate(name, encoder, run)
+            bar.update(1)
+    if count := evals.left_out(run):
+        results["corrupt_images"] = count
+    return results | {"seconds": time.perf_counter() - started}
 
 
 def tell_other_size(run: Run) -> None:

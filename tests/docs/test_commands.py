@@ -52,7 +52,8 @@ def test_a_command_is_understood(page, command, tmp_path, monkeypatch, capsys):
 def test_options_in_running_text_exist(capsys):
     with pytest.raises(SystemExit):
         train.parse(["quickstart", "--help"])
-    there = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+    text = capsys.readouterr().out + help_text("copgen_fast.evaluate", [])
+    there = set(re.findall(r"--[\w.-]+", text))
     for page in PAGES:
         text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
         shown = {option for code in re.findall(r"`([^`\n]+)`", text) for option in re.findall(r"--\w+\.[\w.-]+", code)}
@@ -60,6 +61,6 @@ def test_options_in_running_text_exist(capsys):
 
 
 def test_help_is_asked_of_every_command_shown():
-    assert {"train", "verify", "convert", "doctor"} <= {
+    assert {"train", "evaluate", "verify", "convert", "doctor"} <= {
         match[1] for _, command in SHOWN if (match := re.search(r"-m copgen_fast\.(\w+)", command))
     }

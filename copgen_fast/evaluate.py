@@ -1,0 +1,158 @@
+"""Evaluate any encoder: python -m copgen_fast.evaluate ENCODER --evals linear knn --data.name NAME --data.root PATH.
+
+ENCODER is a run's encoder.safetensors, or a checkpoint of other code, of which nothing is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from copgen_fast import __version__, augmentations, evals
+from copgen_fast.config import DataConfig, Options, ProbeConfig, RunConfig
+from copgen_fast.convert import load_encoder
+from copgen_fast.convert.load_encoder import EncoderOptions, LoadedEncoder
+from copgen_fast.errors import CopgenError, UsageError, command
+from copgen_fast.options import Count, Range, Seed, parse
+from copgen_fast.runtime import artifacts, devices
+from copgen_fast.runtime.interrupts import handle_signals
+from copgen_fast.stages import Run
+from copgen_fast.stages.probe import measure
+from copgen_fast.stages.report import table
+
+COMMAND = "python -m copgen_fast.evaluate"
+Mean = tuple[Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)]]
+Std = tuple[Annotated[float, Range(1e-3, 10)], Annotated[float, Range(1e-3, 10)], Annotated[float, Range(1e-3, 10)]]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate an encoder on real labelled images, by the code of a run's probe stage; writes JSON, prints a table.
+
+    Recognised are ResNets of this package's runs, torchvision, timm, VISSL, MoCo, SupContrast (and the reference code),
+    lightly, solo-learn and detectron2, within DataParallel and torch.compile; other networks by --encoder.name.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")]
+    """.safetensors, or what torch.save or pickle wrote."""
+    evals: tuple[str, ...] = ("linear", "knn")
+    """Evaluations (built in, a module or a file); `python -m copgen_fast.train --help` lists them."""
+    options: Annotated[Options, tyro.conf.arg(name="evals.options", prefix_name=False)] = ()
+    """Their options, as NAME.field=value."""
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    mean: Mean | None = None
+    """Mean that images in [0, 1] were normalised by in training; None: of the run's policy, else ImageNet's."""
+    std: Std | None = None
+    """Standard deviation, likewise."""
+    out: Path | None = None
+    """File for the results; None: beside ENCODER, as encoder.DATA.json."""
+    overwrite: bool = False
+    """Replace an existing file of results."""
+    batch: Count = 256
+    """Images encoded at once."""
+    seed: Seed = 0
+    """Fixes everything random in an evaluation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Run):
+    """What evaluations see of a run, for an encoder from anywhere."""
+
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def evaluation(options: EvaluateConfig, loaded: LoadedEncoder, device: torch.device) -> Evaluation:
+    """The run that the encoder is evaluated in: that which made it, where there is one, with this command's options."""
+    config = loaded.run or RunConfig()
+    probe = ProbeConfig(evals=options.evals, options=options.options, baselines=(), batch=options.batch)
+    config = dataclasses.replace(config, seed=options.seed, data=options.data, probe=probe)
+    policy = augmentations.get(config.pretrain.augmentation)
+    normalization = (options.mean or policy.mean, options.std or policy.std)
+    folder = options.file.absolute().parents[3] if loaded.run else options.file.absolute().parent
+    return Evaluation(config, folder, device, normalization=normalization)
+
+
+def results_file(options: EvaluateConfig) -> Path:
+    """Where the results go.
+
+    Raises:
+        UsageError: something is there already and is not to be replaced, or the folder is not writable.
+    """
+    out = options.out or options.file.with_name(f"{options.file.stem}.{options.data.name}.json")
+    if out.is_dir() or (out.exists() and not options.overwrite):
+        raise UsageError(f"{out} exists: give --overwrite to replace it, or another --out")
+    existing = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UsageError(f"{existing} is not writable: choose where the results go with --out")
+    return out
+
+
+def expect_features(encoder: torch.nn.Module, run: Evaluation) -> None:
+    """Check that the network takes images of this size, by two grey ones.
+
+    Raises:
+        UsageError: it does not.
+    """
+    size = run.config.data.image_size
+    try:
+        found = evals.freeze(encoder, run).features(torch.full((2, 3, size, size), 128, dtype=torch.uint8))
+    except CopgenError:
+        raise
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"the encoder takes no images of {size} pixels ({reason}): see --data.image-size") from error
+    print(f"features [N, {found.shape[1]}] of images [N, 3, {size}, {size}] on {run.device}", flush=True)
+
+
+def record(loaded: LoadedEncoder, run: Evaluation, results: dict[str, float]) -> dict[str, Any]:
+    """What is written: the results, and all that they depend on."""
+    mean, std = run.normalization
+    probe, data = run.config.probe, dataclasses.asdict(run.config.data)
+    return {
+        "results": results,
+        "encoder": loaded.record | {"mean": list(mean), "std": list(std)},
+        "data": data,
+        "evals": list(probe.evals),
+        "options": list(probe.options),
+        "batch": probe.batch,
+        "seed": run.config.seed,
+        "device": str(run.device),
+        "copgen_fast": __version__,
+        "torch": torch.__version__,
+    }
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate one encoder; returns the exit code: 0, 2 for a fault of usage, 130 when stopped, else 1."""
+    options = parse(EvaluateConfig, arguments, COMMAND)
+    if not options.evals:
+        raise UsageError("--evals: expected at least one")
+    out = results_file(options)
+    device = devices.resolve(options.device, "fp32")
+    devices.make_current(device)
+    with handle_signals(), devices.full_float32():
+        loaded = load_encoder.load(options.file, options.encoder)
+        print(loaded.summary, flush=True)
+        run = evaluation(options, loaded, device)
+        evals.expect_data(run.config)
+        expect_features(loaded.module, run)
+        results = measure(loaded.module, run, "evaluate")
+    artifacts.write_record(out, record(loaded, run, results))
+    print(table.text({options.file.stem: results}))
+    print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
