@@ -44,10 +44,28 @@ def open_splits(root: Path, names: Sequence[str]) -> tuple[dict[str, ItemSplit],
 def _open_split(folder: Path, found: Found) -> ItemSplit:
     if not folder.is_dir():
         raise UsageError(f"{folder} is missing: put images there as {folder.name}/CLASS/FILE")
+    items, classes = class_items(folder, found)
+    return ItemSplit(items, torch.tensor([label for _, label in items]), str(folder), classes)
+
+
+def class_items(
+    folder: Path, found: Found, without: Sequence[str] = ()
+) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """(path, label) of the images in class folders, sorted by class and name, and the names of the classes.
+
+    Args:
+        found: counts what is read and left out.
+        without: class folders that are not looked into.
+
+    Raises:
+        UsageError: there are no class folders, or one has no images.
+    """
     items: list[tuple[str, int]] = []
     classes = []
     for name in sorted(os.listdir(folder)):
         path = folder / name
+        if name in without:
+            continue
         if _hidden(name):
             found.left_out["hidden"] += 1
         elif not path.is_dir():
@@ -62,7 +80,7 @@ def _open_split(folder: Path, found: Found) -> ItemSplit:
             classes.append(name)
     if not classes:
         raise UsageError(f"{folder} should hold images as CLASS/FILE, and has no class folders: make some")
-    return ItemSplit(items, torch.tensor([label for _, label in items]), str(folder), tuple(classes))
+    return items, tuple(classes)
 
 
 def _images(folder: Path, found: Found) -> Iterator[str]:

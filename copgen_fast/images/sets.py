@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import UsageError
-from copgen_fast.images import archive, folder
-from copgen_fast.images.split import ArraySplit, Decoded, Fault, ItemSplit, Split, expect_memory
+from copgen_fast.images import archive, folder, torchvision_sets, transfer_sets
+from copgen_fast.images.split import ArraySplit, Decoded, Fault, Split, expect_memory
 from copgen_fast.images.stream import ImageBatch, in_order, stream
 from copgen_fast.images.views import View
 from copgen_fast.ops.checks import expect_tensor
@@ -81,44 +78,9 @@ class RealPairs(Dataset):
         return image, image, -1 if self.labels is None else int(self.labels[index])
 
 
-@dataclass(frozen=True)
-class _TorchvisionSet:
-    """A torchvision data set: its class, the arguments of each split (several are concatenated), the files it reads."""
-
-    cls: str
-    train: tuple[dict[str, Any], ...]
-    test: tuple[dict[str, Any], ...]
-    files: str
-
-
-_BOOLEAN = ({"train": True},), ({"train": False},)
-_SPLIT = ({"split": "train"},), ({"split": "test"},)
-_TRAINVAL = ({"split": "trainval"},), ({"split": "test"},)
-_TRAIN_AND_VAL = ({"split": "train"}, {"split": "val"}), ({"split": "test"},)
-
-# Validation splits are trained on as well, as is usual in transfer experiments.
-_TORCHVISION: dict[str, _TorchvisionSet] = {
-    "cifar10": _TorchvisionSet("CIFAR10", *_BOOLEAN, "cifar-10-batches-py/"),
-    "cifar100": _TorchvisionSet("CIFAR100", *_BOOLEAN, "cifar-100-python/"),
-    "mnist": _TorchvisionSet("MNIST", *_BOOLEAN, "MNIST/raw/*-ubyte"),
-    "fashionmnist": _TorchvisionSet("FashionMNIST", *_BOOLEAN, "FashionMNIST/raw/*-ubyte"),
-    "kmnist": _TorchvisionSet("KMNIST", *_BOOLEAN, "KMNIST/raw/*-ubyte"),
-    "usps": _TorchvisionSet("USPS", *_BOOLEAN, "usps.bz2 and usps.t.bz2"),
-    "svhn": _TorchvisionSet("SVHN", *_SPLIT, "train_32x32.mat and test_32x32.mat"),
-    "stl10": _TorchvisionSet("STL10", *_SPLIT, "stl10_binary/"),
-    "gtsrb": _TorchvisionSet("GTSRB", *_SPLIT, "gtsrb/"),
-    "food101": _TorchvisionSet("Food101", *_SPLIT, "food-101/"),
-    "stanfordcars": _TorchvisionSet("StanfordCars", *_SPLIT, "stanford_cars/"),
-    "oxfordiiitpet": _TorchvisionSet("OxfordIIITPet", *_TRAINVAL, "oxford-iiit-pet/"),
-    "fgvcaircraft": _TorchvisionSet("FGVCAircraft", *_TRAINVAL, "fgvc-aircraft-2013b/"),
-    "flowers102": _TorchvisionSet("Flowers102", *_TRAIN_AND_VAL, "flowers-102/"),
-    "dtd": _TorchvisionSet("DTD", *_TRAIN_AND_VAL, "dtd/"),
-}
-
-
 def names() -> list[str]:
     """Names of the data sets that `load` reads."""
-    return ["digits", "npz", "folder", *sorted(_TORCHVISION)]
+    return ["digits", "npz", "folder", *sorted({*torchvision_sets.SETS, *transfer_sets.SETS})]
 
 
 SPLITS = ("train", "test")
@@ -131,12 +93,16 @@ class OpenSet:
     Attributes:
         splits: by name.
         where: path of the data set, for messages.
+        validation: which training images are the data set's validation part, int64; None: it names none.
+        digest: SHA-256 (hex) of the lists of files, where torchvision gives no split and it is drawn here.
         faults: images that could not be decoded when they were streamed, by where they lie.
     """
 
     config: DataConfig
     splits: dict[str, Split]
     where: str
+    validation: Tensor | None = None
+    digest: str | None = None
     faults: dict[str, Fault] = field(default_factory=dict, init=False)
 
     def stream(self, split: str, view: View, order: Iterable[Tensor] | None = None) -> Iterator[ImageBatch]:
@@ -236,8 +202,11 @@ def open_set(config: DataConfig, splits: Sequence[str] = SPLITS, labelled: bool 
         if note:
             warnings.warn(note, stacklevel=1)
         return OpenSet(config, opened, str(root))
-    entry = _TORCHVISION[config.name]
-    return OpenSet(config, {name: _torchvision_split(entry, root, config.name, name) for name in splits}, str(root))
+    module = transfer_sets if config.name in transfer_sets.SETS else torchvision_sets
+    found = module.open_splits(config.name, root, splits)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=1)
+    return OpenSet(config, found.splits, str(root), found.validation, found.digest)
 
 
 def load(config: DataConfig, labelled: bool = True) -> LabelledImages:
@@ -291,7 +260,8 @@ def find(config: DataConfig) -> Path | None:
         return path
     if config.name == "folder":
         return _root(config, "a folder that holds train/CLASS/* and test/CLASS/*")
-    return _root(config, f"the folder that holds {_TORCHVISION[config.name].files}")
+    known = torchvision_sets.SETS | transfer_sets.SETS
+    return _root(config, f"the folder that holds {known[config.name].files}")
 
 
 def digits(image_size: int = 32) -> LabelledImages:
@@ -335,30 +305,6 @@ def _root(config: DataConfig, what: str) -> Path:
     if not path.exists():
         raise UsageError(f"--data.root {path} does not exist: data set {config.name!r} needs {what} there")
     return path
-
-
-def _torchvision_split(entry: _TorchvisionSet, root: Path, name: str, split: str) -> ItemSplit:
-    from torchvision import datasets
-
-    build = getattr(datasets, entry.cls)
-    # Paths, where the class takes a loader: they are decoded here, turned as photographs say and bounded.
-    options = {"loader": str} if "loader" in inspect.signature(build).parameters else {}
-    try:
-        parts = [build(str(root), download=False, **arguments, **options) for arguments in getattr(entry, split)]
-    except (RuntimeError, ValueError, EOFError, OSError) as error:  # torchvision's for missing or damaged files
-        raise UsageError(
-            f"{root} lacks {entry.files}, or files of it are damaged: put there what "
-            f"torchvision.datasets.{entry.cls}({str(root)!r}, download=True) would; nothing is downloaded here"
-        ) from error
-    labels = [_torchvision_labels(part) for part in parts]
-    known = None if any(part is None for part in labels) else torch.cat(labels)
-    return ItemSplit(ConcatDataset(parts), known, name)
-
-
-def _torchvision_labels(dataset: Dataset) -> Tensor | None:
-    """Labels of a data set without reading its images; None: it doesn't tell."""
-    found = next((getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None)
-    return None if found is None else torch.as_tensor(np.asarray(found, np.int64))
 
 
 def expect_classes(train: Tensor, test: Tensor | None = None, where: str = "", needed_by: str = "") -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -170,3 +170,18 @@ def expect_memory(count: int, size: int, file_bytes: int = 0) -> None:
 
 
 Split = ArraySplit | ItemSplit
+
+
+class Opened(NamedTuple):
+    """Splits of a data set by name, and what else its files tell.
+
+    Attributes:
+        validation: which training images are the data set's validation part, int64; None: it names none.
+        digest: SHA-256 (hex) of the lists of files, where the split is drawn here.
+        notes: a line each, for the user.
+    """
+
+    splits: dict[str, ItemSplit]
+    validation: Tensor | None = None
+    digest: str | None = None
+    notes: tuple[str, ...] = ()
