@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from copgen_fast import __version__, augmentations, generators, methods, options, positives, registry
+from copgen_fast import __version__, augmentations, evals, generators, methods, options, positives, registry
 from copgen_fast.config import STAGES, RunConfig, faults, pairs_drawn
 from copgen_fast.errors import CopgenError, ExhaustedError, UsageError, command, exhausted, explain
 from copgen_fast.ops import backends
@@ -291,8 +291,9 @@ def run_stages(run: Run) -> None:
     for line in caveats(run.config):
         tell(f"warning: {line}", flush=True)
     tell(f"run folder {run.folder}, device {run.device}, ops {backends()}", flush=True)
+    shared = (*SHARED, "probe") if any(map(evals.is_shared, run.config.probe.evals)) else SHARED
     for stage in wanted_stages(run.config):
-        if run.ranks.first or stage in SHARED:
+        if run.ranks.first or stage in shared:
             started = time.perf_counter()
             try:
                 importlib.import_module(f"copgen_fast.stages.{stage}").run(run)

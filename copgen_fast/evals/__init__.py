@@ -6,6 +6,9 @@ all evaluations of a run. Accuracies are fractions, 0 .. 1.
 
 Before any stage runs, training checks that the real images have labels of two classes or more, unless every evaluation
 says `NEEDS_LABELS = False`, and calls `check(config, train_labels)` of those that have it, which raises UsageError.
+
+One that reads other images than those of `--data` has `check_data(config, run_config)` instead, which raises the same.
+One that says `SHARED = True` is called by every process of the run (`run.ranks`), others by rank 0 alone.
 """
 
 from __future__ import annotations
@@ -16,10 +19,18 @@ from torch import Tensor
 
 from copgen_fast import registry
 from copgen_fast.config import RunConfig
-from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, left_out, needs_labels, real_images
+from copgen_fast.evals._frozen import (
+    EvalRun,
+    FrozenEncoder,
+    freeze,
+    has_own_data,
+    left_out,
+    needs_labels,
+    real_images,
+)
 from copgen_fast.images import sets
 
-__all__ = ["EvalRun", "FrozenEncoder", "evaluate", "expect_data", "freeze", "left_out", "real_images"]
+__all__ = ["EvalRun", "FrozenEncoder", "evaluate", "expect_data", "freeze", "is_shared", "left_out", "real_images"]
 
 
 def expect_data(config: RunConfig) -> None:
@@ -29,6 +40,10 @@ def expect_data(config: RunConfig) -> None:
         UsageError: they have not.
     """
     options = registry.options_by_name("evals", config.probe.evals, config.probe.options)
+    for name in [name for name in options if has_own_data(name)]:
+        registry.load("evals", name).check_data(options.pop(name), config)
+    if not options:
+        return
     labelled = [name for name in options if needs_labels(name)]
     data = sets.open_set(config.data, labelled=bool(labelled))
     if labelled:
@@ -52,3 +67,8 @@ def evaluate(name: str, encoder: Callable[[Tensor], Tensor], run: EvalRun) -> di
     options = registry.options_by_name("evals", run.config.probe.evals, run.config.probe.options)
     config = options.get(name) or registry.options("evals", name)
     return registry.load("evals", name).evaluate(encoder, config, run)
+
+
+def is_shared(name: str) -> bool:
+    """Whether all processes of a run compute an evaluation together."""
+    return getattr(registry.load("evals", name), "SHARED", False)

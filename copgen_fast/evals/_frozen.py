@@ -153,5 +153,10 @@ def left_out(run: EvalRun) -> int:
 
 
 def needs_labels(name: str) -> bool:
-    """Whether an evaluation compares classes: yes, unless it says otherwise."""
-    return getattr(registry.load("evals", name), "NEEDS_LABELS", True)
+    """Whether an evaluation compares classes of `--data`: yes, unless it says otherwise or reads other images."""
+    return getattr(registry.load("evals", name), "NEEDS_LABELS", not has_own_data(name))
+
+
+def has_own_data(name: str) -> bool:
+    """Whether an evaluation reads other images than those of `--data`."""
+    return hasattr(registry.load("evals", name), "check_data")

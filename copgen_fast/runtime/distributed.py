@@ -65,9 +65,9 @@ class Ranks:
         if self.heartbeat is not None:
             self.heartbeat.mark(location, watchdog)
 
-    def barrier(self, location: str, message: str = "") -> list[str]:
+    def barrier(self, location: str, message: str = "", while_alive: bool = False) -> list[str]:
         """`Heartbeat.barrier`: wait for all ranks; returns the message of each, in their order."""
-        return [message] if self.heartbeat is None else self.heartbeat.barrier(location, message)
+        return [message] if self.heartbeat is None else self.heartbeat.barrier(location, message, while_alive)
 
 
 ALONE = Ranks()

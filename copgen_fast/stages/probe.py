@@ -12,30 +12,41 @@ from copgen_fast.encoders import Encoder
 from copgen_fast.pairs.format import INDEX, read_index
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, seeds
+from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.progress import progress
 from copgen_fast.stages.run import Run
 
 
 def run(run: Run) -> None:
-    """Run every evaluation on every source's encoder and every baseline; leaves RUN/probe/SOURCE.json."""
+    """Run every evaluation on every source's encoder and every baseline; leaves RUN/probe/SOURCE.json.
+
+    Rank 0 computes all of them, other ranks those that processes share.
+    """
     for source in run.sources:
         artifacts.require(run.encoder_file(source), "pretrain")
-    tell_other_size(run)
-    for source in (*run.config.probe.baselines, *run.sources):
-        path = run.probe_file(source)
-        if path.exists():
-            continue
-        artifacts.write_record(path, measure(open_encoder(run, source), run, f"probe {label(source)}"))
+    if run.ranks.first:
+        tell_other_size(run)
+    sources = (*run.config.probe.baselines, *run.sources)
+    wanted = [source for source in sources if not run.probe_file(source).exists()]
+    run.ranks.barrier("the start of the probe", while_alive=True)
+    for source in wanted:
+        results = measure(open_encoder(run, source), run, f"probe {label(source)}", run.ranks)
+        if run.ranks.first:
+            artifacts.write_record(run.probe_file(source), results)
+        run.ranks.barrier(f"the end of {label(source)}'s evaluations", while_alive=True)
 
 
-def measure(encoder: nn.Module, run: evals.EvalRun, title: str) -> dict[str, float]:
-    """Numbers of every evaluation of a run for one encoder, and the seconds that they took."""
+def measure(encoder: nn.Module, run: evals.EvalRun, title: str, ranks: Ranks = ALONE) -> dict[str, float]:
+    """Numbers of every evaluation of a run for one encoder, and the seconds that they took; on rank 0 all of them."""
     started = time.perf_counter()
     results: dict[str, float] = {}
     names = run.config.probe.evals
-    with progress(len(names), title, "evaluations") as bar:
+    with progress(len(names), title, "evaluations", disable=not ranks.first) as bar:
         for name in names:
-            results |= evals.evaluate(name, encoder, run)
+            if evals.is_shared(name):
+                ranks.barrier(f"evaluation {label(name)} of {title}", while_alive=True)
+            if ranks.first or evals.is_shared(name):
+                results |= evals.evaluate(name, encoder, run)
             bar.update(1)
     if count := evals.left_out(run):
         results["corrupt_images"] = count
