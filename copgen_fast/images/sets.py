@@ -126,6 +126,13 @@ class OpenSet:
                 warnings.warn(f"left out {len(new)} images of {self.where}: {_shown(new)}", stacklevel=2)
             yield batch
 
+    def readable(self, split: str) -> Tensor:
+        """Indices of a split's images, int64, without those that could not be decoded so far."""
+        part = self.splits[split]
+        if not self.faults:
+            return torch.arange(part.count)
+        return torch.tensor([index for index in range(part.count) if part.where(index) not in self.faults])
+
     def expect_classes(self, needed_by: str = "") -> None:
         """Check that labels are 0 .. C - 1, of two classes or more, each with training images.
 

@@ -133,6 +133,11 @@ class ItemSplit:
             images, labels = images[kept], labels[kept]
         return Decoded(images, labels, list(faults.values()))
 
+    def where(self, index: int) -> str:
+        """The path of an image, or its number where it has none."""
+        item = self.items[index][0]
+        return f"image {index} of {self.name}" if isinstance(item, Image.Image) else str(item)
+
     def first_fault(self) -> Fault | None:
         """What is wrong with the first image."""
         try:
