@@ -68,13 +68,13 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     with progress(config.penalties + 1, f"lbfgs {data.config.name}", "fits") as bar:
         for exponent in exponents:  # from the strongest on, whose solution is next to where the sweep starts
             weights = fit(fit_x, fit_y, 10**exponent, weights, config.max_iter)
-            score = accuracies(predicted(val_x, weights), val_y)[metric]
+            score = both_accuracies(predicted(val_x, weights), val_y)[metric]
             if score > best[0]:
                 best, chosen = (score, exponent), weights
             bar.update(1, validation=score)
         weights = fit(x, y, 10 ** best[1], chosen, config.max_iter)
         bar.update(1)
-    top1, per_class = accuracies(predicted(test.to(x), weights), expected.to(y))
+    top1, per_class = both_accuracies(predicted(test.to(x), weights), expected.to(y))
     return {
         "lbfgs_top1": top1,
         "lbfgs_top1_per_class": per_class,
@@ -125,7 +125,7 @@ def predicted(features: Tensor, weights: Tensor) -> Tensor:
     return torch.addmm(weights[:, -1], features, weights[:, :-1].T).argmax(1)
 
 
-def accuracies(found: Tensor, labels: Tensor) -> tuple[float, float]:
+def both_accuracies(found: Tensor, labels: Tensor) -> tuple[float, float]:
     """Share of correct rows, and the mean over the classes in `labels` of each one's share."""
     correct, counts = (found == labels).double(), labels.bincount()
     shares = labels.bincount(correct)[counts > 0] / counts[counts > 0]

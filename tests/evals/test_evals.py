@@ -104,7 +104,7 @@ FAST = ("linear", "lowshot", "knn")
 
 
 def test_every_evaluation_is_registered():
-    assert registry.names("evals") == ["collapse", "knn", "lbfgs", "linear", "linear-augmented", "lowshot"]
+    assert registry.names("evals") == ["collapse", "knn", "lbfgs", "linear", "linear-augmented", "lowshot", "vissl"]
     with pytest.raises(UsageError, match="unknown name 'svm' in evals"):
         registry.load("evals", "svm")
 

@@ -49,7 +49,7 @@ def test_a_warm_start_does_not_change_the_solution(features):
 def test_accuracy_by_image_and_by_class():
     labels = torch.tensor([0, 0, 0, 0, 1, 3])
     found = torch.tensor([0, 0, 0, 1, 1, 1])
-    top1, per_class = lbfgs.accuracies(found, labels)
+    top1, per_class = lbfgs.both_accuracies(found, labels)
     assert top1 == pytest.approx(4 / 6)
     assert per_class == pytest.approx(balanced_accuracy_score(labels, found)) == pytest.approx((0.75 + 1 + 0) / 3)
 
