@@ -1,4 +1,4 @@
-"""Labelled image data sets in memory, for evaluations and for pretraining on real images."""
+"""Labelled image data sets by name, for evaluations and for pretraining on real images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.images import archive, folder, torchvision_sets, transfer_sets
-from copgen_fast.images.split import ArraySplit, Decoded, Fault, Split, expect_memory
+from copgen_fast.images.split import ArraySplit, Fault, Split, expect_memory
 from copgen_fast.images.stream import ImageBatch, in_order, stream
-from copgen_fast.images.views import View
+from copgen_fast.images.views import Centre, View
 from copgen_fast.ops.checks import expect_tensor
 
 _UINT8 = (torch.uint8,)
@@ -53,29 +52,6 @@ class LabelledImages:
     @property
     def num_classes(self) -> int:
         return int(max(self.train_labels.max(), self.test_labels.max())) + 1
-
-
-class RealPairs(Dataset):
-    """Real images as pairs: each is its own positive, as in SimCLR.
-
-    Args:
-        images: uint8 [N, 3, H, W].
-        labels: int64 [N], for a supervised loss.
-        left_out: how many more could not be decoded.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor | None = None, left_out: int = 0) -> None:
-        self.images = expect_tensor("images", images, ("N", 3, "H", "W"), _UINT8)
-        self.labels = labels if labels is None else expect_tensor("labels", labels, (len(images),), (torch.int64,))
-        self.left_out = left_out
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        """The same image twice, uint8 [3, H, W], and its label, or -1."""
-        image = self.images[index]
-        return image, image, -1 if self.labels is None else int(self.labels[index])
 
 
 def names() -> list[str]:
@@ -150,43 +126,13 @@ class OpenSet:
             expect_classes(*(split.labels for split in self.splits.values()), where=self.where, needed_by=needed_by)
 
     def expect_decodable(self) -> None:
-        """Check that the images fit into memory and that the first of each split can be decoded; if not, look at all.
+        """Check that the first image of each split can be decoded; if not, look at all.
 
         Raises:
-            UsageError: they don't, or some can't be and `--data.on-corrupt` is stop.
+            UsageError: some can't be, and `--data.on-corrupt` is stop.
         """
-        self._expect_memory()
-        splits = self.splits.values()
-        if self.config.on_corrupt == "stop" and any(split.first_fault() for split in splits):
-            raise UsageError(_unreadable([fault for split in splits for fault in split.decode(1).faults]))
-
-    def _expect_memory(self) -> None:
-        splits = self.splits.values()
-        file_bytes = sum(split.file_bytes for split in splits)
-        expect_memory(sum(split.count for split in splits), self.config.image_size, file_bytes)
-
-    def decode(self, labelled: bool = True) -> list[Decoded]:
-        """All images and labels, split by split.
-
-        Args:
-            labelled: whether every class must have an image that can be decoded.
-
-        Raises:
-            UsageError: they don't fit into memory, some can't be decoded and `--data.on-corrupt` is stop, or none can.
-        """
-        self._expect_memory()
-        decoded = [split.decode(self.config.image_size) for split in self.splits.values()]
-        if faults := [fault for part in decoded for fault in part.faults]:
-            if self.config.on_corrupt == "stop":
-                raise UsageError(_unreadable(faults))
-            count = sum(split.count for split in self.splits.values())
-            warnings.warn(f"left out {len(faults)} of {count} images of {self.where}: {_shown(faults)}", stacklevel=1)
-        for name, part in zip(self.splits, decoded, strict=True):
-            if not len(part.images):
-                raise UsageError(f"{self.where}: no {name} image can be decoded: {_shown(part.faults)}")
-        if labelled:
-            expect_classes(*(part.labels for part in decoded), where=self.where)
-        return decoded
+        if self.config.on_corrupt == "stop" and any(_faults(split, 1) for split in self.splits.values()):
+            raise UsageError(_unreadable([fault for split in self.splits.values() for fault in _faults(split)]))
 
 
 def open_set(config: DataConfig, splits: Sequence[str] = SPLITS, labelled: bool = True) -> OpenSet:
@@ -232,19 +178,40 @@ def load(config: DataConfig, labelled: bool = True) -> LabelledImages:
     opened = open_set(config, labelled=labelled)
     if labelled:
         opened.expect_classes()
-    train, test = opened.decode(labelled)
-    labels = (torch.full((len(part.images),), -1) if part.labels is None else part.labels for part in (train, test))
-    train_labels, test_labels = labels
-    left_out = len(train.faults) + len(test.faults)
-    return LabelledImages(train.images, train_labels, test.images, test_labels, left_out)
-
-
-def load_train(config: DataConfig, labelled: bool) -> Decoded:
-    """As `load`, the training images alone; the test images need not be there, nor labels unless `labelled`."""
-    opened = open_set(config, ("train",), labelled)
+    splits = opened.splits.values()
+    count = sum(split.count for split in splits)
+    expect_memory(count, config.image_size, sum(split.file_bytes for split in splits))
+    (train, train_labels, train_faults), (test, test_labels, test_faults) = (
+        _decoded(split, config.image_size) for split in splits
+    )
+    if faults := train_faults + test_faults:
+        if config.on_corrupt == "stop":
+            raise UsageError(_unreadable(faults))
+        warnings.warn(f"left out {len(faults)} of {count} images of {opened.where}: {_shown(faults)}", stacklevel=1)
+    for name, images in (("train", train), ("test", test)):
+        if not len(images):
+            raise UsageError(f"{opened.where}: no {name} image can be decoded: {_shown(faults)}")
     if labelled:
-        opened.expect_classes()
-    return opened.decode(labelled)[0]
+        expect_classes(train_labels, test_labels, opened.where)
+    return LabelledImages(train, train_labels, test, test_labels, len(faults))
+
+
+def _decoded(split: Split, size: int) -> tuple[Tensor, Tensor, list[Fault]]:
+    """All images of a split that can be decoded, uint8 [N, 3, size, size], their labels, and what can't be."""
+    images = torch.empty(split.count, 3, size, size, dtype=torch.uint8)
+    labels, faults, count = [], [], 0
+    for batch in stream(split, Centre(size), in_order(split.count, _BATCH)):
+        images[count : count + len(batch.images)] = batch.images
+        count += len(batch.images)
+        labels.append(batch.labels)
+        faults += batch.faults
+    return images[:count], torch.cat(labels), faults
+
+
+def _faults(split: Split, count: int | None = None) -> list[Fault]:
+    """What is wrong with the first `count` images of a split, or with all."""
+    batches = stream(split, Centre(1), in_order(split.count if count is None else count, _BATCH))
+    return [fault for batch in batches for fault in batch.faults]
 
 
 def find(config: DataConfig) -> Path | None:
@@ -277,8 +244,8 @@ def digits(image_size: int = 32) -> LabelledImages:
     The split is fixed: stratified, 1437 for training and 360 held out. Scans are resized (bicubic) to `image_size`
     and repeated to three channels.
     """
-    train, test = (split.decode(image_size) for split in _digits().values())
-    return LabelledImages(train.images, train.labels, test.images, test.labels)
+    train, test = _digits().values()
+    return LabelledImages(train.load(image_size), train.labels, test.load(image_size), test.labels)
 
 
 def _digits() -> dict[str, ArraySplit]:

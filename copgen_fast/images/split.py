@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -39,15 +38,6 @@ class UnreadableImageError(ValueError):
         self.fault = fault
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """Images uint8 [N, 3, S, S] and labels int64 [N] of what could be decoded, and what could not."""
-
-    images: Tensor
-    labels: Tensor | None
-    faults: list[Fault]
-
-
 @dataclass(frozen=True, eq=False)
 class ArraySplit:
     """Images that lie in one array.
@@ -66,10 +56,6 @@ class ArraySplit:
     _kept: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def decode(self, size: int) -> Decoded:
-        """All images, resized to `size`."""
-        return Decoded(self.load(size), self.labels, [])
-
     def read(self, index: int, view: View) -> tuple[Tensor, int]:
         """What `view` takes of an image, uint8 [3, S, S], and the label, or -1. All images of the array are kept."""
         label = -1 if self.labels is None else int(self.labels[index])
@@ -82,10 +68,6 @@ class ArraySplit:
             if size not in self._kept:
                 self._kept[size] = self.load(size)
             return self._kept[size]
-
-    def first_fault(self) -> Fault | None:
-        """What is wrong with the first image."""
-        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,42 +91,10 @@ class ItemSplit:
     def count(self) -> int:
         return len(self.items)
 
-    def decode(self, size: int) -> Decoded:
-        """All images, their shorter side resized to `size` and the centre cropped; in threads, as Pillow releases the
-        interpreter's lock.
-        """
-        images = torch.empty(self.count, 3, size, size, dtype=torch.uint8)
-        labels = torch.full((self.count,), -1)
-
-        def read(block: range) -> list[tuple[int, Fault]]:
-            found = []
-            for index in block:
-                try:
-                    images[index], labels[index] = self.read(index, Centre(size))
-                except UnreadableImageError as error:
-                    found.append((index, error.fault))
-            return found
-
-        blocks = [range(start, min(start + 256, self.count)) for start in range(0, self.count, 256)]
-        with ThreadPoolExecutor() as pool:
-            faults = dict(fault for found in pool.map(read, blocks) for fault in found)
-        if faults:
-            kept = torch.tensor([index for index in range(self.count) if index not in faults], dtype=torch.int64)
-            images, labels = images[kept], labels[kept]
-        return Decoded(images, labels, list(faults.values()))
-
     def where(self, index: int) -> str:
         """The path of an image, or its number where it has none."""
         item = self.items[index][0]
         return f"image {index} of {self.name}" if isinstance(item, Image.Image) else str(item)
-
-    def first_fault(self) -> Fault | None:
-        """What is wrong with the first image."""
-        try:
-            self.read(0, Centre(1))
-        except UnreadableImageError as error:
-            return error.fault
-        return None
 
     def read(self, index: int, view: View) -> tuple[Tensor, int]:
         """What `view` takes of an image, uint8 [3, S, S], and the label.

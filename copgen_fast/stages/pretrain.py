@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,8 @@ from copgen_fast.config import PretrainConfig, RunConfig, pairs_drawn
 from copgen_fast.encoders import Encoder
 from copgen_fast.errors import UsageError
 from copgen_fast.images import sets
+from copgen_fast.images.real_pairs import RealPairs
+from copgen_fast.images.views import Centre
 from copgen_fast.methods import Method
 from copgen_fast.ops import AugmentParams, AugmentPolicy
 from copgen_fast.pairs.online import OnlinePairs
@@ -147,10 +149,12 @@ def pretrain(run: Run, source: str, drawn: OnlinePairs | None = None) -> None:
     """Pretrain the encoder of one source, on pairs that are drawn meanwhile or on those that `open_dataset` finds."""
     config, options, folder = run.config, run.config.pretrain, run.pretrain_folder(source)
     dataset = open_dataset(run, source) if drawn is None else drawn
+    if isinstance(dataset, RealPairs):
+        options = replace(options, on_corrupt=config.data.on_corrupt)
     batches = open_batches(dataset, options, config.seed, run.device, run.ranks.rank, run.ranks.world, options.epochs)
     labelled = has_classes(run, dataset)
     count = len(dataset) if drawn is None else pairs_drawn(config)
-    several = 1 if isinstance(dataset, sets.RealPairs) else dataset.positives
+    several = 1 if isinstance(dataset, RealPairs) else dataset.positives
     learner = make_learner(config, run.device, run.ranks, count, several)
     steps = options.epochs * batches.steps_per_epoch
 
@@ -169,8 +173,7 @@ def pretrain(run: Run, source: str, drawn: OnlinePairs | None = None) -> None:
     skipped = run.ranks.barrier(f"the last batch of {name}", " ".join(map(str, batches.skipped)))
     if run.ranks.first:
         summary["views_per_s"] = (1 + learner.method.positives) * summary["samples_per_s"]
-        # Real images that can't be decoded are left out as they are read, and no rank has them.
-        summary["corrupt_pairs"] = getattr(dataset, "left_out", 0) + len(set(" ".join(skipped).split()))
+        summary["corrupt_pairs"] = len(set(" ".join(skipped).split()))
         if drawn is not None:
             summary |= _online.distances(run, drawn)
         artifacts.write_record(folder / "summary.json", last_row(folder / "metrics.jsonl") | summary)
@@ -178,7 +181,7 @@ def pretrain(run: Run, source: str, drawn: OnlinePairs | None = None) -> None:
     run.ranks.barrier(f"the end of {name}'s encoder")
 
 
-def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
+def open_dataset(run: Run, source: str) -> RealPairs | PairDataset:
     """The pairs to pretrain on, with classes where the method needs them.
 
     Raises:
@@ -187,8 +190,8 @@ def open_dataset(run: Run, source: str) -> sets.RealPairs | PairDataset:
     method = run.config.method.name
     supervised = methods.needs_labels(method)
     if source == "real":
-        real = sets.load_train(run.config.data, supervised)
-        return sets.RealPairs(real.images, real.labels if takes_labels(method) else None, len(real.faults))
+        real = sets.open_set(run.config.data, ("train",), supervised)
+        return RealPairs(real.splits["train"], Centre(run.config.data.image_size), takes_labels(method))
     pairs = PairDataset(run.pairs_folder(source), check=source not in run.checked)
     if supervised and not pairs.classes:
         raise UsageError(
@@ -205,12 +208,12 @@ def takes_labels(method: str) -> bool:
     return methods.needs_labels(method) or methods.uses_labels(method)
 
 
-def has_classes(run: Run, dataset: sets.RealPairs | PairDataset | OnlinePairs) -> bool:
+def has_classes(run: Run, dataset: RealPairs | PairDataset | OnlinePairs) -> bool:
     """Whether the method takes the classes of these pairs."""
     if not takes_labels(run.config.method.name):
         return False
-    if isinstance(dataset, sets.RealPairs):
-        return dataset.labels is not None
+    if isinstance(dataset, RealPairs):
+        return dataset.labelled
     return bool(dataset.classes)
 
 

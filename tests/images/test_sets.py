@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import default_collate
 from torchvision import datasets
 
 from copgen_fast.config import DataConfig
@@ -297,13 +296,13 @@ def test_photographs_of_torchvision_sets_are_turned_and_scaled(tmp_path, monkeyp
 def test_what_is_not_needed_may_be_missing(arrays, save, image_folder):
     shutil.rmtree(image_folder / "test")
     config = DataConfig("folder", str(image_folder), image_size=10)
-    assert sets.load_train(config, labelled=True).labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert sets.open_set(config, ("train",)).splits["train"].labels.tolist() == [0, 0, 0, 1, 1, 1]
     config = save({"train_images": arrays["train_images"]})
-    assert len(sets.load_train(config, labelled=False).images) == 12
+    assert sets.open_set(config, ("train",), labelled=False).splits["train"].count == 12
     config = save({name: images for name, images in arrays.items() if name.endswith("images")})
     assert (sets.load(config, labelled=False).train_labels == -1).all()
     with pytest.raises(UsageError, match="no array 'train_labels'"):
-        sets.load_train(config, labelled=True)
+        sets.open_set(config, ("train",), labelled=True)
 
 
 def test_images_of_one_class_are_refused_where_classes_are_compared(image_folder):
@@ -379,15 +378,3 @@ def test_labelled_images_check_their_form():
         sets.LabelledImages(images.float(), labels, images, labels)
     with pytest.raises(ValueError, match="test_labels: expected shape \\[2\\], got \\[1\\]"):
         sets.LabelledImages(images, labels, images, labels[:1])
-
-
-def test_real_pairs_are_each_image_twice():
-    images = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
-    pairs = sets.RealPairs(images)
-    assert len(pairs) == 4
-    anchors, positives, labels = default_collate([pairs[i] for i in (2, 0)])
-    assert anchors.equal(images[[2, 0]]) and positives.equal(anchors)
-    assert labels.tolist() == [-1, -1]
-    assert [sets.RealPairs(images, torch.arange(4) + 3)[i][2] for i in (2, 0)] == [5, 3]
-    with pytest.raises(TypeError, match="images: expected torch.uint8"):
-        sets.RealPairs(images.float())

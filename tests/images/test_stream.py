@@ -35,13 +35,6 @@ def test_batches_hold_what_reading_one_by_one_gives(files):
             assert image.equal(expected) and label == number == index % 3
 
 
-def test_streamed_images_are_those_decoded_at_once(files):
-    decoded = files.decode(16)
-    batches = list(stream(files, Centre(16), in_order(40, 7)))
-    assert torch.cat([batch.images for batch in batches]).equal(decoded.images)
-    assert torch.cat([batch.labels for batch in batches]).equal(decoded.labels)
-
-
 def test_an_array_is_streamed_at_its_own_size():
     images = torch.randint(0, 256, (5, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = ArraySplit(5, torch.arange(5), lambda size: images)

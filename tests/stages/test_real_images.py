@@ -104,12 +104,13 @@ def test_an_evaluation_of_the_users_own_may_do_without_labels(tmp_path, capsys):
     accepted([*data, "--probe.evals", str(own)])
 
 
-@pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.filterwarnings("ignore:left out", "ignore:corrupt pair")
 def test_images_left_out_are_counted_in_the_results(tmp_path):
     data = class_folders(tmp_path / "data", classes=("a", "b"))
     (tmp_path / "data/train/b/07.png").write_bytes(b"no image")
     out = tmp_path / "run"
     command = [*TINY, *data, *REAL, *COLLAPSE, "--out", str(out), "--pretrain.epochs", "1", "--data.image-size", "16"]
+    command += ["--pretrain.batch", "40"]  # all of them
     assert main([*command, "--data.on-corrupt", "skip", "--stages", "pretrain", "probe"]) == 0
     assert json.loads((out / "pretrain/real/simclr/summary.json").read_text())["corrupt_pairs"] == 1
     assert json.loads((out / "probe/real.json").read_text())["corrupt_images"] == 1

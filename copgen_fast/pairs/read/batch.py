@@ -54,8 +54,8 @@ class PairBatch(NamedTuple):
 
 
 def as_batch(images: Tensor, labels: Tensor) -> PairBatch:
-    """The batch of images [1 + K, B, 3, H, W], anchors first."""
-    return PairBatch(images[0], images[1] if len(images) == 2 else images[1:], labels)
+    """The batch of images [1 + K, B, 3, H, W], anchors first; [1, B, 3, H, W] where each is its own positive."""
+    return PairBatch(images[0], images[-1] if len(images) <= 2 else images[1:], labels)
 
 
 class Ready(NamedTuple):

@@ -65,7 +65,7 @@ def open_batches(
     if not wanted:
         return PairBatches(dataset, sampler, options.cache_gib, options.workers, options.on_corrupt, device)
     if not in_shards:
-        raise UsageError("--pretrain.loader dali reads shards of pairs, and real images are in memory: choose plain")
+        raise UsageError("--pretrain.loader dali reads shards of pairs, not real images: choose plain")
     from copgen_fast.pairs.read.dali import DaliBatches
 
     return DaliBatches(dataset, sampler, options.workers, options.on_corrupt, device)
@@ -79,7 +79,8 @@ class PairBatches(Batches):
 
     Args:
         dataset: returns (anchor, positive, label), images uint8 [3, H, W] of one size, or K positives [K, 3, H, W]:
-            PairDataset, or real images.
+            PairDataset, or real images. A positive that is the same tensor as its anchor is decoded and kept once; what
+            is `in_memory` is not kept again.
         workers: threads that read and decode; 0: the calling thread does, without prefetching.
         on_corrupt: see `Reader`.
         device: where batches are returned; to a GPU they are copied ahead of the step, on a separate stream.
@@ -106,9 +107,10 @@ class PairBatches(Batches):
         expect_tensor("anchor", anchor, (3, "H", "W"), [torch.uint8])
         several = ("K",) if isinstance(positive, Tensor) and positive.ndim == 4 else ()
         expect_tensor("positive", positive, (*several, *anchor.shape), [torch.uint8])
-        self._views = 1 + (len(positive) if several else 1)
+        self._views = 1 + (len(positive) if several else positive is not anchor)
         self._shape = (*anchor.shape[1:], 3)
-        self.cached = self._views * anchor.nbytes * len(dataset) <= cache_gib * 2**30
+        fits = self._views * anchor.nbytes * len(dataset) <= cache_gib * 2**30
+        self.cached = fits and not getattr(dataset, "in_memory", False)
         self._cache = _Cache(self._views, len(dataset), self._shape) if self.cached else None
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._workers = workers
@@ -151,7 +153,8 @@ class PairBatches(Batches):
             index = indices[row]
             if cache is None or not cache.known[index]:
                 anchor, positive, label = self._reader.pair(index, shards)
-                for view, x in enumerate((anchor, *positive.view(-1, *anchor.shape))):
+                views = (anchor, *positive.view(-1, *anchor.shape))
+                for view, x in enumerate(views[: self._views]):
                     images[view, row] = x.permute(1, 2, 0).numpy()
                 labels[row] = label
                 if cache is not None:

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from copgen_fast.config import OnCorrupt
 from copgen_fast.errors import CorruptArtifactError
-from copgen_fast.pairs.codecs import REMEDY
 from copgen_fast.pairs.read.dataset import EncodedPair, Pair, PairDataset
 
 Shards = dict[int, "Future[bytes]"]
@@ -53,14 +52,13 @@ class Reader:
         Raises:
             CorruptArtifactError: it can't be decoded, and `on_corrupt` is stop.
         """
-        if not isinstance(self.dataset, PairDataset):
-            return self.dataset[index]
         while True:
-            encoded = self._read(index, shards)
+            sound = self._sound(index)
+            encoded = self._read(sound, shards) if isinstance(self.dataset, PairDataset) else None
             try:
-                return self.dataset.decode(encoded)
+                return self.dataset[sound] if encoded is None else self.dataset.decode(encoded)
             except CorruptArtifactError as error:
-                self._reject(encoded.index, error)
+                self._reject(sound, error)
 
     def encoded(self, index: int, shards: Shards) -> tuple[EncodedPair, int]:
         """The pair or its replacement, its images still encoded, and its label.
@@ -69,25 +67,31 @@ class Reader:
             CorruptArtifactError: its record or the size of an image is corrupt, and `on_corrupt` is stop.
         """
         while True:
-            encoded = self._read(index, shards)
+            encoded = self._read(self._sound(index), shards)
             try:
                 self.dataset.expect_sizes(encoded)
                 return encoded, self.dataset.label(encoded)
             except CorruptArtifactError as error:
                 self._reject(encoded.index, error)
 
-    def _read(self, index: int, shards: Shards) -> EncodedPair:
+    def _sound(self, index: int) -> int:
+        """The pair itself, or the next one that is not known to be corrupt."""
         count = len(self.dataset)
         # Bounded, whatever other threads find corrupt meanwhile.
         sound = next((i % count for i in range(index, index + count) if i % count not in self._corrupt), None)
         if sound is None:
-            raise CorruptArtifactError(f"{self.dataset.folder}: every pair is corrupt: {REMEDY}")
-        number = sound // self.dataset.index.shard_size
-        return self.dataset.read(sound, shards[number].result() if number in shards else None)
+            what = f"{self.dataset.folder}: every pair" if isinstance(self.dataset, PairDataset) else "every image"
+            raise CorruptArtifactError(f"{what} is corrupt: make them again")
+        return sound
+
+    def _read(self, index: int, shards: Shards) -> EncodedPair:
+        number = index // self.dataset.index.shard_size
+        return self.dataset.read(index, shards[number].result() if number in shards else None)
 
     def _reject(self, index: int, error: CorruptArtifactError) -> None:
         if self.on_corrupt == "stop":
-            raise CorruptArtifactError(f"{error}, or pass `--pretrain.on-corrupt skip` to go on without") from error
+            option = getattr(self.dataset, "skip_option", "--pretrain.on-corrupt")
+            raise CorruptArtifactError(f"{error}, or pass `{option} skip` to go on without") from error
         with self._lock:
             new = index not in self._corrupt
             self._corrupt.add(index)

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from copgen_fast.config import PretrainConfig
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.images.sets import RealPairs
+from copgen_fast.images.real_pairs import RealPairs
+from copgen_fast.images.split import ArraySplit
+from copgen_fast.images.views import Centre
 from copgen_fast.pairs.read import dali, loader
 from copgen_fast.pairs.read.loader import PairBatches, PairDataset, Sampler, open_batches
 from tests.helpers.pairs_fixtures import CONFIG, source, write
@@ -151,8 +153,9 @@ def test_dali_chosen_and_missing_is_one_clear_error(png, monkeypatch):
         open_batches(png, PretrainConfig(batch=4, loader="dali"), 0, CPU)
 
 
-def test_dali_does_not_read_images_in_memory():
-    real = RealPairs(torch.zeros(4, 3, 2, 2, dtype=torch.uint8))
+def test_dali_does_not_read_real_images():
+    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    real = RealPairs(ArraySplit(4, None, lambda size: images), Centre(2))
     with pytest.raises(UsageError, match=r"loader dali reads shards of pairs.*choose plain"):
         open_batches(real, PretrainConfig(batch=4, loader="dali"), 0, CPU)
     with pytest.raises(UsageError, match="window of 2 shards"):

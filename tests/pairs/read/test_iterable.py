@@ -3,7 +3,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from copgen_fast.errors import UsageError
-from copgen_fast.images.sets import RealPairs
+from copgen_fast.images.real_pairs import RealPairs
+from copgen_fast.images.split import ArraySplit
+from copgen_fast.images.views import Centre
 from copgen_fast.pairs.read import dali, iterable
 from copgen_fast.pairs.read.iterable import PairIterable
 from copgen_fast.pairs.read.loader import PairBatches, PairDataset, Sampler
@@ -96,5 +98,6 @@ def test_a_data_loader_may_wrap_it_without_workers(make, monkeypatch):
 
 def test_any_data_set_of_pairs_will_do():
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
-    found = [batch.anchors[:, 0, 0, 0] for batch in PairIterable(RealPairs(images), 2, cache_gib=1.0)]
+    real = RealPairs(ArraySplit(5, None, lambda size: images), Centre(2))
+    found = [batch.anchors[:, 0, 0, 0] for batch in PairIterable(real, 2, cache_gib=1.0)]
     assert len(set(torch.cat(found).tolist())) == 4

@@ -19,7 +19,7 @@ NO_CACHE = 0.0
 
 
 class Numbered(Dataset):
-    """Pair i is filled with the bytes of i; the anchor and the positive are the same image, the label is 2 i."""
+    """Pair i is filled with the bytes of i; anchor and positive are equal, the label is 2 i."""
 
     def __init__(self, count):
         self.count, self.decoded = count, 0
@@ -31,7 +31,7 @@ class Numbered(Dataset):
         self.decoded += 1
         image = torch.full((3, 2, 2), index % 256, dtype=torch.uint8)
         image[1] = index // 256
-        return image, image, 2 * index
+        return image, image.clone(), 2 * index
 
 
 def plain(dataset, batch, seed, cache_gib, workers):
