@@ -175,4 +175,5 @@ def triangle(i, j, length, out, COMPUTE: tl.constexpr):
     """Weight, before normalisation, of pixel `j` of `length` in output pixel `i` of `out`."""
     distance = tl.abs((2 * i + 1) * length - (2 * j + 1) * out)
     reach = 2 * tl.maximum(length, out)
-    return tl.maximum(1 - distance.to(COMPUTE) * (1 / reach.to(COMPUTE)), 0.0)
+    # Integers are subtracted: 1 - distance / reach, contracted to one rounding, would not be 0 at the reach itself.
+    return tl.maximum(reach - distance, 0).to(COMPUTE) * (1 / reach.to(COMPUTE))

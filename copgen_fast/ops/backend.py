@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+import sysconfig
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
-# The module that a backend needs beside torch.
-_MODULE = {"cpp": "copgen_fast._cpp", "cuda": "copgen_fast._cuda", "triton": "triton"}
-INSTALLED = {"reference", "chunked", *(name for name, module in _MODULE.items() if find_spec(module) is not None)}
+# The modules that a backend needs beside torch.
+_MODULES = {
+    "cpp": ("copgen_fast._cpp",),
+    "cuda": ("copgen_fast._cpp", "copgen_fast._cuda"),
+    "triton": ("triton",),
+}
+INSTALLED = {"reference", "chunked", *(name for name, need in _MODULES.items() if all(map(find_spec, need)))}
 """Names of the backends of this installation, whatever the device."""
+
+
+@functools.cache
+def triton_lacks() -> str | None:
+    """What keeps Triton from launching on a GPU: it compiles its launcher in C at first use; None: nothing does."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or shutil.which(compiler) is None:
+        return "a C compiler: install gcc, or name one in CC"
+    scheme = sysconfig.get_default_scheme()
+    # As Triton looks for it: Debian's own scheme names a folder that it leaves empty.
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    header = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    return None if header.exists() else f"{header}: install Python's headers (python3-dev)"
+
+
 _HINT = {
     "cpp": "the C++ extension is not built: install again where a C++ compiler is, with --no-build-isolation",
     "cuda": "the CUDA extension is not built: install again where nvcc is, with --no-build-isolation",
@@ -77,14 +99,14 @@ def resolve(
             those that do.
     """
     device = torch.device(device)
-    names = [name for name in _FASTEST[op].get(device.type, ("reference",)) if name in INSTALLED]
+    names = [name for name in _FASTEST[op].get(device.type, ("reference",)) if _runs(name, device)]
     if backend is None:
         return next(name for name in names if _is_default(op, name, device, dtype, dimension))
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and "triton" in INSTALLED
     if interpreted and "triton" in _FASTEST[op]["cuda"]:
         names.append("triton")
     if backend not in names:
-        hint = f" ({_HINT[backend]})" if backend in _HINT else ""
+        hint = f" ({_hint(backend, device)})" if backend in _HINT else ""
         raise ValueError(f"backend: {op} on {device.type} has no {backend!r}, only {', '.join(names)}{hint}")
     return backend
 
@@ -97,10 +119,21 @@ def reason(op: str, device: torch.device | str, *, dtype: torch.dtype = torch.fl
         return f"there is no faster one for {device.type}"
     faster = _FASTEST[op][device.type]
     passed = [
-        f"not {name}: {_INPUTS[op, name] if name in INSTALLED else _HINT[name]}"
+        f"not {name}: {_INPUTS[op, name] if _runs(name, device) else _hint(name, device)}"
         for name in faster[: faster.index(chosen)]
     ]
     return "; ".join(passed) or "the fastest there is for it"
+
+
+def _runs(backend: str, device: torch.device) -> bool:
+    """Whether a backend is installed, with what it needs to run on this device."""
+    return backend in INSTALLED and not (backend == "triton" and device.type == "cuda" and triton_lacks())
+
+
+def _hint(backend: str, device: torch.device) -> str:
+    if backend == "triton" and backend in INSTALLED and device.type == "cuda" and triton_lacks():
+        return f"on a GPU Triton needs {triton_lacks()}"
+    return _HINT[backend]
 
 
 def _is_default(op: str, backend: str, device: torch.device, dtype: torch.dtype, dimension: int) -> bool:
@@ -122,7 +155,8 @@ def support_table() -> str:
     for op, table in _FASTEST.items():
         for device, names in table.items():
             for name in names:
-                status = "default" if name == chosen[op][device] else "yes" if name in INSTALLED else "no"
+                runs = _runs(name, torch.device(device))
+                status = "default" if name == chosen[op][device] else "yes" if runs else "no"
                 inputs = _INPUTS.get((op, name), "any input") if device == "cuda" else "any input"
                 lines.append((op, device, name, status, inputs))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -97,10 +97,7 @@ def full_float32() -> Iterator[None]:
 
     PyTorch leaves TF32 off for matrix products.
     """
-    cudnn = torch.backends.cudnn
-    # PyTorch >= 2.9 has one setting per kind, and refuses to read the common one where they differ.
-    each = hasattr(cudnn, "conv")
-    kinds, name, full = ((cudnn.conv, cudnn.rnn), "fp32_precision", "ieee") if each else ((cudnn,), "allow_tf32", False)
+    kinds, name, full = _cudnn_settings()
     before = [(kind, getattr(kind, name)) for kind in kinds]
     try:
         for kind, _ in before:
@@ -109,3 +106,17 @@ def full_float32() -> Iterator[None]:
     finally:
         for kind, value in before:
             setattr(kind, name, value)
+
+
+def _cudnn_settings() -> tuple[tuple[object, ...], str, object]:
+    """What to set to leave TF32 off: objects, the name of their attribute, and its value.
+
+    PyTorch has one flag, `allow_tf32`, and from 2.9 on a precision for each kind of operation. The flag can't be read
+    any more once precisions differ from it, so those are taken only where somebody has set them.
+    """
+    cudnn = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        common = {cudnn.fp32_precision, torch.backends.fp32_precision}
+        if common != {"none"} or cudnn.conv.fp32_precision != cudnn.rnn.fp32_precision:
+            return (cudnn.conv, cudnn.rnn), "fp32_precision", "ieee"
+    return (cudnn,), "allow_tf32", False

@@ -63,6 +63,7 @@ class GraphedStep:
 
         Raises:
             CopgenError: the step does something that can't be captured, such as waiting for the device.
+            OutOfMemoryError: memory is too small, of which the step without a graph takes less.
         """
         self.inputs = copied(batch)
         snapshot = Snapshot.take(self.models, self.adams, self.scaler)
@@ -77,6 +78,8 @@ class GraphedStep:
             cause = error
             while isinstance(cause.__context__, RuntimeError):  # the error of the capture's end has no reason
                 cause = cause.__context__
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
             reason = str(cause).splitlines()[0]
             raise CopgenError(f"the step can't be captured as a CUDA graph ({reason}): run without it") from error
 

@@ -86,9 +86,7 @@ def run(
                 batch = data(position.step)
             position.waited += time.perf_counter() - started
             ranks.mark(f"step {position.step} of {plan.label}", watchdog=True)
-            result = step(position.step, batch)
-            finite = {name: torch.isfinite(tensor.detach()).all() for name, tensor in result.watched.items()}
-            pending.append((position.step, StepResult(result.metrics, finite)))
+            pending.append((position.step, _numbers(step(position.step, batch))))
             position.step += 1
             logging = position.step % plan.log_every == 0 or position.step == plan.steps
             stopping = ranks.alone and stop_requested()
@@ -129,6 +127,12 @@ def _restore(checkpoint: Path, state: dict[str, Stateful], plan: Plan, ranks: Ra
     return position
 
 
+def _numbers(result: StepResult) -> StepResult:
+    """Metrics and whether watched tensors are finite; without the step's graph, which would stay too long."""
+    finite = {name: torch.isfinite(tensor.detach()).all() for name, tensor in result.watched.items()}
+    return StepResult({name: value.detach() for name, value in result.metrics.items()}, finite)
+
+
 def _collect(pending: list[tuple[int, StepResult]], plan: Plan, ranks: Ranks) -> tuple[list[Row], bool]:
     """Copy the numbers of all pending steps to the host in one transfer, and check them.
 
@@ -136,10 +140,7 @@ def _collect(pending: list[tuple[int, StepResult]], plan: Plan, ranks: Ranks) ->
         The rows to log, the same on all ranks, and whether any rank received a signal to stop.
     """
     numbers = [
-        value.detach().double()
-        for _, result in pending
-        for part in (result.watched, result.metrics)
-        for value in part.values()
+        value.double() for _, result in pending for part in (result.watched, result.metrics) for value in part.values()
     ]
     numbers.append(torch.full_like(numbers[-1], float(stop_requested())))
     by_rank = iter(ranks.gathered(torch.stack(numbers)[None]).T.tolist())

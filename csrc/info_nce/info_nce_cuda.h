@@ -56,7 +56,7 @@ inline Plan choose_losses_plan(const Similarity& matrix, int multiprocessors, bo
 
 // A triangle's row blocks leave column sums in a scratch buffer, as many blocks at once as `limit` floats hold.
 inline int triangle_band(int m, int64_t limit) {
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(ceil_div(m, 64), limit / m)));
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(ceil_div(m, 64), limit / std::max(m, 1))));
 }
 
 // Floats of that buffer: the band's column sums, and sums carried from band to band.

@@ -34,14 +34,24 @@ COND_NORM = {"cond_norm_backward_kernel", "cond_norm_kernel"}
 SHARED = 99 * 1024
 
 
+# The interpreter compiles nothing.
+COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def test_the_weight_at_the_reach_of_the_filter_is_exactly_zero():
+    """1 - distance / reach, contracted to one rounding, is not: a pixel outside would be read, and its NaN spread."""
+    command = [sys.executable, "-m", "tests.helpers.triangle_kernel"]
+    result = subprocess.run(command, cwd=ROOT, env=COMPILING, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "mul.f32" in result.stdout and "fma.rn.f32" not in result.stdout
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """Rows of every kernel on every target, compiled now."""
     file = tmp_path_factory.mktemp("kernels") / "kernels.json"
     command = [sys.executable, "-m", "bench.compile.kernels", "--json", str(file)]
-    # The interpreter compiles nothing.
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env=COMPILING, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(file.read_text())["rows"]
 

@@ -1,9 +1,11 @@
+import sys
+
 import pytest
 import torch
 
 from copgen_fast.ops import augment, backends, info_nce
 from copgen_fast.ops.augment.functional import AugmentParams, AugmentPolicy
-from copgen_fast.ops.backend import INSTALLED, resolve, support_table
+from copgen_fast.ops.backend import INSTALLED, reason, resolve, support_table, triton_lacks
 
 
 def test_every_op_and_device_has_a_default_that_resolves():
@@ -55,7 +57,38 @@ def test_a_gpu_gets_what_its_generation_can(monkeypatch, capability, dtype, dime
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
     monkeypatch.setattr("copgen_fast.ops.backend.INSTALLED", {"triton", "cuda", "chunked", "reference"})
+    monkeypatch.setattr("copgen_fast.ops.backend.triton_lacks", lambda: None)
     assert resolve("info_nce", "cuda", dtype=dtype, dimension=dimension) == backend
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """A machine with the package triton, and nothing to compile its launcher with."""
+    monkeypatch.setattr("copgen_fast.ops.backend.INSTALLED", {"triton", "chunked", "reference"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    triton_lacks.cache_clear()
+    yield monkeypatch
+    triton_lacks.cache_clear()
+
+
+def test_triton_is_not_offered_on_a_gpu_without_a_c_compiler(bare):
+    assert resolve("augment", "cuda") == "reference"
+    assert "not triton: on a GPU Triton needs a C compiler: install gcc" in reason("augment", "cuda")
+    with pytest.raises(ValueError, match=r"only reference \(on a GPU Triton needs a C compiler"):
+        resolve("augment", "cuda", "triton")
+    bare.setenv("CC", "no-such-compiler")
+    triton_lacks.cache_clear()
+    assert "a C compiler" in triton_lacks()
+
+
+def test_triton_is_not_offered_on_a_gpu_without_pythons_headers(bare, tmp_path):
+    bare.setenv("CC", sys.executable)
+    bare.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert "install Python's headers" in reason("l2_normalize", "cuda")
+    (tmp_path / "Python.h").touch()
+    triton_lacks.cache_clear()
+    assert resolve("l2_normalize", "cuda") == "triton"
 
 
 def test_the_support_table_names_every_default():

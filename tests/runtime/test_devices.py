@@ -91,11 +91,25 @@ def test_the_loss_is_scaled_where_anything_is_fp16(monkeypatch, precision, gener
 
 
 def test_float32_convolutions_are_in_float32_for_a_while():
-    convolutions = torch.backends.cudnn.conv
-    before = convolutions.fp32_precision
+    cudnn = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    assert before == ("tf32", "tf32") and cudnn.allow_tf32
     with devices.full_float32():
-        assert convolutions.fp32_precision == "ieee" != before
-    assert convolutions.fp32_precision == before
+        assert not cudnn.allow_tf32, "other code can still read it"
+        assert cudnn.conv.fp32_precision in ("ieee", "none")
+    assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == before and cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("holder", ["common", "conv"])
+def test_precisions_that_somebody_has_set_are_put_back(monkeypatch, holder):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(
+        cudnn if holder == "common" else cudnn.rnn, "fp32_precision", {"common": "tf32", "conv": "ieee"}[holder]
+    )
+    with devices.full_float32():
+        assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == "ieee"
+    assert cudnn.conv.fp32_precision == "tf32"
+    assert cudnn.rnn.fp32_precision == {"common": "tf32", "conv": "ieee"}[holder]
 
 
 def test_the_runs_gpu_becomes_the_current_one(monkeypatch):

@@ -144,6 +144,21 @@ def test_a_step_that_no_graph_can_hold_is_named(tmp_path, monkeypatch):
         graphed(players, "alternating")(batch)
 
 
+def test_memory_that_is_too_small_is_said_to_be_that(tmp_path, monkeypatch):
+    players, (batch, _) = make_players(tmp_path)
+
+    def record(call):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        finally:  # as torch.cuda.graph ends a capture that failed
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(cuda_graph, "warm_up", lambda call, times: call())
+    monkeypatch.setattr(cuda_graph, "record", record)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        graphed(players, "alternating")(batch)
+
+
 def test_what_stands_in_its_way_is_said(monkeypatch):
     weight = [torch.nn.Parameter(torch.ones(2))]
     fused, listed = (optimizers.adam(weight, 1e-3, (0.5, 0.999), impl, CPU) for impl in ("fused", "foreach"))

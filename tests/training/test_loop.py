@@ -1,6 +1,8 @@
 import dataclasses
+import gc
 import os
 import signal
+import weakref
 
 import pytest
 import torch
@@ -58,6 +60,24 @@ def uninterrupted(plan):
 
 class Killed(BaseException):
     pass
+
+
+def test_metrics_that_wait_to_be_logged_keep_no_graph_of_their_step(plan):
+    problem, graphs = Problem(), []
+
+    def step(index, x):
+        problem.model.zero_grad()
+        loss = problem.model(x).square().mean()
+        kept = torch.ones(())
+        loss = loss * kept.requires_grad_()  # the graph holds it
+        graphs.append(weakref.ref(kept))
+        del kept
+        gc.collect()
+        assert [number for number, graph in enumerate(graphs[:-1]) if graph() is not None] == []
+        return StepResult({"loss": loss}, {"loss": loss})
+
+    loop.run(step, problem.data, {"model": problem.model}, plan)
+    assert len(graphs) == 20
 
 
 def kill_at(step):

@@ -103,10 +103,13 @@ fused_augment_backward.register_fake(lambda grad, images, *_: torch.empty_like(i
 def _setup_augment(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[: 1 + len(FIELDS)], output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for it would cost a launch
     ctx.std, ctx.straight_through, ctx.backend = inputs[10], inputs[13], inputs[14]
 
 
-def _augment_vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _augment_vjp(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 16
     saved, options = ctx.saved_tensors, (ctx.std, ctx.straight_through)
     if differentiated_again(grad):
         grad_images = _by_definition(grad, saved[0], saved[1:-1], *options)

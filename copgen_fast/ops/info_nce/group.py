@@ -68,6 +68,7 @@ class GroupRowLosses(torch.autograd.Function):
         results = row_losses(rows, all_columns, s.temperature, s.bound, *placed, s.with_nearest, s.precision, s.backend)
         ctx.save_for_backward(rows, columns, all_columns, results[1])
         ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)  # zeros for these would cost a launch each
         ctx.group, ctx.scale, ctx.options = group, (s.temperature, s.bound), (*placed, s.precision, s.backend)
         return results
 

@@ -64,10 +64,13 @@ l2_normalize_backward.register_fake(lambda grad, anchors, positives, *_: _alloca
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:2], *output)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for it would cost a launch
     ctx.backend = inputs[2]
 
 
-def _vjp(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+def _vjp(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+    if grad is None:
+        return None, None, None
     saved = ctx.saved_tensors
     if differentiated_again(grad):
         definition = lambda *inputs: l2_normalize_reference(torch.cat(inputs).to(grad.dtype))  # noqa: E731

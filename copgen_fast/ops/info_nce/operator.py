@@ -137,9 +137,12 @@ def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     rows, columns, ctx.temperature, ctx.bound, *ctx.placed, _, ctx.precision, ctx.backend = inputs
     ctx.save_for_backward(rows, columns, output[1])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for these would cost a launch each
 
 
-def _vjp(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _vjp(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 10
     rows, columns, lse = ctx.saved_tensors
     if differentiated_again(grad):
         return *_by_definition(grad, rows, columns, ctx.temperature, *ctx.placed), *[None] * 8
