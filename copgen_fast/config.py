@@ -260,6 +260,8 @@ class ProbeConfig:
     """Also evaluate an untrained encoder and raw pixels."""
     batch: Count = 256
     """Images encoded at once."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Arithmetic of the frozen encoder (autocast); bf16 and fp16 are faster on GPUs, and round its features."""
 
 
 @dataclass(frozen=True)

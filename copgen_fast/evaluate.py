@@ -10,7 +10,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -58,6 +58,8 @@ class EvaluateConfig:
     """Replace an existing file of results."""
     batch: Count = 256
     """Images encoded at once."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Arithmetic of the encoder."""
     seed: Seed = 0
     """Fixes everything random in an evaluation."""
     device: str = "auto"
@@ -74,7 +76,7 @@ class Evaluation(Run):
 def evaluation(options: EvaluateConfig, loaded: LoadedEncoder, device: torch.device) -> Evaluation:
     """The run that the encoder is evaluated in: that which made it, where there is one, with this command's options."""
     config = loaded.run or RunConfig()
-    probe = ProbeConfig(evals=options.evals, options=options.options, baselines=(), batch=options.batch)
+    probe = ProbeConfig(options.evals, options.options, (), options.batch, options.precision)
     config = dataclasses.replace(config, seed=options.seed, data=options.data, probe=probe)
     policy = augmentations.get(config.pretrain.augmentation)
     normalization = (options.mean or policy.mean, options.std or policy.std)
@@ -125,6 +127,7 @@ def record(loaded: LoadedEncoder, run: Evaluation, results: dict[str, float]) ->
         "evals": list(probe.evals),
         "options": list(probe.options),
         "batch": probe.batch,
+        "precision": probe.precision,
         "seed": run.config.seed,
         "device": str(run.device),
         "copgen_fast": __version__,
@@ -139,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.evals:
         raise UsageError("--evals: expected at least one")
     out = results_file(options)
-    device = devices.resolve(options.device, "fp32")
+    device = devices.resolve(options.device, options.precision)
     devices.make_current(device)
     with handle_signals(), devices.full_float32():
         loaded = load_encoder.load(options.file, options.encoder)

@@ -266,6 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         validate(config)
         device = devices.resolve(distributed.local_device(config.device), config.precision)
+        if "probe" in config.stages:
+            devices.resolve(config.device, config.probe.precision)
         devices.make_current(device)
         with handle_signals(), devices.full_float32(), distributed.joined(device, config.timeout) as ranks:
             with open_run(config, device, ranks) as run:

@@ -62,7 +62,7 @@ def renamed(spelling, state):
 ONE = torch.ones(1)
 FORMS = {
     "torchvision": (lambda s: s, "torchvision names (first layer conv1.weight)"),
-    "safetensors": (lambda s: s, "left out the classifier: fc.bias, fc.weight"),
+    "safetensors": (lambda s: s, "left out the classifier: fc."),
     "DDP": (lambda s: {"model": under("module.", s), "epoch": 3}, "first layer model.module.conv1.weight"),
     "compiled": (lambda s: under("_orig_mod.", s), "first layer _orig_mod.conv1.weight"),
     "MoCo": (
@@ -198,6 +198,7 @@ def without(name):
         (lambda s: s, ["--evals", "knn", "--evals.options", "knn.k=5"], "option 'k' of knn"),
         (lambda s: s, ["--data.name", "cifar10"], "needs --data.root"),
         (lambda s: s, ["--std", "0", "1", "1"], "--std: expected 0.001 to 10, got 0"),
+        (lambda s: s, ["--precision", "fp16"], "--precision fp16 needs a CUDA device"),
         (lambda s: s, ["--out", "weights.pth/a.json"], "not writable: .*--out"),
     ],
 )

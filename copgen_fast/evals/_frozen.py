@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from copgen_fast import augmentations, registry
 from copgen_fast.config import RunConfig
+from copgen_fast.encoders import inference_form
 from copgen_fast.errors import NonFiniteError, UsageError
 from copgen_fast.images import sets
 from copgen_fast.images.sets import OpenSet
 from copgen_fast.images.stream import in_order
 from copgen_fast.images.views import Centre, View
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.runtime import devices
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
 Channels = tuple[float, float, float]
@@ -52,6 +54,7 @@ class FrozenEncoder:
         mean, std: normalisation of images in [0, 1].
         device: where the encoder computes.
         batch: images encoded at once.
+        precision: arithmetic of the encoder, by autocast.
     """
 
     encoder: Callable[[Tensor], Tensor]
@@ -59,6 +62,7 @@ class FrozenEncoder:
     std: Channels
     device: torch.device
     batch: int
+    precision: str = "fp32"
     _known: dict[tuple[OpenSet, str, View], LabelledFeatures] = field(default_factory=dict, init=False, repr=False)
 
     def split_features(self, data: OpenSet, split: str, view: View | None = None) -> LabelledFeatures:
@@ -84,7 +88,6 @@ class FrozenEncoder:
             self._known[data, split, view] = LabelledFeatures(*map(torch.cat, zip(*parts, strict=True)))
         return self._known[data, split, view]
 
-    @torch.inference_mode()
     def features(self, images: Tensor, name: str = "images") -> Tensor:
         """Features of images, float32 [N, D] on the CPU.
 
@@ -98,7 +101,7 @@ class FrozenEncoder:
             Interrupted: a stop was requested.
         """
         expect_tensor("images", images, ("N", 3, "H", "W"), (torch.uint8,))
-        features = torch.cat([self._encode(part) for part in images.split(self.batch)])
+        features = torch.cat([self.encode(self.normalize(part)).cpu() for part in images.split(self.batch)])
         if not features.isfinite().all():
             raise NonFiniteError(f"features: NaN or infinity in {name}")
         return features
@@ -106,14 +109,22 @@ class FrozenEncoder:
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, S, S] -> what the encoder takes, float32 on its device."""
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (self.mean, self.std))
-        return (images.to(self.device).float() / 255 - mean) / std
+        return (devices.send(images, self.device).float() / 255 - mean) / std
 
-    def _encode(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def encode(self, views: Tensor) -> Tensor:
+        """Features float32 [N, D], on the device, of normalised views there.
+
+        Raises:
+            TypeError, ValueError: features that are not [N, D].
+            Interrupted: a stop was requested.
+        """
         if stop_requested():
             raise Interrupted("stopped while encoding images; run the same command to evaluate again")
-        features = self.encoder(self.normalize(images))
-        expect_tensor("features", features, (len(images), "D"))
-        return features.float().cpu()
+        with devices.autocast(self.device, self.precision):
+            features = self.encoder(views)
+        expect_tensor("features", features, (len(views), "D"))
+        return features.float()
 
 
 _frozen: WeakKeyDictionary[Callable, FrozenEncoder] = WeakKeyDictionary()
@@ -131,7 +142,8 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun) -> FrozenEncoder:
             encoder.to(run.device).eval().requires_grad_(False)
         policy = augmentations.get(run.config.pretrain.augmentation)
         mean, std = getattr(run, "normalization", None) or (policy.mean, policy.std)
-        _frozen[encoder] = FrozenEncoder(encoder, mean, std, run.device, run.config.probe.batch)
+        probe = run.config.probe
+        _frozen[encoder] = FrozenEncoder(inference_form(encoder), mean, std, run.device, probe.batch, probe.precision)
     return _frozen[encoder]
 
 
@@ -145,6 +157,14 @@ def real_images(run: EvalRun) -> OpenSet:
         labelled = any(map(needs_labels, run.config.probe.evals))
         _images[run] = sets.open_set(run.config.data, labelled=labelled)
     return _images[run]
+
+
+def count_classes(data: OpenSet) -> int:
+    """Number of classes; where only reading the training images tells their labels, they are read."""
+    labels = data.splits["train"].labels
+    if labels is None:
+        labels = torch.cat([batch.labels for batch in data.stream("train", Centre(1))])
+    return int(labels.max()) + 1
 
 
 def left_out(run: EvalRun) -> int:

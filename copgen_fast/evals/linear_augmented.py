@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from copgen_fast import augmentations
 from copgen_fast.augmentations import random_views
 from copgen_fast.errors import NonFiniteError
-from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze
+from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, count_classes, freeze, real_images
 from copgen_fast.evals.linear import accuracies
-from copgen_fast.images import sets
-from copgen_fast.images.sets import LabelledImages
+from copgen_fast.images.sets import OpenSet
+from copgen_fast.images.stream import shuffled
+from copgen_fast.images.views import Centre, RandomCrop, View
 from copgen_fast.ops import AugmentPolicy
 from copgen_fast.options import Count, LearningRate, check_ranges
-from copgen_fast.runtime import seeds
+from copgen_fast.runtime import devices, seeds
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
+from copgen_fast.runtime.progress import progress
+
+_NAME = "linear-augmented"
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,10 @@ class Config:
 
 
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
-    """Train the classifier for `config.epochs` and score the plain test images after each.
+    """Train the classifier for `config.epochs` and score the test images after each.
 
-    SGD with momentum 0.9, no weight decay, a learning rate of config.lr x batch / 256 on a cosine per epoch.
+    SGD with momentum 0.9, no weight decay, a learning rate of config.lr x batch / 256 on a cosine per epoch. Test
+    images are resized to 8 / 7 of `--data.image-size`, of which they are the centre.
 
     Returns:
         `linear_augmented_top1_last`, after the last epoch, and `linear_augmented_top1_best`, after the epoch that
@@ -51,30 +57,58 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
         `linear_augmented_top5_last` and `linear_augmented_top5_best` of the same two epochs.
 
     Raises:
-        UsageError: an unknown policy, or no epochs.
+        UsageError: an unknown policy, or no epochs; images can't be decoded.
         NonFiniteError: a loss that is NaN or infinite.
         Interrupted: a stop was requested.
     """
-    frozen, data = freeze(encoder, run), sets.load(run.config.data)
-    # The encoder expects the normalisation that it was trained under.
-    policy = dataclasses.replace(augmentations.get(config.augmentation), mean=frozen.mean, std=frozen.std)
-    test = frozen.features(data.test_images)
-    with seeds.seeded(run.config.seed, "linear-augmented"):
-        classifier = nn.Linear(test.shape[1], data.num_classes).to(run.device)
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=config.lr, momentum=0.9)
+    frozen, data = freeze(encoder, run), real_images(run)
+    test = frozen.split_features(data, "test", centre(data.config.image_size))
+    with seeds.seeded(run.config.seed, _NAME):
+        classifier = nn.Linear(test.features.shape[1], count_classes(data)).to(run.device)
     history = []
-    for epoch in range(1, config.epochs + 1):
-        if stop_requested():
-            raise Interrupted(
-                f"stopped before epoch {epoch} of linear-augmented; run the same command to evaluate again"
-            )
-        optimizer.param_groups[0]["lr"] = learning_rate(config, frozen.batch, epoch)
-        _train_epoch(frozen, classifier, optimizer, data, policy, (run.config.seed, "linear-augmented", epoch))
-        with torch.no_grad():
-            scores = torch.cat([classifier(part.to(run.device)).cpu() for part in test.split(frozen.batch)])
-        history.append(accuracies("linear_augmented", scores, data.test_labels))
+    with progress(config.epochs * data.splits["train"].count, _NAME, "images") as bar:
+        for _ in train(frozen, data, config, classifier, run.config.seed, bar.update):
+            with torch.no_grad():
+                scores = torch.cat([classifier(part.to(run.device)).cpu() for part in test.features.split(8192)])
+            history.append(accuracies("linear_augmented", scores, test.labels))
     best = max(history, key=lambda numbers: numbers["linear_augmented_top1"])
     return {f"{name}_{which}": row[name] for which, row in (("last", history[-1]), ("best", best)) for name in row}
+
+
+def train(
+    frozen: FrozenEncoder,
+    data: OpenSet,
+    config: Config,
+    classifier: nn.Linear,
+    seed: int,
+    done: Callable[[int], object] = lambda count: None,
+) -> Iterator[int]:
+    """Train a classifier of the features of augmented training images; yields the number of each epoch at its end.
+
+    Args:
+        done: told how many images were trained on since it was last called.
+
+    Raises:
+        NonFiniteError, UsageError, Interrupted: as `evaluate`.
+    """
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=config.lr, momentum=0.9)
+    # The encoder expects the normalisation that it was trained under.
+    policy = dataclasses.replace(augmentations.get(config.augmentation), mean=frozen.mean, std=frozen.std)
+    for epoch in range(1, config.epochs + 1):
+        optimizer.param_groups[0]["lr"] = learning_rate(config, frozen.batch, epoch)
+        total = torch.zeros((), device=frozen.device)
+        for features, labels in augmented_features(frozen, data, policy, (seed, _NAME, epoch)):
+            if stop_requested():
+                raise Interrupted(f"stopped in epoch {epoch} of {_NAME}; run the same command to evaluate again")
+            loss = F.cross_entropy(classifier(features), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            done(len(labels))
+        if not total.isfinite():  # looked at once an epoch, so that the host doesn't wait for every step
+            raise NonFiniteError(f"loss of {_NAME}: NaN or infinity in epoch {epoch}")
+        yield epoch
 
 
 def learning_rate(config: Config, batch: int, epoch: int) -> float:
@@ -84,24 +118,30 @@ def learning_rate(config: Config, batch: int, epoch: int) -> float:
     return lowest + (highest - lowest) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
 
 
-def _train_epoch(
-    frozen: FrozenEncoder,
-    classifier: nn.Linear,
-    optimizer: torch.optim.SGD,
-    data: LabelledImages,
-    policy: AugmentPolicy,
-    key: tuple[seeds.Key, ...],
-) -> None:
-    generator = seeds.generator(*key)
-    total = torch.zeros((), device=frozen.device)
-    for chosen in torch.randperm(len(data.train_images), generator=generator).split(frozen.batch):
-        images = data.train_images[chosen].to(frozen.device)
-        with torch.no_grad():
-            features = frozen.encoder(random_views(images, policy, generator)).float()
-        loss = F.cross_entropy(classifier(features), data.train_labels[chosen].to(frozen.device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-    if not total.isfinite():  # looked at once an epoch, so that the host doesn't wait for every step
-        raise NonFiniteError(f"loss of linear-augmented: NaN or infinity in epoch {key[-1]}")
+def centre(size: int) -> View:
+    """What the reference takes of a test image: the centre, once the shorter side is resized to 8 / 7 of it."""
+    return Centre(size, int(size / 0.875), "bilinear")
+
+
+def augmented_features(
+    frozen: FrozenEncoder, data: OpenSet, policy: AugmentPolicy, key: tuple[seeds.Key, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features [B, D] and labels [B], on the device, of every training image once, augmented and shuffled.
+
+    Crops and flips are taken from the pixels of the files, in threads ahead; colours are changed on the device.
+
+    Args:
+        key: seeds order and augmentation.
+    """
+    size, generator = data.config.image_size, seeds.generator(*key)
+    cropped = policy.crop_scale is not None
+    view = RandomCrop(size, key, policy.crop_scale, policy.crop_ratio, policy.flip) if cropped else centre(size)
+    rest = dataclasses.replace(policy, crop_scale=None, flip=0.0 if cropped else policy.flip)
+    plain = rest == AugmentPolicy(mean=policy.mean, std=policy.std)
+    order = shuffled(data.splits["train"].count, frozen.batch, generator)
+    for batch in data.stream("train", view, order):
+        if not len(batch.images):
+            continue
+        images = devices.send(batch.images, frozen.device)
+        views = frozen.normalize(images) if plain else random_views(images, rest, generator)
+        yield frozen.encode(views), devices.send(batch.labels, frozen.device)
