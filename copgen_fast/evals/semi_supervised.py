@@ -1,0 +1,216 @@
+"""Semi-supervised learning: the whole encoder is fine-tuned on a few per cent of the labels, by VISSL's settings."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from copgen_fast.config import Side
+from copgen_fast.errors import NonFiniteError, UsageError
+from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, real_images
+from copgen_fast.evals._vissl import epoch_order, stepped, test_view, train_view
+from copgen_fast.evals.linear import accuracies
+from copgen_fast.files import read_bytes
+from copgen_fast.images.sets import OpenSet
+from copgen_fast.images.split import ArraySplit, Split
+from copgen_fast.options import Count, LearningRate, Place, Range, check_ranges
+from copgen_fast.runtime import artifacts, devices, seeds
+from copgen_fast.runtime.interrupts import Interrupted, stop_requested
+from copgen_fast.runtime.progress import progress
+
+_SAVE_EVERY = 120.0  # seconds
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of semi-supervised fine-tuning; the defaults are VISSL's."""
+
+    fractions: tuple[Annotated[float, Range(1e-6, 1)], ...] = (0.01, 0.05, 0.1)
+    """Shares of the training images whose labels are used, each within the larger ones."""
+    lists: tuple[Place, ...] = ()
+    """Instead of fractions: files that name the labelled images, a line each, as SimCLR's 1percent.txt does."""
+    size: Side = 224
+    """Pixels a side of the crops."""
+    epochs: Count = 70
+    """Passes over the labelled images."""
+    milestones: tuple[Count, ...] = (30,)
+    """Epochs after which the learning rate is a tenth."""
+    lr: LearningRate = 0.05
+    """Learning rate per 256 images, of encoder and classifier."""
+    batch: Annotated[int, Range(2)] = 256
+    """Images a step; an epoch's last ones that don't fill one are left out, and fewer labelled ones make one step."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def check(config: Config, train_labels: Tensor) -> None:
+    """Raises UsageError where a fraction leaves a class without labels."""
+    for fraction in () if config.lists else config.fractions:
+        draw(train_labels, fraction, 0)
+
+
+def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
+    """Fine-tune a copy of the encoder and a linear layer on each set of labelled images; score the test images.
+
+    SGD with Nesterov momentum 0.9, no weight decay, batch norm in training mode. The last epoch's is scored. Raw pixels
+    have nothing to fine-tune and give no numbers. A stopped command goes on where it was.
+
+    Returns:
+        `semi_supervised_1pct_top1` and, where there are more than five classes, `_top5`, for each fraction; for lists,
+        with the file's name in place of `1pct`.
+
+    Raises:
+        UsageError: a list that names other images, or a fraction that leaves a class without labels.
+        NonFiniteError: a loss that is NaN or infinite.
+        Interrupted: a stop was requested.
+    """
+    if not isinstance(encoder, nn.Module) or not any(True for _ in encoder.parameters()):
+        return {}
+    frozen, data = freeze(encoder, run), real_images(run)
+    train = data.splits["train"]
+    if config.lists:
+        subsets = {Path(path).stem: listed(train, Path(path)) for path in config.lists}
+    else:
+        subsets = {
+            f"{100 * fraction:g}pct": draw(train.labels, fraction, run.config.seed) for fraction in config.fractions
+        }
+    found: dict[str, float] = {}
+    for name, rows in subsets.items():
+        scores, labels = _fine_tuned_scores(encoder, frozen, data, rows, name, config, run)
+        found |= accuracies(f"semi_supervised_{name}", scores, labels)
+    return found
+
+
+def draw(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Indices of a share of the images, sorted: class counts differ by one at most, and a smaller share is within.
+
+    Args:
+        labels: int64 [N], of 0 .. C - 1. A class with too few images gives all of them.
+        seed: decides, with the labels alone, what is drawn.
+
+    Raises:
+        UsageError: fewer images than classes.
+    """
+    counts = labels.bincount()
+    total = int(fraction * len(labels) + 1e-6)
+    if total < len(counts):
+        raise UsageError(
+            f"--evals.options semi-supervised.fractions: {fraction:g} of {len(labels)} training images is {total}, "
+            f"fewer than the {len(counts)} classes: take {len(counts) / len(labels):.2g} or more"
+        )
+    generator = seeds.generator(seed, "semi-supervised")
+    # Classes give one image each, in a drawn order, round after round: what came first is the share.
+    shuffled, turns = torch.randperm(len(labels), generator=generator), torch.randperm(len(counts), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    rounds = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    places = rounds * len(counts) + turns[labels[by_class]]
+    return by_class[places.argsort()[:total]].sort().values
+
+
+def listed(split: Split, path: Path) -> Tensor:
+    """Indices of the images whose file names, without folders, are the lines of a file.
+
+    Raises:
+        UsageError: the images have no names, or one that is named is not there.
+    """
+    if isinstance(split, ArraySplit):
+        raise UsageError(f"{path} names files, and the training images are none: take semi-supervised.fractions")
+    rows = {Path(split.where(index)).name: index for index in range(split.count)}
+    names = read_bytes(path).decode(errors="replace").split()
+    if absent := [name for name in names if name not in rows]:
+        raise UsageError(f"{path} names {len(absent)} images that are not in {split.name}, such as {absent[0]}")
+    if not names:
+        raise UsageError(f"{path} is empty: name a training image in each line")
+    return torch.tensor(sorted(rows[name] for name in set(names)))
+
+
+def _fine_tuned_scores(
+    encoder: nn.Module, frozen: FrozenEncoder, data: OpenSet, rows: Tensor, name: str, config: Config, run: EvalRun
+) -> tuple[Tensor, Tensor]:
+    """Scores of the test images, float32 [M, C], after fine-tuning on the training images `rows`; their labels."""
+    labels = data.splits["train"].labels
+    with torch.no_grad():
+        probe = torch.zeros(1, 3, config.size, config.size, dtype=torch.uint8)
+        dim = frozen.features(probe).shape[1]
+    with seeds.seeded(run.config.seed, "semi-supervised"):
+        classifier = nn.Linear(dim, int(labels.max()) + 1)
+    model = nn.Sequential(copy.deepcopy(encoder), classifier).to(run.device).requires_grad_(True)
+    fine_tune(model, frozen, data, rows, name, config, run)
+    parts = []
+    for batch in data.stream("test", test_view(config.size, True)):
+        if stop_requested():
+            raise Interrupted("stopped in semi-supervised; run the same command to go on")
+        if len(batch.images):
+            with torch.inference_mode(), devices.autocast(run.device, run.config.precision):
+                parts.append((model(frozen.normalize(batch.images)).float().cpu(), batch.labels))
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def fine_tune(
+    model: nn.Module, frozen: FrozenEncoder, data: OpenSet, rows: Tensor, name: str, config: Config, run: EvalRun
+) -> None:
+    """Train all weights of normalised images -> scores on the training images `rows`, and leave it in eval mode."""
+    batch, seed = min(config.batch, len(rows)), run.config.seed
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, nesterov=True)
+    scaler = devices.grad_scaler(run.device, run.config.precision)
+    state = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    path, saved = _checkpoint(model, data, rows, config, run), time.monotonic()
+    done = _restore(path, state)
+    count = batch * (len(rows) // batch)
+    model.train()
+    title = f"semi-supervised {name}"
+    with progress(config.epochs * count, title, "images", initial=done * count) as bar:
+        for epoch in range(done, config.epochs):
+            optimizer.param_groups[0]["lr"] = stepped(config.lr, batch, config.milestones, epoch)
+            key, total = (seed, "semi-supervised", epoch), torch.zeros((), device=run.device)
+            view = train_view(config.size, True, *key)
+            for part in data.stream("train", view, epoch_order(rows, batch, True, *key)):
+                if stop_requested():
+                    raise Interrupted(f"stopped in epoch {epoch + 1} of {title}; run the same command to go on")
+                if len(part.images) < 2:  # batch norm has no statistics of one image
+                    continue
+                with devices.autocast(run.device, run.config.precision):
+                    scores = model(frozen.normalize(part.images))
+                loss = F.cross_entropy(scores.float(), part.labels.to(run.device))
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                total += loss.detach()
+                bar.update(len(part.images), epoch=f"{epoch + 1}/{config.epochs}")
+            if not total.isfinite():  # looked at once an epoch, so that the host doesn't wait for every step
+                raise NonFiniteError(f"loss of {title}: NaN or infinity in epoch {epoch + 1}: lower its lr")
+            if time.monotonic() - saved > _SAVE_EVERY:
+                states = {name: holder.state_dict() for name, holder in state.items()}
+                artifacts.write_checkpoint(path, {"epoch": epoch + 1, "state": states})
+                saved = time.monotonic()
+    path.unlink(missing_ok=True)
+    model.eval()
+
+
+def _checkpoint(model: nn.Module, data: OpenSet, rows: Tensor, config: Config, run: EvalRun) -> Path:
+    """Where a fine-tuning is saved: a name that all it depends on decides."""
+    settings = dataclasses.replace(config, fractions=(), lists=())
+    key = (artifacts.tensors_digest(model.state_dict()), rows.tolist(), data.where, repr(settings), run.config.seed)
+    name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    return run.folder / f"semi-supervised-{name}.ckpt"
+
+
+def _restore(path: Path, state: dict[str, Any]) -> int:
+    """Load what was saved, if anything was; returns the epochs done."""
+    if not path.exists():
+        return 0
+    saved = artifacts.read_checkpoint(path)
+    for name, holder in state.items():
+        holder.load_state_dict(saved["state"][name])
+    return saved["epoch"]
