@@ -4,6 +4,8 @@ Each file has `evaluate(encoder, config, run) -> numbers by name` and may have `
 options. An evaluation loads its own data and freezes the encoder for itself: `real_images` and `freeze` do so once for
 all evaluations of a run. Accuracies are fractions, 0 .. 1.
 
+`freeze(encoder, run).pairs` is the folder of the pairs that an encoder was pretrained on, for those with `NEEDS_PAIRS`.
+
 Before any stage runs, training checks that the real images have labels of two classes or more, unless every evaluation
 says `NEEDS_LABELS = False`, and calls `check(config, train_labels)` of those that have it, which raises UsageError.
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from copgen_fast import registry
 from copgen_fast.config import RunConfig
+from copgen_fast.evals import _pairs
 from copgen_fast.evals._frozen import (
     EvalRun,
     FrozenEncoder,
@@ -51,7 +54,10 @@ def expect_data(config: RunConfig) -> None:
     data.expect_decodable()
     train = data.splits["train"].labels
     for name, values in options.items():
-        check = getattr(registry.load("evals", name), "check", None)
+        part = registry.load("evals", name)
+        if getattr(part, "NEEDS_PAIRS", False):
+            _pairs.expect_pairs(name, getattr(values, "folder", None), config)
+        check = getattr(part, "check", None)
         if check is not None and train is not None:
             check(values, train)
 

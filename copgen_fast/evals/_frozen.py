@@ -55,6 +55,7 @@ class FrozenEncoder:
         device: where the encoder computes.
         batch: images encoded at once.
         precision: arithmetic of the encoder, by autocast.
+        pairs: folder of the pairs that it was pretrained on, or is to be measured on; None: there are none.
     """
 
     encoder: Callable[[Tensor], Tensor]
@@ -63,6 +64,7 @@ class FrozenEncoder:
     device: torch.device
     batch: int
     precision: str = "fp32"
+    pairs: Path | None = None
     _known: dict[tuple[OpenSet, str, View], LabelledFeatures] = field(default_factory=dict, init=False, repr=False)
 
     def split_features(self, data: OpenSet, split: str, view: View | None = None) -> LabelledFeatures:
@@ -131,11 +133,12 @@ _frozen: WeakKeyDictionary[Callable, FrozenEncoder] = WeakKeyDictionary()
 _images: WeakKeyDictionary[EvalRun, OpenSet] = WeakKeyDictionary()
 
 
-def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun) -> FrozenEncoder:
+def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun, pairs: Path | None = None) -> FrozenEncoder:
     """The encoder on the run's device, in eval mode and without gradients; the same object at every call.
 
     Args:
         encoder: a module, or a function of normalised images; raw pixels are a plain flatten.
+        pairs: folder of those that it was pretrained on, where this is its first call.
     """
     if encoder not in _frozen:
         if isinstance(encoder, nn.Module):
@@ -143,7 +146,8 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun) -> FrozenEncoder:
         policy = augmentations.get(run.config.pretrain.augmentation)
         mean, std = getattr(run, "normalization", None) or (policy.mean, policy.std)
         probe = run.config.probe
-        _frozen[encoder] = FrozenEncoder(inference_form(encoder), mean, std, run.device, probe.batch, probe.precision)
+        fast = inference_form(encoder)
+        _frozen[encoder] = FrozenEncoder(fast, mean, std, run.device, probe.batch, probe.precision, pairs)
     return _frozen[encoder]
 
 

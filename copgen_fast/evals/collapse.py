@@ -23,13 +23,18 @@ def evaluate(encoder: nn.Module, config: NoOptions, run: EvalRun) -> dict[str, f
         `feature_std` (0: all features are the same; 1: they point everywhere alike) and `rankme` (the effective
         number of directions, 1 .. D).
     """
+    features = sample(encoder, run)
+    return {"feature_std": feature_std(features), "rankme": rankme(features)}
+
+
+def sample(encoder: nn.Module, run: EvalRun) -> Tensor:
+    """Features [N, D] of test and training images on the run's device: of 10,000 drawn at random, or of all."""
     frozen, data = freeze(encoder, run), real_images(run)
     features = torch.cat([frozen.split_features(data, split).features for split in ("test", "train")])
     if len(features) > _SAMPLE:
         generator = seeds.generator(run.config.seed, "collapse")
         features = features[torch.randperm(len(features), generator=generator)[:_SAMPLE]]
-    features = features.to(run.device)
-    return {"feature_std": feature_std(features), "rankme": rankme(features)}
+    return features.to(run.device)
 
 
 def feature_std(features: Tensor) -> float:
@@ -43,6 +48,10 @@ def rankme(features: Tensor) -> float:
     features = features.double()
     # The smaller Gram matrix has the squares of the same singular values, at a fraction of the cost.
     gram = features @ features.T if len(features) < features.shape[1] else features.T @ features
-    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    shares = singular / singular.sum().clamp_min(torch.finfo(singular.dtype).tiny)
+    return effective_number(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt())
+
+
+def effective_number(values: Tensor) -> float:
+    """exp of the entropy of shares that values [K], 0 or more, have of their sum: 1 if one has all, K if all agree."""
+    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     return torch.special.entr(shares).sum().exp().item()

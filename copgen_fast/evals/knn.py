@@ -14,6 +14,8 @@ from copgen_fast.images.sets import SPLITS
 from copgen_fast.options import Count, check_ranges
 
 _CHUNK = 1024
+_WEIGHTED = [(k, temperature) for k in (20, 200) for temperature in (0.07, 0.1)]
+"""k and temperature of the weighted votes that others report: DINO's (20, .07), and (200, .1) of Wu et al. 2018."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ def check(config: Config, train_labels: Tensor) -> None:
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Each test image takes the class of most of its `config.neighbours` nearest training images.
 
-    One vote a neighbour; between classes of equal votes, the larger sum of similarities decides.
+    One vote a neighbour; between classes of equal votes, the larger sum of similarities decides. Beside it the vote
+    weighted by exp(similarity / T), of the k nearest.
 
     Returns:
-        `knn_top1`.
+        `knn_top1`, and `knn_kK_tT_top1` of the weighted vote for k 20 and 200, T 0.07 and 0.10, where there are as many
+        training images.
 
     Raises:
         UsageError: `config.neighbours` is not in 1 .. the number of training images.
@@ -50,19 +54,32 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     frozen, data = freeze(encoder, run), real_images(run)
     train, test = (frozen.split_features(data, split) for split in SPLITS)
     check(config, train.labels)
-    bank, labels = (tensor.to(run.device) for tensor in train)
-    predicted = classify(bank, labels, test.features.to(run.device), config.neighbours).cpu()
-    return {"knn_top1": (predicted == test.labels).double().mean().item()}
+    bank, labels, queries = (tensor.to(run.device) for tensor in (*train, test.features))
+    predicted = {"knn_top1": classify(bank, labels, queries, config.neighbours)}
+    for k, temperature in _WEIGHTED:
+        if k <= len(bank):
+            name = f"knn_k{k}_t{round(100 * temperature):02d}_top1"
+            predicted[name] = classify(bank, labels, queries, k, temperature)
+    return {name: (found.cpu() == test.labels).double().mean().item() for name, found in predicted.items()}
 
 
-def classify(train: Tensor, labels: Tensor, test: Tensor, neighbours: int) -> Tensor:
-    """Classes, int64 [M], of features `test` [M, D] by features `train` [N, D] with `labels` int64 [N]."""
+def classify(train: Tensor, labels: Tensor, test: Tensor, neighbours: int, temperature: float | None = None) -> Tensor:
+    """Classes, int64 [M], of features `test` [M, D] by features `train` [N, D] with `labels` int64 [N].
+
+    Args:
+        temperature: T of votes of weight exp(similarity / T); None: a vote a neighbour.
+    """
     bank = F.normalize(train, dim=1).T
     predicted = []
     for chunk in F.normalize(test, dim=1).split(_CHUNK):
         similarity, index = (chunk @ bank).topk(neighbours, dim=1)
-        # A sum of k similarities is within [-k, k]: scaled to less than half a vote either way, it only breaks ties.
-        weights = 1 + similarity.double() / (2 * neighbours + 1)
+        similarity = similarity.double()
+        if temperature is None:
+            # A sum of k similarities is within [-k, k]: scaled to less than half a vote either way, it only breaks
+            # ties.
+            weights = 1 + similarity / (2 * neighbours + 1)
+        else:
+            weights = (similarity / temperature).exp()
         votes = weights.new_zeros(len(chunk), int(labels.max()) + 1)
         predicted.append(votes.scatter_add(1, labels[index], weights).argmax(dim=1))
     return torch.cat(predicted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,7 +31,9 @@ def run(run: Run) -> None:
     wanted = [source for source in sources if not run.probe_file(source).exists()]
     run.ranks.barrier("the start of the probe", while_alive=True)
     for source in wanted:
-        results = measure(open_encoder(run, source), run, f"probe {label(source)}", run.ranks)
+        encoder = open_encoder(run, source)
+        evals.freeze(encoder, run, pairs_of(run, source))
+        results = measure(encoder, run, f"probe {label(source)}", run.ranks)
         if run.ranks.first:
             artifacts.write_record(run.probe_file(source), results)
         run.ranks.barrier(f"the end of {label(source)}'s evaluations", while_alive=True)
@@ -51,6 +54,13 @@ def measure(encoder: nn.Module, run: evals.EvalRun, title: str, ranks: Ranks = A
     if count := evals.left_out(run):
         results["corrupt_images"] = count
     return results | {"seconds": time.perf_counter() - started}
+
+
+def pairs_of(run: Run, source: str) -> Path | None:
+    """Folder of the pairs that a source's encoder was pretrained on; for a baseline, those of the first source."""
+    if run.config.pretrain.data != "pairs":
+        return None
+    return run.pairs_folder(run.sources[0] if source in run.config.probe.baselines else source)
 
 
 def tell_other_size(run: Run) -> None:

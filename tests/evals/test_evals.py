@@ -104,8 +104,8 @@ FAST = ("linear", "lowshot", "knn")
 
 
 def test_every_evaluation_is_registered():
-    names = "collapse knn lbfgs linear linear-augmented lowshot semi-supervised vissl"
-    assert registry.names("evals") == names.split()
+    known = set(registry.names("evals"))
+    assert known > {"alpha-req", "collapse", "generated", "knn", "lidar", "linear", "linear-augmented", "lowshot", "pairs"}
     with pytest.raises(UsageError, match="unknown name 'svm' in evals"):
         registry.load("evals", "svm")
 

@@ -32,23 +32,30 @@ class Column:
         """Its value in a row; empty where the row has none."""
         if self.name not in row:
             return ""
-        scale, digits = (100, 1) if self.percent else (1, 2)
-        value = f"{scale * row[self.name]:.{digits}f}"
-        return f"{value} ± {scale * row[self.spread]:.{digits}f}" if self.spread in row else value
+        shown = [self._shown(row[name]) for name in (self.name, self.spread) if name in row]
+        return " ± ".join(shown)
+
+    def _shown(self, value: float) -> str:
+        if self.percent:
+            return f"{100 * value:.1f}"
+        return f"{value:.2g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
 
 
 def columns(results: Results) -> list[Column]:
-    """A column for every number, in the order in which they came; PREFIX_std stands beside PREFIX_top1."""
+    """A column for every number, in the order in which they came; NAME_std stands beside NAME or NAME_top1."""
     names = [name for name in dict.fromkeys(name for row in results.values() for name in row) if name != "seconds"]
     accuracies = {found[1] for name in names if (found := re.match(r"(.+)_top\d+", name))}
-    spreads = {f"{prefix}_std" for prefix in accuracies}
-    found = []
-    for name in names:
-        prefix = re.sub(r"_(top\d+.*|[^_]+)$", "", name)
-        spread = f"{prefix}_std" if name == f"{prefix}_top1" and f"{prefix}_std" in names else None
-        if name not in spreads:
-            found.append(Column(name, spread, prefix in accuracies))
-    return found
+    spreads = {name: _spread(name) for name in names if _spread(name) in names}
+    return [
+        Column(name, spreads.get(name), re.sub(r"_(top\d+.*|[^_]+)$", "", name) in accuracies)
+        for name in names
+        if name not in spreads.values()
+    ]
+
+
+def _spread(name: str) -> str:
+    """The number that would be the standard deviation of another one."""
+    return f"{name.removesuffix('_top1')}_std"
 
 
 def text(results: Results) -> str:
