@@ -24,7 +24,7 @@ from copgen_fast.options import Count, Range, Seed, parse
 from copgen_fast.runtime import artifacts, devices
 from copgen_fast.runtime.interrupts import handle_signals
 from copgen_fast.stages import Run
-from copgen_fast.stages.probe import measure
+from copgen_fast.stages.probe import measure, pairs_of
 from copgen_fast.stages.report import table
 
 COMMAND = "python -m copgen_fast.evaluate"
@@ -148,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         loaded = load_encoder.load(options.file, options.encoder)
         print(loaded.summary, flush=True)
         run = evaluation(options, loaded, device)
+        evals.freeze(loaded.module, run, loaded.run and pairs_of(run, options.file.absolute().parents[1].name))
         evals.expect_data(run.config)
         expect_features(loaded.module, run)
         results = measure(loaded.module, run, "evaluate")

@@ -19,7 +19,6 @@ from copgen_fast.evals.collapse import effective_number
 from copgen_fast.images.views import Centre
 from copgen_fast.options import Range, check_ranges
 from copgen_fast.runtime import seeds
-from copgen_fast.runtime.interrupts import Interrupted, stop_requested
 
 NEEDS_LABELS = False
 
@@ -56,7 +55,6 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     return {"lidar": lidar(_views(encoder, config, run), config.delta)}
 
 
-@torch.inference_mode()
 def _views(encoder: nn.Module, config: Config, run: EvalRun) -> Iterator[Tensor]:
     """Features [B, views, D] of some images after the others."""
     frozen, data, seed = freeze(encoder, run), real_images(run), run.config.seed
@@ -66,10 +64,8 @@ def _views(encoder: nn.Module, config: Config, run: EvalRun) -> Iterator[Tensor]
     order = torch.randperm(data.splits["train"].count, generator=generator)[: config.images]
     batches = order.split(max(1, frozen.batch // config.views))
     for batch in data.stream("train", Centre(run.config.data.image_size), batches):
-        if stop_requested():
-            raise Interrupted("stopped in lidar; run the same command to evaluate again")
         images = batch.images.to(run.device).repeat_interleave(config.views, 0)
-        features = frozen.encoder(random_views(images, policy, generator)).double()
+        features = frozen.encode(random_views(images, policy, generator)).double()
         if not features.isfinite().all():
             raise NonFiniteError("features of lidar: NaN or infinity")
         yield features.unflatten(0, (-1, config.views))

@@ -56,9 +56,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
         "pairs_retrieval_top1": retrieval(anchors, positives),
     }
     numbers |= {f"pairs_distance_p{q:02d}": distances.quantile(q / 100).item() for q in _QUANTILES}
-    if data.splits["train"].labels is not None:
-        numbers |= _agreement(found, frozen.split_features(data, "train"), run.config.seed)
-    return numbers
+    return numbers | _agreement(found, frozen.split_features(data, "train"), run.config.seed)
 
 
 def uniformity(features: Tensor) -> float:
@@ -78,7 +76,7 @@ def retrieval(anchors: Tensor, positives: Tensor) -> float:
 
 
 def _agreement(pairs: PairFeatures, real: LabelledFeatures, seed: int) -> dict[str, float]:
-    if len(real.labels.unique()) < 2:
+    if len(real.labels.unique()) < 2:  # all are -1 where there are none
         return {}
     fitted = torch.randperm(len(real.labels), generator=seeds.generator(seed, "agreement"))[:_FITTED]
     scores = class_scores(real.features[fitted], real.labels[fitted], torch.cat(pairs))

@@ -80,7 +80,7 @@ def test_lidar_of_an_encoder(images):
 def test_lidar_names_what_is_not_finite_and_stops(images, monkeypatch):
     with pytest.raises(NonFiniteError, match="features of lidar"):
         run("lidar", function(lambda x: x.flatten(1) / 0), images, "lidar.images=5", "lidar.views=3")
-    monkeypatch.setattr("copgen_fast.evals.lidar.stop_requested", lambda: True)
+    monkeypatch.setattr("copgen_fast.evals._frozen.stop_requested", lambda: True)
     with pytest.raises(interrupts.Interrupted):
         run("lidar", pixels(), images)
 

@@ -128,3 +128,12 @@ def test_a_probe_at_another_size_than_the_pairs_says_so(size, lines, tmp_path, c
     told = capsys.readouterr().out.splitlines()
     assert len(told) == lines
     assert all("images of 16 x 16 pixels" in line and "--data.image-size 32" in line for line in told)
+
+
+def test_encoders_are_measured_on_the_pairs_that_they_were_pretrained_on(tmp_path):
+    run = Run(parse([*TINY, "--pairs.positives", "gaussian", "identity"]), tmp_path, "cpu")
+    names = {
+        source: folder and folder.name for source in ("identity", "random") for folder in [probe.pairs_of(run, source)]
+    }
+    assert names == {"identity": "identity", "random": "gaussian"}
+    assert probe.pairs_of(Run(parse([*TINY, *REAL]), tmp_path, "cpu"), "real") is None

@@ -42,13 +42,15 @@ def test_the_table_has_a_column_for_whatever_numbers_come():
     results = {
         "random": {"linear_top1": 0.5, "seconds": 3.0},
         "mine": {"linear_top1": 0.25, "lowshot_top1": 0.5, "lowshot_std": 0.125, "lowshot_min": 0.3, "rankme": 7.125},
+        "small": {"kernel": 0.00314, "kernel_std": 0.00021, "rankme": 0.0},
     }
     lines = [re.split(r"\s{2,}", line.strip()) for line in table.text(results).splitlines()]
     assert lines == [
-        ["linear top1 %", "lowshot top1 %", "lowshot min %", "rankme"],
+        ["linear top1 %", "lowshot top1 %", "lowshot min %", "rankme", "kernel"],
         ["random", "50.0"],
         ["mine", "25.0", "50.0 ± 12.5", "30.0", "7.12"],
+        ["small", "0.00", "0.0031 ± 0.00021"],
     ]
-    names = ["linear_top1", "lowshot_top1", "lowshot_min", "rankme"]
+    names = ["linear_top1", "lowshot_top1", "lowshot_min", "rankme", "kernel"]
     assert [column.name for column in table.columns(results)] == names
     assert table.columns({"mine": {"of_my_own": 0.5}})[0].text({"of_my_own": 0.5}) == "0.50", "no accuracy"
