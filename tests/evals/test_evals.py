@@ -105,7 +105,7 @@ FAST = ("linear", "lowshot", "knn")
 
 def test_every_evaluation_is_registered():
     known = set(registry.names("evals"))
-    assert known > {"alpha-req", "collapse", "generated", "knn", "lidar", "linear", "linear-augmented", "lowshot", "pairs"}
+    assert known > {"alpha-req", "collapse", "generated", "knn", "lidar", "linear", "lowshot", "pairs"}
     with pytest.raises(UsageError, match="unknown name 'svm' in evals"):
         registry.load("evals", "svm")
 
