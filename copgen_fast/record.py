@@ -30,6 +30,7 @@ INVOCATION = (
     "pretrain.on_corrupt",  # a run that stopped at a corrupt pair may go on without it
     "data.root",
     "data.on_corrupt",
+    "evals.options.detection.root",
 )
 
 

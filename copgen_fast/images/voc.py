@@ -173,7 +173,8 @@ def expect_images(pairs: Sequence[tuple[Path, str]]) -> None:
         UsageError: one is missing; the message names the first and counts.
     """
     for what, kind in (("JPEGImages", "jpg"), ("Annotations", "xml")):
-        there = {folder: {path.name for path in (folder / what).glob("*")} for folder, _ in pairs}
+        folders = {folder for folder, _ in pairs}
+        there = {folder: {path.name for path in (folder / what).glob("*")} for folder in folders}
         missing = [folder / what / f"{name}.{kind}" for folder, name in pairs if f"{name}.{kind}" not in there[folder]]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
