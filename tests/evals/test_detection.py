@@ -2,8 +2,6 @@
 
 import dataclasses
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
