@@ -151,7 +151,7 @@ def _fine_tuned_scores(
         if stop_requested():
             raise Interrupted("stopped in semi-supervised; run the same command to go on")
         if len(batch.images):
-            with torch.inference_mode(), devices.autocast(run.device, run.config.precision):
+            with torch.inference_mode(), devices.autocast(run.device, run.config.probe.precision):
                 parts.append((model(frozen.normalize(batch.images)).float().cpu(), batch.labels))
     return tuple(map(torch.cat, zip(*parts, strict=True)))
 
@@ -162,7 +162,7 @@ def fine_tune(
     """Train all weights of normalised images -> scores on the training images `rows`, and leave it in eval mode."""
     batch, seed = min(config.batch, len(rows)), run.config.seed
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, nesterov=True)
-    scaler = devices.grad_scaler(run.device, run.config.precision)
+    scaler = devices.grad_scaler(run.device, run.config.probe.precision)
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
     path, saved = _checkpoint(model, data, rows, config, run), time.monotonic()
     done = _restore(path, state)
@@ -179,7 +179,7 @@ def fine_tune(
                     raise Interrupted(f"stopped in epoch {epoch + 1} of {title}; run the same command to go on")
                 if len(part.images) < 2:  # batch norm has no statistics of one image
                     continue
-                with devices.autocast(run.device, run.config.precision):
+                with devices.autocast(run.device, run.config.probe.precision):
                     scores = model(frozen.normalize(part.images))
                 loss = F.cross_entropy(scores.float(), part.labels.to(run.device))
                 optimizer.zero_grad(set_to_none=True)

@@ -113,9 +113,7 @@ def _cropped(
         "train", train_view(config.size, True, *key), epoch_order(rows, config.batch, False, *key)
     ):
         if len(batch.images):
-            with torch.no_grad(), devices.autocast(run.device, run.config.precision):
-                features = frozen.encoder(frozen.normalize(batch.images)).float()
-            yield features, batch.labels.to(run.device)
+            yield frozen.encode(frozen.normalize(batch.images)), devices.send(batch.labels, run.device)
 
 
 def _whole(
