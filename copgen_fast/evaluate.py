@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from copgen_fast import __version__, augmentations, evals
+from copgen_fast import __version__, augmentations, evals, registry
 from copgen_fast.config import DataConfig, Options, ProbeConfig, RunConfig
 from copgen_fast.convert import load_encoder
 from copgen_fast.convert.load_encoder import EncoderOptions, LoadedEncoder
 from copgen_fast.errors import CopgenError, UsageError, command
+from copgen_fast.images.transfer_sets import rules
 from copgen_fast.options import Count, Range, Seed, parse
 from copgen_fast.runtime import artifacts, devices
 from copgen_fast.runtime.interrupts import handle_signals
@@ -28,6 +29,8 @@ from copgen_fast.stages.probe import measure, pairs_of
 from copgen_fast.stages.report import table
 
 COMMAND = "python -m copgen_fast.evaluate"
+_SAME = ("encoder", "data", "evals", "options", "batch", "precision", "seed")
+"""What results depend on, and so must be the same where a stopped command goes on."""
 Mean = tuple[Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)]]
 Std = tuple[Annotated[float, Range(1e-3, 10)], Annotated[float, Range(1e-3, 10)], Annotated[float, Range(1e-3, 10)]]
 
@@ -47,13 +50,16 @@ class EvaluateConfig:
     options: Annotated[Options, tyro.conf.arg(name="evals.options", prefix_name=False)] = ()
     """Their options, as NAME.field=value."""
     data: DataConfig = field(default_factory=DataConfig)
+    sets: tuple[str, ...] = ()
+    """Several data sets, all in torchvision's layouts in --data.root, instead of --data.name: a row each, and a row of
+    all for each evaluation. The same command goes on where it was stopped."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     mean: Mean | None = None
     """Mean that images in [0, 1] were normalised by in training; None: of the run's policy, else ImageNet's."""
     std: Std | None = None
     """Standard deviation, likewise."""
     out: Path | None = None
-    """File for the results; None: beside ENCODER, as encoder.DATA.json."""
+    """File for the results; None: beside ENCODER, as encoder.DATA.json, or encoder.sets.json."""
     overwrite: bool = False
     """Replace an existing file of results."""
     batch: Count = 256
@@ -90,8 +96,9 @@ def results_file(options: EvaluateConfig) -> Path:
     Raises:
         UsageError: something is there already and is not to be replaced, or the folder is not writable.
     """
-    out = options.out or options.file.with_name(f"{options.file.stem}.{options.data.name}.json")
-    if out.is_dir() or (out.exists() and not options.overwrite):
+    name = "sets" if options.sets else options.data.name
+    out = options.out or options.file.with_name(f"{options.file.stem}.{name}.json")
+    if out.is_dir() or (out.exists() and not (options.overwrite or options.sets)):
         raise UsageError(f"{out} exists: give --overwrite to replace it, or another --out")
     existing = next(folder for folder in out.absolute().parents if folder.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
@@ -122,6 +129,7 @@ def record(loaded: LoadedEncoder, run: Evaluation, results: dict[str, float]) ->
     probe, data = run.config.probe, dataclasses.asdict(run.config.data)
     return {
         "results": results,
+        "split_sha256": evals.split_digest(run),
         "encoder": loaded.record | {"mean": list(mean), "std": list(std)},
         "data": data,
         "evals": list(probe.evals),
@@ -133,6 +141,56 @@ def record(loaded: LoadedEncoder, run: Evaluation, results: dict[str, float]) ->
         "copgen_fast": __version__,
         "torch": torch.__version__,
     }
+
+
+def measure_sets(options: EvaluateConfig, loaded: LoadedEncoder, device: torch.device, out: Path) -> table.Results:
+    """Numbers of each of the `--sets`, written as they come; those that `out` has already are not computed again.
+
+    Raises:
+        UsageError: a set is missing or not whole, told before any is evaluated; `out` is of other options.
+    """
+    each = {name: dataclasses.replace(options.data, name=name) for name in options.sets}
+    runs = {name: evaluation(dataclasses.replace(options, data=data), loaded, device) for name, data in each.items()}
+    faults = []
+    for run in runs.values():
+        try:
+            evals.expect_data(run.config)
+        except UsageError as error:
+            faults.append(str(error))
+    if faults:
+        raise UsageError("; ".join(faults))
+    results, digests = {}, {}
+    if out.exists() and not options.overwrite:
+        found = artifacts.read_record(out, needed=("results", "split_sha256"))
+        results, digests = found["results"], found["split_sha256"]
+        expected = record(loaded, runs[options.sets[0]], results)
+        expected["data"].pop("name")
+        if any(found.get(name) != expected[name] for name in _SAME):
+            raise UsageError(f"{out} is of another encoder or other options: give --overwrite, or another --out")
+    expect_features(loaded.module, runs[options.sets[0]])
+    for name, run in runs.items():
+        if name not in results:
+            results[name] = measure(loaded.module, run, f"evaluate on {name}")
+            digests[name] = evals.split_digest(run)
+            written = record(loaded, run, results) | {"split_sha256": digests}
+            written["data"].pop("name")
+            artifacts.write_record(out, written)
+            evals.freeze(loaded.module, run).forget()
+    return {name: results[name] for name in options.sets}
+
+
+def set_tables(options: EvaluateConfig, results: table.Results) -> str:
+    """All numbers, a row for each set; then each evaluation's row of all sets, as the tables of papers have it."""
+    tables = [table.text(results)]
+    for name in options.evals:
+        prefix, row = registry.label(name).replace("-", "_"), {}
+        for data, numbers in results.items():
+            metric = "top1_per_class" if name == "lbfgs" and rules(data).metric == "mean_per_class" else "top1"
+            if f"{prefix}_{metric}" in numbers:
+                row[f"{data}_{metric}"] = numbers[f"{prefix}_{metric}"]
+        if row:
+            tables.append(table.text({f"{options.file.stem}, {registry.label(name)}": row}))
+    return "\n\n".join(tables)
 
 
 @command
@@ -149,11 +207,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(loaded.summary, flush=True)
         run = evaluation(options, loaded, device)
         evals.freeze(loaded.module, run, loaded.run and pairs_of(run, options.file.absolute().parents[1].name))
-        evals.expect_data(run.config)
-        expect_features(loaded.module, run)
-        results = measure(loaded.module, run, "evaluate")
-    artifacts.write_record(out, record(loaded, run, results))
-    print(table.text({options.file.stem: results}))
+        if options.sets:
+            print(set_tables(options, measure_sets(options, loaded, device, out)))
+        else:
+            evals.expect_data(run.config)
+            expect_features(loaded.module, run)
+            results = measure(loaded.module, run, "evaluate")
+            artifacts.write_record(out, record(loaded, run, results))
+            print(table.text({options.file.stem: results}))
     print(f"wrote {out}")
     return 0
 

@@ -30,10 +30,21 @@ from copgen_fast.evals._frozen import (
     left_out,
     needs_labels,
     real_images,
+    split_digest,
 )
 from copgen_fast.images import sets
 
-__all__ = ["EvalRun", "FrozenEncoder", "evaluate", "expect_data", "freeze", "is_shared", "left_out", "real_images"]
+__all__ = [
+    "EvalRun",
+    "FrozenEncoder",
+    "evaluate",
+    "expect_data",
+    "freeze",
+    "is_shared",
+    "left_out",
+    "real_images",
+    "split_digest",
+]
 
 
 def expect_data(config: RunConfig) -> None:

@@ -90,6 +90,10 @@ class FrozenEncoder:
             self._known[data, split, view] = LabelledFeatures(*map(torch.cat, zip(*parts, strict=True)))
         return self._known[data, split, view]
 
+    def forget(self) -> None:
+        """Free the features that are kept."""
+        self._known.clear()
+
     def features(self, images: Tensor, name: str = "images") -> Tensor:
         """Features of images, float32 [N, D] on the CPU.
 
@@ -169,6 +173,11 @@ def count_classes(data: OpenSet) -> int:
     if labels is None:
         labels = torch.cat([batch.labels for batch in data.stream("train", Centre(1))])
     return int(labels.max()) + 1
+
+
+def split_digest(run: EvalRun) -> str | None:
+    """SHA-256 (hex) of the lists of the real images, where their split is drawn here."""
+    return _images[run].digest if run in _images else None
 
 
 def left_out(run: EvalRun) -> int:
