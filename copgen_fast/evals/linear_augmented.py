@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +97,7 @@ def train(
     for epoch in range(1, config.epochs + 1):
         optimizer.param_groups[0]["lr"] = learning_rate(config, frozen.batch, epoch)
         total = torch.zeros((), device=frozen.device)
-        for features, labels in augmented_features(frozen, data, policy, (seed, _NAME, epoch)):
+        for features, labels, _ in augmented_features(frozen, data, policy, (seed, _NAME, epoch)):
             if stop_requested():
                 raise Interrupted(f"stopped in epoch {epoch} of {_NAME}; run the same command to evaluate again")
             loss = F.cross_entropy(classifier(features), labels)
@@ -124,24 +124,29 @@ def centre(size: int) -> View:
 
 
 def augmented_features(
-    frozen: FrozenEncoder, data: OpenSet, policy: AugmentPolicy, key: tuple[seeds.Key, ...]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features [B, D] and labels [B], on the device, of every training image once, augmented and shuffled.
+    frozen: FrozenEncoder,
+    data: OpenSet,
+    policy: AugmentPolicy,
+    key: tuple[seeds.Key, ...],
+    order: Iterable[Tensor] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Features [B, D] and labels [B], on the device, of augmented training images, and indices [B] of these.
 
     Crops and flips are taken from the pixels of the files, in threads ahead; colours are changed on the device.
 
     Args:
         key: seeds order and augmentation.
+        order: indices of the images of each batch; None: every image once, shuffled.
     """
     size, generator = data.config.image_size, seeds.generator(*key)
     cropped = policy.crop_scale is not None
     view = RandomCrop(size, key, policy.crop_scale, policy.crop_ratio, policy.flip) if cropped else centre(size)
     rest = dataclasses.replace(policy, crop_scale=None, flip=0.0 if cropped else policy.flip)
     plain = rest == AugmentPolicy(mean=policy.mean, std=policy.std)
-    order = shuffled(data.splits["train"].count, frozen.batch, generator)
+    order = shuffled(data.splits["train"].count, frozen.batch, generator) if order is None else order
     for batch in data.stream("train", view, order):
         if not len(batch.images):
             continue
         images = devices.send(batch.images, frozen.device)
         views = frozen.normalize(images) if plain else random_views(images, rest, generator)
-        yield frozen.encode(views), devices.send(batch.labels, frozen.device)
+        yield frozen.encode(views), devices.send(batch.labels, frozen.device), batch.indices

@@ -91,7 +91,7 @@ def test_test_images_are_resized_and_cropped_as_the_reference_does():
 def test_colours_are_changed_and_whole_images_kept_where_the_policy_says_so(photographs):
     def features(policy):
         frozen = FrozenEncoder(nn.Flatten(), MEAN, STD, CPU, 21)
-        ((found, labels),) = augmented_features(frozen, photographs, policy, (0,))
+        ((found, labels, _),) = augmented_features(frozen, photographs, policy, (0,))
         return found, labels
 
     def unscaled(found):
