@@ -2,6 +2,10 @@
 
 import dataclasses
 import io
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.distributed import ALONE
 from copgen_fast.stages import Run
 from copgen_fast.training.metrics import read_rows
+from tests.helpers import detection_ranks
 from tests.helpers.voc_fixtures import tiny_encoder, write_set
 from tests.images.test_voc import BCCD
 
@@ -185,6 +190,22 @@ def test_statistics_of_batch_norm_are_estimated_anew(root, tmp_path):
     norm = trained.backbone[1]
     torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
     assert norm.num_batches_tracked == 3 and norm.momentum == 0.1 and not trained.training
+
+
+def test_two_processes_train_the_same_detector(root, tmp_path):
+    whole = detection_ranks.trained(ALONE, root, tmp_path / "whole")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "tests.helpers.detection_ranks", "2", port, str(root), str(tmp_path)]
+    child = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
+    assert child.returncode == 0, child.stderr
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in whole["state"].items():
+            torch.testing.assert_close(found["state"][name], value, rtol=1e-6, atol=1e-9, msg=name)
+        for one, other in zip(found["found"], whole["found"], strict=True):
+            assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one, other, strict=True))
 
 
 def test_an_encoder_without_stages_gets_no_numbers(root, tmp_path, capsys):

@@ -1,10 +1,12 @@
 import re
+import shutil
 
 from copgen_fast import train
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages.report import table
 from copgen_fast.training.metrics import read_rows
 from tests.conftest import TINY
+from tests.helpers.voc_fixtures import write_set
 
 
 def test_the_page_is_self_contained_and_shows_everything(finished_run):
@@ -54,3 +56,20 @@ def test_the_table_has_a_column_for_whatever_numbers_come():
     names = ["linear_top1", "lowshot_top1", "lowshot_min", "rankme", "kernel"]
     assert [column.name for column in table.columns(results)] == names
     assert table.columns({"mine": {"of_my_own": 0.5}})[0].text({"of_my_own": 0.5}) == "0.50", "no accuracy"
+
+
+def test_detections_are_shown_and_counted_in_per_cent(copied_run, tmp_path, capsys):
+    write_set(tmp_path)
+    shutil.rmtree(copied_run / "probe")  # other evaluations may be chosen as long as no result is there
+    options = "iterations=1 batch=2 sizes=48 test_size=48 anchors=24 proposals=10 proposals_test=5 rois=8 precise_bn=0"
+    words = [f"detection.{word}" for word in (f"root={tmp_path}", "train=2007-trainval", *options.split())]
+    command = [*TINY, "--stages", "probe", "report", "--probe.evals", "detection", "--evals.options", *words]
+    assert train.main([*command, "--out", str(copied_run)]) == 0
+    said = capsys.readouterr().out
+    assert "detection: left out for Flatten" in said and "detection ap50 %" in said
+    page = (copied_run / "report.html").read_text()
+    assert len(re.findall('<span>(.*)</span><img src="data:image/png', page.partition("Detections in test")[2])) == 5
+    shutil.move(tmp_path / "VOCdevkit", tmp_path / "moved" / "VOCdevkit")
+    words[0] = f"detection.root={tmp_path / 'moved'}"
+    command = [*TINY, "--stages", "probe", "--probe.evals", "detection", "--evals.options", *words]
+    assert train.main([*command, "--out", str(copied_run)]) == 0, "where the images lie makes no other run"

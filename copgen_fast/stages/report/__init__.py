@@ -14,7 +14,7 @@ from copgen_fast.runtime import artifacts
 from copgen_fast.stages.pretrain import collapse_warning, has_collapsed
 from copgen_fast.stages.report import steering, table
 from copgen_fast.stages.report.charts import charts_of
-from copgen_fast.stages.report.strips import strips_of
+from copgen_fast.stages.report.strips import detections_of, strips_of
 from copgen_fast.stages.run import Run
 from copgen_fast.training.metrics import Row, read_rows
 
@@ -32,7 +32,10 @@ def run(run: Run) -> None:
         columns=table.columns(results),
         tables=tables(run),
         displacements={name: metrics.get(f"pairs.{name}.displacement_norm") for name in results},
-        pictures={section: [(name, embed(png)) for name, png in strips] for section, strips in strips_of(run).items()},
+        pictures={
+            section: [(name, embed(png)) for name, png in strips]
+            for section, strips in (strips_of(run) | detections_of(run)).items()
+        },
         charts={name: embed(png) for name, png in charts_of(run, logs, results).items()},
         speeds=speeds(run, results),
         warnings=warnings(run),

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from copgen_fast import generators, positives
+from copgen_fast.encoders import Encoder
+from copgen_fast.evals import detection
 from copgen_fast.images import pictures
 from copgen_fast.positives.navigator import untrained
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts, latents
+from copgen_fast.stages.probe import open_encoder
 from copgen_fast.stages.report import steering
 from copgen_fast.stages.run import Run
 
@@ -66,3 +69,16 @@ def strips_of(run: Run) -> Strips:
     more = latents.each(G.sample, range(2**31, 2**31 + 4 * COLUMNS))
     sections["Samples of the generator"] = [("", pictures.grid_png(draw(more), COLUMNS))]
     return sections
+
+
+def detections_of(run: Run) -> Strips:
+    """A section with a picture of each encoder's detections, where it was evaluated by them."""
+    if "detection" not in run.config.probe.evals:
+        return {}
+    pictures = []
+    for source in (*run.config.probe.baselines, *run.sources):
+        encoder = open_encoder(run, source)
+        if isinstance(encoder, Encoder):
+            path = detection.folder_of(encoder, run.folder) / detection.PICTURE
+            pictures.append((label(source), artifacts.require(path, "probe").read_bytes()))
+    return {"Detections in test images, in a colour a class (white: annotated)": pictures}

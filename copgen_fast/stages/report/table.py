@@ -16,7 +16,7 @@ class Column:
     Attributes:
         name: the number's.
         spread: name of its standard deviation, shown beside it.
-        percent: whether it is an accuracy, a fraction shown as per cent.
+        percent: whether it is an accuracy or an average precision, a fraction shown as per cent.
     """
 
     name: str
@@ -47,7 +47,11 @@ def columns(results: Results) -> list[Column]:
     accuracies = {found[1] for name in names if (found := re.match(r"(.+)_top\d+", name))}
     spreads = {name: _spread(name) for name in names if _spread(name) in names}
     return [
-        Column(name, spreads.get(name), re.sub(r"_(top\d+.*|[^_]+)$", "", name) in accuracies)
+        Column(
+            name,
+            spreads.get(name),
+            re.sub(r"_(top\d+.*|[^_]+)$", "", name) in accuracies or re.search(r"_ap\d*$", name) is not None,
+        )
         for name in names
         if name not in spreads.values()
     ]
