@@ -29,6 +29,10 @@ class CorruptArtifactError(CopgenError):
     """A file in the run folder is truncated or altered; the message names it."""
 
 
+class CorruptItemError(CorruptArtifactError):
+    """One image of a data set can't be decoded; a loader may take another in its place."""
+
+
 class NonFiniteError(CopgenError):
     """A NaN or an infinity appeared; the message names the step and the tensor."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.errors import CorruptItemError
 from copgen_fast.images.split import ArraySplit, Split, UnreadableImageError
 from copgen_fast.images.views import View
 
@@ -36,12 +36,12 @@ class RealPairs(Dataset):
         """The same image twice, uint8 [3, S, S], and its label, or -1.
 
         Raises:
-            CorruptArtifactError: it can't be decoded; the message names it.
+            CorruptItemError: it can't be decoded; the message names it.
         """
         try:
             image, label = self.split.read(index, self.view)
         except UnreadableImageError as error:
             fault = error.fault
             message = f"{fault.where} cannot be read as an image ({fault.why}): remove or replace it"
-            raise CorruptArtifactError(message) from error
+            raise CorruptItemError(message) from error
         return image, image, label if self.labelled else -1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 import mmap
@@ -301,15 +302,26 @@ def check_shards(shards: Collection[tuple[Path, Shard]]) -> None:
             bar.update()
 
 
-def check_file(path: Path, size: int, sha256: str) -> None:
+def check_file(path: Path, size: int, sha256: str, data: bytes | None = None) -> None:
     """Compare a file's size and sha256 with those in the index.
+
+    Args:
+        data: its bytes, where they are in memory already.
 
     Raises:
         UsageError: it is missing.
         CorruptArtifactError: it is truncated or altered.
     """
+    check_size(path, size)
+    digest = files.sha256(path) if data is None else hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise CorruptArtifactError(f"{path} is altered (its sha256 is not the one in index.json): {REMEDY}")
+
+
+def check_size(path: Path, size: int) -> None:
+    """`check_file` of the size alone."""
     found = artifacts.require(path, "pairs").stat().st_size
     if found < size:
         raise CorruptArtifactError(f"{path} is truncated ({found} of {size} bytes): {REMEDY}")
-    if found > size or files.sha256(path) != sha256:
-        raise CorruptArtifactError(f"{path} is altered (its sha256 is not the one in index.json): {REMEDY}")
+    if found > size:
+        raise CorruptArtifactError(f"{path} is altered ({found} bytes, {size} in index.json): {REMEDY}")

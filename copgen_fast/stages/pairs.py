@@ -73,7 +73,7 @@ def write(run: Run, name: str, source: PairSource, config: PairsConfig, identity
             run.ranks.mark(f"pairs {name}")
 
         summary = write_pairs(run.pairs_folder(name), source, config, identity, written)
-    if config.parts == 1:
+    if summary["written"] == config.count:
         run.checked.add(name)
     return summary
 

@@ -27,7 +27,7 @@ class Run:
     ranks: Ranks = ALONE
     """This process among those that compute the run; rank 0 alone writes into the folder."""
     checked: set[str] = field(default_factory=set)
-    """Sources whose shards this process has written or compared with their digests."""
+    """Sources of which this process has written every shard, so that none need be compared with its digest."""
 
     @property
     def sources(self) -> tuple[str, ...]:

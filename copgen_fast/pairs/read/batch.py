@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -120,4 +121,21 @@ class Batches(ABC):
 
     def _load_shards(self, step: int) -> Shards:
         """Start to read the whole shards of a step, where the sampler shuffles in windows."""
-        return {} if self.sampler.window is None else self._reader.load_shards(self.sampler.shards(step))
+        if self.sampler.window is None:
+            return {}
+        numbers = self.sampler.shards(step)
+        self._share(numbers)
+        return self._reader.load_shards(numbers)
+
+    def _first_read(self, step: int) -> list[int]:
+        """Shards that this rank compares with their digests before it returns the batch of a step.
+
+        Of the shards that all ranks read for the step, each is one rank's part, and no rank steps on before the others
+        have their batches. A single process compares them as it reads.
+        """
+        if not hasattr(self.dataset, "checks") or self.sampler.world == 1:
+            return []
+        return self._share({self.dataset.shard_of(index) for index in self.sampler.of_all_ranks(step)})
+
+    def _share(self, numbers: Iterable[int]) -> list[int]:
+        return self.dataset.checks.share(numbers, self.sampler.rank, self.sampler.world)

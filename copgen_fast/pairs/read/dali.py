@@ -107,10 +107,12 @@ class DaliBatches(Batches):
             raise
 
     def _plan(self, step: int) -> Callable[[], _Encoded]:
-        indices, shards = self.sampler.indices(step), self._load_shards(step)
-        return lambda: self._read(step, indices, shards)
+        indices, shards, first_read = self.sampler.indices(step), self._load_shards(step), self._first_read(step)
+        return lambda: self._read(step, indices, shards, first_read)
 
-    def _read(self, step: int, indices: list[int], shards: Shards) -> _Encoded:
+    def _read(self, step: int, indices: list[int], shards: Shards, first_read: list[int]) -> _Encoded:
+        for number in first_read:
+            self.dataset.checks(number)
         pairs, labels = zip(*(self._reader.encoded(index, shards) for index in indices), strict=True)
         files = [file for view in zip(*(pair.images for pair in pairs), strict=True) for file in view]
         return _Encoded(

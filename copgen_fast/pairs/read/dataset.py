@@ -15,8 +15,18 @@ from torch.utils.data import Dataset
 from copgen_fast import schema
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.pairs.codecs import CODECS, REMEDY
-from copgen_fast.pairs.format import check_file, key, member_table, members, plan, read_complete_index, unlisted_shards
+from copgen_fast.pairs.format import (
+    check_file,
+    check_size,
+    key,
+    member_table,
+    members,
+    plan,
+    read_complete_index,
+    unlisted_shards,
+)
 from copgen_fast.runtime.artifacts import require
+from copgen_fast.runtime.first_reads import FirstReads
 
 Pair = tuple[Tensor, Tensor, int]
 """Anchor and positive, both uint8 [3, H, W] with any strides, and the label; several positives are [K, 3, H, W]."""
@@ -51,11 +61,14 @@ class PairDataset(Dataset):
 
     Args:
         folder: as `write_pairs` wrote it.
-        check: compare every shard's size and sha256 with the index first.
+        check: compare every shard's size with the index at once, and its sha256 as it is first read.
+
+    Attributes:
+        checks: does the latter.
 
     Raises:
         UsageError: the index or shards are missing, or the folder holds shards that the index does not list.
-        CorruptArtifactError: a shard is truncated or altered; the message names it.
+        CorruptArtifactError: a shard is truncated or altered, here or as it is read; the message names it.
     """
 
     def __init__(self, folder: Path, check: bool = True) -> None:
@@ -63,10 +76,11 @@ class PairDataset(Dataset):
         self.index = read_complete_index(self.folder)
         self._spans = plan(self.index.count, self.index.shard_size)
         self._tables: dict[int, np.ndarray] = {}
+        self.checks = FirstReads(self._compare if check else None)
         for shard in self.index.shards:
             path = require(self.folder / shard.name, "pairs")
             if check:
-                check_file(path, shard.bytes, shard.sha256)
+                check_size(path, shard.bytes)
         if unlisted := unlisted_shards(self.folder, self.index.shards):
             raise UsageError(
                 f"{self.folder} holds {unlisted[0]}, which index.json does not list: remove it, or use another --out"
@@ -102,13 +116,26 @@ class PairDataset(Dataset):
         """Bytes of all images when decoded."""
         return (1 + self.index.positives) * self.index.count * int(np.prod(self.index.image_shape))
 
+    def shard_of(self, index: int) -> int:
+        """Number of the shard that a pair lies in."""
+        return index // self.index.shard_size
+
+    def _compare(self, number: int, data: bytes | None) -> None:
+        shard = self.index.shards[number]
+        check_file(self.folder / shard.name, shard.bytes, shard.sha256, data)
+
     def read(self, index: int, shard: bytes | None = None) -> EncodedPair:
-        """The encoded pair, from `shard` (its shard's bytes from `read_shard`) or from the file."""
+        """The encoded pair, from `shard` (its shard's bytes from `read_shard`) or from the file.
+
+        Raises:
+            CorruptArtifactError: its shard is altered.
+        """
         if not 0 <= index < self.index.count:
             raise IndexError(f"index: expected 0 .. {self.index.count - 1}, got {index}")
         number, row = divmod(index, self.index.shard_size)
         span = self._spans[number]
         path = self.folder / span.name
+        self.checks(number, shard)
         if number not in self._tables:
             self._tables[number] = member_table(
                 path, span.first, span.count, self.index.codec, shard, self.index.positives
@@ -125,8 +152,10 @@ class PairDataset(Dataset):
         return EncodedPair(index, tuple(images), record)
 
     def read_shard(self, number: int) -> bytes:
-        """A shard's bytes."""
-        return (self.folder / self._spans[number].name).read_bytes()
+        """A shard's bytes, compared with their digest."""
+        data = (self.folder / self._spans[number].name).read_bytes()
+        self.checks(number, data)
+        return data
 
     def decode(self, pair: EncodedPair) -> Pair:
         """Anchor, positive and label.

@@ -123,9 +123,12 @@ class PairBatches(Batches):
     def _plan(self, step: int) -> Callable[[], Ready]:
         indices = self.sampler.indices(step)
         shards = {} if self._cache and self._cache.full else self._load_shards(step)
-        return lambda: self._make(indices, shards)
+        first_read = self._first_read(step)
+        return lambda: self._make(indices, shards, first_read)
 
-    def _make(self, indices: list[int], shards: Shards) -> Ready:
+    def _make(self, indices: list[int], shards: Shards, first_read: list[int]) -> Ready:
+        for number in first_read:
+            self.dataset.checks(number)
         on_gpu = self._stream is not None
         images = torch.empty(self._views, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
         labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=on_gpu)

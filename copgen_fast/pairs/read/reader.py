@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from torch.utils.data import Dataset
 
 from copgen_fast.config import OnCorrupt
-from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.errors import CorruptArtifactError, CorruptItemError
 from copgen_fast.pairs.read.dataset import EncodedPair, Pair, PairDataset
 
 Shards = dict[int, "Future[bytes]"]
@@ -54,9 +54,15 @@ class Reader:
         """
         while True:
             sound = self._sound(index)
-            encoded = self._read(sound, shards) if isinstance(self.dataset, PairDataset) else None
             try:
-                return self.dataset[sound] if encoded is None else self.dataset.decode(encoded)
+                if not isinstance(self.dataset, PairDataset):
+                    return self.dataset[sound]
+            except CorruptItemError as error:
+                self._reject(sound, error)
+                continue
+            encoded = self._read(sound, shards)  # an altered shard is none to go on without
+            try:
+                return self.dataset.decode(encoded)
             except CorruptArtifactError as error:
                 self._reject(sound, error)
 

@@ -89,9 +89,13 @@ class Sampler:
 
     def indices(self, step: int) -> list[int]:
         """The pairs of this rank's batch of a step."""
+        start = self.rank * self.rows
+        return self.of_all_ranks(step)[start : start + self.rows]
+
+    def of_all_ranks(self, step: int) -> list[int]:
+        """The pairs of the whole batch of a step."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch + self.rank * self.rows
-        return self.epoch(epoch)[start : start + self.rows].tolist()
+        return self.epoch(epoch)[position * self.batch : (position + 1) * self.batch].tolist()
 
     def epoch(self, epoch: int) -> Tensor:
         """`permutation` of an epoch."""

@@ -10,7 +10,7 @@ import torch
 
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 from copgen_fast.pairs.format import member_table, read_index
-from copgen_fast.pairs.read import dali
+from copgen_fast.pairs.read import dali, dataset
 from copgen_fast.pairs.read.loader import PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.read.reader import Reader
 from tests.helpers.pairs_fixtures import CONFIG, update_digest, write
@@ -144,7 +144,7 @@ def test_a_record_of_another_pair_is_corrupt(png, loader):
         batches(0)
 
 
-def test_a_shard_truncated_after_it_was_checked_is_named_and_never_skipped(png, loader):
+def test_a_shard_truncated_after_it_was_opened_is_named_and_never_skipped(png, loader):
     pairs = PairDataset(png)
     os.truncate(png / "shard-000001.tar", 900)
     for on_corrupt in ("stop", "skip"):
@@ -152,11 +152,11 @@ def test_a_shard_truncated_after_it_was_checked_is_named_and_never_skipped(png, 
             loader(pairs, Sampler(10, 10, 0), on_corrupt)(0)
 
 
-def test_a_shard_gone_after_it_was_checked_does_not_hang(png, loader):
+def test_a_shard_gone_after_it_was_opened_does_not_hang(png, loader):
     pairs = PairDataset(png)
     (png / "shard-000001.tar").unlink()
     for window in (None, 2):
-        with pytest.raises(FileNotFoundError, match=r"shard-000001\.tar"):
+        with pytest.raises((FileNotFoundError, UsageError), match=r"shard-000001\.tar"):
             loader(pairs, Sampler(10, 10, 0, shard_size=4, window=window), "skip")(0)
 
 
@@ -251,3 +251,32 @@ def test_sizes_are_checked_before_another_decoder_takes_the_files(on_corrupt, pn
     else:
         with pytest.warns(UserWarning, match="corrupt pair 5 skipped"):
             assert reader.encoded(5, {})[0].index == 6
+
+
+@pytest.mark.parametrize("window", [None, 1])
+def test_an_altered_shard_stops_the_first_step_that_reads_it(png, loader, window):
+    """Whatever `on_corrupt` says, as no part of such a shard can be trusted; steps before it don't read it."""
+    data = bytearray((png / "shard-000001.tar").read_bytes())
+    data[600] ^= 1
+    (png / "shard-000001.tar").write_bytes(data)
+    sampler = Sampler(10, 2, 1, shard_size=4, window=window)
+    batches = loader(PairDataset(png), sampler, "skip")
+    for step in range(5):
+        if any(index // 4 == 1 for index in sampler.indices(step)):
+            with pytest.raises(CorruptArtifactError, match=r"shard-000001\.tar is altered"):
+                batches(step)
+            break
+        batches(step)
+    assert step < 4
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_each_shard_is_hashed_once_by_all_ranks_together(png, loader, window, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(dataset, "check_file", lambda path, *_: hashed.append(path.name))
+    ranks = [loader(PairDataset(png), Sampler(10, 2, 0, rank, 2, 4, window)) for rank in (0, 1)]
+    for step in range(10):
+        for rank in ranks:
+            rank(step)
+    assert hashed.count("shard-000000.tar") <= 2, "each may read the first pair for its size"
+    assert sorted(name for name in hashed if "000000" not in name) == ["shard-000001.tar", "shard-000002.tar"]
