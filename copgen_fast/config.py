@@ -35,10 +35,11 @@ class GeneratorConfig:
     """Its options, as field=value; `--help NAME` lists them."""
     weights: Place | None = None
     """File of its weights (biggan-deep, consistency, turbo: folder); None takes those embedded in the package."""
-    level: Literal["published", "exact", "half", "graph"] = "exact"
-    """exact: rewritten to be fast, equal up to rounding, where the generator has such a form. half: that in half
-    precision, refused where images change visibly. graph: half, and pairs are drawn by a CUDA graph. published: as it
-    was trained."""
+    level: Literal["auto", "published", "exact", "half", "graph"] = "auto"
+    """auto: half on a GPU, but exact where half changes images visibly, and on the CPU; the choice is recorded. exact:
+    rewritten to be fast, equal up to rounding, where the generator has such a form. half: that in half precision,
+    refused where images change visibly. graph: half, and pairs are drawn by a CUDA graph. published: as it was
+    trained."""
     checkpoint: bool = False
     """Compute each block's activations again in the navigator's backward rather than keep them: less memory, one
     more forward. For bigbigan, biggan-deep, stylegan2, consistency and turbo."""

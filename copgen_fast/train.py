@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from copgen_fast import __version__, augmentations, evals, generators, methods, options, positives, registry
-from copgen_fast.config import STAGES, RunConfig, faults, pairs_drawn
+from copgen_fast.config import STAGES, GeneratorConfig, RunConfig, faults, pairs_drawn
 from copgen_fast.errors import CopgenError, ExhaustedError, UsageError, command, exhausted, explain
 from copgen_fast.ops import backends
 from copgen_fast.pairs.read import dali
@@ -184,6 +184,7 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
     config = dataclasses.replace(config, precision=devices.resolve_precision(config.precision, device))
     optimizers.resolve(config.optimizer.impl, device)
     folder = Path(config.out)
+    config = dataclasses.replace(config, generator=_with_level(config, folder, device))
     with contextlib.ExitStack() as held:
         if ranks.first:
             expect_own(config, folder, ranks)  # before a file of ours is in it
@@ -195,6 +196,19 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
                 f"--out {folder} is not the same folder for all processes: choose one that all hosts share"
             )
         yield Run(config, folder, device, ranks)
+
+
+def _with_level(config: RunConfig, folder: Path, device: torch.device) -> GeneratorConfig:
+    """The generator with the level of the run in `folder` or, where that has none yet, the device's; `auto` stays where
+    no stage draws images.
+    """
+    record = folder / "config.json"
+    if config.generator.level == "auto" and record.exists():
+        recorded = artifacts.read_json(record).get("generator.level")
+        if recorded in ("exact", "half"):
+            return dataclasses.replace(config.generator, level=recorded)
+    draws = {"steering", "navigator", "pairs"} & set(config.stages) or config.pretrain.data == "online"
+    return generators.resolve_level(config.generator, device) if draws else config.generator
 
 
 def record_run(config: RunConfig, folder: Path, device: torch.device, ranks: Ranks) -> None:
@@ -223,7 +237,8 @@ def expect_own(config: RunConfig, folder: Path, ranks: Ranks) -> None:
         there = {name: value for name, value in defaults(config).items() if name in wanted} | there
         # Options of a part that this configuration lacks: that the part itself is missing is said already.
         there = {name: value for name, value in there.items() if name in wanted or ".options." not in name}
-        open_still = _undecided(config, folder)
+        undrawn = ("generator.level",) if there.get("generator.level") == "auto" else ()
+        open_still = (*_undecided(config, folder), *undrawn)
         there = {name: value for name, value in there.items() if not name.startswith(open_still)}
         changed = changes(there, {name: value for name, value in wanted.items() if not name.startswith(open_still)})
         if changed and present - {record.name, "versions.json"}:

@@ -189,7 +189,7 @@ def test_files_are_the_same_wherever_they_lie_if_their_content_is(tmp_path, monk
         ('{"seed": 1' + "0" * 19 + "}", "config.json: seed: expected an integer of 64 bits"),
         ('{"pairs.positives": [1]}', "config.json: pairs.positives[0]: expected text, got 1"),
         ('{"method": null}', "config.json: method: expected text, got None"),
-        ('{"generator.level": "turbo"}', "config.json: generator.level: expected one of ('published'"),
+        ('{"generator.level": "turbo"}', "config.json: generator.level: expected one of ('auto'"),
         ('{"generator.options.a": {}}', "config.json: generator.options.a: expected a list, got {}"),
         ("\ud800", "is not valid JSON ('utf-8' codec"),
     ],
@@ -251,6 +251,18 @@ def test_a_run_of_a_version_without_some_option_goes_on(copied_run, capsys):
     supervised = [*TINY, "--method", "supcon", "--out", str(copied_run)]
     assert "method (simclr there, supcon here)" in fails(supervised, capsys)
     assert main([*TINY, "--out", str(copied_run), "--stages", "pairs"]) == 0
+
+
+def test_a_run_keeps_the_level_of_its_generator_whatever_device_it_goes_on_with(copied_run, tmp_path):
+    record = copied_run / "config.json"
+    assert json.loads(record.read_text())["generator.level"] == "exact", "what auto is on the CPU"
+    artifacts.write_json(record, json.loads(record.read_text()) | {"generator.level": "half"})
+    assert main([*TINY, "--out", str(copied_run), "--stages", "report"]) == 0
+    assert json.loads(record.read_text())["generator.level"] == "half"
+    real = [*TINY, "--pretrain.data", "real", "--pretrain.epochs", "1", "--out", str(tmp_path / "real")]
+    assert main([*real, "--stages", "pretrain"]) == 0
+    record = tmp_path / "real" / "config.json"
+    assert json.loads(record.read_text())["generator.level"] == "auto", "no stage has drawn an image"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def examine(
     Raises:
         UsageError: the generator can't be built, or no stage can use it.
     """
+    config = generators.resolve_level(config, device)
     G = generators.load(config, device)
     checked = generators.check(G, config, device)
     with torch.no_grad():

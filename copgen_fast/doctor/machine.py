@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import torch
 
 from copgen_fast import __version__
+from copgen_fast.ops.backend import triton_lacks
 from copgen_fast.runtime import machine
 from copgen_fast.runtime.memory import available_memory
 
@@ -39,6 +40,8 @@ def facts(device: torch.device) -> Iterator[Fact]:
     yield from _gpus()
     yield Fact("PyTorch", f"{torch.__version__}, {_built_for()}")
     yield Fact("Triton", machine.version("triton"), "pip install triton (fused ops on GPUs)")
+    lacking = triton_lacks()
+    yield Fact("Triton's launcher", None if lacking else "can be compiled", f"on a GPU Triton needs {lacking}")
     yield Fact("C++ compiler", _tool(os.environ.get("CXX", "c++")), "set CXX (builds the CPU's fused ops)")
     nvcc = os.environ.get("CUDA_HOME", "")
     yield Fact("nvcc", _tool(f"{nvcc}/bin/nvcc" if nvcc else "nvcc"), "set CUDA_HOME (builds InfoNCE for Turing)")

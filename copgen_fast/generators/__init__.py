@@ -34,6 +34,7 @@ __all__ = [
     "expect_size",
     "load",
     "optimize",
+    "resolve_level",
 ]
 
 
@@ -162,6 +163,7 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         UsageError: see `build`; `config.checkpoint` for a generator without such a form; a graph without a GPU.
         CopgenError: see `optimize`.
     """
+    config = resolve_level(config, device)
     published = build(config.name, config.weights, config.options).to(device)
     if config.prior is not None:
         if published.prior == "own":
@@ -187,6 +189,28 @@ def load(config: GeneratorConfig, device: torch.device, batch: int | None = None
         generator.record["difference"] = dataclasses.asdict(generator.difference)
         print(f"generator {config.name}: {generator.half_dtype} differs by {generator.difference}", flush=True)
     return generator
+
+
+def resolve_level(config: GeneratorConfig, device: torch.device) -> GeneratorConfig:
+    """The configuration with a level that is not `auto`: half on a GPU, but exact where half is refused, which is
+    printed, and on other devices, whose half precision is slower.
+
+    Raises:
+        UsageError: see `load`.
+    """
+    if config.level != "auto":
+        return config
+    half, exact = (dataclasses.replace(config, level=level) for level in ("half", "exact"))
+    if device.type != "cuda":
+        return exact
+    try:
+        load(half, device)
+    except CopgenError as error:
+        load(exact, device)  # raises what half precision is not to blame for
+        print(f"generator {config.name}: level exact, as {error}", flush=True)
+        return exact
+    print(f"generator {config.name}: level half", flush=True)
+    return half
 
 
 _CHECKED: dict[tuple[object, ...], Findings] = {}

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import gpu
 from bench.__main__ import AREAS, main
@@ -90,16 +91,49 @@ def test_the_exit_code_is_of_required_parts_and_all_targets(measured, tmp_path, 
     assert "FAIL" in capsys.readouterr().out
 
 
-def test_the_command_forgets_earlier_results(measured, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def complete(monkeypatch):
+    """A machine that lacks nothing."""
+    monkeypatch.setattr(gpu, "missing", lambda: ([], []))
+
+
+def test_the_command_forgets_earlier_results(complete, measured, tmp_path, monkeypatch, capsys):
     measured()
     monkeypatch.setattr(gpu, "parts", lambda folder: [part("nothing", "")])
     assert main(["gpu", str(tmp_path), "--seconds", "100"]) == 1
     assert "nothing was measured" in capsys.readouterr().out
 
 
+def test_what_is_missing_is_said_first_and_without_a_gpu_nothing_starts(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu, "triton_lacks", lambda: "a C compiler: install gcc")
+    monkeypatch.setattr(gpu, "INSTALLED", {"reference"})
+    monkeypatch.setattr(gpu, "run", lambda *_: pytest.fail("a part was started"))
+    assert main(["gpu", str(tmp_path / "results")]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("missing: ") for line in lines) and not (tmp_path / "results").exists()
+    for name in ("pytest", "xdist", "a GPU", "a C compiler", "pip install triton", "the CUDA extension", "DALI"):
+        assert sum(name in line for line in lines) == 1, name
+
+
+def test_what_only_some_parts_need_stops_nothing(measured, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "missing", lambda: ([], ["for the DALI loader, the package"]))
+    monkeypatch.setattr(gpu, "parts", lambda folder: [part("one", "print('ran')")])
+    main(["gpu", str(tmp_path), "--seconds", "100"])
+    said = capsys.readouterr().out
+    assert said.startswith("missing: for the DALI loader") and "ran" in said
+
+
+def test_the_budgets_of_all_parts_fit_nine_minutes():
+    assert sum(part.seconds for part in gpu.parts(Path("out"))) + 15 <= 540
+
+
 def test_tests_come_first_and_every_test_that_needs_a_gpu_is_among_them():
     parts = gpu.parts(Path("out"))
-    assert parts[0].name == "tests-kernels" and len({part.name for part in parts}) == len(parts)
+    tested = [part.name.startswith("tests-") for part in parts]
+    assert tested == sorted(tested, reverse=True), "what is wrong matters more than what is slow"
+    assert len({part.name for part in parts}) == len(parts)
     assert {part.arguments[2] for part in parts if part.arguments[1] == "bench"} <= set(AREAS)
     named = {argument for part in parts for argument in part.arguments if argument.startswith("tests/")}
     assert all((gpu.ROOT / name).exists() for name in named)

@@ -9,7 +9,7 @@ from sklearn.svm import SVC
 
 from copgen_fast import generators
 from copgen_fast.config import GeneratorConfig
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.generators import digits
 from copgen_fast.images import sets
 from copgen_fast.runtime import latents
@@ -166,3 +166,31 @@ def test_checkpoints_of_a_generator_without_them_are_refused():
 def test_a_graph_without_a_gpu_is_refused():
     with pytest.raises(UsageError, match="generator.level: graph needs a GPU, and the run is on cpu"):
         generators.load(GeneratorConfig(level="graph"), torch.device("cpu"), batch=4)
+
+
+@pytest.mark.parametrize(
+    ("device", "fault", "level", "said"),
+    [
+        ("cpu", None, "exact", ""),
+        ("cuda", None, "half", "level half"),
+        ("cuda", CopgenError("torch.float16 changes the images too much"), "exact", "too much"),
+        ("cuda", UsageError("it can't compute in torch.float16"), "exact", "can't compute"),
+    ],
+)
+def test_by_itself_a_gpu_takes_half_precision_where_that_changes_nothing(
+    monkeypatch, capsys, device, fault, level, said
+):
+    def load(config, device):
+        if fault is not None and config.level == "half":
+            raise fault
+
+    monkeypatch.setattr(generators, "load", load)
+    assert generators.resolve_level(GeneratorConfig(), torch.device(device)).level == level
+    assert said in capsys.readouterr().out
+    assert generators.resolve_level(GeneratorConfig(level="published"), torch.device(device)).level == "published"
+
+
+def test_what_keeps_a_generator_from_loading_at_all_is_not_taken_for_a_fault_of_half_precision(tmp_path):
+    config = GeneratorConfig(weights=str(tmp_path / "none.safetensors"))
+    with pytest.raises(UsageError, match="none.safetensors"):
+        generators.resolve_level(config, torch.device("cuda"))
