@@ -88,8 +88,8 @@ class Estimate:
         lines = [
             f"  {self.name}: {self.what}",
             f"    {1 / self.seconds:.3g} samples/s ({slow:.3g} to {fast:.3g} in {self.steps} steps of {self.batch}): "
-            f"{_duration(self.hours)} for {self.samples:,} samples "
-            f"({_duration(hours * self.fastest)} to {_duration(hours * self.slowest)})",
+            f"{duration(self.hours)} for {self.samples:,} samples "
+            f"({duration(hours * self.fastest)} to {duration(hours * self.slowest)})",
         ]
         if self.largest_batch is None:
             return "\n".join([*lines, "    largest batch: memory cannot be measured here"])
@@ -101,7 +101,8 @@ class Estimate:
         return "\n".join(lines)
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """A time in minutes, hours or days."""
     if hours < 2:
         return f"{hours * 60:.0f} min"
     if hours < 72:
