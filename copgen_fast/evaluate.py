@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +21,7 @@ from copgen_fast.convert.load_encoder import EncoderOptions, LoadedEncoder
 from copgen_fast.errors import CopgenError, UsageError, command
 from copgen_fast.images.transfer_sets import rules
 from copgen_fast.options import Count, Range, Seed, parse
-from copgen_fast.runtime import artifacts, devices
+from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.interrupts import handle_signals
 from copgen_fast.stages import Run
 from copgen_fast.stages.probe import measure, pairs_of
@@ -199,20 +198,26 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(EvaluateConfig, arguments, COMMAND)
     if not options.evals:
         raise UsageError("--evals: expected at least one")
+    if distributed.world_size() > 1 and (options.sets or not all(map(evals.is_shared, options.evals))):
+        raise UsageError("several processes share --evals detection alone: evaluate the rest by one, without torchrun")
     out = results_file(options)
-    device = devices.resolve(options.device, options.precision)
+    device = devices.resolve(distributed.local_device(options.device), options.precision)
     devices.make_current(device)
-    with handle_signals(), devices.full_float32():
+    with handle_signals(), devices.full_float32(), distributed.joined(device, RunConfig.timeout) as ranks:
         loaded = load_encoder.load(options.file, options.encoder)
-        print(loaded.summary, flush=True)
-        run = evaluation(options, loaded, device)
+        if ranks.first:
+            print(loaded.summary, flush=True)
+        run = dataclasses.replace(evaluation(options, loaded, device), ranks=ranks)
         evals.freeze(loaded.module, run, loaded.run and pairs_of(run, options.file.absolute().parents[1].name))
         if options.sets:
             print(set_tables(options, measure_sets(options, loaded, device, out)))
         else:
             evals.expect_data(run.config)
-            expect_features(loaded.module, run)
-            results = measure(loaded.module, run, "evaluate")
+            if ranks.first:
+                expect_features(loaded.module, run)
+            results = measure(loaded.module, run, "evaluate", ranks)
+            if not ranks.first:
+                return 0
             artifacts.write_record(out, record(loaded, run, results))
             print(table.text({options.file.stem: results}))
     print(f"wrote {out}")
@@ -220,4 +225,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())

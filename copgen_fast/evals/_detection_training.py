@@ -43,7 +43,6 @@ class Recipe:
         test_size: in tests.
         max_size: of the longer side, which may make the shorter one smaller.
         precise_bn: batches that estimate batch norm's statistics anew in the end.
-        amp: train in the run's precision; else in float32.
     """
 
     iterations: int
@@ -55,7 +54,6 @@ class Recipe:
     test_size: int
     max_size: int
     precise_bn: int
-    amp: bool
 
     def learning_rate(self, step: int) -> float:
         """That of a step."""
@@ -184,7 +182,7 @@ def train(
     device = detector.mean.device
     detector = sync_bn.convert_sync_bn(detector, config.bn, ranks, device)
     called = data_parallel(detector.train(), ranks)
-    precision = config.precision if recipe.amp else "fp32"
+    precision = config.probe.precision
     sgd = optimizers.sgd(param_groups(detector), recipe.lr, _MOMENTUM, _WEIGHT_DECAY, config.optimizer.impl, device)
     scaler = devices.grad_scaler(device, precision)
     batches = Batches(images, recipe, config.seed, device, ranks)
@@ -244,7 +242,7 @@ def detect(
     with progress(len(share), "detection test", "images", disable=not ranks.first) as bar:
         for number in range(len(share)):
             _expect_no_stop()
-            with devices.autocast(device, precision if recipe.amp else "fp32"):
+            with devices.autocast(device, precision):
                 (found,) = detector([devices.send(plan(number), device)])
             rows = torch.cat([found.boxes, found.labels[:, None], found.scores[:, None]], 1)
             table[number, : len(rows)] = rows

@@ -75,8 +75,6 @@ class Config:
     """Proposals of an image that the second stage trains on."""
     precise_bn: CountOrZero = 200
     """Batches that estimate batch norm's statistics anew after training (PreciseBN)."""
-    amp: bool = True
-    """Train in --precision; False: in float32, as detectron2 does by default."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -99,7 +97,6 @@ class Config:
             test_size=self.test_size,
             max_size=self.max_size or longest,
             precise_bn=self.precise_bn,
-            amp=self.amp,
         )
 
     def shape(self) -> Shape:
@@ -132,7 +129,7 @@ def read(config: Config, run_config: RunConfig) -> tuple[AnnotatedSet, Annotated
 def _read(root: str, train_lists: tuple[str, ...], test_lists: tuple[str, ...]) -> tuple[AnnotatedSet, AnnotatedSet]:
     train = voc.read(root, train_lists)
     test = voc.read(root, test_lists, train.classes)
-    for part in (train, test):
+    for part in (train, test) if distributed.first() else ():
         part.warn()
     with_boxes = tuple(image for image in train.images if len(image.labels))
     return dataclasses.replace(train, images=with_boxes), test
@@ -169,7 +166,7 @@ def evaluate(encoder: Callable[[Tensor], Tensor], config: Config, run: EvalRun) 
     detector = detector.to(run.device, memory_format=torch.channels_last)
     ranks.barrier("the start of detection")
     detector = _detection_training.train(detector, train.images, recipe, run.config, folder, ranks)
-    found = _detection_training.detect(detector, test.images, recipe, run.config.precision, ranks)
+    found = _detection_training.detect(detector, test.images, recipe, run.config.probe.precision, ranks)
     truth = [_voc_ap.Truth(image.boxes, image.labels, image.difficult) for image in test.images]
     if ranks.first:
         artifacts.write_bytes(folder / PICTURE, _detection_picture.png(test, found))
@@ -193,7 +190,7 @@ def _record(config: Config, run_config: RunConfig, train: AnnotatedSet, mean: An
         sha.update(f"{image.path.name} {image.boxes.tolist()} {image.labels.tolist()}\n".encode())
     options = dataclasses.asdict(config.recipe()) | dataclasses.asdict(config.shape())
     options |= {"classes": train.classes, "mean": mean, "std": std, "images": sha.hexdigest()}
-    options |= {"seed": run_config.seed, "precision": run_config.precision, "bn": run_config.bn}
+    options |= {"seed": run_config.seed, "precision": run_config.probe.precision, "bn": run_config.bn}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 

@@ -1,5 +1,6 @@
 """Training of the detector: schedules, batches, resume to the bit, and the whole evaluation on tiny images."""
 
+import contextlib
 import dataclasses
 import io
 import socket
@@ -194,12 +195,16 @@ def test_statistics_of_batch_norm_are_estimated_anew(root, tmp_path):
 
 def test_two_processes_train_the_same_detector(root, tmp_path):
     whole = detection_ranks.trained(ALONE, root, tmp_path / "whole")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "tests.helpers.detection_ranks", "2", port, str(root), str(tmp_path)]
-    child = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(2)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        ports = ",".join(str(free.getsockname()[1]) for free in sockets)
+    torch.save(tiny_encoder(width=16).state_dict(), tmp_path / "encoder.pth")
+    words = [sys.executable, "-m", "tests.helpers.detection_ranks", "2", ports, str(root), str(tmp_path)]
+    child = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
     assert child.returncode == 0, child.stderr
+    assert child.stdout.count("detection ap50 %") == 1 and (tmp_path / "encoder.digits.json").exists()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in whole["state"].items():

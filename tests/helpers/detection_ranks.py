@@ -1,6 +1,6 @@
 """A detector trained by several processes; test_detection.py starts it.
 
-python -m tests.helpers.detection_ranks WORLD PORT ROOT FOLDER
+python -m tests.helpers.detection_ranks WORLD PORTS ROOT FOLDER
 """
 
 import multiprocessing
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from copgen_fast import registry
+from copgen_fast import evaluate, registry
 from copgen_fast.config import RunConfig
 from copgen_fast.evals import _detection_training as training
 from copgen_fast.evals._faster_rcnn import FasterRCNN
@@ -19,33 +19,38 @@ from copgen_fast.runtime import distributed
 from tests.helpers.voc_fixtures import tiny_encoder
 
 CPU = torch.device("cpu")
-WORDS = "iterations=2 batch=4 lr=0.01 warmup=0 sizes=48,64 test_size=64 max_size=80 anchors=16,32 proposals=40 rois=8"
+WORDS = "iterations=2 batch=4 lr=0.01 warmup=0 sizes=48,64 test_size=64 max_size=80 anchors=16,32 proposals=40 rois=8 "
+WORDS += "proposals_test=10 precise_bn=1"
 
 
 def trained(ranks, root, folder):
     """Final state in float64, and what is found in the test images."""
-    config = registry.options("evals", "detection", [*WORDS.split(), "proposals_test=10", "precise_bn=1"])
+    config = registry.options("evals", "detection", WORDS.split())
     train = voc.read(root, ["2007-trainval"])
     test = voc.read(root, ["2007-test"])
     torch.manual_seed(0)
     detector = FasterRCNN(tiny_encoder(), 2, (0.5,) * 3, (0.5,) * 3, config.shape()).double()
-    run = RunConfig(precision="fp32", log_every=1)
+    run = RunConfig(log_every=1)
     detector = training.train(detector, train.images, config.recipe(), run, folder, ranks)
     found = training.detect(detector, test.images, config.recipe(), "fp32", ranks)
     return {"state": detector.state_dict(), "found": [tuple(each) for each in found]}
 
 
-def rank_main(rank, world, port, root, folder):
+def rank_main(rank, world, ports, root, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
     with distributed.joined(CPU, 60.0) as ranks:
         torch.save(trained(ranks, root, folder), folder / f"{rank}.pt")
+    os.environ["MASTER_PORT"] = ports[1]
+    words = [f"detection.{word}" for word in (f"root={root}", "train=2007-trainval", *WORDS.split())]
+    options = ["--evals", "detection", "--evals.options", *words, "--device", "cpu"]
+    sys.exit(evaluate.main([str(folder / "encoder.pth"), *options]))
 
 
-def main(world, port, root, folder):
+def main(world, ports, root, folder):
     torch.set_num_threads(1)
     start = multiprocessing.get_context("fork").Process
-    processes = [start(target=rank_main, args=(rank, world, port, root, folder)) for rank in range(world)]
+    processes = [start(target=rank_main, args=(rank, world, ports, root, folder)) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:
@@ -54,4 +59,4 @@ def main(world, port, root, folder):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    main(int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3], Path(sys.argv[4]))
