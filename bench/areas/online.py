@@ -18,6 +18,7 @@ from bench.rows import Candidate, Options, Row, chosen, compare
 from copgen_fast import generators
 from copgen_fast.config import EncoderConfig, PairsConfig, PretrainConfig, RunConfig
 from copgen_fast.generators.bigbigan import BigBiGAN
+from copgen_fast.generators.cifar10_dcgan import Cifar10DCGAN
 from copgen_fast.pairs.online import OnlinePairs
 from copgen_fast.pairs.read.loader import PairDataset, open_batches
 from copgen_fast.pairs.write.source import PairSource
@@ -26,7 +27,8 @@ from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import devices, machine, seeds
 from copgen_fast.runtime.latents import NamedPrior, sample_each
 
-_AT_HAND = "same steps, batch at hand"
+_PNG, _AT_HAND = "same steps, PNG shards", "same steps, batch at hand"
+_WRITE = "no steps, their pairs written as PNG shards"
 
 
 def digits() -> nn.Module:
@@ -38,6 +40,17 @@ def bigbigan() -> nn.Module:
     """BigBiGAN's layers at a sixth of their width, 32 px, with random weights."""
     with seeds.seeded("bench generator"):
         return BigBiGAN(16, 32).eval().requires_grad_(False)
+
+
+def cifar10_dcgan() -> nn.Module:
+    """CIFAR-10's published DCGAN, 32 px, with random weights; its batch norms see their own statistics."""
+    with seeds.seeded("bench generator"), torch.no_grad():
+        G = Cifar10DCGAN().requires_grad_(False)
+        for module in G.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0  # of this one batch, as images would be grey otherwise
+        G(torch.randn(256, G.latent_dim))
+    return G.eval()
 
 
 @dataclass(frozen=True)
@@ -59,14 +72,24 @@ class Case:
         return f"{self.make.__name__}, {self.encoder.name}/{self.encoder.width} B={self.batch}, {self.steps} steps"
 
 
-CASES = (Case(digits), Case(bigbigan))
+CASES = (Case(digits), Case(cifar10_dcgan), Case(bigbigan))
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """A row of each case beside steps on PNG and raw shards, and on one batch at hand."""
+    """A row of each case beside steps on PNG and raw shards and on one batch at hand, and beside writing the shards."""
     for case, device in chosen(CASES, options):
         with tempfile.TemporaryDirectory() as folder:
-            yield from _rows(case, Path(folder), device, options)
+            found = {row.peer: row for row in _rows(case, Path(folder), device, options)}
+        yield from found.values()
+        if _PNG in found and _WRITE in found:
+            print(crossing(found[_PNG].ours_ms, found[_PNG].peer_ms, found[_WRITE].peer_ms), flush=True)
+
+
+def crossing(online: float, shards: float, write: float) -> str:
+    """After how many epochs shards, written once in `write`, have cost less than online pairs: in words."""
+    if online <= shards:
+        return "online pairs cost less than PNG shards, whatever the number of epochs"
+    return f"online pairs cost less than PNG shards up to {write / (online - shards):.1f} epochs"
 
 
 def _rows(case: Case, folder: Path, device: torch.device, options: Options) -> Iterator[Row]:
@@ -85,13 +108,21 @@ def _rows(case: Case, folder: Path, device: torch.device, options: Options) -> I
     at_hand = batches["online"](0)
     calls = {name: _call(case, config, device, fetch) for name, fetch in batches.items()}
     peers = {
-        "same steps, PNG shards": calls["png"],
+        _PNG: calls["png"],
         "same steps, raw shards": calls["raw"],
         _AT_HAND: _call(case, config, device, lambda _: at_hand),
+        _WRITE: _write(case, of, folder),
     }
     bound = _steps.products("encoder, two views", case.batch * case.steps, peers[_AT_HAND], precision, device)
     mine = Candidate("online", str(case), "pytorch", precision, "step", calls["online"], bound)
     yield from compare([mine], peers, options, device)
+
+
+def _write(case: Case, of: PairSource, folder: Path) -> Call:
+    """A function that writes the pairs of `case.steps` steps as PNG shards, anew each time."""
+    pairs = PairsConfig(count=case.steps * case.batch, codec="png", workers=machine.cores())
+    numbers = itertools.count()
+    return lambda: write_pairs(folder / f"written{next(numbers)}", of, pairs, {})
 
 
 def source(case: Case, device: torch.device) -> PairSource:
@@ -101,7 +132,7 @@ def source(case: Case, device: torch.device) -> PairSource:
     def positive(z: torch.Tensor, of: list[int]) -> torch.Tensor:
         return z + 0.2 * sample_each("truncnorm", [(seed, 1) for seed in of], G.latent_dim)
 
-    return PairSource(G, positive, G.latent_dim, NamedPrior("truncnorm", G.latent_dim), device)
+    return PairSource(G, positive, G.latent_dim, NamedPrior(getattr(G, "prior", "truncnorm"), G.latent_dim), device)
 
 
 def _call(case: Case, config: RunConfig, device: torch.device, fetch: Fetch) -> Call:
