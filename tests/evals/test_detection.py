@@ -221,7 +221,7 @@ def test_an_encoder_without_stages_gets_no_numbers(root, tmp_path, capsys):
 def test_data_are_checked_before_anything_runs(root, tmp_path):
     with pytest.raises(UsageError, match="needs the folder that holds VOCdevkit: --evals.options detection.root=FOLD"):
         expect_data(run_of(tmp_path, *TINY).config)
-    expect_data(run_of(tmp_path, *TINY, data=DataConfig(root=str(root))).config)
+    expect_data(run_of(tmp_path, *TINY, data=DataConfig("folder", str(root))).config)  # no class folders are needed
     with pytest.raises(UsageError, match="VOC2012/ImageSets/Main/trainval.txt is missing"):
         expect_data(run_of(tmp_path, f"root={root}").config)
     with pytest.raises(ValueError, match="sizes: expected at least one"):
