@@ -19,7 +19,7 @@ from copgen_fast.errors import NonFiniteError, UsageError
 from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, real_images
 from copgen_fast.evals._vissl import epoch_order, stepped, test_view, train_view
 from copgen_fast.evals.linear import accuracies
-from copgen_fast.files import read_bytes
+from copgen_fast.files import expect_file, read_bytes
 from copgen_fast.images.sets import OpenSet
 from copgen_fast.images.split import ArraySplit, Split
 from copgen_fast.options import Count, LearningRate, Place, Range, check_ranges
@@ -54,7 +54,9 @@ class Config:
 
 
 def check(config: Config, train_labels: Tensor) -> None:
-    """Raises UsageError where a fraction leaves a class without labels."""
+    """Raises UsageError where a list is missing, or a fraction leaves a class without labels."""
+    for path in config.lists:
+        expect_file(path)
     for fraction in () if config.lists else config.fractions:
         draw(train_labels, fraction, 0)
 
@@ -118,20 +120,25 @@ def draw(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def listed(split: Split, path: Path) -> Tensor:
-    """Indices of the images whose file names, without folders, are the lines of a file.
+    """Indices of the images that the lines of a file name, as FILE or, where several are called so, as CLASS/FILE.
 
     Raises:
-        UsageError: the images have no names, or one that is named is not there.
+        UsageError: the images have no names, or one that is named is not there or one of several.
     """
     if isinstance(split, ArraySplit):
         raise UsageError(f"{path} names files, and the training images are none: take semi-supervised.fractions")
-    rows = {Path(split.where(index)).name: index for index in range(split.count)}
     names = read_bytes(path).decode(errors="replace").split()
-    if absent := [name for name in names if name not in rows]:
-        raise UsageError(f"{path} names {len(absent)} images that are not in {split.name}, such as {absent[0]}")
     if not names:
         raise UsageError(f"{path} is empty: name a training image in each line")
-    return torch.tensor(sorted(rows[name] for name in set(names)))
+    parts = "/" in names[0]
+    found: dict[str, list[int]] = {}
+    for index in range(split.count):
+        found.setdefault("/".join(split.where(index).split("/")[-1 - parts :]), []).append(index)
+    if faults := [name for name in names if len(found.get(name, ())) != 1]:
+        count = len(found.get(faults[0], ()))
+        why = f"{count} are called so, give CLASS/FILE" if count else f"it is not in {split.name}"
+        raise UsageError(f"{path}: {len(faults)} of its lines name no image, such as {faults[0]} ({why})")
+    return torch.tensor(sorted({found[name][0] for name in names}))
 
 
 def _fine_tuned_scores(

@@ -26,24 +26,37 @@ def features():
     return centres[labels] + torch.randn(150, 12, generator=generator, dtype=torch.float64) * 2 + 3, labels
 
 
+def probabilities(features, weights):
+    return torch.addmm(weights[:, -1], features, weights[:, :-1].T).softmax(1)
+
+
+@pytest.mark.parametrize("rotate", [True, False])
 @pytest.mark.parametrize("l2", [1e-2, 1.0, 100.0])
-def test_heads_equal_scikit_learns(features, l2):
+def test_heads_equal_scikit_learns(features, l2, rotate):
     x, y = features
-    ours = lbfgs.fit(x, y, l2, torch.zeros(5, 13, dtype=torch.float64), 1000)
+    ours = lbfgs.along_principal_axes(x, x)[0] if rotate else x
+    weights = lbfgs.fit(ours, y, l2, torch.zeros(5, 13, dtype=torch.float64), 1000)
     peer = LogisticRegression(C=1 / l2, tol=1e-9, max_iter=10000).fit(x.numpy(), y.numpy())
-    expected = np.concatenate([peer.coef_, peer.intercept_[:, None]], 1)
-    # Biases are not penalised, so both may add the same number to all of them.
-    ours[:, -1] -= ours[:, -1].mean()
-    expected[:, -1] -= expected[:, -1].mean()
-    np.testing.assert_allclose(ours.numpy(), expected, atol=3e-3)
-    assert (lbfgs.predicted(x, ours).numpy() == peer.predict(x.numpy())).mean() > 0.98
+    np.testing.assert_allclose(probabilities(ours, weights).numpy(), peer.predict_proba(x.numpy()), atol=2e-3)
+    assert (lbfgs.predicted(ours, weights).numpy() == peer.predict(x.numpy())).mean() > 0.98
+    norms = weights[:, :-1].square().sum().sqrt().item(), np.linalg.norm(peer.coef_)
+    assert norms[0] == pytest.approx(norms[1], rel=3e-3)
 
 
 def test_a_warm_start_does_not_change_the_solution(features):
     x, y = features
     cold = lbfgs.fit(x, y, 0.1, torch.zeros(5, 13, dtype=torch.float64), 1000)
     warm = lbfgs.fit(x, y, 0.1, lbfgs.fit(x, y, 1e3, torch.zeros_like(cold), 1000), 1000)
-    torch.testing.assert_close(cold, warm, rtol=0, atol=5e-3)
+    torch.testing.assert_close(probabilities(x, cold), probabilities(x, warm), rtol=0, atol=2e-3)
+
+
+def test_more_features_than_are_rotated_are_solved_all_the_same(tmp_path, monkeypatch):
+    data = save_noisy_classes(tmp_path, 1)
+    rotated = measure("lbfgs", Colours(), data, tmp_path, *FAST)
+    monkeypatch.setattr(lbfgs, "_MOST_AXES", 11)
+    assert measure("lbfgs", Colours(), data, tmp_path, *FAST)["lbfgs_top1"] == pytest.approx(
+        rotated["lbfgs_top1"], abs=0.03
+    )
 
 
 def test_accuracy_by_image_and_by_class():

@@ -129,11 +129,27 @@ def test_lists_name_the_labelled_images(photographs, tmp_path):
     words = (f"lists={path}", "size=8", "epochs=2", "batch=4")
     assert list(measure("semi-supervised", Network(), photographs, tmp_path, *words)) == ["semi_supervised_half_top1"]
     path.write_text("n02_3.JPEG\nn09_0.JPEG\n")
-    with pytest.raises(UsageError, match="names 1 images that are not in .*, such as n09_0.JPEG"):
+    with pytest.raises(UsageError, match="1 of its lines name no image, such as n09_0.JPEG .it is not in "):
         semi.listed(split, path)
     path.write_text("")
     with pytest.raises(UsageError, match="is empty"):
         semi.listed(split, path)
+
+
+def test_names_that_several_images_have_are_given_with_their_class(photographs, tmp_path):
+    for name in ("n01", "n02"):
+        jpeg(tmp_path / "train" / name / "same.jpg", 0, 0)
+    split, path = sets.open_set(photographs).splits["train"], tmp_path / "list.txt"
+    path.write_text("same.jpg\n")
+    with pytest.raises(UsageError, match="same.jpg .2 are called so, give CLASS/FILE"):
+        semi.listed(split, path)
+    path.write_text("n02/same.jpg\nn01/n01_1.JPEG\n")
+    assert semi.listed(split, path).tolist() == [1, 13]
+
+
+def test_a_missing_list_is_told_before_any_stage(tmp_path):
+    with pytest.raises(UsageError, match="1percent.txt is missing"):
+        semi.check(semi.Config(lists=(str(tmp_path / "1percent.txt"),)), torch.arange(9))
 
 
 def test_lists_need_images_with_names(tmp_path):
