@@ -1,4 +1,4 @@
-"""Check the pairs of a run: python -m copgen_fast.verify RUN [--samples N]."""
+"""Check the pairs of a run, or packed images: python -m copgen_fast.verify FOLDER [--samples N]."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 
 from copgen_fast.config import RunConfig, faults
 from copgen_fast.errors import UsageError, command
+from copgen_fast.images import store
 from copgen_fast.options import CountOrZero, Seed, parse
 from copgen_fast.pairs.verify import verify_pairs
 from copgen_fast.record import expect_current, expect_valid, from_identity
@@ -25,7 +26,7 @@ class VerifyConfig:
     """Check every shard's sha256, make some pairs again from their seeds, and compare."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder, or one of packed images, of which every shard's sha256 is compared."""
     samples: CountOrZero = 16
     """Pairs to make again, of every way of making positives."""
     seed: Seed = 0
@@ -53,6 +54,9 @@ def _verify(run: Run, name: str, level: str, options: VerifyConfig) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Verify a run's pairs; returns 0 when all is as recorded, 1 when not, 2 for a fault of usage."""
     options = parse(VerifyConfig, arguments, "python -m copgen_fast.verify")
+    if store.is_store(options.run):
+        print(f"{options.run}: {store.verify(options.run)} shards of packed images as recorded")
+        return 0
     path = artifacts.require(options.run / "config.json", "pairs")
     record = artifacts.read_json(path)
     expect_valid(record, path)

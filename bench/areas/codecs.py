@@ -14,7 +14,7 @@ from bench.harness import Call
 from bench.limits import copies
 from bench.rows import Candidate, Options, Row, compare
 from copgen_fast.config import Codec
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 
 # The size of the paper's data set (COP-Gen, Li et al. 2022).
 _PAIRS = 1_300_000

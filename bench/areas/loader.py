@@ -22,7 +22,7 @@ from bench.rows import Candidate, Options, Row, chosen, compare
 from copgen_fast import augmentations
 from copgen_fast.augmentations import random_views
 from copgen_fast.config import Codec, PairsConfig
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.read.loader import Batches, PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.write.writer import PairSource, write_pairs

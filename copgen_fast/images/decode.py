@@ -40,16 +40,18 @@ class UndecodableImageError(ValueError):
 
 
 @contextlib.contextmanager
-def rgb(path: str | Path) -> Iterator[np.ndarray]:
-    """Decode an image file to RGB, uint8 [H, W, 3], turned upright as its EXIF orientation says; 16-bit grey levels are
-    scaled. While the block lasts, its pixels count as being decoded.
+def rgb(path: str | Path | bytes) -> Iterator[np.ndarray]:
+    """Decode an image file, or its bytes, to RGB, uint8 [H, W, 3], turned upright as its EXIF orientation says.
+
+    16-bit grey levels are scaled. While the block lasts, its pixels count as being decoded.
 
     Raises:
         UndecodableImageError: it is damaged, too large, animated, no regular file, or its range of values is unknown.
     """
     with contextlib.ExitStack() as held:
         with _faults_named():
-            image = held.enter_context(Image.open(held.enter_context(_open_regular(path)), formats=_formats()))
+            file = io.BytesIO(path) if isinstance(path, bytes) else held.enter_context(_open_regular(path))
+            image = held.enter_context(Image.open(file, formats=_formats()))
             _expect_one_small_frame(image)
             held.enter_context(_decoding.of(image.width * image.height))
             pixels = _turned(to_rgb(image), image)

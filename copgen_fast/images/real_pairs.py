@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 
 from copgen_fast.errors import CorruptItemError
 from copgen_fast.images.split import ArraySplit, Split, UnreadableImageError
+from copgen_fast.images.store import PackedSplit
 from copgen_fast.images.views import View
 
 
@@ -28,6 +29,8 @@ class RealPairs(Dataset):
         # Where an array's labels were not requested there are none; files always tell theirs as they are read.
         self.labelled = labelled and (split.labels is not None or not isinstance(split, ArraySplit))
         self.in_memory = isinstance(split, ArraySplit)
+        if isinstance(split, PackedSplit):  # by which processes share the comparison of shards with their digests
+            self.checks, self.shard_of = split.checks, split.shard_of
 
     def __len__(self) -> int:
         return self.split.count

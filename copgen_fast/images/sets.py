@@ -14,7 +14,7 @@ from torch import Tensor
 
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import UsageError
-from copgen_fast.images import archive, folder, torchvision_sets, transfer_sets
+from copgen_fast.images import archive, folder, store, torchvision_sets, transfer_sets
 from copgen_fast.images.split import ArraySplit, Fault, Split, expect_memory
 from copgen_fast.images.stream import ImageBatch, in_order, stream
 from copgen_fast.images.views import Centre, View
@@ -56,7 +56,7 @@ class LabelledImages:
 
 def names() -> list[str]:
     """Names of the data sets that `load` reads."""
-    return ["digits", "npz", "folder", *sorted({*torchvision_sets.SETS, *transfer_sets.SETS})]
+    return ["digits", "npz", "folder", "packed", *sorted({*torchvision_sets.SETS, *transfer_sets.SETS})]
 
 
 SPLITS = ("train", "test")
@@ -155,6 +155,8 @@ def open_set(config: DataConfig, splits: Sequence[str] = SPLITS, labelled: bool 
         if note:
             warnings.warn(note, stacklevel=1)
         return OpenSet(config, opened, str(root))
+    if config.name == "packed":
+        return OpenSet(config, store.open_splits(root, splits), str(root))
     module = transfer_sets if config.name in transfer_sets.SETS else torchvision_sets
     found = module.open_splits(config.name, root, splits)
     for note in found.notes:
@@ -234,6 +236,8 @@ def find(config: DataConfig) -> Path | None:
         return path
     if config.name == "folder":
         return _root(config, "a folder that holds train/CLASS/* and test/CLASS/*")
+    if config.name == "packed":
+        return _root(config, "a folder that `python -m copgen_fast.images.pack` wrote")
     known = torchvision_sets.SETS | transfer_sets.SETS
     return _root(config, f"the folder that holds {known[config.name].files}")
 

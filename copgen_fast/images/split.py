@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -36,6 +37,41 @@ class UnreadableImageError(ValueError):
     def __init__(self, fault: Fault) -> None:
         super().__init__(str(fault))
         self.fault = fault
+
+
+class TarMember(NamedTuple):
+    """A file in a tar: the tar's path, the member's name, and where its bytes lie."""
+
+    tar: str
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.tar}: {self.name}"
+
+    def read(self) -> bytes:
+        with open(self.tar, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), self.size, self.offset)
+
+
+class Split(Protocol):
+    """What the parts of a data set have in common.
+
+    Attributes:
+        count: of its images.
+        labels: int64 [N]; None: there are none, or only reading the images tells them.
+        classes: names of the classes, where the files tell them.
+        file_bytes: held in memory beside the images that are read.
+    """
+
+    count: int
+    labels: Tensor | None
+    classes: tuple[str, ...] | None
+    file_bytes: int
+
+    def read(self, index: int, view: View) -> tuple[Tensor, int]:
+        """What `view` takes of an image, and the label, or -1; raises UnreadableImageError."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +111,7 @@ class ItemSplit:
     """Images that are read one by one.
 
     Attributes:
-        items: (path or Pillow image, label) by index.
+        items: (path, member of a tar or Pillow image, label) by index.
         labels: int64 [N]; None: only reading the items tells them.
         name: of the data set, for items that have no path.
         classes: names of the classes, where the files tell them.
@@ -108,7 +144,7 @@ class ItemSplit:
             if isinstance(image, Image.Image):
                 return view(decode.to_rgb(image), index), int(label)
             where = str(image)
-            with decode.rgb(image) as pixels:
+            with decode.rgb(image.read() if isinstance(image, TarMember) else image) as pixels:
                 return view(pixels, index), int(label)
         except _UNREADABLE as error:
             raise UnreadableImageError(Fault(where, decode.reason(error))) from error
@@ -122,9 +158,6 @@ def expect_memory(count: int, size: int, file_bytes: int = 0) -> None:
             f"{count} images of {size} px take {needed / 1e3:.3g} GB and {free / 1e3:.3g} GB of memory are free: "
             "lower --data.image-size or take fewer images"
         )
-
-
-Split = ArraySplit | ItemSplit
 
 
 class Opened(NamedTuple):

@@ -43,6 +43,20 @@ class Centre:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """The whole image, [3, H, W], its shorter side resized to `size` where it is longer; what `Centre` sees of it."""
+
+    size: int
+    mode: Mode = "bicubic"
+
+    def __call__(self, pixels: np.ndarray, index: int = 0) -> Tensor:
+        image = _without_ends(_channels_first(pixels))
+        height, width = image.shape[2:]
+        scale = min(1, self.size / min(height, width))
+        return _resize(image, (round(height * scale), round(width * scale)), self.mode)[0]
+
+
+@dataclass(frozen=True)
 class Squash:
     """The whole image, resized to a square whatever its shape."""
 
@@ -104,10 +118,7 @@ def resize_and_crop(images: Tensor, size: int, shorter: int | None = None, mode:
     Args:
         shorter: what the shorter side is resized to, `size` or more; None: to `size`.
     """
-    longest = _LONGEST * min(images.shape[2:])
-    if max(images.shape[2:]) > longest:  # the whole of 1 x 60,000 pixels, resized, would take gigabytes
-        top, left = (max(0, side - longest) // 2 for side in images.shape[2:])
-        images = images[:, :, top : top + longest, left : left + longest]
+    images = _without_ends(images)
     height, width = images.shape[2:]
     scale = (shorter or size) / min(height, width)
     shape = (round(height * scale), round(width * scale))
@@ -116,6 +127,15 @@ def resize_and_crop(images: Tensor, size: int, shorter: int | None = None, mode:
     for block, out in zip(images.split(1024), resized.split(1024), strict=True):  # bounds temporary memory
         out.copy_(_resize(block, shape, mode)[:, :, top : top + size, left : left + size])
     return resized
+
+
+def _without_ends(images: Tensor) -> Tensor:
+    """The middle of images that are very long: the whole of 1 x 60,000 pixels, resized, would take gigabytes."""
+    longest = _LONGEST * min(images.shape[2:])
+    if max(images.shape[2:]) <= longest:
+        return images
+    top, left = (max(0, side - longest) // 2 for side in images.shape[2:])
+    return images[:, :, top : top + longest, left : left + longest]
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

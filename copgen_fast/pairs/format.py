@@ -2,7 +2,7 @@
 
     index.json
     shard-000000.tar          KEY.anchor.png, KEY.positive.png, KEY.json for each pair, KEY = its index in 8 digits
-                              (.jpg or .raw in place of .png: see `pairs.codecs`)
+                              (.jpg or .raw in place of .png: see `images.codecs`)
     shard-000000.safetensors  z and z_positive, float32 [n, L]
 
 With K > 1 positives of each anchor the others are KEY.positive2.png ... KEY.positiveK.png, and z_positive is [n, K, L].
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import math
 import mmap
 import tarfile
@@ -30,8 +29,8 @@ from torch import Tensor
 from copgen_fast import files, schema
 from copgen_fast.config import Codec
 from copgen_fast.errors import CopgenError, CorruptArtifactError, NonFiniteError, UsageError
+from copgen_fast.images.codecs import CODECS, REMEDY
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.pairs.codecs import CODECS, REMEDY
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.progress import progress
 
@@ -105,13 +104,6 @@ def members(codec: Codec, positives: int = 1) -> tuple[str, ...]:
 def key(index: int) -> str:
     """Key of pair `index`: its members' names up to the first dot, as WebDataset has it."""
     return f"{index:08d}"
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Append a file to a tar, with mode 0644, time 0 and no owner, so that equal data give equal bytes."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
 
 
 def member_table(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from copgen_fast.errors import CorruptArtifactError
 from copgen_fast.files import read_bytes
-from copgen_fast.pairs.codecs import CODECS, REMEDY
+from copgen_fast.images.codecs import CODECS, REMEDY
 from copgen_fast.pairs.format import Shard, check_shards, key, read_complete_index, sidecar, to_uint8, unlisted_shards
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.shares import require_same

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from copgen_fast.errors import CorruptArtifactError, NonFiniteError, UsageError
 from copgen_fast.pairs import format
+from copgen_fast.runtime.tars import add_member
 from tests.helpers.pairs_fixtures import CONFIG, forge, write
 
 
@@ -63,7 +64,7 @@ def test_member_table_agrees_with_tarfile(tmp_path_factory, sizes):
     path = tmp_path_factory.mktemp("tar") / "shard-000000.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row, size in enumerate(sizes):
-            format.add_member(tar, f"{format.key(5 + row // 3)}.{format.members('jpeg')[row % 3]}", b"x" * size)
+            add_member(tar, f"{format.key(5 + row // 3)}.{format.members('jpeg')[row % 3]}", b"x" * size)
     with tarfile.open(path) as tar:
         expected = [[member.offset_data, member.size] for member in tar]
     assert format.member_table(path, 5, len(sizes) // 3, "jpeg").reshape(-1, 2).tolist() == expected
@@ -163,7 +164,7 @@ def test_folders_of_format_1_hold_png(tmp_path):
 def test_add_member_needs_no_file(tmp_path):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        format.add_member(tar, "a.json", b"{}")
+        add_member(tar, "a.json", b"{}")
     file.seek(0)
     with tarfile.open(fileobj=file) as tar:
         assert tar.extractfile("a.json").read() == b"{}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from copgen_fast.errors import CorruptArtifactError, UsageError
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.read.loader import PairDataset
 from copgen_fast.pairs.verify import level_difference, verify_pairs

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from copgen_fast import schema
 from copgen_fast.errors import CorruptArtifactError, UsageError
-from copgen_fast.pairs.codecs import CODECS, REMEDY
+from copgen_fast.images.codecs import CODECS, REMEDY
 from copgen_fast.pairs.format import (
     check_file,
     check_size,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from copgen_fast.config import Codec
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 
 Files = list[tuple[bytes, ...]]
 """The anchor's file of each pair, and its positives'."""

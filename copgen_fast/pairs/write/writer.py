@@ -20,7 +20,6 @@ from copgen_fast.pairs.format import (
     Index,
     Shard,
     Span,
-    add_member,
     is_shard,
     key,
     members,
@@ -32,6 +31,7 @@ from copgen_fast.pairs.shares import Share
 from copgen_fast.pairs.write.pipeline import EncodedBatch, encoded_batches
 from copgen_fast.pairs.write.source import PairSource
 from copgen_fast.runtime import artifacts, interrupts
+from copgen_fast.runtime.tars import add_member
 
 Progress = Callable[[int], None]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.areas import codecs as area
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 from tests.helpers.pairs_fixtures import CONFIG, write
 
 

@@ -132,7 +132,7 @@ def test_an_image_of_another_size_is_corrupt(png, loader):
 
 def write_small(path):
     """A PNG file of 4 x 4 pixels that is shorter than those of 8 x 8."""
-    from copgen_fast.pairs.codecs import CODECS
+    from copgen_fast.images.codecs import CODECS
 
     return CODECS["png"].encode(torch.zeros(4, 4, 3, dtype=torch.uint8).numpy())
 

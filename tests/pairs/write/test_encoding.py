@@ -4,7 +4,7 @@ import threading
 import numpy as np
 import pytest
 
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 from copgen_fast.pairs.write.encoding import Encoder
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (2, 37, 5, 7, 3)).astype(np.uint8)

@@ -13,7 +13,7 @@ import torch
 
 from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
 from copgen_fast.files import sha256
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 from copgen_fast.pairs.format import to_uint8
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.write import pipeline, writer

@@ -12,7 +12,7 @@ from PIL import Image
 
 from copgen_fast import config
 from copgen_fast.errors import CorruptArtifactError
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 
 
 def noise(height=8, width=8, seed=0):

@@ -1,4 +1,4 @@
-"""Image files of pairs: png (lossless), jpeg (small, lossy), raw (uncompressed).
+"""Image files of pairs and of packed images: png (lossless), jpeg (small, lossy), raw (uncompressed).
 
 Pillow decodes all and encodes JPEG: torchvision decodes JPEG 1.5 times and PNG 1.15 times as fast on a core, but its
 codecs are deprecated, and an altered PNG file may end the process. PNG is encoded here, as Pillow chooses filters for
