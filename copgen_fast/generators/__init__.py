@@ -129,7 +129,10 @@ def _complete(generator: nn.Module, file: str | Path) -> None:
         if not hasattr(generator, attribute):
             setattr(generator, attribute, value)
     if hasattr(generator, "sample"):
-        generator.prior, generator.sample = "own", OwnPrior(generator.sample, length)
+        generator.prior, generator.sample = (
+            "own",
+            OwnPrior(generator.sample, length, getattr(generator, "sample_each", None)),
+        )
     else:
         _set_prior(generator, generator.prior)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,10 +163,15 @@ def _described(value: Any) -> str:
 
 @dataclass(frozen=True)
 class OwnPrior:
-    """A generator's own `sample(seed, n)`, with its latents checked and flattened."""
+    """A generator's own `sample(seed, n)`, with its latents checked and flattened.
+
+    Attributes:
+        draw_each: its `sample_each(seeds)`, one latent a seed, with the bits of sample(seed, 1), if any.
+    """
 
     draw: Callable[[int, int], Tensor]
     latent_dim: int
+    draw_each: Callable[[Sequence[int]], Tensor] | None = None
 
     def __call__(self, seed: int, count: int) -> Tensor:
         """Draw latents float32 [count, latent_dim] on the CPU.
@@ -181,3 +186,7 @@ class OwnPrior:
             wanted = f"floating-point latents of {count} x {self.latent_dim} numbers"
             raise UsageError(f"sample({seed}, {count}): expected {wanted}, got {_described(z)}")
         return z.reshape(count, self.latent_dim).float().cpu()
+
+    def each(self, seeds: Sequence[int]) -> Tensor:
+        """One latent per seed, float32 [N, latent_dim] on the CPU."""
+        return self.draw_each(seeds) if self.draw_each else torch.cat([self(seed, 1) for seed in seeds])

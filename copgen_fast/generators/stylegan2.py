@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.errors import UsageError
@@ -30,6 +31,8 @@ from copgen_fast.options import Range
 from copgen_fast.runtime import artifacts, latents
 
 REMEDY = "give a .pkl of StyleGAN2-ADA's release or a .pt of rosinality's port by --generator.weights FILE"
+
+_BLOCK = 16  # latents mapped at once: 0.2 ms each on a core (8 layers of 512), 0.9 ms alone
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class StyleGAN2(nn.Module):
             if self.classes:
                 raise UsageError("option space=w of stylegan2: these weights have classes, on which w depends: take z")
             self.latent_dim, self.latent_groups = self.layers * self.w_dim, (self.w_dim,) * self.layers
-            self.sample = self._sample_w
+            self.sample, self.sample_each = self._sample_w, self._sample_each_w
         if config.noise == "none":
             for block in self.synthesis.blocks:
                 for conv in block.convs:
@@ -115,10 +118,17 @@ class StyleGAN2(nn.Module):
 
     def _sample_w(self, seed: int, count: int) -> Tensor:
         """Latents of space w, float32 [count, latent_dim]: w of normal z, truncated by psi, the same for all layers."""
-        z = latents.sample("normal", seed, (count, self.shape.z_dim))
-        with torch.no_grad():
-            w = self._mapping64(z.double(), None, self.config.psi).float()
-        return w[:, None].expand(-1, self.layers, -1).flatten(1)
+        return self._w_of(latents.sample("normal", seed, (count, self.shape.z_dim)))
+
+    def _sample_each_w(self, seeds: Sequence[int]) -> Tensor:
+        return self._w_of(latents.sample_each("normal", seeds, self.shape.z_dim))
+
+    @torch.no_grad()
+    def _w_of(self, z: Tensor) -> Tensor:
+        # Products of one size, so that a latent's bits don't depend on how many are drawn.
+        blocks = F.pad(z.double(), (0, 0, 0, -len(z) % _BLOCK)).split(_BLOCK)
+        found = torch.cat([self._mapping64(block, None, self.config.psi) for block in blocks])
+        return found[: len(z), None].float().expand(-1, self.layers, -1).flatten(1)
 
     @functools.cached_property
     def _mapping64(self) -> Mapping:

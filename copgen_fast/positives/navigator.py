@@ -119,7 +119,14 @@ def as_positive(navigator: Navigator) -> PositiveFunction:
 def build(setting: Setting) -> PositiveFunction:
     navigator = start(setting)
     path = artifacts.require(setting.navigator_file, "navigator")
-    artifacts.load_strictly(navigator, artifacts.read_tensors(path), path)
+    tensors = artifacts.read_tensors(path)
+    first = tensors.get("walker.0.weight")
+    if first is not None and first.ndim == 2 and first.shape[1] != setting.latent_dim:
+        raise UsageError(
+            f"{path} is a navigator for latents of length {first.shape[1]}, and the generator's have length "
+            f"{setting.latent_dim}: take the generator that it was trained with, or train another one in another --out"
+        )
+    artifacts.load_strictly(navigator, tensors, path)
     return as_positive(navigator)
 
 

@@ -67,5 +67,8 @@ class NamedPrior:
 
 
 def each(draw: Sample, seeds: Sequence[int]) -> Tensor:
-    """One latent per seed, [N, L]: row i depends on seed i alone, not on the batch."""
-    return torch.cat([draw(seed, 1) for seed in seeds]) if len(seeds) else draw(0, 0)
+    """One latent per seed, [N, L]: row i depends on seed i alone, not on the batch. At once by `draw.each`, if any."""
+    if not len(seeds):
+        return draw(0, 0)
+    at_once = getattr(draw, "each", None)
+    return at_once(seeds) if at_once else torch.cat([draw(seed, 1) for seed in seeds])

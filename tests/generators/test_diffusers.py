@@ -188,6 +188,11 @@ def without_weight(folder):
     save_file(tensors, path, {"format": "pt"})
 
 
+def takes_guidance(folder):
+    cls = diffusers.UNet2DConditionModel
+    cls.from_config(cls.load_config(folder / "unet"), time_cond_proj_dim=4).save_pretrained(folder / "unet")
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -216,6 +221,7 @@ def without_weight(folder):
             "scheduler: DDPMScheduler can't make one step of this model .*it clips, or draws noise",
         ),
         (lambda folder: edit(folder / "vae" / "config.json", latents_mean=[0.0] * 4), "config.json has latents_mean"),
+        (takes_guidance, "config.json has time_cond_proj_dim, which turbo models don't have"),
     ],
 )
 def test_folders_that_cannot_be_are_named(made, tmp_path, fault, words):

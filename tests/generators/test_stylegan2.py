@@ -177,6 +177,12 @@ def test_latents_of_space_w_are_drawn_through_the_mapping_network(published, tmp
     drawn = generator.sample(3, 4)
     assert generator.latent_groups == (5,) * 6 and drawn.shape == (4, 30) and drawn.dtype == torch.float32
     assert drawn.equal(generator.sample(3, 4)) and drawn[:, :5].equal(drawn[:, -5:])
+    one_by_one = torch.cat([generator.sample(seed, 1) for seed in range(40)])
+    for batch in (3, 40):  # a latent's bits are its seed's, however many are drawn at once
+        parts = (range(first, min(first + batch, 40)) for first in range(0, 40, batch))
+        at_once = [latents.each(generator.sample, seeds) for seeds in parts]
+        assert torch.cat(at_once).equal(one_by_one)
+    assert latents.each(generator.sample, []).shape == (0, generator.latent_dim)
     in_z = StyleGAN2(generator.shape, Config(psi=0.5))
     in_z.load_state_dict(generator.state_dict())
     z = latents.sample("normal", 3, (4, 6))

@@ -104,6 +104,10 @@ def test_errors_name_what_is_wrong(tmp_path):
     artifacts.write_tensors(path, Navigator(DIM, "linear").state_dict())
     with pytest.raises(CorruptArtifactError, match=r"navigator\.safetensors does not fit Navigator"):
         positives.build("navigator", setting(path))
+    artifacts.write_tensors(path, Navigator(DIM + 3).state_dict())
+    lengths = f"for latents of length {DIM + 3}, and the generator's have length {DIM}"
+    with pytest.raises(UsageError, match=rf"navigator\.safetensors is a navigator {lengths}: take the generator"):
+        positives.build("navigator", setting(path))
     with pytest.raises(ValueError, match=r"z: expected shape \[N, 24\], got \[2, 5\]"):
         Navigator(DIM)(torch.zeros(2, 5))
 
