@@ -36,15 +36,17 @@ def png(test: AnnotatedSet, found: Sequence[Found]) -> bytes:
     """
     count = min(IMAGES, len(found))
     chosen = [number * len(found) // count for number in range(count)]
-    drawn = torch.stack([_drawn(test.images[index], found[index], test.classes) for index in chosen])
-    grid = make_grid(drawn, nrow=COLUMNS, padding=4, pad_value=255)
+    drawn = [_drawn(test.images[index], found[index], test.classes) for index in chosen]
+    height, width = (max(sides) for sides in zip(*(image.shape[1:] for image in drawn), strict=True))
+    padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]), value=255) for image in drawn]
+    grid = make_grid(torch.stack(padded), nrow=COLUMNS, padding=4, pad_value=255)
     buffer = io.BytesIO()
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _drawn(image: AnnotatedImage, found: Found, classes: Sequence[str]) -> Tensor:
-    """uint8 [3, SIDE, SIDE]: the image, its longer side resized to that, and boxes."""
+    """uint8 [3, H, W]: the image, its longer side resized to SIDE, and boxes."""
     scale = SIDE / max(image.height, image.width)
     size = max(1, round(image.height * scale)), max(1, round(image.width * scale))
     pixels = torch.from_numpy(image.pixels()).movedim(2, 0)[None]
@@ -57,4 +59,4 @@ def _drawn(image: AnnotatedImage, found: Found, classes: Sequence[str]) -> Tenso
         names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
         colours = [_COLOURS[label % len(_COLOURS)] for label in labels]
         canvas = draw_bounding_boxes(canvas, found.boxes[sure] * scale, names, colours, width=2)
-    return F.pad(canvas, (0, SIDE - size[1], 0, SIDE - size[0]), value=255)
+    return canvas
