@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "target_clones.h"
+#include "warp.h"
 
 namespace copgen {
 namespace {
@@ -31,7 +32,6 @@ enum Operation : int64_t {
   kBrightness,
   kSharpness,
 };
-constexpr uint8_t kFill[3] = {124, 116, 104};
 
 using Table = uint8_t[256];
 
@@ -126,107 +126,26 @@ void look_up(Operation operation, float argument, uint8_t* planes, int64_t p, ui
   }
 }
 
-// Red, green, blue and nothing of a pixel.
-template <typename T>
-struct Quad {
-  typedef T Vector __attribute__((vector_size(4 * sizeof(T))));
-  typedef int32_t Whole __attribute__((vector_size(16)));
-};
-
-// Where the pixels of a row come from: the integer part of each place and its fraction, for pixels first .. last - 1,
-// whose places are in the image. The products are made once an image, which leaves nothing to fuse.
-template <typename T>
-struct Places {
-  std::vector<double> ax, dxs;
-  std::vector<int32_t> left, top;
-  std::vector<T> dx, dy;
-  int32_t first = 0, last = 0;
-
-  explicit Places(int64_t w) : ax(w), dxs(w), left(w), top(w), dx(w), dy(w) {}
-};
-
-struct Row {
-  double by, c, ey, f;
-  int32_t h, w;
-};
-
-template <typename T>
-COPGEN_INLINE void fill_places(const Row& row, Places<T>& places) {
-  const double *ax = places.ax.data(), *dx = places.dxs.data();
-  const auto inside = [&](int32_t x) {
-    const double sx = ax[x] + row.by + row.c, sy = dx[x] + row.ey + row.f;
-    return sx >= 0 && sx < row.w && sy >= 0 && sy < row.h;
-  };
-  places.first = 0, places.last = row.w;
-  while (places.first < row.w && !inside(places.first)) ++places.first;
-  while (places.last > places.first && !inside(places.last - 1)) --places.last;
-  int32_t *left = places.left.data(), *top = places.top.data();
-  T *fx = places.dx.data(), *fy = places.dy.data();
-  for (int32_t x = places.first; x < places.last; ++x) {
-    const double px = ax[x] + row.by + row.c - 0.5, py = dx[x] + row.ey + row.f - 0.5;
-    // From 0 on, conversion rounds down.
-    left[x] = static_cast<int32_t>(px + 1) - 1;
-    top[x] = static_cast<int32_t>(py + 1) - 1;
-    fx[x] = static_cast<T>(px - left[x]);
-    fy[x] = static_cast<T>(py - top[x]);
-  }
-}
-
-// Cubic interpolation (a = -1) at d between `here` and `after`, exact where all four are the same: in double precision
-// by Pillow's formula, in single by a shorter form of it.
-template <typename V, typename T>
-COPGEN_INLINE V cubic(V before, V here, V after, V beyond, T d) {
-  if constexpr (sizeof(T) == 8) {
-    const V second = 2 * (before - here) + after - beyond, third = here - before - after + beyond;
-    return here + d * (after - before + d * (second + d * third));
-  } else {
-    const T e = d * (1 - d);
-    return here + (before - here) * (e * (d - 1)) + (after - here) * (d + d * e) - (beyond - here) * (d * e);
-  }
-}
-
-template <typename T, int taps>
-COPGEN_INLINE void sample_row(const T* quads, const Places<T>& places, int32_t h, int32_t w, uint8_t* out, int64_t p) {
-  typedef typename Quad<T>::Vector V;
-  constexpr int32_t before = taps / 2 - 1;
-  for (int c = 0; c < 3; ++c) {
-    std::memset(out + c * p, kFill[c], places.first);
-    std::memset(out + c * p + places.last, kFill[c], w - places.last);
-  }
-  for (int32_t x = places.first; x < places.last; ++x) {
-    const int32_t left = places.left[x] - before, top = places.top[x] - before;
-    const bool clear = left >= 0 && top >= 0 && left + taps <= w && top + taps <= h;
-    V rows[taps];
-    for (int j = 0; j < taps; ++j) {
-      const T* row = quads + 4 * static_cast<int64_t>(clear ? top + j : std::clamp(top + j, 0, h - 1)) * w;
-      V near[taps];
-      for (int i = 0; i < taps; ++i)
-        std::memcpy(&near[i], row + 4 * (clear ? left + i : std::clamp(left + i, 0, w - 1)), sizeof(V));
-      if constexpr (taps == 2)
-        rows[j] = near[0] + (near[1] - near[0]) * places.dx[x];
-      else
-        rows[j] = cubic(near[0], near[1], near[2], near[3], places.dx[x]);
-    }
-    V value;
-    if constexpr (taps == 2) {
-      value = rows[0] + (rows[1] - rows[0]) * places.dy[x];
-    } else {
-      value = cubic(rows[0], rows[1], rows[2], rows[3], places.dy[x]);
-      const V zero = {}, most = zero + 255;
-      value = value < zero ? zero : value;
-      value = value > most ? most : value;
-    }
-    const auto levels = __builtin_convertvector(value, typename Quad<T>::Whole);
-    for (int c = 0; c < 3; ++c) out[c * p + x] = levels[c];
-  }
-}
-
 #define COPGEN_DEFINE_SAMPLE(T)                                                                                       \
-  COPGEN_CLONES_##T void sample(const T* quads, const Places<T>& places, bool cubic, int32_t h, int32_t w,            \
+  COPGEN_CLONES_##T void sample(const T* quads, const Places<T>& places, Axes axes, bool cubic, int32_t h, int32_t w, \
                                 uint8_t* out, int64_t p) {                                                            \
-    cubic ? sample_row<T, 4>(quads, places, h, w, out, p) : sample_row<T, 2>(quads, places, h, w, out, p);            \
+    cubic ? sample_row<T, 4>(axes, quads, places, h, w, out, p) : sample_row<T, 2>(axes, quads, places, h, w, out, p); \
   }                                                                                                                   \
-  COPGEN_CLONES_##T void place(const Row& row, Places<T>& places) { fill_places(row, places); }                       \
+  COPGEN_CLONES_##T void sample_plane(const T* plane, const Places<T>& places, Axes axes, bool cubic, int32_t h,       \
+                                      int32_t w, int fill, uint8_t* out) {                                            \
+    if (axes == kRows && cubic) return sample_line<T, 4, kRows>(plane, places, h, w, fill, out);                      \
+    if (axes == kRows) return sample_line<T, 2, kRows>(plane, places, h, w, fill, out);                               \
+    if (cubic) return sample_line<T, 4, kColumns>(plane, places, h, w, fill, out);                                    \
+    sample_line<T, 2, kColumns>(plane, places, h, w, fill, out);                                                      \
+  }                                                                                                                   \
+  COPGEN_CLONES_##T void to_floating(const uint8_t* levels, int64_t n, T* values) {                                   \
+    for (int64_t i = 0; i < n; ++i) values[i] = levels[i];                                                            \
+  }                                                                                                                   \
+  COPGEN_CLONES_##T void place(const Row& row, Axes axes, Places<T>& places) {                                        \
+    if (axes == kRows) return fill_places<T, kRows>(row, places);                                                     \
+    if (axes == kColumns) return fill_places<T, kColumns>(row, places);                                               \
+    fill_places<T, kBoth>(row, places);                                                                               \
+  }                                                                                                                   \
   COPGEN_CLONES_##T void to_quads(const uint8_t* planes, int64_t p, T* quads) {                                       \
     for (int64_t i = 0; i < p; ++i) {                                                                                 \
       const typename Quad<T>::Whole pixel = {planes[i], planes[p + i], planes[2 * p + i], 0};                         \
@@ -274,15 +193,26 @@ void apply(Scratch<T>& scratch, int64_t operation, float argument, bool cubic, c
     smooth(planes, h, w, spare);
     blend_all(spare, 3 * p, argument, planes);
   } else if (operation == kRotate || operation > kSharpness) {
-    to_quads(planes, p, scratch.quads.data());
+    const bool same_row = matrix[3] == 0 && matrix[4] == 1 && matrix[5] == 0;
+    const bool same_column = matrix[0] == 1 && matrix[1] == 0 && matrix[2] == 0;
+    const Axes axes = same_row ? kRows : same_column ? kColumns : kBoth;
+    // A shear along columns takes every pixel from other rows than its neighbours: pixels are as good as planes for it.
+    const bool by_plane = same_row || (same_column && matrix[3] == 0);
+    T* source = scratch.quads.data();
+    by_plane ? to_floating(planes, 3 * p, source) : to_quads(planes, p, source);
     for (int64_t x = 0; x < w; ++x) {
       scratch.places.ax[x] = matrix[0] * (x + 0.5);
       scratch.places.dxs[x] = matrix[3] * (x + 0.5);
     }
     for (int64_t y = 0; y < h; ++y) {
-      const int32_t height = h, width = w;
-      place({matrix[1] * (y + 0.5), matrix[2], matrix[4] * (y + 0.5), matrix[5], height, width}, scratch.places);
-      sample(scratch.quads.data(), scratch.places, cubic, h, w, planes + y * w, p);
+      const int32_t number = y, height = h, width = w;
+      place({matrix[1] * (y + 0.5), matrix[2], matrix[4] * (y + 0.5), matrix[5], number, height, width}, axes,
+            scratch.places);
+      if (by_plane)
+        for (int c = 0; c < 3; ++c)
+          sample_plane(source + c * p, scratch.places, axes, cubic, h, w, kFill[c], planes + c * p + y * w);
+      else
+        sample(source, scratch.places, axes, cubic, h, w, planes + y * w, p);
     }
   } else if (!map_levels(operation, static_cast<int>(argument), 3 * p, planes)) {
     look_up(static_cast<Operation>(operation), argument, planes, p, spare);
