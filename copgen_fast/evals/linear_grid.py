@@ -37,7 +37,7 @@ class Config:
     """Augmented views of every training image that are encoded, once for all heads and epochs."""
     epochs: Count = 30
     """Passes over the training images by the heads; each image comes with its views in turn."""
-    lrs: tuple[LearningRate, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    lrs: tuple[LearningRate, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Learning rates per 256 images, on standardised features."""
     weight_decays: tuple[Annotated[float, Range(0, 10)], ...] = (0.0, 1e-5, 1e-4, 1e-3)
     """Weight decays; every one is tried with every learning rate."""
