@@ -9,12 +9,53 @@ from copgen_fast.config import (
     NavigatorConfig,
     PairsConfig,
     PretrainConfig,
+    ProbeConfig,
     RunConfig,
     SteeringConfig,
 )
 
 POSITIVES = ("identity", "gaussian", "untrained-navigator", "navigator")
 _SMALL = EncoderConfig(name="resnet18", stem="half", width=16)
+
+
+def _imagenet(name: str, pairs: int, epochs: int) -> RunConfig:
+    """The setting of the paper (Li et al. 2022, section 4), or of its public code where the text is silent.
+
+    Options to give: --generator.weights, and --data.root. Baselines are other --pairs.positives, and --pretrain.data
+    real with --evals.options linear-augmented.lr=0.3.
+    """
+    return RunConfig(
+        out=f"runs/{name}",
+        generator=GeneratorConfig(name="bigbigan", prior="truncnorm"),
+        navigator=NavigatorConfig(
+            samples=200_000,
+            batch=176,
+            lr=1e-5,
+            estimator_lr=3e-5,
+            temperature=0.1,
+            augmentation="simclr",
+            estimator=EncoderConfig(name="resnet18", stem="imagenet"),
+        ),
+        pairs=PairsConfig(positives=("navigator",), count=pairs),
+        pretrain=PretrainConfig(
+            encoder=EncoderConfig(name="resnet50", stem="imagenet"),
+            epochs=epochs,
+            batch=224,
+            lr=0.03,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="reference",
+            augmentation="simclr",
+        ),
+        data=DataConfig(name="folder", image_size=128),
+        probe=ProbeConfig(
+            evals=("linear-augmented",),
+            options=("linear-augmented.epochs=60", "linear-augmented.lr=2.0"),
+            baselines=(),
+            batch=224,
+        ),
+    )
+
 
 PRESETS: dict[str, RunConfig] = {
     "quickstart": RunConfig(
@@ -45,4 +86,7 @@ PRESETS: dict[str, RunConfig] = {
         pretrain=PretrainConfig(encoder=_SMALL, epochs=12, batch=128, lr=0.1),
         data=DataConfig(name="npz"),
     ),
+    # 1.3 million pairs for 100 epochs (section 4.1), and the ablations' 130,000 for 200 (section 4.3).
+    "imagenet1k": _imagenet("imagenet1k", pairs=1_300_000, epochs=100),
+    "imagenet100": _imagenet("imagenet100", pairs=130_000, epochs=200),
 }

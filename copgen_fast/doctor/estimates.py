@@ -10,13 +10,16 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from copgen_fast import evals
 from copgen_fast.config import EncoderConfig, NavigatorConfig, PretrainConfig, RunConfig
+from copgen_fast.encoders import Encoder
 from copgen_fast.errors import CopgenError
 from copgen_fast.generators import optimize
 from copgen_fast.generators.bigbigan import BigBiGAN
@@ -28,8 +31,9 @@ from copgen_fast.stages import Run, navigator, pretrain
 
 Step = Callable[[], object]
 
-# The paper's: 200K latents; 100 epochs of 1.3M pairs.
-SAMPLES, PAIRS = 200_000, 130_000_000
+# The paper's: 200K latents; 100 epochs of 1.3M pairs, 200 of 130K; training images of ImageNet and of 100 classes.
+SAMPLES, PAIRS, PAIRS_100 = 200_000, 130_000_000, 26_000_000
+IMAGES, IMAGES_100 = 1_281_167, 126_689
 SIDE = 128
 # Batches whose memory is measured, and seconds of steps that are timed.
 BATCHES = {"cpu": (2, 4), "cuda": (16, 48)}
@@ -47,6 +51,7 @@ class Work:
         name, what: the stage, and a description of its networks and precision.
         samples: of the whole run; `batch` is the paper's.
         step: from a batch size to a function that computes one step.
+        also: samples of other runs of the same steps, by what they are.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Work:
     samples: int
     batch: int
     step: Callable[[int], Step]
+    also: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,10 @@ class Estimate:
     peak_mb: dict[int, float]
     available_mb: float | None
     largest_batch: int | None
+    also: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Three lines of text."""
+        """Three lines of text, and one for each of `also`."""
         slow, fast = 1 / self.slowest, 1 / self.fastest
         hours = self.samples / 3600
         lines = [
@@ -91,6 +98,8 @@ class Estimate:
             f"{duration(self.hours)} for {self.samples:,} samples "
             f"({duration(hours * self.fastest)} to {duration(hours * self.slowest)})",
         ]
+        for name, samples in self.also.items():
+            lines.append(f"    {name}: {duration(self.seconds * samples / 3600)} for {samples:,} samples")
         if self.largest_batch is None:
             return "\n".join([*lines, "    largest batch: memory cannot be measured here"])
         (small, low), (large, high) = self.peak_mb.items()
@@ -111,8 +120,9 @@ def duration(hours: float) -> str:
 
 
 def estimates(device: torch.device) -> list[Callable[[], Estimate]]:
-    """Functions that estimate the navigator with BigBiGAN-128 and the pretraining of ResNet-50."""
-    return [lambda make=make: estimate(make(device), device) for make in (navigator_work, pretrain_work)]
+    """Functions that estimate the navigator with BigBiGAN-128, and ResNet-50's pretraining and linear evaluation."""
+    works = (navigator_work, pretrain_work, probe_work)
+    return [lambda make=make: estimate(make(device), device) for make in works]
 
 
 def estimate(work: Work, device: torch.device, seconds: float = SECONDS) -> Estimate:
@@ -141,6 +151,7 @@ def estimate(work: Work, device: torch.device, seconds: float = SECONDS) -> Esti
         peak_mb={} if None in peaks.values() else peaks,
         available_mb=available,
         largest_batch=fits,
+        also=work.also,
     )
 
 
@@ -200,7 +211,39 @@ def navigator_work_of(G: nn.Module, estimator: EncoderConfig, what: str, device:
 
 def pretrain_work(device: torch.device) -> Work:
     """The paper's ResNet-50 on pairs of 128 x 128 pixels."""
-    return pretrain_work_of(EncoderConfig("resnet50", "imagenet"), f"ResNet-50, {SIDE} px", SIDE, device)
+    work = pretrain_work_of(EncoderConfig("resnet50", "imagenet"), f"ResNet-50, {SIDE} px", SIDE, device)
+    return replace(work, also={"preset imagenet100": PAIRS_100})
+
+
+def probe_work(device: torch.device) -> Work:
+    """60 epochs of `linear-augmented` on ImageNet with the paper's ResNet-50."""
+    return probe_work_of(EncoderConfig("resnet50", "imagenet"), f"ResNet-50, {SIDE} px", SIDE, device)
+
+
+def probe_work_of(config: EncoderConfig, what: str, side: int, device: torch.device) -> Work:
+    """The steps of `linear-augmented` with any encoder: encoding, and training of the classifier."""
+    encoder = Encoder(config).eval()
+    frozen = evals.freeze(encoder, Run(RunConfig(), Path(), device))
+    classifier = nn.Linear(encoder.feature_dim, 1000).to(device)
+    sgd = torch.optim.SGD(classifier.parameters(), 1.75, 0.9)
+
+    def step(batch: int) -> Step:
+        images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+        labels = torch.arange(batch, device=device) % 1000
+
+        def train() -> None:
+            sgd.zero_grad()
+            F.cross_entropy(classifier(frozen.encode(frozen.normalize(images))), labels).backward()
+            sgd.step()
+
+        return train
+
+    also = {
+        "preset imagenet100": 60 * IMAGES_100,
+        "linear-grid instead": 4 * IMAGES,
+        "linear-grid instead, imagenet100": 4 * IMAGES_100,
+    }
+    return Work("linear-augmented", f"{what}, fp32", 60 * IMAGES, 224, step, also)
 
 
 def pretrain_work_of(encoder: EncoderConfig, what: str, side: int, device: torch.device) -> Work:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -87,21 +88,26 @@ def works():
     G = BigBiGAN(2, 16).eval().requires_grad_(False).rewritten().eval()
     yield estimates.navigator_work_of(G, TINY, "tiny", CPU)
     yield estimates.pretrain_work_of(TINY, "tiny", 16, CPU)
+    yield estimates.probe_work_of(TINY, "tiny", 16, CPU)
 
 
-@pytest.mark.parametrize("index", [0, 1], ids=["navigator", "pretrain"])
+STAGES = (("navigator", 200_000), ("pretrain", 130_000_000), ("linear-augmented", 76_870_020))
+
+
+@pytest.mark.parametrize("index", range(3), ids=[name for name, _ in STAGES])
 def test_a_tiny_run_is_estimated(index):
     work = list(works())[index]
     found = estimates.estimate(work, CPU, seconds=0)
-    assert (found.name, found.samples) == (("navigator", 200_000), ("pretrain", 130_000_000))[index]
+    assert (found.name, found.samples) == STAGES[index]
     assert found.steps == 2 and found.batch == estimates.BATCHES["cpu"][1]
     assert 0 < found.fastest <= found.seconds <= found.slowest
     assert found.hours == pytest.approx(found.seconds * found.samples / 3600)
     assert found.what == "tiny, fp32" and f"{found.samples:,} samples" in str(found)
+    assert (index < 2) or re.search("preset imagenet100: .* for 7,601,340 samples", str(found))
 
 
 def test_steps_train_on_something_new_each_time():
-    game_work, _ = works()
+    game_work, *_ = works()
     step = game_work.step(2)
     first, second = step(), step()
     assert first.metrics["loss_estimator"] != second.metrics["loss_estimator"]
