@@ -11,7 +11,7 @@ from torch import Tensor
 
 from copgen_fast.config import Codec, PairsConfig, PretrainConfig
 from copgen_fast.doctor.estimates import duration
-from copgen_fast.pairs.codecs import CODECS
+from copgen_fast.images.codecs import CODECS
 from copgen_fast.pairs.format import to_uint8
 
 _IMAGES = 8  # encoded and decoded

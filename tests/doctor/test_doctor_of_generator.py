@@ -55,7 +55,7 @@ def test_it_prints_the_check_and_writes_samples(write, tmp_path, capsys):
 
 @pytest.mark.parametrize(("result", "first"), [("x", ["navigator"]), ("x.detach()", [])])
 def test_it_estimates_the_stages_that_the_generator_allows(write, tmp_path, capsys, result, first):
-    small = EncoderConfig("resnet18", width=4)
+    small = EncoderConfig("resnet18", width=8)
     found = generator.examine(GeneratorConfig(name=write(result)), CPU, tmp_path / "grid.png", False, 0.01, small)
     assert [estimate["name"] for estimate in found["estimates"]] == [*first, "pairs", "pretrain"]
     assert all(estimate["hours"] > 0 for estimate in found["estimates"])
