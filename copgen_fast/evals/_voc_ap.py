@@ -99,8 +99,8 @@ def _of_class(
             ignored.append(difficult[which] if len(difficult) else np.zeros(count, bool))
         boxes_before += len(difficult)
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    overlap, box, unasked = (np.concatenate(parts)[order] for parts in (overlaps, boxes, ignored))
-    return np.array([_ap(overlap > least, box, unasked, positives, eleven_points) for least in thresholds])
+    overlap, box, ignore = (np.concatenate(parts)[order] for parts in (overlaps, boxes, ignored))
+    return np.array([_ap(overlap > least, box, ignore, positives, eleven_points) for least in thresholds])
 
 
 def _ap(hit: np.ndarray, box: np.ndarray, ignored: np.ndarray, positives: int, eleven_points: bool) -> float:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from copgen_fast import evals, registry
 from copgen_fast import evaluate as command
-from copgen_fast import registry
 from copgen_fast.config import DataConfig, ProbeConfig, RunConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.evals import _detection_training as training
@@ -23,8 +23,8 @@ from copgen_fast.evals import detection, evaluate, expect_data
 from copgen_fast.evals._faster_rcnn import FasterRCNN
 from copgen_fast.images import voc
 from copgen_fast.runtime import artifacts
-from copgen_fast.runtime.distributed import ALONE
-from copgen_fast.stages import Run
+from copgen_fast.runtime.distributed import ALONE, Ranks
+from copgen_fast.stages import Run, probe
 from copgen_fast.training.metrics import read_rows
 from tests.helpers import detection_ranks
 from tests.helpers.voc_fixtures import tiny_encoder, write_set
@@ -211,6 +211,15 @@ def test_two_processes_train_the_same_detector(root, tmp_path):
             torch.testing.assert_close(found["state"][name], value, rtol=1e-6, atol=1e-9, msg=name)
         for one, other in zip(found["found"], whole["found"], strict=True):
             assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, ["knn", "detection"]), (1, ["detection"])])
+def test_other_processes_compute_what_is_shared_alone(tmp_path, monkeypatch, rank, expected):
+    called = []
+    monkeypatch.setattr(evals, "evaluate", lambda name, *others: called.append(name) or {name: 1.0})
+    run = Run(RunConfig(probe=ProbeConfig(evals=("knn", "detection"))), tmp_path, CPU)
+    found = probe.measure(nn.Flatten(), run, "probe", Ranks(rank, 2))
+    assert called == expected and set(found) == {*expected, "seconds"}
 
 
 def test_an_encoder_without_stages_gets_no_numbers(root, tmp_path, capsys):
