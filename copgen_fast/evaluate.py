@@ -58,7 +58,7 @@ class EvaluateConfig:
     std: Std | None = None
     """Standard deviation, likewise."""
     out: Path | None = None
-    """File for the results; None: beside ENCODER, as encoder.DATA.json, or encoder.sets.json."""
+    """File for the results; None: beside ENCODER, as encoder.DATA.json, encoder.sets.json or encoder.detection.json."""
     overwrite: bool = False
     """Replace an existing file of results."""
     batch: Count = 256
@@ -95,7 +95,8 @@ def results_file(options: EvaluateConfig) -> Path:
     Raises:
         UsageError: something is there already and is not to be replaced, or the folder is not writable.
     """
-    name = "sets" if options.sets else options.data.name
+    own = all(map(evals.has_own_data, options.evals))
+    name = "sets" if options.sets else "-".join(map(registry.label, options.evals)) if own else options.data.name
     out = options.out or options.file.with_name(f"{options.file.stem}.{name}.json")
     if out.is_dir() or (out.exists() and not (options.overwrite or options.sets)):
         raise UsageError(f"{out} exists: give --overwrite to replace it, or another --out")

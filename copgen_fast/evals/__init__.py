@@ -40,6 +40,7 @@ __all__ = [
     "evaluate",
     "expect_data",
     "freeze",
+    "has_own_data",
     "is_shared",
     "left_out",
     "real_images",

@@ -204,7 +204,7 @@ def test_two_processes_train_the_same_detector(root, tmp_path):
     words = [sys.executable, "-m", "tests.helpers.detection_ranks", "2", ports, str(root), str(tmp_path)]
     child = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
     assert child.returncode == 0, child.stderr
-    assert child.stdout.count("detection ap50 %") == 1 and (tmp_path / "encoder.digits.json").exists()
+    assert child.stdout.count("detection ap50 %") == 1 and (tmp_path / "encoder.detection.json").exists()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in whole["state"].items():
@@ -244,7 +244,7 @@ def test_the_command_for_any_encoder(root, tmp_path, capsys):
     code = command.main([str(path), "--evals", "detection", "--evals.options", *words, "--device", "cpu"])
     said = capsys.readouterr()
     assert code == 0, said.err
-    assert "detection ap" in said.out and (tmp_path / "encoder.digits.json").exists()
+    assert "detection ap" in said.out and (tmp_path / "encoder.detection.json").exists()
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="BCCD's blood cells are not there (COPGEN_FAST_BCCD)")
