@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.config import Side
-from copgen_fast.errors import NonFiniteError, UsageError
-from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, real_images
+from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
+from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, count_classes, freeze, real_images
 from copgen_fast.evals._vissl import epoch_order, stepped, test_view, train_view
 from copgen_fast.evals.linear import accuracies
 from copgen_fast.files import expect_file, read_bytes
@@ -87,9 +88,14 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
             f"{100 * fraction:g}pct": draw(train.labels, fraction, run.config.seed) for fraction in config.fractions
         }
     found: dict[str, float] = {}
+    paths = []
     for name, rows in subsets.items():
-        scores, labels = _fine_tuned_scores(encoder, frozen, data, rows, name, config, run)
-        found |= accuracies(f"semi_supervised_{name}", scores, labels)
+        model = _model(encoder, frozen, data, config, run)
+        paths.append(_checkpoint(model, data, rows, config, run))
+        fine_tune(model, frozen, data, rows, name, config, run, paths[-1])
+        found |= accuracies(f"semi_supervised_{name}", *_scores(model, frozen, data, config, run))
+    for path in paths:  # kept until here, so that a command that is stopped goes on with the next part
+        path.unlink(missing_ok=True)
     return found
 
 
@@ -141,18 +147,20 @@ def listed(split: Split, path: Path) -> Tensor:
     return torch.tensor(sorted({found[name][0] for name in names}))
 
 
-def _fine_tuned_scores(
-    encoder: nn.Module, frozen: FrozenEncoder, data: OpenSet, rows: Tensor, name: str, config: Config, run: EvalRun
-) -> tuple[Tensor, Tensor]:
-    """Scores of the test images, float32 [M, C], after fine-tuning on the training images `rows`; their labels."""
-    labels = data.splits["train"].labels
+def _model(encoder: nn.Module, frozen: FrozenEncoder, data: OpenSet, config: Config, run: EvalRun) -> nn.Sequential:
+    """A copy of the encoder and a new linear layer: normalised images -> scores."""
     with torch.no_grad():
         probe = torch.zeros(1, 3, config.size, config.size, dtype=torch.uint8)
         dim = frozen.features(probe).shape[1]
     with seeds.seeded(run.config.seed, "semi-supervised"):
-        classifier = nn.Linear(dim, int(labels.max()) + 1)
-    model = nn.Sequential(copy.deepcopy(encoder), classifier).to(run.device).requires_grad_(True)
-    fine_tune(model, frozen, data, rows, name, config, run)
+        classifier = nn.Linear(dim, count_classes(data))
+    return nn.Sequential(copy.deepcopy(encoder), classifier).to(run.device).requires_grad_(True)
+
+
+def _scores(
+    model: nn.Module, frozen: FrozenEncoder, data: OpenSet, config: Config, run: EvalRun
+) -> tuple[Tensor, Tensor]:
+    """Scores of the test images, float32 [M, C], and their labels."""
     parts = []
     for batch in data.stream("test", test_view(config.size, True)):
         if stop_requested():
@@ -164,15 +172,26 @@ def _fine_tuned_scores(
 
 
 def fine_tune(
-    model: nn.Module, frozen: FrozenEncoder, data: OpenSet, rows: Tensor, name: str, config: Config, run: EvalRun
+    model: nn.Module,
+    frozen: FrozenEncoder,
+    data: OpenSet,
+    rows: Tensor,
+    name: str,
+    config: Config,
+    run: EvalRun,
+    path: Path,
 ) -> None:
-    """Train all weights of normalised images -> scores on the training images `rows`, and leave it in eval mode."""
+    """Train all weights of normalised images -> scores on the training images `rows`, and leave it in eval mode.
+
+    Args:
+        name: of the images, for messages.
+        path: where it is saved every two minutes and at the end; what is there is loaded first.
+    """
     batch, seed = min(config.batch, len(rows)), run.config.seed
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, nesterov=True)
     scaler = devices.grad_scaler(run.device, run.config.probe.precision)
     state = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    path, saved = _checkpoint(model, data, rows, config, run), time.monotonic()
-    done = _restore(path, state)
+    done, saved = _restore(path, state), time.monotonic()
     count = batch * (len(rows) // batch)
     model.train()
     title = f"semi-supervised {name}"
@@ -197,11 +216,9 @@ def fine_tune(
                 bar.update(len(part.images), epoch=f"{epoch + 1}/{config.epochs}")
             if not total.isfinite():  # looked at once an epoch, so that the host doesn't wait for every step
                 raise NonFiniteError(f"loss of {title}: NaN or infinity in epoch {epoch + 1}: lower its lr")
-            if time.monotonic() - saved > _SAVE_EVERY:
-                states = {name: holder.state_dict() for name, holder in state.items()}
-                artifacts.write_checkpoint(path, {"epoch": epoch + 1, "state": states})
+            if epoch + 1 == config.epochs or time.monotonic() - saved > _SAVE_EVERY:
+                _save(path, state, epoch + 1)
                 saved = time.monotonic()
-    path.unlink(missing_ok=True)
     model.eval()
 
 
@@ -213,8 +230,17 @@ def _checkpoint(model: nn.Module, data: OpenSet, rows: Tensor, config: Config, r
     return run.folder / f"semi-supervised-{name}.ckpt"
 
 
+def _save(path: Path, state: dict[str, Any], epoch: int) -> None:
+    """Save what was trained, where that is possible: an encoder may lie where nothing can be written."""
+    try:
+        states = {name: holder.state_dict() for name, holder in state.items()}
+        artifacts.write_checkpoint(path, {"epoch": epoch, "state": states})
+    except CopgenError as error:
+        warnings.warn(f"a stopped fine-tuning would start again: {error}", stacklevel=1)
+
+
 def _restore(path: Path, state: dict[str, Any]) -> int:
-    """Load what was saved, if anything was; returns the epochs done."""
+    """Load what `_save` saved, if anything; returns the epochs done."""
     if not path.exists():
         return 0
     saved = artifacts.read_checkpoint(path)

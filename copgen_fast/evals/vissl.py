@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from copgen_fast.config import Side
 from copgen_fast.errors import NonFiniteError
-from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, real_images
+from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, count_classes, freeze, real_images
 from copgen_fast.evals._vissl import epoch_order, stepped, test_view, train_view
 from copgen_fast.evals.lbfgs import both_accuracies
 from copgen_fast.evals.linear import accuracies
@@ -73,12 +73,11 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
 
 def fit(frozen: FrozenEncoder, data: OpenSet, config: Config, run: EvalRun, dim: int) -> nn.Module:
     """The trained classifier of features [N, dim]."""
-    settings, labels = rules(data.config.name), data.splits["train"].labels
-    rows = torch.arange(len(labels))
+    settings, rows = rules(data.config.name), torch.arange(data.splits["train"].count)
     if data.validation is not None and not settings.merged:
         rows = rows[~torch.isin(rows, data.validation)]
     with seeds.seeded(run.config.seed, "vissl"):
-        norm, linear = nn.BatchNorm1d(dim), nn.Linear(dim, int(labels.max()) + 1)
+        norm, linear = nn.BatchNorm1d(dim), nn.Linear(dim, count_classes(data))
     head = nn.Sequential(norm, linear).to(run.device).train()
     groups = [{"params": linear.parameters(), "weight_decay": config.weight_decay}, {"params": norm.parameters()}]
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from copgen_fast.config import DataConfig
-from copgen_fast.errors import NonFiniteError, UsageError
+from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
 from copgen_fast.evals import freeze, real_images
 from copgen_fast.evals import semi_supervised as semi
 from copgen_fast.evals._vissl import epoch_order
@@ -76,7 +76,7 @@ def test_steps_equal_a_literal_loop(tmp_path):
     frozen, images, rows = freeze(encoder, run), real_images(run), torch.arange(2, 22)
     model = nn.Sequential(copy.deepcopy(encoder), nn.Linear(6, 4).double()).requires_grad_(True)
     expected = copy.deepcopy(model)
-    semi.fine_tune(model, frozen, images, rows, "test", config, run)
+    semi.fine_tune(model, frozen, images, rows, "test", config, run, tmp_path / "test.ckpt")
 
     momenta = [torch.zeros_like(parameter) for parameter in expected.parameters()]
     for epoch in range(2):
@@ -160,20 +160,30 @@ def test_lists_need_images_with_names(tmp_path):
 
 def test_a_stopped_fine_tuning_goes_on_to_the_same_result(tmp_path, monkeypatch):
     data, encoder = save_noisy_classes(tmp_path, 1), Network()
-    words = ("fractions=0.5", "size=8", "epochs=4", "lr=1", "batch=24")
+    words = ("fractions=0.25,0.5", "size=8", "epochs=4", "lr=1", "batch=24")
     whole = measure("semi-supervised", encoder, data, tmp_path, *words)
     monkeypatch.setattr(semi, "_SAVE_EVERY", -1.0)
     steps = iter(range(100))
     with monkeypatch.context() as patch:
-        patch.setattr(semi, "stop_requested", lambda: next(steps) == 5)  # in the third epoch of two steps each
+        patch.setattr(semi, "stop_requested", lambda: next(steps) == 10)  # after 4 steps of one part and a test batch
         with pytest.raises(interrupts.Interrupted, match="epoch 3 of semi-supervised 50pct"):
             measure("semi-supervised", encoder, data, tmp_path, *words)
-    assert len(list(tmp_path.glob("*.ckpt"))) == 1
+    assert len(list(tmp_path.glob("*.ckpt"))) == 2
     epochs = []
     stepped = semi.stepped
     monkeypatch.setattr(semi, "stepped", lambda *key: epochs.append(key[-1]) or stepped(*key))
     assert measure("semi-supervised", encoder, data, tmp_path, *words) == whole
     assert epochs == [2, 3] and not list(tmp_path.glob("*.ckpt"))
+
+
+def test_a_checkpoint_that_can_not_be_written_stops_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise CopgenError("disk full")
+
+    monkeypatch.setattr("copgen_fast.runtime.artifacts.write_checkpoint", full)
+    data = save_noisy_classes(tmp_path, 1)
+    with pytest.warns(UserWarning, match="a stopped fine-tuning would start again: disk full"):
+        assert measure("semi-supervised", Network(), data, tmp_path, "fractions=0.5", "size=8", "epochs=1")
 
 
 def test_losses_that_are_not_finite_name_the_epoch(tmp_path):
