@@ -139,10 +139,11 @@ def listed(split: Split, path: Path) -> Tensor:
     parts = "/" in names[0]
     found: dict[str, list[int]] = {}
     for index in range(split.count):
-        found.setdefault("/".join(split.where(index).split("/")[-1 - parts :]), []).append(index)
+        name = split.where(index).rpartition(": ")[2]  # that within a shard, of packed images
+        found.setdefault("/".join(name.split("/")[-1 - parts :]), []).append(index)
     if faults := [name for name in names if len(found.get(name, ())) != 1]:
         count = len(found.get(faults[0], ()))
-        why = f"{count} are called so, give CLASS/FILE" if count else f"it is not in {split.name}"
+        why = f"{count} are called so, give CLASS/FILE" if count else "it is no training image"
         raise UsageError(f"{path}: {len(faults)} of its lines name no image, such as {faults[0]} ({why})")
     return torch.tensor(sorted({found[name][0] for name in names}))
 

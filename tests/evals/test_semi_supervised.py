@@ -1,6 +1,7 @@
 """Fine-tuning on a part of the labels: what is drawn, VISSL's steps written out, lists of names, and resuming."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_lists_name_the_labelled_images(photographs, tmp_path):
     words = (f"lists={path}", "size=8", "epochs=2", "batch=4")
     assert list(measure("semi-supervised", Network(), photographs, tmp_path, *words)) == ["semi_supervised_half_top1"]
     path.write_text("n02_3.JPEG\nn09_0.JPEG\n")
-    with pytest.raises(UsageError, match="1 of its lines name no image, such as n09_0.JPEG .it is not in "):
+    with pytest.raises(UsageError, match="1 of its lines name no image, such as n09_0.JPEG .it is no training image"):
         semi.listed(split, path)
     path.write_text("")
     with pytest.raises(UsageError, match="is empty"):
@@ -145,6 +146,12 @@ def test_names_that_several_images_have_are_given_with_their_class(photographs, 
         semi.listed(split, path)
     path.write_text("n02/same.jpg\nn01/n01_1.JPEG\n")
     assert semi.listed(split, path).tolist() == [1, 13]
+
+
+def test_packed_images_have_the_names_of_their_sources(tmp_path):
+    names = ("a/train-0.tar: n01/x.JPEG", "a/train-0.tar: y.JPEG")
+    (tmp_path / "list.txt").write_text("y.JPEG\nx.JPEG\n")
+    assert semi.listed(SimpleNamespace(count=2, where=names.__getitem__), tmp_path / "list.txt").tolist() == [0, 1]
 
 
 def test_a_missing_list_is_told_before_any_stage(tmp_path):
