@@ -133,11 +133,11 @@ def test_a_missing_navigator_and_a_method_without_classes_are_named_before_a_ste
 def test_other_pairs_are_refused_on_the_way_and_there_are_none_to_verify(words, tmp_path, capsys):
     words += ["--pretrain.data", "online", "--pairs.positives", "gaussian", "navigator", "--pretrain.epochs", "1"]
     words += ["--out", str(tmp_path / "run")]
-    assert main([*words, "--stages", "navigator", "pretrain"]) == 0
+    assert main([*words, "--stages", "navigator", "pretrain"]) == 0, capsys.readouterr().err
     run = tmp_path / "run"
     (run / "pretrain" / "navigator" / "simclr" / "encoder.safetensors").unlink()
     shutil.copy(run / "navigator" / "kept" / "0000000000.safetensors", run / "navigator" / "navigator.safetensors")
-    assert main([*words, "--stages", "pretrain"]) == 2
+    assert main([*words, "--stages", "pretrain"]) == 2, capsys.readouterr().err
     what = "pretrain/navigator/simclr was pretrained on other pairs: navigator_digest ("
     assert what in capsys.readouterr().err
     assert verify.main([str(run)]) == 2
