@@ -7,6 +7,8 @@ a training or to find a fault of it, beside the distance between two sets of rea
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,18 +37,17 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
         if len(features) < 2:
             raise ValueError(f"{name}: expected two rows or more, got {len(features)}")
     (mean_a, root_a), (mean_b, root_b) = _fit(features_a.double()), _fit(features_b.double())
-    # tr((A B)^(1/2)) is the sum of the singular values of A^(1/2) B^(1/2).
-    overlap = torch.linalg.svdvals(root_a @ root_b).sum()
+    # With A = X^T X and B = Y^T Y, tr((A B)^(1/2)) is the sum of the singular values of X Y^T.
+    overlap = torch.linalg.svdvals(root_a @ root_b.T).sum()
     spread = root_a.square().sum() + root_b.square().sum()
     return float((mean_a - mean_b).square().sum() + spread - 2 * overlap)
 
 
 def _fit(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and the symmetric root [D, D] of the covariance."""
+    """Mean [D], and X [min(N, D), D] whose X^T X is the covariance."""
     mean = features.mean(0)
-    centred = features - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(features) - 1))
-    return mean, (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    centred = (features - mean) / math.sqrt(len(features) - 1)
+    return mean, torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred
 
 
 def pixel_features(images: Tensor) -> Tensor:
