@@ -148,6 +148,8 @@ class CoverageCheck:
             raise CopgenError(f"the loader returned a pair twice in epoch {epoch}, at step {step}: this is a bug")
         self._seen[rows] = True
         self._next_step = step + 1
+        if position + 1 < sampler.steps_per_epoch:
+            return
         found, expected = int(self._seen.sum()), sampler.steps_per_epoch * sampler.rows
-        if position + 1 == sampler.steps_per_epoch and found != expected:
+        if found != expected:
             raise CopgenError(f"the loader returned {found} of {expected} pairs in epoch {epoch}: this is a bug")
