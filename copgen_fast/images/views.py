@@ -123,6 +123,8 @@ def resize_and_crop(images: Tensor, size: int, shorter: int | None = None, mode:
     scale = (shorter or size) / min(height, width)
     shape = (round(height * scale), round(width * scale))
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    if shape == (height, width):
+        return images[:, :, top : top + size, left : left + size].expand(-1, 3, -1, -1).contiguous()
     resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for block, out in zip(images.split(1024), resized.split(1024), strict=True):  # bounds temporary memory
         out.copy_(_resize(block, shape, mode)[:, :, top : top + size, left : left + size])

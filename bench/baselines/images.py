@@ -1,0 +1,59 @@
+"""Real images read and resized as is usual: torchvision's ImageFolder and a DataLoader, and a loop of Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+
+def epoch(folder: Path, batch: int, side: int, workers: int, device: torch.device) -> Callable[[], None]:
+    """A call loads all images of class folders once: the centre, shuffled, uint8, on the device.
+
+    Workers persist from call to call, in this form's favour.
+    """
+    view = transforms.Compose(
+        [
+            transforms.Resize(side, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(side),
+            transforms.PILToTensor(),
+        ]
+    )
+    files = datasets.ImageFolder(str(folder), view)
+    loader = DataLoader(files, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+
+    def run() -> None:
+        for images, _ in loader:
+            images.to(device)
+
+    return run
+
+
+def packing(paths: Sequence[Path], out: Path, side: int, processes: int) -> Callable[[], None]:
+    """A call resizes all images' shorter sides by Pillow and saves them as JPEG files, one process for each core.
+
+    The processes persist from call to call, in this form's favour.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"))
+    parts = [paths[start::processes] for start in range(processes)]
+
+    def run() -> None:
+        list(pool.map(partial(_resize_all, out=out, side=side), parts))
+
+    return run
+
+
+def _resize_all(paths: Sequence[Path], out: Path, side: int) -> None:
+    for path in paths:
+        image = Image.open(path).convert("RGB")
+        scale = side / min(image.size)
+        size = tuple(round(length * scale) for length in image.size)
+        image.resize(size, Image.Resampling.BICUBIC).save(out / path.name, quality=95, subsampling=0)
