@@ -46,12 +46,13 @@ def packing(paths: Sequence[Path], out: Path, side: int, processes: int) -> Call
     parts = [paths[start::processes] for start in range(processes)]
 
     def run() -> None:
-        list(pool.map(partial(_resize_all, out=out, side=side), parts))
+        list(pool.map(partial(resize_all, out=out, side=side), parts))
 
     return run
 
 
-def _resize_all(paths: Sequence[Path], out: Path, side: int) -> None:
+def resize_all(paths: Sequence[Path], out: Path, side: int) -> None:
+    """What one of these processes does."""
     for path in paths:
         image = Image.open(path).convert("RGB")
         scale = side / min(image.size)
