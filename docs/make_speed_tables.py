@@ -186,6 +186,18 @@ def loader() -> list[Cells]:
     return table
 
 
+def images() -> list[Cells]:
+    """Real images a second, with the ratios' intervals."""
+    names = {"jpeg 128px read, B=64": "packed as JPEG", "raw 128px read, B=64": "packed raw"}
+    table = [("photographs a second", "this", "ImageFolder, DataLoader", "ratio (95 % interval)")]
+    for case, name in names.items():
+        found = row("images", case, precision="uint8")
+        interval = f"{found['ratio_low']:.1f} to {found['ratio_high']:.1f}"
+        rates = rate(found["ours_ms"], PAIRS, 2), rate(found["peer_ms"], PAIRS, 2)
+        table.append((name, *rates, f"{ratio(found['ratio'])} ({interval})"))
+    return table
+
+
 def codecs() -> list[Cells]:
     names = {"png": "`png` (default, lossless)", "jpeg": "`jpeg` (quality 95, 4:4:4)", "raw": "`raw`"}
     table = [("`--pairs.codec`", "bytes an image", "encoded, images/s on a core", "decoded", "1.3M pairs, encoding")]
@@ -213,7 +225,7 @@ def methods() -> list[Cells]:
     return table
 
 
-TABLES = {f.__name__: f for f in (readme, steps, augment, info_nce, cond_norm, loader, codecs, methods)}
+TABLES = {f.__name__: f for f in (readme, steps, augment, info_nce, cond_norm, loader, images, codecs, methods)}
 
 
 def markdown(table: list[Cells]) -> str:

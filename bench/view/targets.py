@@ -131,6 +131,9 @@ TARGETS = (
     _STEP(area="navigator", claim="fp32", device="cpu", case=_NAVIGATOR, precision="fp32", at_least=2),
     _STEP(area="navigator", claim="bf16", device="cpu", case=_NAVIGATOR, precision="bf16", at_least=3, optional=True),
     _STEP(area="loader", claim="beside PIL and files", device="cpu", case="png 128px", at_least=3),
+    _STEP(area="images", claim="packed JPEG, beside ImageFolder", device="cpu", case="jpeg 128px read.*", at_least=5),
+    _STEP(area="images", claim="packed raw, beside ImageFolder", device="cpu", case="raw 128px read.*", at_least=10),
+    _STEP(area="images", claim="packing, beside Pillow", device="cpu", case="jpeg 128px packed", at_least=1.5),
     _STEP(
         area="navigator",
         claim="throughput",

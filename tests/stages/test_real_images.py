@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from copgen_fast.images.pack import PackConfig, pack
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages import Run, probe
 from copgen_fast.train import main, parse, validate
+from copgen_fast.training.metrics import read_rows
 from tests.conftest import TINY
 
 REAL = ["--pretrain.data", "real"]
@@ -137,3 +139,18 @@ def test_encoders_are_measured_on_the_pairs_that_they_were_pretrained_on(tmp_pat
     }
     assert names == {"identity": "identity", "random": "gaussian"}
     assert probe.pairs_of(Run(parse([*TINY, *REAL]), tmp_path, "cpu"), "real") is None
+
+
+def test_packed_images_are_pretrained_on_and_evaluated_as_their_source_is(tmp_path):
+    """Lossless, the logged losses and the results are the same."""
+    data = class_folders(tmp_path / "data", classes=("a", "b"))
+    pack(PackConfig(tmp_path / "data", tmp_path / "packed", size=16, codec="png", shard_size=8))
+    results = []
+    shards = ["--data.name", "packed", "--data.root", str(tmp_path / "packed")]
+    for name, source in (("of files", data), ("of shards", shards)):
+        out = tmp_path / name
+        options = ["--pretrain.epochs", "1", "--data.image-size", "16", "--stages", "pretrain", "probe"]
+        assert main([*TINY, *source, *REAL, *COLLAPSE, "--out", str(out), *options]) == 0
+        losses = [row["loss"] for row in read_rows(out / "pretrain/real/simclr/metrics.jsonl")]
+        results.append((losses, json.loads((out / "probe/real.json").read_text())["feature_std"]))
+    assert results[0] == results[1]

@@ -59,7 +59,7 @@ def test_targets_are_of_one_kind_each():
     for target in TARGETS:
         assert (target.at_least is None) != (target.at_most is None)
         assert target.measure in MEASURES
-        assert target.area in ("augment", "info_nce", "generator", "loader", "navigator", "pretrain")
+        assert target.area in ("augment", "images", "info_nce", "generator", "loader", "navigator", "pretrain")
 
 
 def test_absolute_numbers_count_on_their_card_only(tmp_path):
