@@ -66,7 +66,7 @@ class TransferSet:
     Attributes:
         cls: torchvision's class, which can download it.
         files: what its root holds.
-        digest: `digest` of the parts of the published files; None: not known here.
+        digest: `digest` that the parts of the published files should have; None: not known here.
     """
 
     cls: str
@@ -76,7 +76,7 @@ class TransferSet:
 
 _CALTECH = "Caltech101", "caltech101/101_ObjectCategories/"
 _SUN = "SUN397", "SUN397/"
-# Of Caltech-101 by its published numbers of images a class, which are numbered from 1.
+# Of Caltech-101: computed from the known numbers of its classes' images, which are numbered from 1; no copy was read.
 SETS: dict[str, TransferSet] = {
     "caltech101": TransferSet(*_CALTECH, "f87849ca2e8d3666abb7be2ffa9f17377aba1e8f6b92f92e682e19538a079f73"),
     "caltech101-background": TransferSet(*_CALTECH, "2a0933f715d4cfbfd5f52c3827f75022780c2643d26fdbcc597a0e5abb97f135"),
@@ -112,8 +112,8 @@ def open_splits(name: str, root: Path, parts: Sequence[str]) -> Opened:
     sha = digest(names, part_of)
     if entry.digest not in (None, sha):
         notes.append(
-            f"{base}: {len(names)} images whose split has the digest {sha[:12]}, and that of the published files has "
-            f"{entry.digest[:12]}: some are missing or others, and accuracies are not comparable with those on all"
+            f"{base}: {len(names)} images split with digest {sha[:12]}, and {entry.digest[:12]} is expected of "
+            "the published files: where some are missing, accuracies are not comparable with those on all"
         )
     splits, validation = {}, None
     for part in parts:
