@@ -204,7 +204,8 @@ def _with_level(config: RunConfig, folder: Path, device: torch.device) -> Genera
     """
     record = folder / "config.json"
     if config.generator.level == "auto" and record.exists():
-        recorded = artifacts.read_json(record).get("generator.level")
+        there = artifacts.read_json(record)
+        recorded = there.get("generator.level") if isinstance(there, dict) else None  # refused later if it is none
         if recorded in ("exact", "half"):
             return dataclasses.replace(config.generator, level=recorded)
     draws = {"steering", "navigator", "pairs"} & set(config.stages) or config.pretrain.data == "online"

@@ -103,7 +103,7 @@ def test_no_comparison_convolves_in_tf32(level, monkeypatch):
     monkeypatch.setattr(BigBiGAN, "steps", lambda *a: seen.append(cudnn.conv.fp32_precision) or steps(*a))
     published, before = make(dtype=torch.float32), cudnn.allow_tf32
     optimize(published, level)
-    assert set(seen) == {"ieee"} and cudnn.allow_tf32 == before
+    assert seen and not {"tf32"} & set(seen) and cudnn.allow_tf32 == before
 
 
 class Replayed:

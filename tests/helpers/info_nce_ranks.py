@@ -3,6 +3,7 @@
 python -m tests.helpers.info_nce_ranks RANK WORLD STORE OUT
 """
 
+import multiprocessing
 import sys
 
 import torch
@@ -79,4 +80,13 @@ def main(rank, world, store, out):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    # Forks: what the ranks import is imported once.
+    torch.set_num_threads(1)
+    world, out = int(sys.argv[1]), sys.argv[2]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=main, args=(rank, world, f"{out}/store", out)) for rank in range(world)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(any(rank.exitcode for rank in ranks))

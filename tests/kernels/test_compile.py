@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from bench.compile import kernels
+
 ROOT = Path(__file__).parents[2]
-TARGETS = [f"sm_{number}" for number in (75, 80, 86, 89, 90, 120)]
+# Of the six that the committed results have: the oldest, one with little shared memory, and the two newest.
+NUMBERS = (75, 86, 90, 120)
+TARGETS = [f"sm_{number}" for number in NUMBERS]
+COMPILE = f"""
+import json, sys
+from bench.compile.kernels import compile_all
+json.dump(compile_all({NUMBERS}), open(sys.argv[1], "w"))
+"""
 AUGMENT = {
     "contrast_parts_kernel",
     "filter_kernel",
@@ -50,7 +59,7 @@ def test_the_weight_at_the_reach_of_the_filter_is_exactly_zero():
 def compiled(tmp_path_factory):
     """Rows of every kernel on every target, compiled now."""
     file = tmp_path_factory.mktemp("kernels") / "kernels.json"
-    command = [sys.executable, "-m", "bench.compile.kernels", "--json", str(file)]
+    command = [sys.executable, "-c", COMPILE, str(file)]
     result = subprocess.run(command, cwd=ROOT, env=COMPILING, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(file.read_text())["rows"]
@@ -78,6 +87,8 @@ def test_no_kernel_spills(compiled, target):
 
 
 def test_the_committed_results_list_the_same_kernels(compiled):
-    committed = json.loads((ROOT / "bench" / "results" / "kernels.json").read_text())["rows"]
+    everywhere = json.loads((ROOT / "bench" / "results" / "kernels.json").read_text())["rows"]
+    committed = [row for row in everywhere if row["target"] in TARGETS]
+    assert {row["target"] for row in everywhere} == {f"sm_{number}" for number in kernels.TARGETS}
     names = ("kernel", "variant", "target")
     assert [[row[name] for name in names] for row in committed] == [[row[name] for name in names] for row in compiled]

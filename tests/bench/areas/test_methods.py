@@ -18,7 +18,6 @@ SMALL = EncoderConfig("resnet18", "half", 8)
 def test_the_command_writes_its_rows(monkeypatch, measured):
     cases = [replace(case, batch=4, side=16, encoder=SMALL) for case in area.CASES[1:3]]
     monkeypatch.setattr(area, "CASES", tuple(cases))
-    monkeypatch.setattr(area, "LEAST", 2)
     rows = measured("methods", "--repeats", "2")
     lightly = "lightly's modules, our encoder and views"
     assert [(row["case"], row["peer"]) for row in rows] == [

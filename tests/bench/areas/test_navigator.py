@@ -31,7 +31,7 @@ def test_the_command_writes_its_rows(monkeypatch, measured):
         ("digits B=2 32px", "bf16", "reference form, fp32, views stacked"),
     }
     for row in rows:
-        assert (row["area"], row["direction"], row["n"]) == ("navigator", "step", 3)
+        assert (row["area"], row["direction"], row["n"]) == ("navigator", "step", 7)
         assert row["limit"].split()[0] != "0" and "generator three times" in row["limit"]
 
 
