@@ -47,7 +47,7 @@ def _imagenet(name: str, pairs: int, epochs: int) -> RunConfig:
             schedule="reference",
             augmentation="simclr",
         ),
-        data=DataConfig(name="folder", image_size=128),
+        data=DataConfig(name="packed", image_size=128),
         probe=ProbeConfig(
             evals=("linear-augmented",),
             options=("linear-augmented.epochs=60", "linear-augmented.lr=2.0"),
