@@ -112,8 +112,8 @@ def open_splits(name: str, root: Path, parts: Sequence[str]) -> Opened:
     sha = digest(names, part_of)
     if entry.digest not in (None, sha):
         notes.append(
-            f"{base}: {len(names)} images split with digest {sha[:12]}, and {entry.digest[:12]} is expected of "
-            "the published files: where some are missing, accuracies are not comparable with those on all"
+            f"{base}: {len(names)} images whose split has the digest {sha[:12]}, and {entry.digest[:12]} is "
+            "expected of the published files: where some are missing, accuracies are not comparable with those on all"
         )
     splits, validation = {}, None
     for part in parts:
