@@ -34,7 +34,7 @@ def normalised(images):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A narrow ResNet-18 trained on digits and the test accuracy of its own classifier."""
+    """A narrow ResNet-18 trained on digits, and the test accuracy that its classifier reached."""
     torch.manual_seed(0)
     data = sets.digits(SIZE)
     model = Encoder(EncoderConfig("resnet18", "cifar", 8))

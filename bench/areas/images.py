@@ -1,4 +1,4 @@
-"""Area images: packed photographs to batches on the device, beside torchvision's folders, and packing beside Pillow.
+"""Area images: loading of packed images, beside torchvision's ImageFolder, and packing, beside a Pillow loop.
 
 A call is an epoch from a cold start, or packs all images into a new folder.
 """
@@ -27,12 +27,12 @@ from copgen_fast.images.stream import shuffled, stream
 from copgen_fast.images.views import Centre
 
 PHOTOGRAPH = 500, 375
-"""Width and height of the source's images: ImageNet's are of this size on average."""
+"""Width and height in pixels of the JPEG files that are read: the average of ImageNet's."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """`count` photographs, packed as `codec`, in batches of `batch` of `side` pixels.
+    """Loading, or packing, of `count` images of `side` pixels, stored as `codec`, in batches of `batch`.
 
     Attributes:
         packing: measure packing, else reading.
@@ -56,7 +56,7 @@ CASES = (Case("jpeg"), Case("raw"), Case("jpeg", packing=True))
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case; packing is on the CPU whatever the device."""
+    """Benchmark rows of every case; packing runs on the CPU whatever the device."""
     for case, device in chosen(CASES, options):
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "source"
@@ -105,7 +105,7 @@ def _epoch(case: Case, split: Split, device: torch.device) -> Call:
 
 
 def _stored(case: Case, split: Split) -> Limit:
-    """Reading the stored bytes of all images, one file after the other."""
+    """The physical limit: reading the bytes of all files, without decoding."""
     folder, shards = split.folder, split.stored.shards
 
     def read() -> None:

@@ -43,7 +43,7 @@ def bigbigan() -> nn.Module:
 
 
 def cifar10_dcgan() -> nn.Module:
-    """CIFAR-10's published DCGAN, 32 px, with random weights; its batch norms see their own statistics."""
+    """A DCGAN for CIFAR-10, 32 px, with random weights and batch norm's statistics of its own activations."""
     with seeds.seeded("bench generator"), torch.no_grad():
         G = Cifar10DCGAN().requires_grad_(False)
         for module in G.modules():
@@ -76,7 +76,7 @@ CASES = (Case(digits), Case(cifar10_dcgan), Case(bigbigan))
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """A row of each case beside steps on PNG and raw shards and on one batch at hand, and beside writing the shards."""
+    """Benchmark rows of every case: training steps on generated pairs, beside steps on shards and their writing."""
     for case, device in chosen(CASES, options):
         with tempfile.TemporaryDirectory() as folder:
             found = {row.peer: row for row in _rows(case, Path(folder), device, options)}
@@ -86,7 +86,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def crossing(online: float, shards: float, write: float) -> str:
-    """After how many epochs shards, written once in `write`, have cost less than online pairs: in words."""
+    """The number of epochs from which shards cost less time than online pairs, as text; writing them takes `write`."""
     if online <= shards:
         return "online pairs cost less than PNG shards, whatever the number of epochs"
     return f"online pairs cost less than PNG shards up to {write / (online - shards):.1f} epochs"
@@ -119,7 +119,7 @@ def _rows(case: Case, folder: Path, device: torch.device, options: Options) -> I
 
 
 def _write(case: Case, of: PairSource, folder: Path) -> Call:
-    """A function that writes the pairs of `case.steps` steps as PNG shards, anew each time."""
+    """A function that generates the pairs of `case.steps` steps and writes them as PNG shards."""
     pairs = PairsConfig(count=case.steps * case.batch, codec="png", workers=machine.cores())
     numbers = itertools.count()
     return lambda: write_pairs(folder / f"written{next(numbers)}", of, pairs, {})
@@ -136,7 +136,7 @@ def source(case: Case, device: torch.device) -> PairSource:
 
 
 def _call(case: Case, config: RunConfig, device: torch.device, fetch: Fetch) -> Call:
-    """A function that trains a separate learner for `case.steps` further steps each time it is called."""
+    """A function that runs `case.steps` training steps of an encoder of its own."""
     step, position = our_step(config, device), itertools.count()
 
     def call() -> None:

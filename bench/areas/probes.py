@@ -35,10 +35,11 @@ _CLASSES = 10
 
 @dataclass(frozen=True)
 class Case:
-    """A probe of an encoder at `side` pixels on image files; a 25th of as many test it, as of ImageNet, `grid` an 8th.
+    """A linear evaluation of a frozen encoder on image files of `side` pixels.
 
     Attributes:
-        count: training images, files of `file` pixels (width, height).
+        count: training images, files of `file` pixels (width, height); a 25th as many test images, as ImageNet has, or
+            with `grid` an 8th.
         grid: linear-grid by these options to its answer; None: an epoch of linear-augmented.
     """
 
@@ -72,7 +73,7 @@ CASES = (
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case, in each precision that the device has."""
+    """Benchmark rows of every case, in each precision of the device."""
     for case, device in chosen(CASES, options):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -85,7 +86,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def write_files(case: Case, folder: Path) -> None:
-    """Photographs as JPEG in folders of ten classes, for training and testing."""
+    """JPEG files in class folders (ten classes), for training and testing."""
     width, height = case.file
     images = photographs(16, max(case.file))
     for split, count in (("train", case.count), ("test", case.count // (8 if case.grid else 25))):
@@ -111,7 +112,7 @@ def _epoch_rows(
 
 
 def epochs(case: Case, folder: Path, precision: str, device: torch.device) -> Call:
-    """A function that trains for one further epoch each time it is called; the test features are known."""
+    """A function that trains the linear classifier for one more epoch; test features are computed beforehand."""
     run = case.run(folder, precision, device)
     encoder = case.make()
     frozen, data = evals.freeze(encoder, run), sets.open_set(run.config.data)

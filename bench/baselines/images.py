@@ -1,4 +1,4 @@
-"""Real images read and resized as is usual: torchvision's ImageFolder and a DataLoader, and a loop of Pillow."""
+"""Loading images by torchvision's ImageFolder and DataLoader, and resizing them in a Pillow loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchvision import datasets, transforms
 
 
 def epoch(folder: Path, batch: int, side: int, workers: int, device: torch.device) -> Callable[[], None]:
-    """A call loads all images of class folders once: the centre, shuffled, uint8, on the device.
+    """A function that loads all images of class folders once, centre-cropped and shuffled, as uint8 on the device.
 
     Workers persist from call to call, in this form's favour.
     """

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from copgen_fast.config import RunConfig
 from copgen_fast.evals._faster_rcnn import FasterRCNN, Target
 from copgen_fast.evals._voc_ap import Found
+from copgen_fast.images.views import resize_pixels
 from copgen_fast.images.voc import AnnotatedImage
 from copgen_fast.pairs.read.prefetch import Prefetcher
 from copgen_fast.runtime import devices, seeds
@@ -101,7 +101,7 @@ def resized(height: int, width: int, shorter: int, longest: int) -> tuple[int, i
 
 def shown(image: AnnotatedImage, size: tuple[int, int], flip: bool) -> tuple[Tensor, Target]:
     """A training image resized to `size`, uint8 [3, H, W], mirrored or not, and its boxes, cut at its edges."""
-    pixels = _resize(image, size)
+    pixels = resize_pixels(image.pixels(), size)
     boxes = scaled(image.boxes, (image.height, image.width), size)
     if flip:
         pixels = pixels.flip(2)
@@ -114,11 +114,6 @@ def scaled(boxes: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Te
     """Boxes of an image that was (height, width) `before` and is `after`."""
     height, width = (new / old for new, old in zip(after, before, strict=True))
     return boxes * torch.tensor([width, height, width, height])
-
-
-def _resize(image: AnnotatedImage, size: tuple[int, int]) -> Tensor:
-    pixels = torch.from_numpy(image.pixels()).movedim(2, 0)[None]
-    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 class Batches:
@@ -238,7 +233,7 @@ def detect(
     share = list(range(ranks.rank, len(images), ranks.world))
     table = torch.full((-(-len(images) // ranks.world), limit, 6), -1.0, device=device)
     sizes = [resized(image.height, image.width, recipe.test_size, recipe.max_size) for image in images]
-    plan = Prefetcher(lambda n: partial(_resize, images[share[n]], sizes[share[n]]), _AHEAD, len(share))
+    plan = Prefetcher(lambda n: partial(_test_image, images[share[n]], sizes[share[n]]), _AHEAD, len(share))
     with progress(len(share), "detection test", "images", disable=not ranks.first) as bar:
         for number in range(len(share)):
             _expect_no_stop()
@@ -255,6 +250,10 @@ def detect(
         boxes = scaled(rows[:, :4], size, (image.height, image.width))
         results.append(Found(boxes, rows[:, 4].long(), rows[:, 5]))
     return results
+
+
+def _test_image(image: AnnotatedImage, size: tuple[int, int]) -> Tensor:
+    return resize_pixels(image.pixels(), size)
 
 
 def _expect_no_stop() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.evals._frozen import EvalRun
-from copgen_fast.evals.collapse import sample
+from copgen_fast.evals.collapse import sample, squared_singular_values
 from copgen_fast.registry import NoOptions
 
 NEEDS_LABELS = False
@@ -34,8 +34,7 @@ def evaluate(encoder: nn.Module, config: NoOptions, run: EvalRun) -> dict[str, f
 def spectrum(features: Tensor) -> Tensor:
     """Eigenvalues of the covariance of features [N, D] that are more than 0 within rounding, largest first, float64."""
     centred = features.double() - features.double().mean(0)
-    gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
-    values = torch.linalg.eigvalsh(gram).flip(0) / (len(features) - 1)
+    values = squared_singular_values(centred).flip(0) / (len(features) - 1)
     return values[values > _ZERO * values[0]]
 
 

@@ -45,10 +45,13 @@ def feature_std(features: Tensor) -> float:
 
 def rankme(features: Tensor) -> float:
     """exp of the entropy of the singular values of features [N, D], as shares of their sum (Garrido et al. 2023)."""
-    features = features.double()
-    # The smaller Gram matrix has the squares of the same singular values, at a fraction of the cost.
+    return effective_number(squared_singular_values(features.double()).clamp_min(0).sqrt())
+
+
+def squared_singular_values(features: Tensor) -> Tensor:
+    """Those of features [N, D], ascending, by the smaller Gram matrix: rounding may leave some a little below 0."""
     gram = features @ features.T if len(features) < features.shape[1] else features.T @ features
-    return effective_number(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt())
+    return torch.linalg.eigvalsh(gram)
 
 
 def effective_number(values: Tensor) -> float:

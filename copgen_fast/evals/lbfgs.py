@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from copgen_fast.config import Side
 from copgen_fast.errors import UsageError
 from copgen_fast.evals._frozen import EvalRun, freeze, real_images
+from copgen_fast.evals.linear import both_accuracies
 from copgen_fast.images.sets import OpenSet
 from copgen_fast.images.transfer_sets import rules
 from copgen_fast.images.views import Centre
@@ -142,13 +143,6 @@ def predicted(features: Tensor, weights: Tensor) -> Tensor:
     """The most probable class of each row."""
     weights = weights.to(features)
     return torch.addmm(weights[:, -1], features, weights[:, :-1].T).argmax(1)
-
-
-def both_accuracies(found: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Share of correct rows, and the mean over the classes in `labels` of each one's share."""
-    correct, counts = (found == labels).double(), labels.bincount()
-    shares = labels.bincount(correct)[counts > 0] / counts[counts > 0]
-    return correct.mean().item(), shares.mean().item()
 
 
 def validation_rows(data: OpenSet, labels: Tensor, share: float, seed: int) -> Tensor:

@@ -66,3 +66,10 @@ def accuracies(prefix: str, scores: Tensor, labels: Tensor) -> dict[str, float]:
     if scores.shape[1] > 5:
         found[f"{prefix}_top5"] = hits.any(dim=1).double().mean().item()
     return found
+
+
+def both_accuracies(found: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Share of correct rows, and the mean over the classes in `labels` of each one's share."""
+    correct, counts = (found == labels).double(), labels.bincount()
+    shares = labels.bincount(correct)[counts > 0] / counts[counts > 0]
+    return correct.mean().item(), shares.mean().item()

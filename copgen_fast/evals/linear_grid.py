@@ -73,7 +73,14 @@ class Heads(NamedTuple):
 
     def scores(self, features: Tensor) -> Tensor:
         """Logits [N, G, C] of features [N, D]."""
-        x = (features.to(self.weight.device).float() - self.mean) * self.inverse
+        return self.of_standardised(self.standardised(features))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Features [N, D] of mean 0 and standard deviation 1, float32 on the heads' device."""
+        return (features.to(self.weight.device).float() - self.mean) * self.inverse
+
+    def of_standardised(self, x: Tensor) -> Tensor:
+        """Logits [N, G, C] of standardised features [N, D]."""
         return torch.addmm(self.bias.flatten(), x, self.weight.flatten(1)).unflatten(1, self.bias.shape)
 
 
@@ -198,9 +205,8 @@ def train(cache: Cache, rows: Tensor, grid: list[tuple[float, float]], config: C
 
 def _gradients(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of each head's mean cross entropy with respect to its weight and bias."""
-    x = (features.to(heads.weight.device).float() - heads.mean) * heads.inverse
-    logits = torch.addmm(heads.bias.flatten(), x, heads.weight.flatten(1)).unflatten(1, heads.bias.shape)
-    residuals = logits.softmax(2)
+    x = heads.standardised(features)
+    residuals = heads.of_standardised(x).softmax(2)
     residuals[torch.arange(len(labels), device=x.device), :, labels] -= 1
     residuals /= len(labels)
     return (x.T @ residuals.flatten(1)).unflatten(1, heads.bias.shape), residuals.sum(0)

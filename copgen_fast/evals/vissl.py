@@ -14,8 +14,7 @@ from copgen_fast.config import Side
 from copgen_fast.errors import NonFiniteError
 from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, count_classes, freeze, real_images
 from copgen_fast.evals._vissl import epoch_order, stepped, test_view, train_view
-from copgen_fast.evals.lbfgs import both_accuracies
-from copgen_fast.evals.linear import accuracies
+from copgen_fast.evals.linear import accuracies, both_accuracies
 from copgen_fast.images.sets import OpenSet
 from copgen_fast.images.transfer_sets import rules
 from copgen_fast.images.views import RandomCrop, Squash

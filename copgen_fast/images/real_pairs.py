@@ -44,7 +44,5 @@ class RealPairs(Dataset):
         try:
             image, label = self.split.read(index, self.view)
         except UnreadableImageError as error:
-            fault = error.fault
-            message = f"{fault.where} cannot be read as an image ({fault.why}): remove or replace it"
-            raise CorruptItemError(message) from error
+            raise CorruptItemError(error.fault.remedy) from error
         return image, image, label if self.labelled else -1

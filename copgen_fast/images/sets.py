@@ -315,7 +315,7 @@ def _listed(labels: list[int]) -> str:
 def _unreadable(faults: list[Fault]) -> str:
     remedy = "or pass `--data.on-corrupt skip` to go on without"
     if len(faults) == 1:
-        return f"{faults[0].where} cannot be read as an image ({faults[0].why}): remove or replace it, {remedy}"
+        return f"{faults[0].remedy}, {remedy}"
     return f"{len(faults)} images cannot be read: {_shown(faults)}: remove or replace them, {remedy}"
 
 

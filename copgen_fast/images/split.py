@@ -30,6 +30,11 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.where} ({self.why})"
 
+    @property
+    def remedy(self) -> str:
+        """What is wrong and what to do, in one line that may go on."""
+        return f"{self.where} cannot be read as an image ({self.why}): remove or replace it"
+
 
 class UnreadableImageError(ValueError):
     """An image that can't be decoded."""
@@ -40,7 +45,7 @@ class UnreadableImageError(ValueError):
 
 
 class TarMember(NamedTuple):
-    """A file in a tar: the tar's path, the member's name, and where its bytes lie."""
+    """A file in a tar: the tar's path, the file's name (its source's, in packed images), and where its bytes lie."""
 
     tar: str
     name: str

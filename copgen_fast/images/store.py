@@ -10,7 +10,6 @@ A shard is plain WebDataset, as those of pairs are. Opening reads the two index 
 from __future__ import annotations
 
 import dataclasses
-import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from copgen_fast import files, schema
 from copgen_fast.config import Codec
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.images import decode
-from copgen_fast.images.split import Fault, UnreadableImageError
+from copgen_fast.images.split import Fault, TarMember, UnreadableImageError
 from copgen_fast.images.views import View
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.first_reads import FirstReads
@@ -147,8 +146,12 @@ class PackedSplit:
 
     def where(self, index: int) -> str:
         """The shard of an image, and its source's name."""
-        shard = self.stored.shards[self.shard_of(index)]
-        return f"{self.folder / shard.name}: {self.places.name_of(index)}"
+        return str(self._member(index))
+
+    def _member(self, index: int) -> TarMember:
+        places, shard = self.places, self.stored.shards[self.shard_of(index)]
+        place = int(places.offset[index]), int(places.bytes[index])
+        return TarMember(str(self.folder / shard.name), places.name_of(index), *place)
 
     def read(self, index: int, view: View) -> tuple[Tensor, int]:
         """What `view` takes of an image as it is stored, uint8 [3, S, S], and the label.
@@ -157,15 +160,13 @@ class PackedSplit:
             CorruptArtifactError: its shard is altered.
             UnreadableImageError: it can't be decoded.
         """
-        number, places = self.shard_of(index), self.places
-        self.checks(number)
-        with open(self.folder / self.stored.shards[number].name, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), int(places.bytes[index]), int(places.offset[index]))
+        self.checks(self.shard_of(index))
+        member = self._member(index)
         try:
-            pixels = self._decode(data, tuple(places.shape[index].tolist()))
+            pixels = self._decode(member.read(), tuple(self.places.shape[index].tolist()))
         except decode.UndecodableImageError as error:
-            raise UnreadableImageError(Fault(self.where(index), str(error))) from error
-        return view(pixels, index), int(places.label[index])
+            raise UnreadableImageError(Fault(str(member), str(error))) from error
+        return view(pixels, index), int(self.places.label[index])
 
     def _decode(self, data: bytes, shape: tuple[int, int]) -> np.ndarray:
         if self.codec != "raw":

@@ -64,7 +64,7 @@ class Squash:
     mode: Mode = "bilinear"
 
     def __call__(self, pixels: np.ndarray, index: int = 0) -> Tensor:
-        return _resize(_channels_first(pixels), (self.size, self.size), self.mode)[0]
+        return resize_pixels(pixels, (self.size, self.size), self.mode)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class RandomCrop:
         if self.crop:
             top, left, height, width = self._box(pixels.shape[:2], areas.tolist(), shapes.tolist(), at.tolist())
             pixels = pixels[top : top + height, left : left + width]
-        image = _resize(_channels_first(pixels), (self.size, self.size), self.mode)[0]
+        image = resize_pixels(pixels, (self.size, self.size), self.mode)
         return image.flip(2) if at[-1] < self.flip else image
 
     def _box(
@@ -138,6 +138,11 @@ def _without_ends(images: Tensor) -> Tensor:
         return images
     top, left = (max(0, side - longest) // 2 for side in images.shape[2:])
     return images[:, :, top : top + longest, left : left + longest]
+
+
+def resize_pixels(pixels: np.ndarray, shape: tuple[int, int], mode: Mode = "bilinear") -> Tensor:
+    """uint8 [H, W, 3] -> uint8 [3, *shape]."""
+    return _resize(_channels_first(pixels), shape, mode)[0]
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

@@ -3,7 +3,6 @@
 python -m tests.helpers.detection_ranks WORLD PORTS ROOT FOLDER
 """
 
-import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from copgen_fast.evals import _detection_training as training
 from copgen_fast.evals._faster_rcnn import FasterRCNN
 from copgen_fast.images import voc
 from copgen_fast.runtime import distributed
+from tests.helpers.forks import run_ranks
 from tests.helpers.voc_fixtures import tiny_encoder
 
 CPU = torch.device("cpu")
@@ -47,16 +47,5 @@ def rank_main(rank, world, ports, root, folder):
     sys.exit(evaluate.main([str(folder / "encoder.pth"), *options]))
 
 
-def main(world, ports, root, folder):
-    torch.set_num_threads(1)
-    start = multiprocessing.get_context("fork").Process
-    processes = [start(target=rank_main, args=(rank, world, ports, root, folder)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    sys.exit(max(abs(process.exitcode) for process in processes))
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3], Path(sys.argv[4]))
+    sys.exit(run_ranks(rank_main, int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3], Path(sys.argv[4])))

@@ -5,7 +5,6 @@ python -m tests.helpers.distributed_ranks WORLD PORT FOLDER
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
 import signal
 import sys
@@ -32,6 +31,7 @@ from copgen_fast.stages import Run, navigator, pretrain, steering
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
 from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import Plan, StepResult
+from tests.helpers.forks import run_ranks
 
 N, DIM, STEPS = 8, 6, 3
 CPU = torch.device("cpu")
@@ -315,17 +315,5 @@ def rank_main(rank, world, ports, folder):
     torch.save(results | {"exit codes": codes}, folder / f"{rank}.pt")
 
 
-def main(world, ports, folder):
-    """Forks: what the ranks import is imported once."""
-    torch.set_num_threads(1)
-    start = multiprocessing.get_context("fork").Process
-    processes = [start(target=rank_main, args=(rank, world, ports, folder)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    sys.exit(max(abs(process.exitcode) for process in processes))
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2].split(","), Path(sys.argv[3]))
+    sys.exit(run_ranks(rank_main, int(sys.argv[1]), sys.argv[2].split(","), Path(sys.argv[3])))

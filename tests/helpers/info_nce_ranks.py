@@ -1,9 +1,8 @@
 """InfoNCE of one rank of a group, a process that test_info_nce_group.py starts.
 
-python -m tests.helpers.info_nce_ranks RANK WORLD STORE OUT
+python -m tests.helpers.info_nce_ranks WORLD OUT
 """
 
-import multiprocessing
 import sys
 
 import torch
@@ -11,6 +10,7 @@ import torch.distributed as dist
 
 from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import INSTALLED
+from tests.helpers.forks import run_ranks
 
 PAIRS = 12  # of all ranks together
 BACKENDS = [name for name in ("cpp", "chunked") if name in INSTALLED] + ["reference"]
@@ -59,9 +59,8 @@ def here(x, rank, world):
     return x[..., rank * count : (rank + 1) * count, :] if x.ndim > 1 else x[rank * count : (rank + 1) * count]
 
 
-def main(rank, world, store, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
+def main(rank, world, out):
+    dist.init_process_group("gloo", f"file://{out}/store", rank=rank, world_size=world)
     group = dist.group.WORLD
     results = {}
     for name, options in CASES.items():
@@ -80,13 +79,4 @@ def main(rank, world, store, out):
 
 
 if __name__ == "__main__":
-    # Forks: what the ranks import is imported once.
-    torch.set_num_threads(1)
-    world, out = int(sys.argv[1]), sys.argv[2]
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=main, args=(rank, world, f"{out}/store", out)) for rank in range(world)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    sys.exit(any(rank.exitcode for rank in ranks))
+    sys.exit(run_ranks(main, int(sys.argv[1]), sys.argv[2]))
