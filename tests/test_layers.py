@@ -26,7 +26,9 @@ ROWS = (
     {"evals"},
     {"stages"},
     {"train", "verify", "convert", "doctor", "generators.fit"},
-    {"evaluate"},
+    {"evaluate", "statistics"},
+    {"studies"},
+    {"study"},
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 

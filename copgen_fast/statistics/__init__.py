@@ -1,0 +1,1 @@
+"""Statistics of repeated runs: paired differences, intervals, exact tests, and tables of them."""
