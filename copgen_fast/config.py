@@ -97,8 +97,9 @@ class NavigatorConfig:
     """Temperature of NT-Xent."""
     base_temperature: Temperature | None = 0.07
     """The loss is multiplied by temperature / base_temperature, as in the reference code; None: by 1."""
-    delta: Annotated[float, Range(1e-6, 1e6)] | None = None
-    """Stop once E||T_z(z)|| reaches this distance (paper Eq. 5); None: stop by samples only."""
+    delta: Annotated[float, Range(1e-6, 1e6)] | Literal["auto"] | None = None
+    """Stop once E||T_z(z)|| reaches this distance (paper Eq. 5); None: stop by samples only. auto: the distance up
+    to which an encoder, pretrained on identity pairs first, keeps pairs in one cluster (navigator/delta.json)."""
     project: bool = False
     """Also project every T_z(z) onto the ball of radius delta, so that no sample leaves it."""
     rebound: Annotated[float, Range(-1e6, 1e6)] | None = None
@@ -315,6 +316,11 @@ def faults(config: RunConfig, processes: int = 1) -> list[str]:
         found.append("pairs.endless: new pairs in each epoch go with --pretrain.data online only")
     if config.navigator.project and config.navigator.delta is None:
         found.append("navigator.project: needs a radius, give --navigator.delta too")
+    if config.navigator.delta == "auto" and "navigator" in config.stages and config.pretrain.batch > config.pairs.count:
+        found.append(
+            f"navigator.delta: auto pretrains an encoder on {config.pairs.count} identity pairs (--pairs.count) in "
+            f"batches of {config.pretrain.batch} (--pretrain.batch): make the batch smaller, or give a number"
+        )
     if config.navigator.project and config.navigator.group_deltas:
         found.append("navigator.group_deltas: does not go with navigator.project, which holds all groups together")
     if set(config.stages) == {"steering"} and "steering" not in config.pairs.positives:

@@ -83,8 +83,8 @@ def out_of_range(config: Any, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(value):
             found += out_of_range(value, f"{prefix}{name}.")
         for bounds in (mark for mark in marks if isinstance(mark, Range)):
-            for number in value if isinstance(value, tuple) else () if value is None else (value,):
-                if not bounds.low <= number <= bounds.high:  # NaN is never within
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, (int, float)) and not bounds.low <= number <= bounds.high:  # NaN is never within
                     found.append(f"{prefix}{name}: expected {bounds}, got {number}")
     return found
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from copgen_fast import registry
 from copgen_fast.config import NavigatorConfig, PairsConfig, RunConfig, SteeringConfig
 from copgen_fast.positives import _groups
+from copgen_fast.runtime.latents import Sample
 
 PositiveFunction = Callable[[Tensor, Sequence[int]], Tensor]
 
@@ -35,6 +36,7 @@ class Setting:
         steering: the steering stage's configuration.
         steering_file: where the steering stage leaves the walks.
         latent_shape: the generator's.
+        sample: draws latents of the generator's prior; None: of truncnorm.
     """
 
     latent_dim: int
@@ -46,6 +48,7 @@ class Setting:
     steering: SteeringConfig = field(default_factory=SteeringConfig)
     steering_file: Path = Path()
     latent_shape: tuple[int, ...] = ()
+    sample: Sample | None = None
 
 
 def options(config: PairsConfig) -> dict[str, Any]:

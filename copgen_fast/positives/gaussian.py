@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from torch import Tensor
+
 from copgen_fast.options import CountOrZero, Range, check_ranges
 from copgen_fast.positives import PositiveFunction, Setting, _groups
+from copgen_fast.positives._distance import DRAWS, PART, scale_to
 from copgen_fast.runtime import latents
 
 
@@ -18,6 +22,8 @@ class Config:
     """Scale of the noise."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Its distribution before scaling; truncnorm is truncated to [-2, 2]."""
+    distance: Annotated[float, Range(1e-6, 1e6)] | None = None
+    """Scale the noise so that E||z' - z|| is this, whatever std is; None: leave it."""
     groups: tuple[CountOrZero, ...] = ()
     """Move only these of the generator's latent groups, counted from 0; (): all."""
     scales: tuple[Annotated[float, Range(-1e3, 1e3)], ...] = ()
@@ -31,10 +37,17 @@ def build(setting: Setting) -> PositiveFunction:
     options = setting.options
     factors = _groups.factors(setting.latent_dim, setting.latent_groups, options.groups, options.scales)
 
+    def displacements() -> Iterator[Tensor]:
+        for part in range(DRAWS // PART):
+            noise = latents.sample(options.prior, (0, 3, part), (PART, setting.latent_dim), options.std)
+            yield noise if factors is None else noise * factors
+
+    std = options.std * scale_to(options.distance, "gaussian", displacements())
+
     def positive(z, seeds):  # noqa: ANN001, ANN202 (PositiveFunction)
         # The second word makes another stream than the one seeded by `seed` alone, which drew z.
         streams = [(seed, 1) for seed in seeds]
-        noise = latents.sample_each(options.prior, streams, setting.latent_dim, options.std)
+        noise = latents.sample_each(options.prior, streams, setting.latent_dim, std)
         return z + (noise if factors is None else noise * factors)
 
     return positive
@@ -42,5 +55,5 @@ def build(setting: Setting) -> PositiveFunction:
 
 def record(setting: Setting) -> dict[str, Any]:
     options = setting.options
-    kept = {name: value for name in ("groups", "scales") if (value := getattr(options, name))}
+    kept = {name: value for name in ("distance", "groups", "scales") if (value := getattr(options, name))}
     return {"std": options.std, "noise": options.prior} | kept

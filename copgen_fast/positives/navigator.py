@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +15,25 @@ from copgen_fast.config import NavigatorConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.files import sha256
 from copgen_fast.ops.checks import expect_tensor
+from copgen_fast.options import Range, check_ranges
 from copgen_fast.positives import PositiveFunction, Setting, _groups
+from copgen_fast.positives._distance import DRAWS, PART, scale_to
 from copgen_fast.runtime import artifacts, seeds
+from copgen_fast.runtime.latents import NamedPrior
 
 CHANNELS = 64
 """Between the convolutions of a convolutional T_z, by default."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of a navigator's positives."""
+
+    distance: Annotated[float, Range(1e-6, 1e6)] | None = None
+    """Scale all displacements so that E||z' - z|| is this; None: as T_z has them."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class Navigator(nn.Module):
@@ -83,8 +99,10 @@ def untrained(
     """T_z as the navigator stage starts it: the same weights for the same seed.
 
     Raises:
-        UsageError: a convolutional one for latents that are not [C, h, w].
+        UsageError: a convolutional one for latents that are not [C, h, w]; a ball whose radius is not found yet.
     """
+    if config.project and config.delta == "auto":
+        raise UsageError("navigator.delta: auto is found by the navigator stage: run `--stages navigator` first")
     if config.kind == "conv" and len(latent_shape) != 3:
         shape = list(latent_shape or (latent_dim,))
         raise UsageError(f"navigator.kind: conv needs a generator of latents [C, h, w], its are {shape}: take another")
@@ -108,12 +126,23 @@ def start(setting: Setting) -> Navigator:
     return untrained(setting.latent_dim, setting.navigator, setting.seed, setting.latent_groups, shape)
 
 
-def as_positive(navigator: Navigator) -> PositiveFunction:
+def as_positive(navigator: Navigator, way: str, setting: Setting) -> PositiveFunction:
+    """z + T_z(z), or z + s T_z(z) with the s that the distance in the options takes."""
+    scale = scale_to(_distance(setting), way, _displacements(navigator, setting))
+
     @torch.inference_mode()
     def positive(z, seeds):  # noqa: ANN001, ANN202 (PositiveFunction)
-        return z + navigator(z)
+        return z + scale * navigator(z)
 
     return positive
+
+
+@torch.inference_mode()
+def _displacements(navigator: Navigator, setting: Setting) -> Iterator[Tensor]:
+    """T_z of always the same latents of the prior, in float64, so that no rounding shows in the scale."""
+    T_z, sample = copy.deepcopy(navigator).double(), setting.sample or NamedPrior("truncnorm", setting.latent_dim)
+    for part in range(DRAWS // PART):
+        yield T_z(sample(seeds.derive32("distance", part), PART).double())
 
 
 def build(setting: Setting) -> PositiveFunction:
@@ -127,13 +156,18 @@ def build(setting: Setting) -> PositiveFunction:
             f"{setting.latent_dim}: take the generator that it was trained with, or train another one in another --out"
         )
     artifacts.load_strictly(navigator, tensors, path)
-    return as_positive(navigator)
+    return as_positive(navigator, "navigator", setting)
 
 
 def record(setting: Setting) -> dict[str, Any]:
-    return {"navigator_digest": sha256(setting.navigator_file)} | held(setting.navigator)
+    return {"navigator_digest": sha256(setting.navigator_file)} | held(setting)
 
 
-def held(config: NavigatorConfig) -> dict[str, Any]:
-    """What decides T_z's positives besides its weights, where it isn't the default: the groups it is kept to."""
-    return {name: value for name in ("groups", "group_deltas") if (value := getattr(config, name))}
+def held(setting: Setting) -> dict[str, Any]:
+    """What decides T_z's positives besides its weights, where it isn't the default: groups it is kept to, a scale."""
+    found = {name: value for name in ("groups", "group_deltas") if (value := getattr(setting.navigator, name))}
+    return found | ({} if (distance := _distance(setting)) is None else {"distance": distance})
+
+
+def _distance(setting: Setting) -> float | None:
+    return getattr(setting.options, "distance", None)

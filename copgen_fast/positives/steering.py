@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.config import SteeringConfig
-from copgen_fast.errors import UsageError
 from copgen_fast.files import sha256
 from copgen_fast.options import CountOrZero, Range, check_ranges
 from copgen_fast.positives import PositiveFunction, Setting, _groups
+from copgen_fast.positives._distance import DRAWS, scale_to
 from copgen_fast.positives._warps import NAMES, Limits, amounts, limits_of, steps, words
 from copgen_fast.runtime import artifacts, seeds
-
-DRAWS = 4096
-"""Draws of the step sizes by which E||dz|| is measured."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +94,10 @@ def build(setting: Setting) -> PositiveFunction:
         dz = walks(alpha)
         return dz if factors is None else dz * factors
 
-    scale = 1.0
-    if options.distance is not None:
-        mean = displacement(draw_steps(limits, (0, 3), DRAWS)).double().norm(dim=1).mean().item()
-        if mean == 0:
-            raise UsageError("positive.options steering.distance: the walks in these groups have length 0")
-        scale = options.distance / mean
+    def displacements() -> Iterator[Tensor]:
+        yield displacement(draw_steps(limits, (0, 3), DRAWS))
+
+    scale = scale_to(options.distance, "steering", displacements())
 
     def positive(z, seeds):  # noqa: ANN001, ANN202 (PositiveFunction)
         # z is drawn from the stream (seed), Gaussian noise from (seed, 1).

@@ -22,6 +22,7 @@ from copgen_fast.ops import AugmentParams
 from copgen_fast.positives.navigator import Navigator, untrained
 from copgen_fast.runtime import artifacts, devices, seeds
 from copgen_fast.runtime.distributed import Ranks
+from copgen_fast.stages._calibration import find_delta
 from copgen_fast.stages._draws import Batch, draw_batch, draw_labels, draw_latents
 from copgen_fast.stages.run import Run
 from copgen_fast.training import cuda_graph, loop, optimizers, sync_bn
@@ -195,16 +196,17 @@ def run(run: Run) -> None:
     """Train T_z; leaves navigator.safetensors, kept earlier ones, picture grids and the log in RUN/navigator."""
     if run.navigator_file.exists():
         return
-    config, options, folder = run.config, run.config.navigator, run.folder / "navigator"
+    config, folder = run.config, run.folder / "navigator"
     G = generators.load(config.generator, run.device)
     generators.expect_differentiable(G, config.generator, "navigator")
-    generators.expect_size(G, "navigator.view_size", options.view_size)
+    generators.expect_size(G, "navigator.view_size", config.navigator.view_size)
     run.expect_classes(G.classes)
     if run.ranks.first:
         artifacts.write_record(run.generator_record, G.record)
-    if options.loss == "supcon" and G.classes < 2:
+    if config.navigator.loss == "supcon" and G.classes < 2:
         has = "has none" if not G.classes else "has one, without negatives"
         raise UsageError(f"navigator.loss: supcon needs classes, and generator {config.generator.name} {has}")
+    options = find_delta(run, G)
     T_z = untrained(G.latent_dim, options, config.seed, G.latent_groups, G.latent_shape)
     players = make_players(run, G, T_z.to(run.device))
     step = make_step(run, players)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,21 @@ import torch
 from torch import nn
 
 from copgen_fast import positives
-from copgen_fast.config import RunConfig
+from copgen_fast.config import NavigatorConfig, RunConfig
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.methods import needs_labels
 from copgen_fast.registry import label
+from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.distributed import ALONE, Ranks
+
+
+@dataclass(frozen=True)
+class Delta:
+    """navigator/delta.json."""
+
+    delta: float
+    calibration: dict[str, Any]
+    """What it was found by."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +56,28 @@ class Run:
         return self.folder / "navigator" / "navigator.safetensors"
 
     @property
+    def delta_file(self) -> Path:
+        """The delta that `--navigator.delta auto` stands for, found by the navigator stage."""
+        return self.folder / "navigator" / "delta.json"
+
+    @property
+    def calibration_folder(self) -> Path:
+        """How far positives may go, and the encoder that tells, where no other of the run does."""
+        return self.folder / "calibration"
+
+    @property
+    def navigator(self) -> NavigatorConfig:
+        """The navigator's configuration, with the delta that was found where it is `auto`, if it was.
+
+        Raises:
+            CorruptArtifactError: its record is altered.
+        """
+        config = self.config.navigator
+        if config.delta != "auto" or not self.delta_file.exists():
+            return config
+        return dataclasses.replace(config, delta=artifacts.read_record(self.delta_file, Delta).delta)
+
+    @property
     def steering_file(self) -> Path:
         """The walks of positives `steering`, made by the steering stage."""
         return self.folder / "steering" / "steering.safetensors"
@@ -55,11 +88,12 @@ class Run:
         return positives.Setting(
             latent_dim=G.latent_dim,
             seed=config.seed,
-            navigator=config.navigator,
+            navigator=self.navigator,
             navigator_file=self.navigator_file,
             options=options,
             latent_groups=G.latent_groups,
             latent_shape=getattr(G, "latent_shape", ()),
+            sample=getattr(G, "sample", None),
             steering=config.steering,
             steering_file=self.steering_file,
         )

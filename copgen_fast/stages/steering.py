@@ -17,8 +17,9 @@ from torch.profiler import record_function
 from copgen_fast import generators, positives
 from copgen_fast.config import RunConfig
 from copgen_fast.positives import _groups, _warps
+from copgen_fast.positives._distance import DRAWS
 from copgen_fast.positives._warps import Limits
-from copgen_fast.positives.steering import DRAWS, Walks, draw_steps, unlearned
+from copgen_fast.positives.steering import Walks, draw_steps, unlearned
 from copgen_fast.runtime import artifacts, devices, seeds
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.stages._draws import draw_labels, draw_latents

@@ -151,20 +151,57 @@ def test_steering_goes_along_its_walks_by_step_sizes_from_the_pairs_seed(trained
     }
 
 
-def test_steps_are_scaled_to_a_distance(trained):
+MOVING = ("gaussian", "steering", "untrained-navigator", "navigator")
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_displacements_are_scaled_to_a_distance_by_one_factor(name, trained):
     path = trained[1].navigator_file
-    free, far = (moved("steering", setting(path, "steering", o)) for o in ((), ("distance=3", "groups=0,2")))
+    free, far = (moved(name, setting(path, name, o)) for o in ((), ("distance=3",)))
     assert far.norm(dim=1).mean().item() == pytest.approx(3, rel=0.05)
-    assert far[:, 4:12].abs().max() < 1e-6
-    assert torch.cosine_similarity(far[:, 12:], free[:, 12:]).min() > 0.9999, "all by one factor"
-    assert positives.record("steering", setting(path, "steering", ["distance=3"]))["distance"] == 3
-    artifacts.write_tensors(
-        path.with_name("steering.safetensors"), Walks(DIM, limits_of(SteeringConfig())).state_dict()
-    )
-    with pytest.raises(UsageError, match="distance: the walks in these groups have length 0"):
-        positives.build("steering", setting(path, "steering", ["distance=3"]))
+    factors = far.norm(dim=1) / free.norm(dim=1)
+    torch.testing.assert_close(factors, factors[0].expand(500), rtol=1e-4, atol=0)
+    assert torch.cosine_similarity(far, free).min() > 0.9999
+    assert positives.record(name, setting(path, name, ["distance=3"]))["distance"] == 3
+    assert "distance" not in positives.record(name, setting(path, name)), "records are those of earlier versions"
     with pytest.raises(UsageError, match="distance: expected .*, got 0"):
-        setting(path, "steering", ["distance=0"])
+        setting(path, name, ["distance=0"])
+
+
+def test_the_distance_is_exact_over_its_draws_of_the_generators_prior(trained):
+    drawn, of = [], setting(trained[1].navigator_file, "navigator", ["distance=3"])
+
+    def sample(seed, count):
+        drawn.append(latents.sample("uniform", seed, (count, DIM)))
+        return drawn[-1]
+
+    positive = positives.build("navigator", dataclasses.replace(of, sample=sample))
+    z = torch.cat(drawn)
+    norms = (positive(z, range(len(z))) - z).double().norm(dim=1)
+    assert len(z) == 4096 and norms.mean().item() == pytest.approx(3, rel=1e-6)
+    of_normal = dataclasses.replace(of, sample=latents.NamedPrior("normal", DIM))
+    assert not torch.equal(positives.build("navigator", of_normal)(z, range(len(z))), positive(z, range(len(z))))
+
+
+def test_a_distance_goes_with_groups_and_projection(trained):
+    path = trained[1].navigator_file
+    for name, of in (
+        ("steering", setting(path, "steering", ["distance=3", "groups=0,2"])),
+        ("gaussian", setting(path, "gaussian", ["distance=3", "groups=0,2"])),
+        ("navigator", setting(path, "navigator", ["distance=3"], groups=(0, 2), delta=0.7, project=True)),
+    ):
+        dz = moved(name, of)
+        assert dz.norm(dim=1).mean().item() == pytest.approx(3, rel=0.05)
+        assert dz[:, 4:12].abs().max() < 1e-6
+
+
+def test_what_does_not_move_has_no_distance(trained):
+    path = trained[1].navigator_file
+    walks = Walks(DIM, limits_of(SteeringConfig()))
+    artifacts.write_tensors(path.with_name("steering.safetensors"), walks.state_dict())
+    for name, options in (("steering", ()), ("gaussian", ["std=0"])):
+        with pytest.raises(UsageError, match=f"options {name}.distance: as it is set, {name} does not move z"):
+            positives.build(name, setting(path, name, ["distance=3", *options]))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "steering"])

@@ -20,7 +20,7 @@ def charts_of(run: Run, logs: dict[str, list[Row]], results: table.Results) -> d
         losses = {"estimator f": column("loss_estimator"), "navigator T_z": column("loss_navigator")}
         charts["navigator losses"] = figures.lines(losses, "samples", "loss")
         charts["displacement E||T_z(z)||"] = figures.lines(
-            {"E||T_z(z)||": column("displacement_norm")}, "samples", "L2 norm", run.config.navigator.delta, "delta"
+            {"E||T_z(z)||": column("displacement_norm")}, "samples", "L2 norm", run.navigator.delta, "delta"
         )
         spread = {
             "std of T_z(z)": "displacement_std",

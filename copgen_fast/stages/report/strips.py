@@ -57,7 +57,7 @@ def strips_of(run: Run) -> Strips:
     if learned is not None:
         compared += [strip(f"COP-Gen, {level:g} x T_z(z)", z + level * (learned - z)) for level in LEVELS]
         kept = sorted((run.folder / "navigator" / "kept").glob("*.safetensors"))
-        T_z = untrained(G.latent_dim, config.navigator, config.seed, G.latent_groups, G.latent_shape)
+        T_z = untrained(G.latent_dim, run.navigator, config.seed, G.latent_groups, G.latent_shape)
         history = [strip("anchor", z)]
         for path in kept[:: max(1, len(kept) // 8)]:
             artifacts.load_strictly(T_z, artifacts.read_tensors(path), path)
