@@ -97,6 +97,13 @@ setup(
     packages=[*find_packages(include=["copgen_fast", "copgen_fast.*"]), "copgen_fast.kernels"],
     # kernels/ stays beside csrc/, without an __init__.py that would shadow the package `kernels` of others.
     package_dir={"copgen_fast.kernels": "kernels"},
-    package_data={"copgen_fast": ["py.typed", "generators/weights/*.safetensors", "stages/report/report.html"]},
+    package_data={
+        "copgen_fast": [
+            "py.typed",
+            "generators/weights/*.safetensors",
+            "stages/report/report.html",
+            "studies/study.html",
+        ]
+    },
     **compiled(),
 )

@@ -56,6 +56,7 @@ class FrozenEncoder:
         batch: images encoded at once.
         precision: arithmetic of the encoder, by autocast.
         pairs: folder of the pairs that it was pretrained on, or is to be measured on; None: there are none.
+        correct: by the name of a top-1 accuracy, which test images took their class, bool [N]: evaluations fill it.
     """
 
     encoder: Callable[[Tensor], Tensor]
@@ -65,6 +66,7 @@ class FrozenEncoder:
     batch: int
     precision: str = "fp32"
     pairs: Path | None = None
+    correct: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _known: dict[tuple[OpenSet, str, View], LabelledFeatures] = field(default_factory=dict, init=False, repr=False)
 
     def split_features(self, data: OpenSet, split: str, view: View | None = None) -> LabelledFeatures:

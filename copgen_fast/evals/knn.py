@@ -60,7 +60,9 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
         if k <= len(bank):
             name = f"knn_k{k}_t{round(100 * temperature):02d}_top1"
             predicted[name] = classify(bank, labels, queries, k, temperature)
-    return {name: (found.cpu() == test.labels).double().mean().item() for name, found in predicted.items()}
+    correct = {name: found.cpu() == test.labels for name, found in predicted.items()}
+    frozen.correct.update(correct)
+    return {name: hits.double().mean().item() for name, hits in correct.items()}
 
 
 def classify(train: Tensor, labels: Tensor, test: Tensor, neighbours: int, temperature: float | None = None) -> Tensor:

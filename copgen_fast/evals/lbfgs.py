@@ -77,7 +77,9 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
             bar.update(1, validation=score)
         weights = fit(x, y, 10 ** best[1], chosen, config.max_iter)
         bar.update(1)
-    top1, per_class = both_accuracies(predicted(test, weights), expected.to(y))
+    classes = predicted(test, weights).cpu()
+    top1, per_class = both_accuracies(classes, expected)
+    frozen.correct["lbfgs_top1"] = classes == expected
     return {
         "lbfgs_top1": top1,
         "lbfgs_top1_per_class": per_class,

@@ -30,7 +30,7 @@ def evaluate(encoder: nn.Module, config: NoOptions, run: EvalRun) -> dict[str, f
     """
     frozen, data = freeze(encoder, run), real_images(run)
     train, test = (frozen.split_features(data, split) for split in SPLITS)
-    return accuracies("linear", class_scores(*train, test.features), test.labels)
+    return accuracies("linear", class_scores(*train, test.features), test.labels, frozen.correct)
 
 
 def class_scores(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
@@ -59,10 +59,18 @@ def class_scores(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     return scores
 
 
-def accuracies(prefix: str, scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """`PREFIX_top1`, and `PREFIX_top5` where there are more than five classes, of scores [N, C]."""
+def accuracies(
+    prefix: str, scores: Tensor, labels: Tensor, correct: dict[str, Tensor] | None = None
+) -> dict[str, float]:
+    """`PREFIX_top1`, and `PREFIX_top5` where there are more than five classes, of scores [N, C].
+
+    Args:
+        correct: gets which images are counted in `PREFIX_top1`, bool [N], under that name.
+    """
     hits = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
     found = {f"{prefix}_top1": hits[:, 0].double().mean().item()}
+    if correct is not None:
+        correct[f"{prefix}_top1"] = hits[:, 0].clone()
     if scores.shape[1] > 5:
         found[f"{prefix}_top5"] = hits.any(dim=1).double().mean().item()
     return found

@@ -65,12 +65,13 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     test = frozen.split_features(data, "test", centre(data.config.image_size))
     with seeds.seeded(run.config.seed, _NAME):
         classifier = nn.Linear(test.features.shape[1], count_classes(data)).to(run.device)
-    history = []
+    history, correct = [], {}
     with progress(config.epochs * data.splits["train"].count, _NAME, "images") as bar:
         for _ in train(frozen, data, config, classifier, run.config.seed, bar.update):
             with torch.no_grad():
                 scores = torch.cat([classifier(part.to(run.device)).cpu() for part in test.features.split(8192)])
-            history.append(accuracies("linear_augmented", scores, test.labels))
+            history.append(accuracies("linear_augmented", scores, test.labels, correct))
+    frozen.correct["linear_augmented_top1_last"] = correct["linear_augmented_top1"]
     best = max(history, key=lambda numbers: numbers["linear_augmented_top1"])
     return {f"{name}_{which}": row[name] for which, row in (("last", history[-1]), ("best", best)) for name in row}
 

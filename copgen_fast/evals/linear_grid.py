@@ -113,7 +113,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     final = train(cache, torch.arange(len(cache.labels)), [grid[best]], config, run)
     test = frozen.split_features(data, "test", centre(data.config.image_size))
     scores = torch.cat([final.scores(part)[:, 0].cpu() for part in test.features.split(4096)])
-    return accuracies("linear_grid", scores, test.labels) | {
+    return accuracies("linear_grid", scores, test.labels, frozen.correct) | {
         "linear_grid_held_out_top1": found[best].item(),
         "grid_lr": grid[best][0],
         "grid_weight_decay": grid[best][1],

@@ -93,7 +93,8 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
         model = _model(encoder, frozen, data, config, run)
         paths.append(_checkpoint(model, data, rows, config, run))
         fine_tune(model, frozen, data, rows, name, config, run, paths[-1])
-        found |= accuracies(f"semi_supervised_{name}", *_scores(model, frozen, data, config, run))
+        scores, expected = _scores(model, frozen, data, config, run)
+        found |= accuracies(f"semi_supervised_{name}", scores, expected, frozen.correct)
     for path in paths:  # kept until here, so that a command that is stopped goes on with the next part
         path.unlink(missing_ok=True)
     return found

@@ -67,7 +67,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     with torch.no_grad():
         scores = torch.cat([head(part.to(run.device)).cpu() for part in test.split(config.batch)])
     per_class = both_accuracies(scores.argmax(1), expected)[1]
-    return accuracies("vissl", scores, expected) | {"vissl_top1_per_class": per_class}
+    return accuracies("vissl", scores, expected, frozen.correct) | {"vissl_top1_per_class": per_class}
 
 
 def fit(frozen: FrozenEncoder, data: OpenSet, config: Config, run: EvalRun, dim: int) -> nn.Module:

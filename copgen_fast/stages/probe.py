@@ -21,6 +21,8 @@ from copgen_fast.stages.run import Run
 def run(run: Run) -> None:
     """Run every evaluation on every source's encoder and every baseline; leaves RUN/probe/SOURCE.json.
 
+    Beside it lies SOURCE.images.safetensors, which test images each evaluation got right, where one tells.
+
     Rank 0 computes all of them, other ranks those that processes share.
     """
     for source in run.sources:
@@ -32,9 +34,11 @@ def run(run: Run) -> None:
     run.ranks.barrier("the start of the probe", while_alive=True)
     for source in wanted:
         encoder = open_encoder(run, source)
-        evals.freeze(encoder, run, pairs_of(run, source))
+        frozen = evals.freeze(encoder, run, pairs_of(run, source))
         results = measure(encoder, run, f"probe {label(source)}", run.ranks)
         if run.ranks.first:
+            if frozen.correct:  # before the numbers, which say that all is there
+                artifacts.write_tensors(run.images_file(source), frozen.correct, source=label(source))
             artifacts.write_record(run.probe_file(source), results)
         run.ranks.barrier(f"the end of {label(source)}'s evaluations", while_alive=True)
 

@@ -18,6 +18,9 @@ from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.distributed import ALONE, Ranks
 
+IMAGES = ".images.safetensors"
+"""Ends the name of the file that lies beside probe/SOURCE.json."""
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -117,6 +120,10 @@ class Run:
     def probe_file(self, source: str) -> Path:
         """Numbers of every evaluation of a source's encoder or of a baseline, made by the probe stage."""
         return self.folder / "probe" / f"{label(source)}.json"
+
+    def images_file(self, source: str) -> Path:
+        """Which test images each evaluation of a source or baseline got right, made by the probe stage."""
+        return self.probe_file(source).with_suffix(IMAGES)
 
     def expect_folder(self) -> None:
         """Raises CopgenError where the folder, which has recorded the run, was deleted or moved meanwhile."""
