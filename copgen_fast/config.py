@@ -260,6 +260,8 @@ class ProbeConfig:
     """Their options, as NAME.field=value; `--help NAME` lists them."""
     baselines: tuple[Literal["random", "pixels"], ...] = ("random", "pixels")
     """Also evaluate an untrained encoder and raw pixels."""
+    baselines_only: bool = False
+    """Evaluate those alone, which need no pretraining: for --stages probe."""
     batch: Count = 256
     """Images encoded at once."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -311,6 +313,8 @@ def faults(config: RunConfig, processes: int = 1) -> list[str]:
     found += [f"pairs.positives: {name!r} means something else here: rename the file" for name in sorted(reserved)]
     given = {"pairs.positives": config.pairs.positives, "probe.evals": config.probe.evals}
     found += [f"{name}: expected at least one" for name, value in given.items() if not value]
+    if config.probe.baselines_only and (set(config.stages) != {"probe"} or not config.probe.baselines):
+        found.append("probe.baselines_only: goes with --stages probe, and with baselines")
     found += out_of_range(config) + _batch_faults(config, processes)
     if config.pairs.endless and config.pretrain.data != "online":
         found.append("pairs.endless: new pairs in each epoch go with --pretrain.data online only")

@@ -25,6 +25,10 @@ class UsageError(CopgenError):
     exit_code = 2
 
 
+class InUseError(UsageError):
+    """Another command works in that folder now."""
+
+
 class CorruptArtifactError(CopgenError):
     """A file in the run folder is truncated or altered; the message names it."""
 

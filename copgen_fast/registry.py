@@ -29,6 +29,7 @@ KINDS = {
     "positives": "--positive.options NAME.FIELD=VALUE",
     "methods": "--method.options FIELD=VALUE",
     "evals": "--evals.options NAME.FIELD=VALUE",
+    "studies": "--study.options FIELD=VALUE",
 }
 """Kinds of parts, and how the command line takes their options."""
 
@@ -39,7 +40,7 @@ class NoOptions:
 
 
 def names(kind: str) -> list[str]:
-    """Built-in parts of a kind ("generators", "positives", "methods" or "evals"), sorted."""
+    """Built-in parts of a kind ("generators", "positives", ...: see `KINDS`), sorted."""
     path = importlib.import_module(f"copgen_fast.{kind}").__path__
     found = (module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
     return sorted(name.replace("_", "-") for name in found if name != "fit")
@@ -79,11 +80,11 @@ def kind_of(name: str) -> str:
     if hasattr(module, "evaluate"):
         return "evals"
     parameters = list(inspect.signature(module.build).parameters) if hasattr(module, "build") else []
-    kinds = {"setting": "positives", "weights": "generators", "encoder": "methods"}
+    kinds = {"setting": "positives", "weights": "generators", "encoder": "methods", "config": "studies"}
     if not parameters or parameters[0] not in kinds:
         raise UsageError(
             f"{name} is no part: it has neither evaluate(encoder, config, run) nor build(weights, config), "
-            "build(encoder, config) or build(setting)"
+            "build(encoder, config), build(setting) or build(config)"
         )
     return kinds[parameters[0]]
 

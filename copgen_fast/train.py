@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -281,18 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         validate(config)
-        device = devices.resolve(distributed.local_device(config.device), config.precision)
-        if "probe" in config.stages:
-            devices.resolve(config.device, config.probe.precision)
-        devices.make_current(device)
-        with handle_signals(), devices.full_float32(), distributed.joined(device, config.timeout) as ranks:
-            with open_run(config, device, ranks) as run:
-                try:
-                    run_stages(run)
-                except BrokenPipeError as error:
-                    raise CopgenError(
-                        "what read the output has closed it: stopped; the same command goes on from the last checkpoint"
-                    ) from error
+        execute(config)
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted at once; the run goes on from its last checkpoint") from error
     except Exception as error:
@@ -301,6 +290,31 @@ def main(arguments: list[str] | None = None) -> int:
         traceback.print_exc()  # and then `leave`: the interpreter's own end may wait for a collective
         return 1
     return 0
+
+
+def execute(config: RunConfig, prepare: Callable[[Run], None] = lambda run: None) -> None:
+    """Run the stages of a valid configuration in its folder, from where they were stopped.
+
+    Args:
+        prepare: called before the first stage, with the folder open.
+
+    Raises:
+        InUseError: another command works in the folder.
+        CopgenError: as the stages do.
+    """
+    device = devices.resolve(distributed.local_device(config.device), config.precision)
+    if "probe" in config.stages:
+        devices.resolve(config.device, config.probe.precision)
+    devices.make_current(device)
+    with handle_signals(), devices.full_float32(), distributed.joined(device, config.timeout) as ranks:
+        with open_run(config, device, ranks) as run:
+            try:
+                prepare(run)
+                run_stages(run)
+            except BrokenPipeError as error:
+                raise CopgenError(
+                    "what read the output has closed it: stopped; the same command goes on from the last checkpoint"
+                ) from error
 
 
 def run_stages(run: Run) -> None:

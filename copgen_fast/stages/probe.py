@@ -25,11 +25,12 @@ def run(run: Run) -> None:
 
     Rank 0 computes all of them, other ranks those that processes share.
     """
-    for source in run.sources:
+    trained = () if run.config.probe.baselines_only else run.sources
+    for source in trained:
         artifacts.require(run.encoder_file(source), "pretrain")
     if run.ranks.first:
         tell_other_size(run)
-    sources = (*run.config.probe.baselines, *run.sources)
+    sources = (*run.config.probe.baselines, *trained)
     wanted = [source for source in sources if not run.probe_file(source).exists()]
     run.ranks.barrier("the start of the probe", while_alive=True)
     for source in wanted:
