@@ -27,7 +27,7 @@ class ImageIntervals:
     both: Interval | None
 
 
-def bootstrap(differences: np.ndarray, resamples: int = 10_000) -> ImageIntervals:
+def bootstrap(differences: np.ndarray, resamples: int = 5_000) -> ImageIntervals:
     """Percentile intervals (Efron & Tibshirani 1993, chapter 13) of the mean of paired differences.
 
     The second one resamples both levels (Davison & Hinkley 1997, section 3.8): all seeds are tested on the same images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class ArmSummary:
         name, settings: the arm's.
         numbers: every number over the seeds that are done.
         differences: to the baseline, of every number; the study's metric is tested. Empty for the baseline.
-        images: bootstrap intervals of these, where it is known which images were right; metric and columns only.
+        images: bootstrap intervals of the metric's difference; None where it is not known which images were right.
         failed: what failed runs said, by seed.
         waiting: seeds that have not run yet.
         reference: whether it is no arm, but the untrained encoder or raw pixels.
@@ -48,7 +49,7 @@ class ArmSummary:
     settings: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Sample] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
-    images: Mapping[str, ImageIntervals] = field(default_factory=dict)
+    images: ImageIntervals | None = None
     failed: Mapping[int, str] = field(default_factory=dict)
     waiting: tuple[int, ...] = ()
     reference: bool = False
@@ -90,7 +91,7 @@ class Summary:
         return next(arm for arm in self.arms if arm.name == name)
 
 
-def summarize(results: Mapping[str, Any], folder: Path | None = None, resamples: int = 10_000) -> Summary:
+def summarize(results: Mapping[str, Any], folder: Path | None = None, resamples: int = 5_000) -> Summary:
     """Statistics of a study's results.json.
 
     Args:
@@ -109,12 +110,11 @@ def summarize(results: Mapping[str, Any], folder: Path | None = None, resamples:
         raise UsageError(f"--baseline {baseline}: it is none of the arms {', '.join(arms)}")
     references = dict.fromkeys(run["arm"] for run in runs if run["arm"] not in arms)
     by_arm = {name: [run for run in runs if run["arm"] == name] for name in (*arms, *references)}
-    shown = tuple(dict.fromkeys((study["metric"], *study.get("columns", ()))))
     found = []
     for name, of_arm in by_arm.items():
         against = () if name == baseline else by_arm[baseline]
         arm = _arm(name, of_arm, against, study["metric"] if name in arms else "")
-        images = _images(folder, of_arm, against, shown, resamples) if folder else {}
+        images = _images(folder, of_arm, against, study["metric"], resamples) if folder else None
         found.append(dataclasses.replace(arm, settings=arms.get(name, {}), images=images, reference=name not in arms))
     tested = {arm.name: arm.differences[study["metric"]] for arm in found if study["metric"] in arm.differences}
     tested = {name: row for name, row in tested.items() if row.p is not None}
@@ -162,27 +162,29 @@ def _arm(name: str, runs: list[dict[str, Any]], baseline: list[dict[str, Any]], 
 
 
 def _images(
-    folder: Path, runs: list[dict[str, Any]], baseline: list[dict[str, Any]], names: tuple[str, ...], resamples: int
-) -> dict[str, ImageIntervals]:
-    """Bootstrap intervals over test images, of the numbers for which all paired runs tell which were right."""
+    folder: Path, runs: list[dict[str, Any]], baseline: list[dict[str, Any]], name: str, resamples: int
+) -> ImageIntervals | None:
+    """Bootstrap intervals over test images, if all paired runs tell which of the same number of images were right."""
     others = {run["seed"]: run for run in baseline if run["state"] == "done"}
     pairs = [(run, others[run["seed"]]) for run in runs if run["state"] == "done" and run["seed"] in others]
-    right = [[_correct(folder, run) for run in pair] for pair in pairs]
-    found = {}
-    for name in names:
-        rows = [[part[name] for part in pair if name in part] for pair in right]
-        lengths = {len(part) for row in rows for part in row}
-        if rows and all(len(row) == 2 for row in rows) and len(lengths) == 1:
-            found[name] = bootstrap(np.stack([one - other for one, other in rows]), resamples)
-    return found
+    right = [_correct(folder, run, name) for pair in pairs for run in pair]
+    if not right or any(row is None for row in right) or len({len(row) for row in right}) > 1:
+        return None
+    rows = np.stack(right[::2]) - np.stack(right[1::2])
+    return _bootstrapped(rows.tobytes(), len(rows), resamples)
 
 
-def _correct(folder: Path, run: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Which test images a run's encoder got right, by number, int8 [N]; empty for runs of older versions."""
+@functools.lru_cache(4096)
+def _bootstrapped(rows: bytes, seeds: int, resamples: int) -> ImageIntervals:
+    """`bootstrap`, once for the same runs, as a study is summarised after each of its runs."""
+    return bootstrap(np.frombuffer(rows, np.int8).reshape(seeds, -1), resamples)
+
+
+def _correct(folder: Path, run: Mapping[str, Any], name: str) -> np.ndarray | None:
+    """Which test images a run's encoder got right, int8 [N]; None for runs of older versions."""
     path = folder / run["folder"] / "probe" / f"{label(run['source'])}{IMAGES}"
-    if not path.exists():
-        return {}
-    return {name: row.numpy().astype(np.int8) for name, row in artifacts.read_tensors(path).items()}
+    right = artifacts.read_tensors(path).get(name) if path.exists() else None
+    return None if right is None else right.numpy().astype(np.int8)
 
 
 def _detectable(rows: list[Difference]) -> float | None:

@@ -75,12 +75,12 @@ def images_table(summary: Summary) -> Table:
     """A row an arm: the 95 % intervals of the metric's difference over seeds, over test images, and over both."""
     metric, rows = columns_of(summary)[summary.metric], []
     for arm in summary.arms:
-        if known := arm.images.get(summary.metric):
+        if known := arm.images:
             row = arm.differences[summary.metric]
             intervals = (row.interval, known.images, known.both)
             rows.append((arm.name, number_text(row.mean, metric, "+"), *(_interval(x, metric) for x in intervals)))
     heading = ("arm", f"difference to {summary.baseline}", "over seeds", "over test images", "over seeds and images")
-    counts = {arm.images[summary.metric].count for arm in summary.arms if summary.metric in arm.images}
+    counts = {arm.images.count for arm in summary.arms if arm.images}
     note = (
         f"Bootstrap over the {' or '.join(map(str, sorted(counts)))} test images, paired by image. Over test images: "
         "these encoders on other images. Over seeds and images: other seeds on other images, too narrow for few seeds."
@@ -240,7 +240,8 @@ def numbers_csv(summary: Summary) -> str:
     for arm in summary.arms:
         published = summary.published.get(arm.name, {})
         for name in dict.fromkeys((*arm.numbers, *published)):
-            found, row, known = arm.numbers.get(name), arm.differences.get(name), arm.images.get(name)
+            found, row = arm.numbers.get(name), arm.differences.get(name)
+            known = arm.images if name == summary.metric else None
             rows.append([arm.name, name])
             rows[-1] += [len(found.values), found.mean, found.sd, *_ends(found.interval)] if found else [""] * 5
             if row:
