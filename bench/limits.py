@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from bench.harness import Call, Timing
 
@@ -20,6 +20,19 @@ _TURING_RATE = {torch.float16: 53.8e12, torch.float32: 13.4e12}
 SQUARE = {"cpu": 2048, "cuda": 8192}
 
 
+# PyTorch's counter misses attention on CPUs.
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, out_shape, **options: sdpa_flop_count(
+        *shapes[:3]
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, out_shape, **options: (
+        sdpa_backward_flop_count(*shapes[:4])
+    ),
+}
+ATTENTION_OF_CPU = {operator: shape_wrapper(count) for operator, count in _ATTENTION.items()}
+"""Formulas of arguments and result, as PyTorch's registry has them."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """A call to time among the candidates, and the limit in words and milliseconds from its time."""
@@ -30,14 +43,7 @@ class Limit:
 
 def count_products(call: Call) -> int:
     """Floating-point operations of a call's matrix products and convolutions; a multiply-add counts as two."""
-    # PyTorch's counter misses attention on CPUs.
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    own = {
-        attention: lambda *shapes, out_shape, **options: sdpa_flop_count(*shapes[:3]),
-        backward: lambda *shapes, out_shape, **options: sdpa_backward_flop_count(*shapes[:4]),
-    }
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         call()
     return counter.get_total_flops()
 

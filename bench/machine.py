@@ -1,4 +1,4 @@
-"""Where a file of results was measured: machine, versions, commit."""
+"""Where a file of results was measured: machine, versions, commit, and how busy others kept the machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from copgen_fast import __version__
 from copgen_fast.runtime.machine import cores, driver, processor, version
 
 _PACKAGES = ("torch", "torchvision", "kornia", "triton", "pillow", "nvidia-dali-cuda130")
+_STEAL = 7  # user, nice, system, idle, iowait, irq, softirq, steal; guests' times are in user and nice
 
 
 def machine(device: torch.device) -> dict:
@@ -24,7 +25,7 @@ def machine(device: torch.device) -> dict:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gomp_spincount": os.environ.get("GOMP_SPINCOUNT"),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "load": round(os.getloadavg()[0], 2),
+        "load": load(),
         "system": platform.platform(),
     }
     if device.type == "cuda":
@@ -37,6 +38,31 @@ def machine(device: torch.device) -> dict:
             "cuda": torch.version.cuda,
         }
     return found
+
+
+def load() -> float:
+    """The load average of the last minute: threads that run or wait for a core, the measurement's own included."""
+    return round(os.getloadavg()[0], 2)
+
+
+class Disturbance:
+    """Load and stolen time since this was made: what was measured meanwhile is as noisy as these are large."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._start = self._times()
+
+    def read(self) -> dict[str, float | None]:
+        """`load_end`, and `steal`: the share of all cores' time that a hypervisor kept; None where unknown."""
+        spent = [now - before for now, before in zip(self._times(), self._start, strict=True)]
+        steal = round(spent[_STEAL] / sum(spent), 4) if sum(spent) else None
+        return {"load_end": load(), "steal": steal}
+
+    def _times(self) -> list[int]:
+        """Ticks of all cores by kind, as in /proc/stat; [] where there is none."""
+        if not self._stat.is_file():
+            return []
+        return [int(ticks) for ticks in self._stat.read_text().split("\n", 1)[0].split()[1 : _STEAL + 2]]
 
 
 def device_name(device: torch.device) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,12 @@ from bench.view import files
 from bench.view.targets import SHOWN_BY_TESTS, TARGETS, Target
 from copgen_fast.errors import UsageError
 
-Verdict = Literal["pass", "FAIL", "not measured", "other card"]
+Verdict = Literal["pass", "FAIL", "undecided", "not measured", "other card"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A target beside its measurement, both as text, and whether it is met."""
+    """A target beside its measurement, both as text, and whether it is met; `row` is the row that decides it."""
 
     area: str
     claim: str
@@ -25,6 +26,7 @@ class Finding:
     measured: str
     verdict: Verdict
     optional: bool = False
+    row: dict | None = field(default=None, repr=False)
 
 
 def findings(paths: tuple[Path, ...]) -> list[Finding]:
@@ -53,28 +55,33 @@ def findings(paths: tuple[Path, ...]) -> list[Finding]:
 def lines(found: list[Finding]) -> list[str]:
     """The table, its rows sorted by device."""
     columns = ("device", "area", "claim", "target", "measured", "verdict")
-    cells = [columns, *([getattr(x, name) for name in columns] for x in sorted(found, key=lambda x: x.device))]
+    return aligned([columns, *([getattr(x, name) for name in columns] for x in sorted(found, key=lambda x: x.device))])
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table of text, in columns."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 
 
 def met(found: list[Finding], required: str) -> bool:
-    """Whether no target is missed, and all those of the device `required` were measured."""
+    """Whether no target is missed, and all those of the device `required` were measured and decided."""
+    open_ = ("not measured", "undecided")
     return not any(
-        x.verdict == "FAIL" or (x.verdict == "not measured" and x.device == required and not x.optional) for x in found
+        x.verdict == "FAIL" or (x.verdict in open_ and x.device == required and not x.optional) for x in found
     )
 
 
 def _finding(target: Target, rows: list[dict]) -> Finding:
     about = [row for row in rows if target.about(row)]
-    measured, verdict = "", "not measured"
+    measured, verdict, best = "", "not measured", None
     if about:
-        value = target.best(about)
-        measured, verdict = target.text(value), "pass" if target.met(value) else "FAIL"
+        best = target.best(about)
+        measured, verdict = target.measured(best), target.verdict(best)
         if target.card is not None and not any(target.card in row["device"] for row in about):
             verdict = "other card"
     wanted = target.wanted if target.card is None else f"{target.wanted} on {target.card}"
-    return Finding(target.area, target.claim, target.device, wanted, measured, verdict, target.optional)
+    return Finding(target.area, target.claim, target.device, wanted, measured, verdict, target.optional, best)
 
 
 def _outcomes(path: Path) -> dict[str, str]:

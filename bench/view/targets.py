@@ -46,12 +46,27 @@ class Target:
             and MEASURES[self.measure](row) is not None
         )
 
-    def best(self, rows: list[dict]) -> float:
-        values = [MEASURES[self.measure](row) for row in rows]
-        return max(values) if self.at_least is not None else min(values)
+    def best(self, rows: list[dict]) -> dict:
+        return (max if self.at_least is not None else min)(rows, key=MEASURES[self.measure])
 
-    def met(self, value: float) -> bool:
-        return value >= self.at_least if self.at_least is not None else value <= self.at_most
+    def verdict(self, row: dict) -> Literal["pass", "FAIL", "undecided"]:
+        """Undecided: the 95 % interval has values on both sides of the target."""
+        ends = self._interval(row) or (MEASURES[self.measure](row),)
+        met = {x >= self.at_least if self.at_least is not None else x <= self.at_most for x in ends}
+        return "undecided" if len(met) == 2 else "pass" if met.pop() else "FAIL"
+
+    def measured(self, row: dict) -> str:
+        """The row's number, and its 95 % interval where it has one."""
+        ends = self._interval(row)
+        interval = f" ({' to '.join(map(self.text, ends))})" if ends else ""
+        return self.text(MEASURES[self.measure](row)) + interval
+
+    def _interval(self, row: dict) -> tuple[float, float] | None:
+        """Of a ratio, or what follows from it; older files have none."""
+        if self.measure not in ("ratio", "waiting") or "ratio_low" not in row:
+            return None
+        low, high = (MEASURES[self.measure](row | {"ratio": row[end]}) for end in ("ratio_low", "ratio_high"))
+        return min(low, high), max(low, high)
 
     @property
     def wanted(self) -> str:

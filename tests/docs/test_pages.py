@@ -52,3 +52,9 @@ def test_speeds_are_those_of_the_committed_results(page):
 def test_the_picture_of_the_structure_has_every_room():
     graph = make_structure_picture.read()
     assert {"ops", "generators", "stages", "train"} <= graph.keys() and "generators" in graph["stages"]
+
+
+def test_a_ratio_that_noise_can_turn_round_is_not_quoted():
+    row = {"ratio": 1.2, "ratio_low": 0.9, "ratio_high": 1.5}
+    assert make_speed_tables.ratio(row) == "undecided"
+    assert make_speed_tables.ratio(row | {"ratio_low": 1.1}) == make_speed_tables.ratio({"ratio": 1.2}) == "1.2x"

@@ -115,3 +115,48 @@ def test_rows_without_peak_memory_are_not_taken_for_good_ones(tmp_path):
     row = row_for(target, True) | {"peak_mb": None}
     assert verdict(write(tmp_path / "a.json", [row]), target) == "not measured"
     assert dataclasses.replace(target, measure="ratio", at_most=None, at_least=1.0).about(row)
+
+
+@pytest.fixture
+def undecided(tmp_path):
+    """A file of one row, whose ratio's interval has the target within it; also the target."""
+    target = TARGETS[0]
+    interval = {"ratio_low": 0.9 * target.at_least, "ratio_high": 2 * target.at_least}
+    return write(tmp_path / "a.json", [row_for(target, True) | interval]), target
+
+
+def test_a_ratio_whose_interval_spans_its_target_is_undecided(undecided, tmp_path, capsys):
+    path, target = undecided
+    assert verdict(path, target) == "undecided"
+    assert main(["check", str(path)]) == 0
+    assert f"({target.text(0.9 * target.at_least)} to " in capsys.readouterr().out
+    others = [row_for(target, True) for target in TARGETS[1:] if target.device == "cpu"]
+    others = str(write(tmp_path / "others.json", others))
+    assert main(["check", str(path), others, "--require", "cpu"]) == 1
+    for better, word in ((True, "pass"), (False, "FAIL")):
+        row = row_for(target, better)
+        narrow = row | {"ratio_low": 0.99 * row["ratio"], "ratio_high": 1.01 * row["ratio"]}
+        assert verdict(write(tmp_path / "b.json", [narrow]), target) == word
+
+
+def test_undecided_rows_are_measured_longer_on_request(undecided, tmp_path, monkeypatch, capsys):
+    path, target = undecided
+    row = row_for(target, True)
+    measured = []
+
+    def measure(areas, options):
+        measured.append((areas, options.only, options.seconds, options.device))
+        options.json.parent.mkdir(exist_ok=True)
+        write(options.json, [row | {"ratio_low": row["ratio"], "ratio_high": row["ratio"]}])
+
+    monkeypatch.setattr("bench.__main__.measure", measure)
+    assert main(["check", str(path), "--longer", "30", "--out", str(tmp_path / "longer")]) == 0
+    assert measured == [((target.area,), row["case"], 30, "cpu")]
+    assert "undecided" not in capsys.readouterr().out
+
+
+def test_nothing_is_measured_longer_on_another_machine(undecided, capsys):
+    path, _ = undecided
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"machine": {"cpu": "another one"}}))
+    assert main(["check", str(path), "--longer", "30"]) == 2
+    assert "another one" in capsys.readouterr().err
