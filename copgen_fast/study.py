@@ -23,7 +23,7 @@ from copgen_fast.options import Count
 from copgen_fast.presets import PRESETS
 from copgen_fast.runtime.interrupts import handle_signals
 from copgen_fast.runtime.progress import progress
-from copgen_fast.studies import Study, _execute, _grid, _plan, _results, _settings
+from copgen_fast.studies import Study, _calibrate, _execute, _grid, _plan, _results, _settings
 
 COMMAND = "python -m copgen_fast.study"
 
@@ -139,19 +139,19 @@ def run(study: Study, seeds: tuple[int, ...], folder: Path, jobs: int | None) ->
     units = _plan.units(planned)
     runs = {run.unit.folder for run in planned}
     device = str(study.settings.get("device", "auto"))
-    with progress(len(runs), f"study {study.title or study.preset}", "runs") as bar, handle_signals():
+    writer = _results.Writer(whole, every, folder)
+    label, before = f"study {study.title or study.preset}", len(runs) - sum(unit.folder in runs for unit in units)
+    with progress(len(runs), label, "runs", initial=before) as bar, handle_signals():
 
         def tell(unit: _plan.Unit, error: str | None) -> None:
             if error:
                 tqdm.write(f"copgen_fast: {unit.name} failed: {error}", file=sys.stderr)
             if unit.folder in runs:
-                _results.save(whole, every, folder)
+                writer.write()
                 bar.update(1)
 
         failed = _execute.execute(units, folder / _results.LOGS, _execute.slots(jobs, device), tell)
-    results = _results.save(whole, every, folder)
-    done = sum(entry["state"] == "done" for entry in results["runs"])
-    print(f"{done} of {len(results['runs'])} runs are done: {folder / _results.RESULTS}")
+    print(writer.write(last=True))
     return 1 if failed else 0
 
 
@@ -159,6 +159,8 @@ def run(study: Study, seeds: tuple[int, ...], folder: Path, jobs: int | None) ->
 def main(arguments: list[str] | None = None) -> int:
     """Run a study; returns the exit code: 0, 1 where a run failed, 2 for a fault of usage, 130 when stopped."""
     words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["calibrate"]:
+        return _calibrate.main(words[1:])
     config, settings = parse(words)
     study, seeds = study_of(config, settings), _grid.seeds(config.seeds)
     folder = config.out or Path("runs") / f"study-{registry.label(config.name)}"

@@ -26,7 +26,7 @@ from copgen_fast import train
 from copgen_fast.errors import InUseError, command
 from copgen_fast.runtime import artifacts, machine
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
-from copgen_fast.studies._plan import Unit, link, parse
+from copgen_fast.studies._plan import Unit, link
 
 Tell = Callable[[Unit, str | None], None]
 """Called with each unit that ended and, where it failed, why."""
@@ -209,7 +209,7 @@ def _run(unit: Unit) -> int:
     @command
     def main(arguments: list[str] | None) -> int:
         try:
-            train.execute(parse(unit.words), partial(link, unit.links))
+            train.execute(train.parse(list(unit.words)), partial(link, unit.links))
         except InUseError:
             return _BUSY
         return 0

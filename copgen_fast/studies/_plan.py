@@ -20,7 +20,7 @@ import torch
 from copgen_fast import augmentations, generators, registry, train
 from copgen_fast.config import RunConfig
 from copgen_fast.errors import CopgenError, UsageError
-from copgen_fast.record import identity
+from copgen_fast.record import defaults, identity
 from copgen_fast.stages import Run
 from copgen_fast.studies import Arm, Study
 from copgen_fast.studies._grid import folder_of
@@ -35,11 +35,13 @@ _GENERATOR = ("generator.",)
 _TRAINING = ("optimizer.", "precision", "compile", "bn", "log_every")
 _NAVIGATOR = (*_GENERATOR, *_TRAINING, "navigator.", "seed")
 _STEERING = (*_GENERATOR, *_TRAINING, "steering.", "seed")
-_START = ("kind", "hidden", "init", "groups", "group_deltas", "project", "delta")
+_START = tuple(f"navigator.{name}" for name in ("kind", "hidden", "init", "groups", "group_deltas", "project"))
+_CALIBRATION = ("pairs.", "method", "method.options.", "pretrain.")
+"""What decides a navigator beside its own settings where its delta is found by an encoder of identity pairs."""
 _WAYS: dict[str, tuple[str, ...]] = {
     "identity": (),
     "gaussian": (),
-    "untrained-navigator": ("seed", *(f"navigator.{name}" for name in _START)),
+    "untrained-navigator": ("seed", *_START),
     "navigator": _NAVIGATOR,
     "steering": _STEERING,
 }
@@ -55,6 +57,7 @@ class Unit:
         name: for messages.
         folder: the run folder.
         words: the command's, from the preset on.
+        config: what they say.
         results: files that are there once it is done.
         links: shared parts in its folder: where, and the unit that makes each.
     """
@@ -62,6 +65,7 @@ class Unit:
     name: str
     folder: Path
     words: tuple[str, ...]
+    config: RunConfig
     results: tuple[Path, ...]
     links: tuple[tuple[str, Unit], ...] = ()
 
@@ -102,38 +106,51 @@ def plan(study: Study, seeds: tuple[int, ...], folder: Path) -> list[Planned]:
 
 def _planned(study: Study, arm: Arm, seed: int, folder: Path) -> Planned:
     settings = applicable(study.preset, {**study.settings, **arm.settings})
-    parts = parts_of(study.preset, settings)
     try:
-        config = parse(tuple(words(study.preset, settings)))
-        settings["seed"] = str(seed)
-        maker = _Maker(study.preset, settings, parts, config, folder / "shared")
+        config = _parsed(study.preset, settings)
+        maker = _Maker(study.preset, settings, seed, parts_of(study.preset, settings), config, folder / "shared")
         links, stages = maker.links()
-        given = settings | {"probe.baselines": (), "stages": stages}
-        own = folder / "runs" / folder_of(arm.name) / f"seed-{seed}"
-        run = of_folder(config, own)
-        (source,) = run.sources
-        command = (*words(study.preset, given), "--out", str(own))
-        unit = Unit(f"{arm.name}, seed {seed}", own, command, (run.probe_file(source),), links)
+        unit = maker.command(
+            f"{arm.name}, seed {seed}",
+            folder / "runs" / folder_of(arm.name) / f"seed-{seed}",
+            settings | {"seed": str(seed), "probe.baselines": ()},
+            stages,
+        )
+        (source,) = of_folder(unit).sources
+        unit = dataclasses.replace(unit, links=links, results=(of_folder(unit).probe_file(source),))
         return Planned(arm.name, seed, source, unit, maker.baselines())
     except UsageError as error:
         raise UsageError(f"arm {arm.name}: {error}") from error
 
 
+def _parsed(preset: str, settings: Mapping[str, Value]) -> RunConfig:
+    """The configuration that settings say. Commands that differ in their seed alone are parsed once, as it takes long.
+
+    Raises:
+        UsageError: an unknown name, or a value that does not fit.
+    """
+    settings = dict(settings)
+    seed = settings.pop("seed", None)
+    config = _parse(tuple(words(preset, settings)))
+    return config if seed is None else dataclasses.replace(config, seed=int(seed))
+
+
 @functools.lru_cache(maxsize=4096)
-def parse(command: tuple[str, ...]) -> RunConfig:
-    """`train.parse`, once for each command."""
+def _parse(command: tuple[str, ...]) -> RunConfig:
     return train.parse(list(command))
 
 
 @functools.lru_cache(maxsize=4096)
-def _digest(command: tuple[str, ...]) -> str:
-    """What tells the results of a command from those of others, as 12 hex digits."""
-    return hashlib.sha256(json.dumps(identity(parse(command)), sort_keys=True).encode()).hexdigest()[:12]
+def _digest(config: RunConfig) -> str:
+    """What tells the results of a configuration from those of others, as 12 hex digits: what is not the default."""
+    default = defaults(config)
+    values = {name: value for name, value in identity(config).items() if default.get(name) != value}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def of_folder(config: RunConfig, folder: Path) -> Run:
-    """The run of a configuration in a folder, to find its files."""
-    return Run(config, folder, torch.device("cpu"))
+def of_folder(unit: Unit) -> Run:
+    """A unit's run, to find its files."""
+    return Run(unit.config, unit.folder, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -141,12 +158,14 @@ class _Maker:
     """Makes the units that one run shares with others.
 
     Attributes:
-        settings: the run's, with its seed.
-        config: the run's, but for its seed.
+        settings: the run's, but for its seed.
+        config: what they say.
+        shared: folder of all shared parts.
     """
 
     preset: str
-    settings: Mapping[str, Value]
+    settings: Picked
+    seed: int
     parts: Parts
     config: RunConfig
     shared: Path
@@ -166,14 +185,23 @@ class _Maker:
         """What pairs of a way are made with: the navigator's or the steering stage."""
         if way == "steering":
             return (("steering", self.unit("steering", _STEERING, {"pairs.positives": ("steering",)})),)
+        options = self.config.navigator
+        found = options.delta == "auto"
+        if way in ("identity", "gaussian") or (way == "untrained-navigator" and not (found and options.project)):
+            return ()
         # A way of the user's own may read the navigator, too.
-        return () if way in _WAYS and way != "navigator" else (("navigator", self.unit("navigator", _NAVIGATOR)),)
+        return (("navigator", self.unit("navigator", (*_NAVIGATOR, *(_CALIBRATION if found else ())))),)
 
     def pairs(self, way: str) -> Unit:
         """The pairs of one way."""
         decide = _WAYS.get(way, (*_NAVIGATOR, "steering."))
+        if self.config.navigator.project:
+            decide = (*decide, "navigator.delta")
+        links = self.learned(way)
+        if links and self.config.navigator.delta == "auto":
+            decide = (*decide, *_CALIBRATION)
         unit = self.unit("pairs", (*_GENERATOR, "pairs.", "positive.options.", *decide), title=registry.label(way))
-        return dataclasses.replace(unit, links=self.learned(way))
+        return dataclasses.replace(unit, links=links)
 
     def baselines(self) -> Unit | None:
         """The evaluation of an untrained encoder and raw pixels, equal for all runs of this encoder, data and seed."""
@@ -192,19 +220,26 @@ class _Maker:
             other: further settings.
             title: in its name.
         """
-        picked = {name: value for name, value in self.settings.items() if _is_one_of(name, (*_HOW, *decide))}
+        whole = self.settings | {"seed": str(self.seed)}
+        picked = {name: value for name, value in whole.items() if _is_one_of(name, (*_HOW, *decide))}
         picked = applicable(self.preset, picked | (other or {}))
-        command = tuple(words(self.preset, picked | {"stages": (stage,)}))
-        name = f"{title if stage == 'probe' else '-'.join(filter(None, [stage, title]))}-{_digest(command)}"
-        folder = self.shared / name
-        run = of_folder(parse(command), folder)
+        digest = _digest(_parsed(self.preset, picked | {"stages": (stage,)}))
+        name = "-".join(filter(None, ["" if stage == "probe" else stage, title, digest]))
+        unit = self.command(name, self.shared / name, picked, (stage,))
+        run = of_folder(unit)
         results = {
             "navigator": lambda: [run.navigator_file],
             "steering": lambda: [run.steering_file],
-            "pairs": lambda: [run.pairs_folder(way) / "summary.json" for way in run.config.pairs.positives],
+            "pairs": lambda: [run.pairs_folder(way) / "summary.json" for way in run.sources],
             "probe": lambda: [run.probe_file(name) for name in run.config.probe.baselines],
         }[stage]()
-        return Unit(name, folder, (*command, "--out", str(folder)), tuple(results))
+        return dataclasses.replace(unit, results=tuple(results))
+
+    def command(self, name: str, folder: Path, settings: Picked, stages: tuple[str, ...]) -> Unit:
+        """The unit of some settings and stages in a folder, without its links and results."""
+        settings = settings | {"stages": stages}
+        config = dataclasses.replace(_parsed(self.preset, settings), out=str(folder))
+        return Unit(name, folder, (*words(self.preset, settings), "--out", str(folder)), config, ())
 
 
 def _is_one_of(name: str, decide: tuple[str, ...]) -> bool:
@@ -246,7 +281,7 @@ def validate(study: Study, planned: list[Planned]) -> None:
         if run.unit.done or run.arm in checked:
             continue
         checked.add(run.arm)
-        config = parse(run.unit.words)
+        config = run.unit.config
         data = config.data, config.probe
         stages = [stage for stage in config.stages if stage != "probe" or data not in checked]
         checked.add(data)  # real images are opened once for all arms that read the same

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from copgen_fast.errors import CopgenError, InUseError, UsageError
+from copgen_fast.record import differences
 from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages import Run
-from copgen_fast.studies import Arm, Study
+from copgen_fast.statistics.summary import summarize
+from copgen_fast.studies import Arm, Study, _page, _tables
 from copgen_fast.studies._execute import error_file
-from copgen_fast.studies._plan import Planned, Unit, of_folder, parse, plan
+from copgen_fast.studies._plan import Planned, Unit, of_folder, plan
 
 RESULTS, RECORD, LOGS = "results.json", "study.json", "logs"
 _WAIT = 120.0
 """Seconds that a command waits for another one to write results."""
+_SHARE = 20
+"""Tables and page are written again once this many times as long has gone by as they took."""
 _LOGGED = ("mi_lower_bound", "contrastive_top1")
 """Of the last step of pretraining."""
 
@@ -66,12 +70,12 @@ def _references(planned: list[Planned], folder: Path) -> Iterator[dict[str, Any]
     for seed, group in groups.items():
         for number, runs in enumerate(group.values()):
             unit, own = runs[0].baselines, f" of {runs[0].arm}" if number else ""
-            for name in parse(unit.words).probe.baselines:
+            for name in unit.config.probe.baselines:
                 yield _entry(name + own, seed, name, unit, folder) | {"of": [run.arm for run in runs]}
 
 
 def _entry(arm: str, seed: int, source: str, unit: Unit, folder: Path) -> dict[str, Any]:
-    run = of_folder(parse(unit.words), unit.folder)
+    run = of_folder(unit)
     numbers, error = {}, None
     if run.probe_file(source).exists():
         try:
@@ -134,7 +138,7 @@ def reopen(study: Study, seeds: tuple[int, ...], folder: Path) -> tuple[Study, t
             _expect_empty(folder)
             whole, every = study, seeds
         else:
-            there = artifacts.read_record(path, needed=("arms", "seeds", "preset"))
+            there = artifacts.read_record(path, needed=("arms", "seeds", "settings"))
             whole, every = _joined(study, seeds, there, folder)
         artifacts.write_record(path, describe(whole, every))
     return whole, every
@@ -151,19 +155,12 @@ def _expect_empty(folder: Path) -> None:
 def _joined(study: Study, seeds: tuple[int, ...], there: dict[str, Any], folder: Path) -> tuple[Study, tuple[int, ...]]:
     """The union of two commands' arms and seeds, where all else is the same."""
     here = describe(study, seeds)
-    for name in ("preset", "settings", "metric", "baseline"):
-        if there.get(name) != here[name]:
-            raise UsageError(
-                f"--out {folder} holds another study: its {name} is {there.get(name)}, here {here[name]}: choose "
-                "another --out, or only add arms and seeds"
-            )
+    for name in ("preset", "metric", "baseline"):
+        _expect_same(folder, name, {name: there.get(name)}, {name: here[name]})
+    _expect_same(folder, "settings", there["settings"], here["settings"])
     known = {arm["name"]: arm["settings"] for arm in there["arms"]}
     for arm in here["arms"]:
-        if known.get(arm["name"], arm["settings"]) != arm["settings"]:
-            raise UsageError(
-                f"--out {folder} holds another study: its arm {arm['name']} has settings {known[arm['name']]}, here "
-                f"{arm['settings']}: choose another --out"
-            )
+        _expect_same(folder, f"arm {arm['name']}", known.get(arm["name"], arm["settings"]), arm["settings"])
     named = {arm.name for arm in study.arms}
     missing = [Arm(name, _settings(settings)) for name, settings in known.items() if name not in named]
     if missing:
@@ -175,16 +172,43 @@ def _joined(study: Study, seeds: tuple[int, ...], there: dict[str, Any], folder:
     return dataclasses.replace(study, arms=tuple(arms)), every
 
 
+def _expect_same(folder: Path, what: str, there: dict[str, Any], here: dict[str, Any]) -> None:
+    if changed := differences(there, here):
+        raise UsageError(
+            f"--out {folder} holds another study, of other {what}: {'; '.join(changed[:3])}"
+            f"{' and more' if len(changed) > 3 else ''}: choose another --out (seeds and arms may be added)"
+        )
+
+
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def save(study: Study, seeds: tuple[int, ...], folder: Path) -> dict[str, Any]:
-    """Write results.json; of several commands on one folder, one after the other."""
-    with _alone(folder):
-        found = collect(study, seeds, folder)
-        artifacts.write_json(folder / RESULTS, found)
-    return found
+class Writer:
+    """Writes results.json after each run; tables and the page as often as costs little, and in the end."""
+
+    def __init__(self, study: Study, seeds: tuple[int, ...], folder: Path) -> None:
+        self.study, self.seeds, self.folder = study, seeds, folder
+        self._next = 0.0
+
+    def write(self, last: bool = False) -> str:
+        """Write what is due; returns the table and where things are, where it is the `last` time."""
+        with _alone(self.folder):
+            found = collect(self.study, self.seeds, self.folder)
+            artifacts.write_json(self.folder / RESULTS, found)
+            done = sum(run["state"] == "done" for run in found["runs"])
+            if not done or not (last or time.monotonic() > self._next):
+                return self._where(done, found) if last else ""
+            started = time.monotonic()
+            summary = summarize(found, self.folder)
+            _tables.write(summary, self.folder)
+            _page.write(found, summary, self.folder)
+            self._next = time.monotonic() + _SHARE * (time.monotonic() - started)
+            return f"{_tables.text(summary)}\n\n{self._where(done, found)}" if last else ""
+
+    def _where(self, done: int, found: dict[str, Any]) -> str:
+        where = [f"{done} of {len(found['runs'])} runs are done", f"numbers: {self.folder / RESULTS}"]
+        return "; ".join(where + ([f"page: {self.folder / 'study.html'}"] if done else []))
 
 
 @contextlib.contextmanager
