@@ -29,13 +29,14 @@ _POINTS = 200  # of a curve
 Run = Mapping[str, Any]
 
 
-def write(results: Mapping[str, Any], summary: Summary, folder: Path) -> None:
+def write(results: Mapping[str, Any], summary: Summary, folder: Path, command: str = "") -> None:
     """Write study.html, which needs no other file and no network.
 
     Args:
         results: of results.json.
         summary: of these.
         folder: the study's, in which its runs lie.
+        command: that ran it.
     """
     runs = [run for run in results["runs"] if run["state"] == "done"]
     column = _tables.columns_of(summary)[summary.metric]
@@ -43,7 +44,7 @@ def write(results: Mapping[str, Any], summary: Summary, folder: Path) -> None:
     page = template.render(
         title=summary.title or folder.absolute().name,
         summary=summary,
-        study=results["study"],
+        command=command,
         done=len(runs),
         count=len(results["runs"]),
         tables=_tables.tables(summary),
