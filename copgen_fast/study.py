@@ -45,6 +45,8 @@ class StudyConfig:
     """Folder of the study; None: runs/study-NAME."""
     baseline: str = ""
     """Arm that others are compared with; empty: the study's, or the first."""
+    within: tuple[str, ...] = ()
+    """Fields within whose values arms are compared: each with that which has its values and else the baseline's."""
     metric: str = ""
     """The number that is tested; empty: the study's, or linear_top1."""
     columns: tuple[str, ...] = ()
@@ -89,10 +91,16 @@ def study_of(config: StudyConfig, settings: dict[str, _settings.Value]) -> Study
             raise UsageError(f"--{name}: the study's arms differ in it: leave it out")
     metric = config.metric or (study.metric if study.arms else _first_metric(study, settings))
     changed = {"metric": metric, "baseline": config.baseline or study.baseline}
+    if config.within:
+        changed["within"] = tuple(map(_settings.canonical, config.within))
     if config.columns:
         changed["columns"] = config.columns
     study = dataclasses.replace(study, settings={**study.settings, **settings}, **changed)
-    return _grid.expand(study, _grid.vary(config.vary))
+    expanded = _grid.expand(study, _grid.vary(config.vary))
+    for name in map(_settings.canonical, config.within):
+        if len({arm.settings.get(name) for arm in expanded.arms}) < 2:
+            raise UsageError(f"--within {name}: no arms differ in it: leave it out, or --vary it")
+    return expanded
 
 
 def _built(config: StudyConfig) -> Study:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ class ArmSummary:
 
     Attributes:
         name, settings: the arm's.
+        baseline: the arm that it is compared with; empty for a baseline.
         numbers: every number over the seeds that are done.
-        differences: to the baseline, of every number; the study's metric is tested. Empty for the baseline.
+        differences: to the baseline, of every number; the study's metric is tested. Empty for a baseline.
         images: bootstrap intervals of the metric's difference; None where it is not known which images were right.
         failed: what failed runs said, by seed.
         waiting: seeds that have not run yet.
@@ -47,6 +49,7 @@ class ArmSummary:
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    baseline: str = ""
     numbers: Mapping[str, Sample] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
     images: ImageIntervals | None = None
@@ -62,7 +65,7 @@ class Summary:
     Attributes:
         title, preset, baseline, metric, columns, published, source, seeds: the study's.
         arms: in its order, then the references.
-        comparisons: how many arms are tested against the baseline.
+        comparisons: how many arms are tested against a baseline.
         detectable: difference in the metric that the study would have shown with 80 % power, at the typical (root mean
             square) sd of its paired differences; None before two seeds are done.
         smallest_p: the smallest p that the sign-flip test of its seeds can give.
@@ -85,6 +88,11 @@ class Summary:
     def shown(self) -> tuple[str, ...]:
         """The numbers of the table, the metric first."""
         return tuple(dict.fromkeys((self.metric, *self.columns)))
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The arms that others are compared with."""
+        return tuple(dict.fromkeys((self.baseline, *(arm.baseline for arm in self.arms if arm.baseline))))
 
     def arm(self, name: str) -> ArmSummary:
         """The arm of that name."""
@@ -110,12 +118,17 @@ def summarize(results: Mapping[str, Any], folder: Path | None = None, resamples:
         raise UsageError(f"--baseline {baseline}: it is none of the arms {', '.join(arms)}")
     references = dict.fromkeys(run["arm"] for run in runs if run["arm"] not in arms)
     by_arm = {name: [run for run in runs if run["arm"] == name] for name in (*arms, *references)}
+    compared = _compared(arms, baseline, study.get("within", ()))
+    for name in references:
+        of = [compared[arm] or arm for run in by_arm[name] for arm in run.get("of", ()) if arm in arms]
+        compared[name] = baseline if baseline in of or not of else of[0]
     found = []
     for name, of_arm in by_arm.items():
-        against = () if name == baseline else by_arm[baseline]
+        against = by_arm.get(compared[name], [])
         arm = _arm(name, of_arm, against, study["metric"] if name in arms else "")
         images = _images(folder, of_arm, against, study["metric"], resamples) if folder else None
-        found.append(dataclasses.replace(arm, settings=arms.get(name, {}), images=images, reference=name not in arms))
+        about = {"settings": arms.get(name, {}), "baseline": compared[name], "reference": name not in arms}
+        found.append(dataclasses.replace(arm, images=images, **about))
     tested = {arm.name: arm.differences[study["metric"]] for arm in found if study["metric"] in arm.differences}
     tested = {name: row for name, row in tested.items() if row.p is not None}
     adjusted = holm({name: row.p for name, row in tested.items()})
@@ -137,6 +150,18 @@ def summarize(results: Mapping[str, Any], folder: Path | None = None, resamples:
         detectable=_detectable(list(tested.values())),
         smallest_p=smallest_sign_flip_p(max((row.n for row in tested.values()), default=len(study["seeds"]))),
     )
+
+
+def _compared(arms: Mapping[str, Mapping[str, Any]], baseline: str, within: Sequence[str]) -> dict[str, str]:
+    """By arm, that which it is compared with: with its values of the settings `within`, and else the baseline's."""
+
+    def key(settings: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
+        rest = {name: value for name, value in settings.items() if name not in within}
+        return json.dumps([rest, [shared.get(name) for name in within]], sort_keys=True)
+
+    known = {key(settings, settings): name for name, settings in arms.items()}
+    found = {name: known.get(key(arms[baseline], settings), baseline) for name, settings in arms.items()}
+    return {name: "" if name == other else other for name, other in found.items()}
 
 
 def _done(runs: list[dict[str, Any]], name: str) -> dict[int, float]:

@@ -36,6 +36,8 @@ class Study:
         arms: rows in their order.
         settings: of all arms.
         baseline: name of the arm that others are compared with; empty: the first.
+        within: settings within whose values arms are compared: each with that which has its values of these and else
+            the baseline's settings, ("pretrain.augmentation",) with the same T_x.
         metric: the number that is tested, named before anything runs: accuracies as the evaluations call them.
         columns: further numbers of the table, untested.
         published: the paper's numbers to print beside, by arm and metric (accuracies as fractions).
@@ -47,6 +49,7 @@ class Study:
     arms: tuple[Arm, ...]
     settings: Settings = field(default_factory=dict)
     baseline: str = ""
+    within: tuple[str, ...] = ()
     metric: str = "linear_top1"
     columns: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

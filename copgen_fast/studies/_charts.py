@@ -10,6 +10,7 @@ import numpy as np
 from copgen_fast.stages.report.figures import COLOURS, panels, png
 from copgen_fast.stages.report.table import Column
 from copgen_fast.statistics.summary import DISTANCE, ArmSummary, Summary
+from copgen_fast.studies._tables import against
 from copgen_fast.training.metrics import Row
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def dots(summary: Summary, column: Column) -> bytes:
     left.invert_yaxis()
     left.set_xlabel(f"{column.title}: seeds and their mean")
     right.axvline(0, color=_GREY, linestyle="--", linewidth=1)
-    right.set_xlabel(f"difference to {summary.baseline}: seeds, mean, 95 % interval")
+    right.set_xlabel(f"difference to {against(summary)}: seeds, mean, 95 % interval")
     return png(left)
 
 

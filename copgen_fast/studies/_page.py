@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from copgen_fast.registry import label
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages.report import embed
 from copgen_fast.statistics.summary import Summary
-from copgen_fast.studies import _charts, _tables
+from copgen_fast.studies import _charts, _settings, _tables
 from copgen_fast.training.metrics import Row, read_rows
 
 PAIRS = 12
@@ -29,14 +30,13 @@ _POINTS = 200  # of a curve
 Run = Mapping[str, Any]
 
 
-def write(results: Mapping[str, Any], summary: Summary, folder: Path, command: str = "") -> None:
+def write(results: Mapping[str, Any], summary: Summary, folder: Path) -> None:
     """Write study.html, which needs no other file and no network.
 
     Args:
         results: of results.json.
         summary: of these.
         folder: the study's, in which its runs lie.
-        command: that ran it.
     """
     runs = [run for run in results["runs"] if run["state"] == "done"]
     column = _tables.columns_of(summary)[summary.metric]
@@ -44,7 +44,6 @@ def write(results: Mapping[str, Any], summary: Summary, folder: Path, command: s
     page = template.render(
         title=summary.title or folder.absolute().name,
         summary=summary,
-        command=command,
         done=len(runs),
         count=len(results["runs"]),
         tables=_tables.tables(summary),
@@ -53,8 +52,7 @@ def write(results: Mapping[str, Any], summary: Summary, folder: Path, command: s
         strips=strips_of(folder, runs, summary),
         pairs=PAIRS,
         values=_values(summary),
-        settings={arm.name: _words(arm.settings) for arm in summary.arms if not arm.reference},
-        fixed=_words(results["study"].get("settings", {})),
+        commands=_commands(results["study"], summary),
         versions=_versions(folder, runs),
         embed=embed,
     )
@@ -141,8 +139,15 @@ def _values(summary: Summary) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
-def _words(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {value if isinstance(value, str) else ' '.join(value)}" for name, value in settings.items()]
+def _commands(study: Mapping[str, Any], summary: Summary) -> list[str]:
+    """The command of each arm's first run."""
+    found = []
+    for arm in summary.arms:
+        if not arm.reference:
+            settings = {**study.get("settings", {}), **arm.settings, "seed": str(summary.seeds[0])}
+            words = _settings.words(summary.preset, _settings.applicable(summary.preset, settings))
+            found.append(shlex.join(["python", "-m", "copgen_fast.train", *words]))
+    return found
 
 
 def _versions(folder: Path, runs: list[Run]) -> dict[str, str]:

@@ -45,6 +45,7 @@ def describe(study: Study, seeds: tuple[int, ...]) -> dict[str, Any]:
         "preset": study.preset,
         "settings": _plain(study.settings),
         "baseline": study.baseline,
+        "within": list(study.within),
         "metric": study.metric,
         "columns": list(study.columns),
         "published": {arm: dict(numbers) for arm, numbers in study.published.items()},

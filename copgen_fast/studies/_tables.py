@@ -52,9 +52,9 @@ def results_table(summary: Summary) -> Table:
     """A row an arm: the metric, its difference to the baseline with interval and p, E||dz|| and further numbers."""
     columns = columns_of(summary)
     metric = columns[summary.metric]
-    heading = ["arm", "seeds", metric.title, f"difference to {summary.baseline} [95 % interval]", "p", "p (Holm)"]
+    heading = ["arm", "seeds", metric.title, f"difference to {against(summary)} [95 % interval]", "p", "p (Holm)"]
     cells = [_first_cells(arm, summary, metric) for arm in summary.arms]
-    further = {name: columns[name] for name in summary.columns if name in columns}
+    further = {name: columns[name] for name in summary.columns if any(name in arm.numbers for arm in summary.arms)}
     if DISTANCE not in further and any(DISTANCE in arm.numbers for arm in summary.arms):
         further = {DISTANCE: table.Column(DISTANCE, None, False)} | further
     for name, column in further.items():
@@ -68,6 +68,9 @@ def results_table(summary: Summary) -> Table:
             [*row, number_text(known[name], column) if name in known else ""]
             for row, known in zip(cells, rows, strict=True)
         ]
+    if len(summary.baselines) > 1:
+        heading.insert(1, "its baseline")
+        cells = [[row[0], arm.baseline, *row[1:]] for row, arm in zip(cells, summary.arms, strict=True)]
     return Table(tuple(heading), tuple(map(tuple, cells)), notes(summary))
 
 
@@ -79,13 +82,18 @@ def images_table(summary: Summary) -> Table:
             row = arm.differences[summary.metric]
             intervals = (row.interval, known.images, known.both)
             rows.append((arm.name, number_text(row.mean, metric, "+"), *(_interval(x, metric) for x in intervals)))
-    heading = ("arm", f"difference to {summary.baseline}", "over seeds", "over test images", "over seeds and images")
+    heading = ("arm", f"difference to {against(summary)}", "over seeds", "over test images", "over seeds and images")
     counts = {arm.images.count for arm in summary.arms if arm.images}
     note = (
         f"Bootstrap over the {' or '.join(map(str, sorted(counts)))} test images, paired by image. Over test images: "
         "these encoders on other images. Over seeds and images: other seeds on other images, too narrow for few seeds."
     )
     return Table(heading, tuple(rows), (note,))
+
+
+def against(summary: Summary) -> str:
+    """What arms are compared with."""
+    return summary.baseline if len(summary.baselines) == 1 else "its baseline"
 
 
 def columns_of(summary: Summary) -> dict[str, table.Column]:
@@ -103,7 +111,7 @@ def column_of(name: str) -> table.Column:
 def _first_cells(arm: ArmSummary, summary: Summary, metric: table.Column) -> list[str]:
     known = arm.numbers.get(summary.metric)
     cells = [arm.name, str(len(known.values)) if known else "0", value_text(arm, summary.metric, metric)]
-    if arm.name == summary.baseline:
+    if not arm.baseline:
         return [*cells, "baseline", "", ""]
     row = arm.differences.get(summary.metric)
     if row is None:
@@ -148,8 +156,8 @@ def notes(summary: Summary) -> tuple[str, ...]:
     if summary.published:
         found.append(f"Published numbers: {summary.source or 'not of these runs'}.")
     known = dict.fromkeys(name for arm in summary.arms for name in arm.numbers)
-    if known and summary.metric not in known:
-        found.append(f"No run gave {summary.metric}; there are {', '.join(known)}.")
+    if known and (missing := [name for name in summary.shown if name not in known]):
+        found.append(f"No run gave {', '.join(missing)}; there are {', '.join(known)}.")
     for arm in summary.arms:
         found += [f"{arm.name}, seed {seed} failed: {error}" for seed, error in arm.failed.items()]
         if arm.waiting:
@@ -168,7 +176,7 @@ def _about_seeds(summary: Summary) -> list[str]:
     unreachable = " (no p here can reach 0.05)" if summary.smallest_p > 0.05 else ""
     points = number_text(summary.detectable, column) + (" points" if column.percent else "")
     return [
-        f"± is the sample standard deviation over seeds (n - 1). Differences to {summary.baseline} are paired by seed, "
+        f"± is the sample standard deviation over seeds (n - 1). Differences to {against(summary)} are paired by seed, "
         f"with Student's t interval. p is of the exact sign-flip test, with {pairs} seeds never below "
         f"{summary.smallest_p:.3g}{unreachable}; p (Holm) is adjusted for {summary.comparisons} comparisons. Only "
         f"{column.title.removesuffix(' %')} is tested.",
@@ -245,7 +253,7 @@ def numbers_csv(summary: Summary) -> str:
             rows.append([arm.name, name])
             rows[-1] += [len(found.values), found.mean, found.sd, *_ends(found.interval)] if found else [""] * 5
             if row:
-                rows[-1] += [summary.baseline, row.n, row.mean, row.sd, *_ends(row.interval)]
+                rows[-1] += [arm.baseline, row.n, row.mean, row.sd, *_ends(row.interval)]
                 rows[-1] += [row.detectable, row.p, row.p_holm]
             else:
                 rows[-1] += [""] * 9

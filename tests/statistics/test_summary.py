@@ -7,6 +7,7 @@ from copgen_fast.errors import UsageError
 from copgen_fast.runtime import artifacts
 from copgen_fast.statistics.paired import detectable_difference, holm, sign_flip_p
 from copgen_fast.statistics.summary import summarize
+from copgen_fast.studies._tables import results_table
 from tests.helpers.study_results import GAIN, IMAGES, study_results, write_files
 
 
@@ -80,3 +81,26 @@ def test_images_are_bootstrapped_where_every_pair_says_which_were_right(tmp_path
     again = summarize(results, tmp_path, resamples=500)
     assert not again.arm("gaussian d=2.1").images and not again.arm("navigator d=1.4").images
     assert again.arm("gaussian d=1.4").images == summary.arm("gaussian d=1.4").images
+
+
+def test_arms_are_compared_within_the_values_of_a_setting():
+    results = study_results(within=["pretrain.augmentation"])
+    for arm, policy in zip(results["study"]["arms"], ("none", "none", "simclr", "simclr"), strict=True):
+        arm["settings"] |= {"pretrain.augmentation": policy}
+    results["study"]["arms"][3]["settings"] = {"pairs.positives": "identity", "pretrain.augmentation": "simclr"}
+    for run in results["references"]:
+        run["of"] = ["navigator d=1.4"] if run["arm"] == "pixels" else ["identity", "navigator d=1.4"]
+    summary = summarize(results)
+    assert {arm.name: arm.baseline for arm in summary.arms} == {
+        "identity": "",
+        "gaussian d=1.4": "identity",
+        "gaussian d=2.1": "navigator d=1.4",  # the name that the test gave to identity with simclr
+        "navigator d=1.4": "",
+        "random": "identity",
+        "pixels": "navigator d=1.4",
+    }
+    assert summary.baselines == ("identity", "navigator d=1.4") and summary.comparisons == 2
+    values = [summary.arm(name).numbers["linear_top1"].mean for name in ("gaussian d=2.1", "navigator d=1.4")]
+    assert summary.arm("gaussian d=2.1").differences["linear_top1"].mean == pytest.approx(values[0] - values[1])
+    table = results_table(summary)
+    assert table.heading[1] == "its baseline" and [row[1] for row in table.rows][2:4] == ["navigator d=1.4", ""]
