@@ -102,6 +102,7 @@ setup(
             "py.typed",
             "generators/weights/*.safetensors",
             "stages/report/report.html",
+            "stages/report/explorer.js",
             "studies/study.html",
         ]
     },

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from copgen_fast.images import pictures
 from copgen_fast.images.pictures import grid_png, write_grid
 
 
@@ -19,6 +20,19 @@ def test_images_stand_row_by_row_in_the_range_of_the_generator():
         255,
         0,
     ]
+
+
+def test_the_smaller_file_is_taken_and_a_limit_lowers_its_quality():
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise[..., :32, :] = 0  # smooth above
+    drawn = pictures.grid(noise, 1, padding=0)
+    good = pictures.smallest(drawn)
+    less = pictures.smallest(drawn, limit=len(good) // 2)
+    assert good[:2] == less[:2] == b"\xff\xd8" and len(less) <= len(good) // 2
+    assert len(pictures.smallest(drawn, quality=75)) < len(good)
+    flat = pictures.smallest(pictures.grid(torch.zeros(1, 3, 64, 64), 1), limit=10**6)
+    assert flat[1:4] == b"PNG" and Image.open(io.BytesIO(flat)).mode == "L", "grey in one channel"
+    assert (np.asarray(Image.open(io.BytesIO(flat))) == 128).all()
 
 
 def test_a_grid_is_written_whole(tmp_path):

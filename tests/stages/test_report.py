@@ -12,9 +12,9 @@ from tests.helpers.voc_fixtures import write_set
 def test_the_page_is_self_contained_and_shows_everything(finished_run):
     page = (finished_run / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) >= 15
-    assert all(source.startswith("data:image/png;base64,") for source in sources), "nothing is fetched from elsewhere"
-    for words in ("random", "pixels", "identity", "gaussian", "untrained-navigator", "COP-Gen, 0.5 x T_z(z)",
+    assert len(sources) >= 10
+    assert all(re.match("data:image/(png|jpeg);base64,", source) for source in sources), "nothing is fetched"
+    for words in ("random", "pixels", "identity", "gaussian", "untrained-navigator", "Scale of dz", "copgen_fast.study",
                   "Samples of the generator", "displacement E||T_z(z)||", "pretraining loss",
                   "lowshot top1 %, with its standard deviation",
                   "images/s", "views/s", "torch: ", "navigator.temperature: 0.1"):  # fmt: skip
@@ -58,6 +58,24 @@ def test_the_table_has_a_column_for_whatever_numbers_come():
     assert table.columns({"mine": {"of_my_own": 0.5}})[0].text({"of_my_own": 0.5}) == "0.50", "no accuracy"
 
 
+def test_the_main_columns_are_accuracies_of_evaluations():
+    names = ["linear_top1", "linear_top5", "knn_top1", "knn_k20_t07_top1", "linear_augmented_top1_last", "rankme",
+             "linear_augmented_top1_best", "semi_supervised_1pct_top1", "pairs_retrieval_top1", "mine_ap"]  # fmt: skip
+    shown = table.columns({"random": dict.fromkeys(names, 0.5)})
+    evaluations = ["linear", "knn", "linear-augmented", "semi-supervised", "pairs", "mine", "collapse"]
+    assert [column.name for column in table.main(shown, evaluations)] == [names[i] for i in (0, 2, 4, 7, 9)]
+    assert table.main(shown, ["collapse"]) == shown[:6]
+
+
+def test_every_number_is_in_the_first_table_or_among_the_others(finished_run):
+    first, _, others = (finished_run / "report.html").read_text().partition("more numbers</summary>")
+    sources = [artifacts.read_record(path) for path in (finished_run / "probe").glob("*.json")]
+    for column in table.columns(dict(enumerate(sources))):
+        heading = f'<th scope="col">{column.title}</th>'
+        assert (heading in first) == (column.name in ("linear_top1", "lowshot_top1", "knn_top1")), column.name
+        assert (heading in first) != (heading in others.partition("</details>")[0])
+
+
 def test_detections_are_shown_and_counted_in_per_cent(copied_run, tmp_path, capsys):
     write_set(tmp_path)
     shutil.rmtree(copied_run / "probe")  # other evaluations may be chosen as long as no result is there
@@ -68,7 +86,7 @@ def test_detections_are_shown_and_counted_in_per_cent(copied_run, tmp_path, caps
     said = capsys.readouterr().out
     assert "detection: left out for Flatten" in said and "detection ap50 %" in said
     page = (copied_run / "report.html").read_text()
-    assert len(re.findall('<span>(.*)</span><img src="data:image/png', page.partition("Detections in test")[2])) == 5
+    assert len(re.findall('<span>(.*)</span><img src="data:image/', page.partition("Detections in test")[2])) == 5
     shutil.move(tmp_path / "VOCdevkit", tmp_path / "moved" / "VOCdevkit")
     words[0] = f"detection.root={tmp_path / 'moved'}"
     command = [*TINY, "--stages", "probe", "--probe.evals", "detection", "--evals.options", *words]

@@ -14,9 +14,16 @@ from copgen_fast.runtime import artifacts
 from copgen_fast.stages.pretrain import collapse_warning, has_collapsed
 from copgen_fast.stages.report import steering, table
 from copgen_fast.stages.report.charts import charts_of
+from copgen_fast.stages.report.explorer import explore
+from copgen_fast.stages.report.scene import open_scene
 from copgen_fast.stages.report.strips import detections_of, strips_of
 from copgen_fast.stages.run import Run
 from copgen_fast.training.metrics import Row, read_rows
+
+LIMIT = 3_000_000
+"""Bytes that a page is to stay below."""
+_WORDS = 200_000  # of them for everything that is no picture
+_SHEETS = 1_500_000  # of pictures that the sliders choose from, at most
 
 
 def run(run: Run) -> None:
@@ -25,18 +32,27 @@ def run(run: Run) -> None:
     metrics = collect_metrics(run, results)
     artifacts.write_json(run.folder / "metrics.json", metrics)
     write_rows(run, logs)
-    template = jinja2.Template((Path(__file__).parent / "report.html").read_text("utf-8"), autoescape=True)
+    scene = None if run.config.pretrain.data == "real" else open_scene(run)
+    sections = (strips_of(run, scene) if scene else {}) | detections_of(run)
+    pictures = {section: [(name, embed(data)) for name, data in strips] for section, strips in sections.items()}
+    charts = {name: embed(png) for name, png in charts_of(run, logs, results).items()}
+    taken = sum(map(len, charts.values())) + sum(len(uri) for strips in pictures.values() for _, uri in strips)
+    budget = min(_SHEETS, (LIMIT - _WORDS - taken) * 3 // 4)  # Base64 takes four bytes for three
+    columns = table.columns(results)
+    folder = Path(__file__).parent
+    template = jinja2.Template((folder / "report.html").read_text("utf-8"), autoescape=True)
     page = template.render(
         title=run.folder.name,
         results=results,
-        columns=table.columns(results),
+        columns=columns,
+        main=table.main(columns, [label(name) for name in run.config.probe.evals]),
         tables=tables(run),
         displacements={name: metrics.get(f"pairs.{name}.displacement_norm") for name in results},
-        pictures={
-            section: [(name, embed(png)) for name, png in strips]
-            for section, strips in (strips_of(run) | detections_of(run)).items()
-        },
-        charts={name: embed(png) for name, png in charts_of(run, logs, results).items()},
+        explorer=explore(run, scene, budget) if scene else None,
+        embed=embed,
+        script=(folder / "explorer.js").read_text("utf-8"),
+        pictures=pictures,
+        charts=charts,
         speeds=speeds(run, results),
         warnings=warnings(run),
         config=artifacts.read_record(run.folder / "config.json"),
@@ -163,5 +179,7 @@ def warnings(run: Run) -> list[str]:
     return [f"{name}: {collapse_warning(row)}" for name, row in rows.items() if has_collapsed(row)]
 
 
-def embed(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def embed(data: bytes) -> str:
+    """A PNG or JPEG file as a data URI."""
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from copgen_fast.images import pictures
 from copgen_fast.positives import _warps
 from copgen_fast.positives.steering import learned
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages._draws import draw_labels
+from copgen_fast.stages.report.scene import Scene
 from copgen_fast.stages.run import Run
 
 STEPS = 7
@@ -38,20 +39,22 @@ def table_of(run: Run) -> list[list[str]]:
     return rows
 
 
-def strips_of(run: Run, G: nn.Module, z: Tensor) -> list[tuple[str, bytes]]:
+def strips_of(run: Run, scene: Scene, z: Tensor) -> list[tuple[str, bytes]]:
     """A picture for every walk, a latent of z [N, L] after another: targets above, G(z + alpha w) below them."""
     limits = _warps.limits_of(run.config.steering)
-    walks = learned(G.latent_dim, run.config.steering, run.steering_file)
+    walks = learned(scene.G.latent_dim, run.config.steering, run.steering_file)
     shown = z.repeat_interleave(STEPS, dim=0)
-    labels = draw_labels(G, len(z), z.device, run.config.seed, "walks shown")
+    labels = draw_labels(scene.G, len(z), z.device, run.config.seed, "walks shown")
     labels = None if labels is None else labels.repeat_interleave(STEPS)
-    x = G(shown, labels)
+    x = scene.images(shown, labels)
     strips = []
     for name, limit in limits.items():
         amount = _warps.between(name, limit, STEPS)[:, None].repeat(len(z), 1)
         one = {name: limit}
-        inverse = _warps.homographies(amount, one, G.image_shape[1:]).to(x.dtype)
+        inverse = _warps.homographies(amount, one, x.shape[2:]).to(x.dtype)
         target, _ = _warps.transform(x, inverse, _warps.colours(amount, one).to(x.dtype))
-        x_prime = G(shown + walks(_warps.steps(amount, one).to(z.dtype), (name,)), labels)
-        strips.append((name, pictures.grid_png(torch.cat([target, x_prime]), columns=len(shown))))
+        with torch.inference_mode():
+            dz = walks(_warps.steps(amount, one).to(z.dtype), (name,))
+        grid = pictures.grid(torch.cat([target, scene.images(shown + dz, labels)]), columns=len(shown))
+        strips.append((name, pictures.smallest(grid, scene.quality)))
     return strips

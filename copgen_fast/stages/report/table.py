@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Results = dict[str, dict[str, float]]
@@ -55,6 +56,17 @@ def columns(results: Results) -> list[Column]:
         for name in names
         if name not in spreads.values()
     ]
+
+
+def main(shown: list[Column], evaluations: Sequence[str]) -> list[Column]:
+    """The columns to look at first: each evaluation's accuracy or average precision; the first few where none has one.
+
+    Args:
+        evaluations: their labels. `EVALUATION_top1` counts, also of 1pct and the like of the labels, and `_ap`.
+    """
+    names = "|".join(re.escape(name.replace("-", "_")) for name in evaluations)
+    found = [column for column in shown if re.fullmatch(rf"({names})(_\d+pct)?_(top1|ap)(_last)?", column.name)]
+    return found or shown[:6]
 
 
 def _spread(name: str) -> str:
