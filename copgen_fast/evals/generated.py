@@ -6,6 +6,7 @@ Those of an encoder that was trained on the generated images flatter them: look 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,7 +23,8 @@ from copgen_fast.runtime import seeds
 NEEDS_LABELS, NEEDS_PAIRS = False, True
 _CHUNK = 1024  # rows of an N x N matrix that are in memory at once
 _SUBSETS, _SUBSET = 100, 1000  # of the kernel distance, and images of each at most
-_PRECISION_K, _DENSITY_K = 3, 5
+_NEAREST = 3, 5
+"""The balls of precision and recall, and those of density and coverage, reach to which nearest feature."""
 
 
 @dataclass(frozen=True)
@@ -51,32 +53,37 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     frozen, data = freeze(encoder, run), real_images(run)
     real = frozen.split_features(data, "train").features
     most = min(config.count, len(real) // 2)
-    if most <= _DENSITY_K:
+    if most <= max(_NEAREST):
         raise UsageError(
-            f"evaluation generated needs {2 * _DENSITY_K + 2} real training images or more, got {len(real)}"
+            f"evaluation generated needs {2 * max(_NEAREST) + 2} real training images or more, got {len(real)}"
         )
     pairs = pair_features(frozen, "generated", config.folder, most, run)
     count = len(pairs.anchors)
-    if count <= _DENSITY_K:
-        raise UsageError(f"evaluation generated needs {_DENSITY_K + 1} pairs or more, got {count}")
+    if count <= max(_NEAREST):
+        raise UsageError(f"evaluation generated needs {max(_NEAREST) + 1} pairs or more, got {count}")
     order = torch.randperm(len(real), generator=seeds.generator(run.config.seed, "generated"))
     reference, floor = real[order[:count]], real[order[count : 2 * count]]
+    reference = reference.to(run.device).double()
+    around = radii(reference, _NEAREST)
     sets = {"anchors": pairs.anchors, "positives": pairs.positives, "real": floor}
-    found = {name: compare(features, reference, run) for name, features in sets.items()}
+    found = {name: compare(features, reference, around, run) for name, features in sets.items()}
     numbers = {f"{name}_{measure}": found[name][measure] for measure in found["real"] for name in sets}
     return {"generated_images": count} | numbers
 
 
-def compare(generated: Tensor, real: Tensor, run: EvalRun) -> dict[str, float]:
-    """Every measure of generated features [N, D] beside real ones [M, D], in float64."""
-    generated, real = (features.to(run.device).double() for features in (generated, real))
+def compare(generated: Tensor, real: Tensor, around: list[Tensor], run: EvalRun) -> dict[str, float]:
+    """Every measure of generated features [N, D] beside real ones [M, D], in float64 on the device.
+
+    Args:
+        around: `radii` of the real ones.
+    """
+    generated = generated.to(run.device).double()
     distance, spread = kernel_distance(generated, real, seeds.generator(run.config.seed, "kernel distance"))
     return {
         "frechet_distance": frechet_distance(generated, real),
         "kernel_distance": distance,
         "kernel_distance_std": spread,
-        **precision_recall(generated, real, _PRECISION_K),
-        **density_coverage(generated, real, _DENSITY_K),
+        **precision_to_coverage(generated, real, around, _NEAREST),
     }
 
 
@@ -111,31 +118,38 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def precision_recall(generated: Tensor, real: Tensor, k: int) -> dict[str, float]:
-    """Shares of generated features within a ball around a real one, and of real ones within one around a generated one
-    (Kynkaanniemi et al. 2019); a ball reaches to the k-th nearest of the same set.
+def radii(features: Tensor, nearest: Sequence[int]) -> list[Tensor]:
+    """Distances [N] of each row to its k-th nearest other one, for every k in `nearest`."""
+    parts = features.split(_CHUNK)
+    distances = [torch.cdist(part, features).topk(max(nearest) + 1, largest=False).values for part in parts]
+    return [torch.cat([part[:, k] for part in distances]) for k in nearest]  # column 0 is the row itself
+
+
+def precision_to_coverage(
+    generated: Tensor, real: Tensor, around: list[Tensor], nearest: tuple[int, int]
+) -> dict[str, float]:
+    """Shares of features of one set within balls around those of the other, from one pass over their distances.
+
+    `precision`: of generated features, those within a ball around a real one; `recall`: of real ones, those within one
+    around a generated one (Kynkaanniemi et al. 2019). `density`: balls around real features that a generated one is
+    in, mean / k, which may pass 1; `coverage`: share of those balls that hold a generated one (Naeem et al. 2020).
+
+    Args:
+        around: `radii` of the real features.
+        nearest: k of the balls of precision and recall, and of those of density and coverage.
     """
-    return {
-        "precision": _balls_around(real, generated, k)[0].gt(0).double().mean().item(),
-        "recall": _balls_around(generated, real, k)[0].gt(0).double().mean().item(),
-    }
-
-
-def density_coverage(generated: Tensor, real: Tensor, k: int) -> dict[str, float]:
-    """Balls around real features that a generated one is in, mean / k, which may pass 1; share of those balls that
-    hold a generated one (Naeem et al. 2020); a ball reaches to the k-th nearest real one.
-    """
-    balls, filled = _balls_around(real, generated, k)
-    return {"density": balls.double().mean().item() / k, "coverage": filled.double().mean().item()}
-
-
-def _balls_around(centres: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """In how many balls each of `points` is, int64 [M], and whether each ball holds one, bool [N]."""
-    balls = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-    filled = []
-    for part in centres.split(_CHUNK):
-        radii = torch.cdist(part, centres).kthvalue(k + 1, dim=1).values  # the nearest is itself
-        inside = torch.cdist(part, points) < radii[:, None]
+    (own,) = radii(generated, nearest[:1])
+    precise = torch.zeros(len(generated), dtype=torch.bool, device=generated.device)
+    balls = torch.zeros(len(generated), dtype=torch.int64, device=generated.device)
+    recalled, filled = [], []
+    for part, small, large in zip(*(rows.split(_CHUNK) for rows in (real, *around)), strict=True):
+        distances = torch.cdist(part, generated)
+        inside = distances < large[:, None]
+        precise |= (distances < small[:, None]).any(0)
+        recalled.append((distances < own).any(1))
         balls += inside.sum(0)
         filled.append(inside.any(1))
-    return balls, torch.cat(filled)
+    shares = {"precision": precise, "recall": torch.cat(recalled)}
+    found = {name: share.double().mean().item() for name, share in shares.items()}
+    density = balls.double().mean().item() / nearest[1]
+    return found | {"density": density, "coverage": torch.cat(filled).double().mean().item()}

@@ -59,7 +59,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     view = Centre(config.size)
     (x, y), (test, expected) = (frozen.split_features(data, split, view) for split in ("train", "test"))
     _expect_memory(x, run.device)
-    held_out = validation_rows(data, y, config.validation, run.config.seed)
+    held_out = validation_rows(data, y, config.validation, run.config.seed, "lbfgs chooses its penalty")
     metric = 1 if rules(data.config.name).metric == "mean_per_class" else 0
     x, y = x.to(run.device).double(), y.to(run.device)
     x, test = along_principal_axes(x, test.to(x))
@@ -147,12 +147,13 @@ def predicted(features: Tensor, weights: Tensor) -> Tensor:
     return torch.addmm(weights[:, -1], features, weights[:, :-1].T).argmax(1)
 
 
-def validation_rows(data: OpenSet, labels: Tensor, share: float, seed: int) -> Tensor:
-    """Which training rows choose the penalty: the data set's validation part, else a share of each class.
+def validation_rows(data: OpenSet, labels: Tensor, share: float, seed: int, of: str) -> Tensor:
+    """Which training rows something is chosen on: the data set's validation part, else a share of each class.
 
     Args:
         labels: of the training images that could be decoded.
         share: of each class, rounded, but never all of its images.
+        of: what chooses and what is chosen, for the message.
     """
     if data.validation is not None:
         return torch.isin(data.readable("train"), data.validation).nonzero().squeeze(1)
@@ -162,7 +163,7 @@ def validation_rows(data: OpenSet, labels: Tensor, share: float, seed: int) -> T
         count = min(len(members) - 1, max(1, round(share * len(members))))
         chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
     if not len(rows := torch.cat(chosen)):
-        raise UsageError(f"{data.where}: lbfgs chooses its penalty on a part of the training images, of one a class")
+        raise UsageError(f"{data.where}: {of} on a part of the training images, and there is one image a class")
     return rows
 
 

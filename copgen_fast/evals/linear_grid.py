@@ -101,7 +101,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     """
     frozen, data = freeze(encoder, run), real_images(run)
     cache = encode(frozen, data, config, run.config.seed)
-    held_out = validation_rows(data, cache.labels, config.held_out, run.config.seed)
+    held_out = validation_rows(data, cache.labels, config.held_out, run.config.seed, f"{_NAME} chooses a head")
     fitted = torch.ones(len(cache.labels), dtype=torch.bool)
     fitted[held_out] = False
     grid = [(lr, decay) for lr in config.lrs for decay in config.weight_decays]

@@ -1,5 +1,7 @@
 """Logistic regression by L-BFGS: scikit-learn's solution, the choice of the penalty, and what is held out for it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -90,12 +92,13 @@ def test_the_test_images_choose_nothing(tmp_path, monkeypatch):
 def test_held_out_rows_are_of_every_class_alike(tmp_path):
     data = sets.open_set(save_noisy_classes(tmp_path, 1))
     labels = torch.tensor([0] * 10 + [1] * 2 + [2] * 1 + [3] * 33)
-    rows = lbfgs.validation_rows(data, labels, 0.2, seed=1)
+    draw = partial(lbfgs.validation_rows, of="linear-grid chooses a head")
+    rows = draw(data, labels, 0.2, seed=1)
     assert labels[rows].bincount().tolist() == [2, 1, 0, 7] and len(rows.unique()) == len(rows)
-    assert rows.equal(lbfgs.validation_rows(data, labels, 0.2, seed=1))
-    assert not rows.equal(lbfgs.validation_rows(data, labels, 0.2, seed=2))
-    with pytest.raises(UsageError, match="of one a class"):
-        lbfgs.validation_rows(data, torch.arange(4), 0.2, seed=1)
+    assert rows.equal(draw(data, labels, 0.2, seed=1))
+    assert not rows.equal(draw(data, labels, 0.2, seed=2))
+    with pytest.raises(UsageError, match="linear-grid chooses a head on a part .* there is one image a"):
+        draw(data, torch.arange(4), 0.2, seed=1)
 
 
 def test_the_validation_part_of_a_set_is_held_out_also_where_images_are_left_out(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from copgen_fast.config import PretrainConfig, ProbeConfig, RunConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.evals import evaluate, expect_data, freeze, generated
-from copgen_fast.evals.generated import compare, density_coverage, kernel_distance, precision_recall
+from copgen_fast.evals.generated import compare, kernel_distance, precision_to_coverage, radii
 from copgen_fast.evals.pairs import retrieval, uniformity
 from copgen_fast.images.sets import LabelledImages
 from tests.evals.test_evals import function, pixels, run_on, save
@@ -163,7 +163,7 @@ def literal_prdc(fake, real, k):
 def test_precision_recall_density_coverage_are_their_definitions(k, monkeypatch):
     monkeypatch.setattr(generated, "_CHUNK", 7)  # so that parts meet
     fake, real = 0.8 * normal(40, 3) + 1.2, normal(50, 3, seed=1)
-    found = precision_recall(fake, real, k) | density_coverage(fake, real, k)
+    found = precision_to_coverage(fake, real, radii(real, (k, k)), (k, k))
     assert found == pytest.approx(literal_prdc(fake.tolist(), real.tolist(), k), abs=1e-12)
     assert 0 < found["precision"] < 1 and 0 < found["coverage"] < 1
 
@@ -186,15 +186,19 @@ def test_the_kernel_distance_is_its_definition():
 
 def test_measures_at_their_ends(real):
     run, points = run_on(real), white(300, 6)
-    same = compare(points, points, run)
+
+    def compared(fake, real):
+        return compare(fake, real, radii(real, (3, 5)), run)
+
+    same = compared(points, points)
     assert same["frechet_distance"] == pytest.approx(0, abs=1e-9)
     assert same["precision"] == same["recall"] == same["coverage"] == 1
     assert same["density"] == pytest.approx(1.2, abs=0.2)  # each ball holds k others and its centre, near enough
     shift = torch.tensor([3.0, 4, 0, 0, 0, 0], dtype=torch.float64)
-    assert compare(points + shift, points, run)["frechet_distance"] == pytest.approx(25, rel=1e-9)
-    far = compare(points + 100 * shift, points, run)
+    assert compared(points + shift, points)["frechet_distance"] == pytest.approx(25, rel=1e-9)
+    far = compared(points + 100 * shift, points)
     assert far["precision"] == far["recall"] == far["density"] == far["coverage"] == 0
     assert far["kernel_distance"] > 1e6
-    independent = compare(normal(600, 6), normal(600, 6, seed=1), run)
+    independent = compared(normal(600, 6), normal(600, 6, seed=1))
     assert abs(independent["kernel_distance"]) < 0.1, "unbiased: around 0 for one distribution"
     assert independent["density"] == pytest.approx(1, abs=0.1) and independent["coverage"] > 0.9
