@@ -5,6 +5,7 @@ Several positives of an anchor: all its views are positives of each other, by th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -46,6 +47,7 @@ class SimCLR(Method):
         self.encoder = encoder
         self.head = projection_head(encoder.feature_dim)
         self.config = config
+        self._metrics: dict[str, Tensor] = {}
         self.jigsaw = config.jigsaw > 0
         if self.jigsaw:
             self.branch = Jigsaw(encoder.feature_dim)
@@ -66,10 +68,20 @@ class SimCLR(Method):
     ) -> Tensor:
         factors = self.config.temperature, self.config.base_temperature
         loss = nt_xent(online[0], *factors, labels, group, self.positives)
+        if labels is None and self.positives == 1:
+            candidates = len(online[0]) * (1 if group is None else dist.get_world_size(group)) - 1
+            factor = self.config.temperature / (self.config.base_temperature or self.config.temperature)
+            self._metrics = {"mi_lower_bound": math.log(candidates) - loss.detach() / factor}
         if not self.jigsaw:
             return loss
         by_pieces = one_sided(*online, *factors, labels, group, self.positives)
         return torch.lerp(loss, by_pieces, self.config.jigsaw)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """log K - NT-Xent over K candidates, at most the views' mutual information in nats (van den Oord et al. 2018);
+        of one positive and without classes.
+        """
+        return self._metrics
 
 
 def build(encoder: Encoder, config: Config) -> SimCLR:

@@ -8,7 +8,7 @@ from copgen_fast import augmentations, methods, registry
 from copgen_fast.config import EncoderConfig
 from copgen_fast.encoders import ContrastiveModel, Encoder
 from copgen_fast.errors import UsageError
-from copgen_fast.ops import AugmentParams
+from copgen_fast.ops import AugmentParams, info_nce
 from copgen_fast.runtime import seeds
 from copgen_fast.runtime.distributed import ALONE
 from copgen_fast.stages.pretrain import Batch, Learner, pretrain_step, set_learning_rate
@@ -35,6 +35,18 @@ def test_simclr_is_nt_xent_of_encoder_and_head():
         m.loss((online,), m.targets(v), None, None), methods.nt_xent(online, 0.2, None), rtol=0, atol=0
     )
     assert m.targets(v) == () and list(m.state_dict()) == list(f.state_dict())
+
+
+@pytest.mark.parametrize("base_temperature", ["None", "0.1"])
+def test_simclr_logs_the_bound_on_mutual_information(base_temperature):
+    m, embeddings = build("simclr", "temperature=0.2", f"base_temperature={base_temperature}"), torch.randn(8, 5)
+    assert m.metrics() == {}
+    m.loss((embeddings,), (), None, None)
+    _, stats = info_nce(*embeddings.chunk(2), temperature=0.2, return_stats=True)
+    torch.testing.assert_close(m.metrics(), {"mi_lower_bound": stats.mi_lower_bound})
+    m = build("supcon")
+    m.loss((embeddings,), (), torch.tensor([0, 0, 1, 1]), None)
+    assert m.metrics() == {}, "with classes K is another in each row"
 
 
 @pytest.mark.parametrize("name", ["simclr", "supcon"])
