@@ -368,14 +368,14 @@ def _split(numbers: Sequence[float]) -> tuple[float, ...]:
     return (*rounded, *(x - y for x, y in zip(numbers, rounded, strict=True)))
 
 
-def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches on meta tensors that compile all kernels of this file: every variant, or a few."""
+def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches on meta tensors, or a device's, that compile all kernels of this file: every variant, or a few."""
     few = ((torch.bfloat16, 96),)
     every = ((dtype, size) for dtype in (torch.float32, torch.float16, torch.uint8) for size in (128, 96))
     for dtype, size in every if thorough else few:
-        images = torch.empty(8, 3, 128, 128, dtype=dtype, device="meta")
-        views = torch.empty(8, 3, size, size, device="meta")
-        crop, factors, row = (torch.empty(8, *shape, device="meta") for shape in ((4,), (4,), ()))
+        images = torch.empty(8, 3, 128, 128, dtype=dtype, device=device)
+        views = torch.empty(8, 3, size, size, device=device)
+        crop, factors, row = (torch.empty(8, *shape, device=device) for shape in ((4,), (4,), ()))
         drawn = (crop.long(), row.bool(), crop.long(), factors, row.bool(), row.bool(), row)
         numbers = (0.5, 0.5, 0.5)
         name = f"{str(dtype).removeprefix('torch.')} {'2x2' if size == 128 else 'any'} taps"

@@ -147,17 +147,17 @@ def _meta(x: Tensor, y: Tensor, scale: Tensor, upsample: bool) -> dict[str, obje
     return {"C": channels, "H": height, "W": width, **layout}
 
 
-def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches on meta tensors: half NHWC, or all of float32, NCHW, float64 and upsampled."""
+def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches on meta tensors, or a device's: half NHWC, or all of float32, NCHW, float64 and upsampled."""
     chosen = [(torch.float16 if thorough else torch.bfloat16, torch.channels_last, False)]
     if thorough:
         chosen += [(torch.float32, torch.channels_last, True), (torch.float32, torch.contiguous_format, False)]
         chosen += [(torch.float16, torch.contiguous_format, True), (torch.float64, torch.channels_last, False)]
     for dtype, layout, upsample in chosen:
         size = (128, 128) if upsample else (64, 64)
-        x = torch.empty(8, 192, 64, 64, dtype=dtype, device="meta", memory_format=layout)
-        y = torch.empty(8, 192, *size, dtype=dtype, device="meta", memory_format=layout)
-        affine = torch.empty(8, 192, dtype=torch.promote_types(dtype, torch.float32), device="meta")
+        x = torch.empty(8, 192, 64, 64, dtype=dtype, device=device, memory_format=layout)
+        y = torch.empty(8, 192, *size, dtype=dtype, device=device, memory_format=layout)
+        affine = torch.empty(8, 192, dtype=torch.promote_types(dtype, torch.float32), device=device)
         name = " ".join(
             [str(dtype).removeprefix("torch."), "NHWC" if layout == torch.channels_last else "NCHW"]
             + ["upsampled"] * upsample

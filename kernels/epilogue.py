@@ -137,10 +137,10 @@ def weigh(
         )  # fmt: skip
 
 
-def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches on meta tensors that compile each kernel once, with all optional arguments."""
-    products, of_rows, of_columns = (torch.empty(shape, device="meta") for shape in ((64, 4096), 64, 4096))
-    nearest = torch.empty(64, dtype=torch.int64, device="meta")
+def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches on meta tensors, or a device's, that compile each kernel once, with all optional arguments."""
+    products, of_rows, of_columns = (torch.empty(shape, device=device) for shape in ((64, 4096), 64, 4096))
+    nearest = torch.empty(64, dtype=torch.int64, device=device)
     placed = (products, 0.1, 0, 4096, 0, 2048, True)
     yield "float32 nearest", partial(losses_of, *placed, of_rows, of_rows, nearest, of_rows)
     yield "float32 both", partial(weigh, *placed, of_rows, of_rows, of_columns, of_columns)

@@ -67,9 +67,9 @@ def separable_filter(images: Tensor, weights: Tensor, transposed: bool, filtered
             )
 
 
-def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches on meta tensors that compile the kernel and its adjoint."""
-    images, weights = (torch.empty(shape, device="meta") for shape in ((8, 3, 128, 128), (8, 13)))
+def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches on meta tensors, or a device's, that compile the kernel and its adjoint."""
+    images, weights = (torch.empty(shape, device=device) for shape in ((8, 3, 128, 128), (8, 13)))
     for transposed in (False, True):
         name = "float32 transposed" if transposed else "float32"
         yield name, partial(separable_filter, images, weights, transposed, images)

@@ -212,11 +212,11 @@ def _power(d: int, most: int) -> int:
     return min(max(16, triton.next_power_of_2(d)), most)
 
 
-def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches on meta tensors: all kernels in both precisions, or many half rows and few float32 rows."""
+def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches on meta tensors, or a device's: all kernels in both precisions, or a few."""
     for dtype, m in ((torch.float16, 8192), (torch.float32, 8192 if thorough else 224)):
-        rows = torch.empty(m, 128, dtype=dtype, device="meta")
-        numbers, nearest = torch.empty(m, device="meta"), torch.empty(m, dtype=torch.int64, device="meta")
+        rows = torch.empty(m, 128, dtype=dtype, device=device)
+        numbers, nearest = torch.empty(m, device=device), torch.empty(m, dtype=torch.int64, device=device)
         name = f"{str(dtype).removeprefix('torch.')} M={m}"
         losses, statistics = (0, 0, True, numbers, numbers), (numbers, numbers, None, None)
         gradients = (*statistics, 0, 0, True, rows.float())

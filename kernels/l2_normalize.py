@@ -108,11 +108,11 @@ def _launch(n: int, d: int, norms: Tensor) -> tuple[tuple[int], dict[str, object
     return (triton.cdiv(2 * n, count),), meta
 
 
-def examples(thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Named launches on meta tensors that compile both kernels: half rows of 128, or also float32 ones of 2048."""
+def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:
+    """Named launches on meta tensors, or a device's, of both kernels: half rows of 128, or float32 of 2048, too."""
     for dtype, d in ((torch.float16, 128), (torch.float32, 2048)) if thorough else ((torch.bfloat16, 128),):
-        rows, units = (torch.empty(n, d, dtype=dtype, device="meta") for n in (112, 224))
-        norms = torch.empty(224, device="meta")
+        rows, units = (torch.empty(n, d, dtype=dtype, device=device) for n in (112, 224))
+        norms = torch.empty(224, device=device)
         name = f"{str(dtype).removeprefix('torch.')} D={d}"
         yield name, partial(l2_normalize, rows, rows, units, norms)
         yield f"{name} backward", partial(l2_normalize_backward, units.float(), rows, rows, norms, rows, rows)

@@ -41,11 +41,17 @@ REPORT = {  # patterns in the assembler's report, by the field of a row
 }
 
 
-def compile_all(targets: tuple[int, ...] = TARGETS) -> dict[str, Any]:
-    """Compile for each of `targets` in two processes; {"versions": ..., "rows": [...]}, sorted."""
-    jobs = [(target, stem, name) for target in targets for stem, name in _examples(target)]
-    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(2, get_context("spawn"), _start, (cache,)) as pool:
-        rows = [row for rows in pool.map(_compile, jobs) for row in rows]
+def compile_all(targets: tuple[int, ...] = TARGETS, cache: Path | None = None) -> dict[str, Any]:
+    """Compile for each of `targets` in two processes; {"versions": ..., "rows": [...]}, sorted.
+
+    `cache`: a folder to keep as Triton's cache, with the compiler's reports; what it has is not compiled again.
+    """
+    # No kernel is launched by two files, so that no process finds what another has compiled.
+    jobs = [(target, stem) for target in targets for stem in dict(_examples(target))]
+    with tempfile.TemporaryDirectory() as folder:
+        given = (str(cache or folder),)
+        with ProcessPoolExecutor(2, get_context("spawn"), _start, given) as pool:
+            rows = [row for rows in pool.map(_compile_file, *zip(*jobs, strict=True)) for row in rows]
     # A kernel that several examples share is compiled by whichever comes first in its process.
     distinct = {(row["target"], row["kernel"], row["options"]): row for row in reversed(rows)}
     rows = sorted(distinct.values(), key=lambda row: (int(row["target"][3:]), row["kernel"], row["variant"]))
@@ -64,13 +70,15 @@ def _examples(target: int) -> list[tuple[str, str]]:
 
 
 def _start(cache: str) -> None:
-    # Empty, and each process's own: the compiler reports only what it compiles itself.
-    os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(dir=cache)
+    os.environ["TRITON_CACHE_DIR"] = cache
 
 
-def _compile(job: tuple[int, str, str]) -> list[dict[str, Any]]:
+def _compile_file(target: int, stem: str) -> list[dict[str, Any]]:
+    return [row for file, name in _examples(target) if file == stem for row in _compile(target, stem, name)]
+
+
+def _compile(target: int, stem: str, name: str) -> list[dict[str, Any]]:
     """Rows of the kernels that one example launches."""
-    target, stem, name = job
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaDriver
@@ -93,8 +101,12 @@ def _compile(job: tuple[int, str, str]) -> list[dict[str, Any]]:
     def record(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         with contextlib.redirect_stdout(io.StringIO()) as log:
             compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
-        report = log.getvalue()
-        if report:  # not compiled before
+        report, kept = log.getvalue(), Path(os.environ["TRITON_CACHE_DIR"], f"{compiled.hash}.ptxas")
+        if report:
+            artifacts.write_bytes(kept, report.encode())
+        elif kept.exists():  # compiled before
+            report = kept.read_text()
+        if report:
             found = {field: re.search(pattern, report) for field, pattern in REPORT.items()}
             numbers = {field: int(match[1]) if match else 0 for field, match in found.items()}
             numbers["shared_bytes"] += compiled.metadata.shared  # dynamic, which ptxas does not see

@@ -1,24 +1,15 @@
 """Registers, shared memory and spills of the Triton kernels on every generation of GPUs, compiled without a GPU."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bench.compile import kernels
+from tests.kernels.conftest import COMPILING, NUMBERS, ROOT
 
-ROOT = Path(__file__).parents[2]
-# Of the six that the committed results have: the oldest, one with little shared memory, and the two newest.
-NUMBERS = (75, 86, 90, 120)
 TARGETS = [f"sm_{number}" for number in NUMBERS]
-COMPILE = f"""
-import json, sys
-from bench.compile.kernels import compile_all
-json.dump(compile_all({NUMBERS}), open(sys.argv[1], "w"))
-"""
 AUGMENT = {
     "contrast_parts_kernel",
     "filter_kernel",
@@ -43,10 +34,6 @@ COND_NORM = {"cond_norm_backward_kernel", "cond_norm_kernel"}
 SHARED = 99 * 1024
 
 
-# The interpreter compiles nothing.
-COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-
-
 def test_the_weight_at_the_reach_of_the_filter_is_exactly_zero():
     """1 - distance / reach, contracted to one rounding, is not: a pixel outside would be read, and its NaN spread."""
     command = [sys.executable, "-m", "tests.helpers.triangle_kernel"]
@@ -56,13 +43,10 @@ def test_the_weight_at_the_reach_of_the_filter_is_exactly_zero():
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Rows of every kernel on every target, compiled now."""
-    file = tmp_path_factory.mktemp("kernels") / "kernels.json"
-    command = [sys.executable, "-c", COMPILE, str(file)]
-    result = subprocess.run(command, cwd=ROOT, env=COMPILING, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return json.loads(file.read_text())["rows"]
+def compiled(kernel_cache):
+    """Rows of every kernel on every target."""
+    report, _ = kernel_cache
+    return json.loads(report.read_text())["rows"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

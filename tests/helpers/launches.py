@@ -1,0 +1,181 @@
+"""Launches every Triton kernel through Triton's own launcher, on a stand-in for the CUDA driver; prints them as JSON.
+
+    python -m tests.helpers.launches LIBCUDA_FOLDER TRITON_CACHE
+
+The folder holds libcuda.so.1, made from tests/helpers/cuda_driver. Tensors are on the CPU, or have no memory where they
+are large; one claims to be on the second device.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+STREAMS = (0x1000, 0x2000)
+"""The current stream of each device."""
+
+
+class Launch(ctypes.Structure):
+    _fields_ = [
+        ("function", ctypes.c_uint64),
+        ("stream", ctypes.c_uint64),
+        ("device", ctypes.c_int32),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
+        ("values", ctypes.c_uint64 * 96),
+    ]
+
+
+def ptx_sizes(text):
+    """Bytes of each parameter of a kernel's PTX."""
+    head = re.search(r"\.entry \w+\((.*?)\)", text, re.DOTALL)[1]
+    return [int(bits) // 8 for bits in re.findall(r"\.param\s+(?:\.align \d+\s+)?\.[a-z](\d+)", head)]
+
+
+def flat(types, values):
+    """Pairs of type and value of the arguments that are passed at run time, those in tuples too."""
+    for kind, value in zip(types, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from flat(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
+def bits(kind, value):
+    """What a parameter's bytes should be, as an unsigned number of 8 bytes, and how many they are."""
+    if kind.startswith("*"):
+        return (0 if value is None else value.data_ptr()), 8
+    if kind in ("fp32", "f32", "fp64"):
+        made = (ctypes.c_double if kind == "fp64" else ctypes.c_float)(value)
+    else:
+        made = {"i1": ctypes.c_int32, "i32": ctypes.c_int32, "i64": ctypes.c_int64}[kind](int(value))
+    return int.from_bytes(bytes(made), "little"), ctypes.sizeof(made)
+
+
+def main(folder, cache):
+    os.environ["TRITON_LIBCUDA_PATH"], os.environ["TRITON_CACHE_DIR"] = folder, cache
+    library = ctypes.CDLL(str(Path(folder, "libcuda.so.1")), ctypes.RTLD_GLOBAL)
+    library.stand_in_launches.restype = ctypes.POINTER(Launch)
+    assert library.stand_in_size() == ctypes.sizeof(Launch)
+
+    import torch
+    from triton import knobs
+    from triton.backends.nvidia.driver import CudaDriver, CudaLauncher
+    from triton.runtime import driver
+
+    names, expected = {}, []
+
+    def loaded(module, function, name, files, _):
+        sizes = ptx_sizes(Path(files[f"{name}.ptx"]).read_text())
+        library.stand_in_parameters(ctypes.c_uint64(function), len(sizes), (ctypes.c_int * len(sizes))(*sizes))
+        names[function] = (name, sizes)
+
+    class Recording(CudaLauncher):
+        """Notes what a launch is given, and then launches."""
+
+        def __init__(self, source, metadata):
+            super().__init__(source, metadata)
+            self.types = tuple(source.signature.values())
+
+        def __call__(self, *given):
+            expected.append([bits(*pair) for pair in flat(self.types, given[9:])] + [(0, 8), (0, 8)])  # two scratches
+            super().__call__(*given)
+
+    @contextlib.contextmanager
+    def current(device):
+        before = made.utils.get_current_device()
+        made.utils.set_current_device(torch.device(device).index)
+        yield
+        made.utils.set_current_device(before)
+
+    made = CudaDriver()
+    made.launcher_cls = Recording
+    # Those of torch.cuda, which has no driver here.
+    made.get_current_device, made.get_device_capability = (
+        made.utils.get_current_device,
+        made.utils.get_device_capability,
+    )
+    made.get_current_stream = lambda device: STREAMS[device]
+    torch.cuda.device = current
+    driver.set_active(made)
+    knobs.runtime.kernel_load_end_hook.add(loaded)
+
+    class OnSecond(torch.Tensor):
+        """A tensor that claims to be on the second device."""
+
+        is_cuda, device = True, torch.device("cuda", 1)
+
+    variants = []
+
+    def note(variant):
+        variants.extend([variant] * (len(expected) - len(variants)))
+
+    modules = [importlib.import_module(f"copgen_fast.kernels.{path.stem}") for path in sorted(KERNELS.glob("*.py"))]
+    for device, thorough in ((0, True), (1, False)):
+        made.utils.set_current_device(device)
+        for module in (module for module in modules if hasattr(module, "examples")):
+            for name, call in module.examples(thorough, "cpu"):
+                call()
+                note(name)
+        for name, call in large(device == 0):
+            call()
+            note(f"large: {name}")
+    made.utils.set_current_device(0)
+    rows = torch.zeros(224, 128, dtype=torch.float16).as_subclass(OnSecond)
+    numbers = torch.zeros(224)
+    nce = importlib.import_module("copgen_fast.kernels.info_nce")
+    nce.row_losses(rows, None, 0.1, 10.0, 0, 112, True, numbers, numbers, None, None)
+    note("on the second device")
+    assert made.utils.get_current_device() == 0
+
+    found = library.stand_in_launches()
+    result = []
+    for i in range(library.stand_in_count()):
+        launch, (kernel, sizes) = found[i], names[found[i].function]
+        record = {name: list(getattr(launch, name)) for name in ("grid", "block")}
+        record |= {name: getattr(launch, name) for name in ("stream", "device", "shared")}
+        values = [launch.values[k] for k in range(launch.count)]
+        record |= {"kernel": kernel, "sizes": sizes, "values": values, "expected": expected[i], "variant": variants[i]}
+        result.append(record)
+    assert len(result) == len(expected)
+    json.dump(result, sys.stdout)
+
+
+def large(turing):
+    """Launches at sizes beyond those that anybody trains with."""
+    import torch
+
+    from copgen_fast.kernels import augment, cond_norm, info_nce
+
+    def empty(*shape, dtype=torch.float32, layout=torch.contiguous_format):
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+
+    half = torch.float16 if turing else torch.bfloat16
+    images, views = (empty(16384, 3, side, side, dtype=dtype) for side, dtype in ((256, half), (224, torch.float32)))
+    crop, row = empty(16384, 4), empty(16384)
+    drawn = (crop.long(), row.bool(), crop.long(), crop, row.bool(), row.bool(), row)
+    yield "augment", partial(augment.augment_forward, images, *drawn, (0.5,) * 3, (0.5,) * 3, views, row)
+    grad = (views, images, *drawn, row, (0.5,) * 3, False, images)
+    yield "augment backward", partial(augment.augment_backward, *grad)
+    rows, numbers = empty(131072, 128, dtype=torch.float16), empty(131072)
+    losses = (rows, None, 0.1, 10.0, 0, 65536, True, numbers, numbers, None, None)
+    yield "row_losses", partial(info_nce.row_losses, *losses)
+    of = (numbers, numbers, None, None, 0, 65536, True, rows.float())
+    yield "row_gradients", partial(info_nce.row_gradients, rows, None, 0.1, 10.0, *of)
+    x = empty(4096, 192, 64, 64, dtype=half, layout=torch.channels_last)
+    affine = empty(4096, 192)
+    yield "cond_norm", partial(cond_norm.cond_norm, x, affine, affine, False, x)
+    backward = (x, x, affine, affine, False, x, affine, affine)
+    yield "cond_norm backward", partial(cond_norm.cond_norm_backward, *backward)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

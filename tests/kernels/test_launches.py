@@ -1,0 +1,77 @@
+"""Every Triton kernel launched by Triton's own launcher, on a stand-in for the CUDA driver with an sm_75 and an sm_90.
+
+What a driver can't see is compared here: each argument with the parameter of the compiled kernel.
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+from copgen_fast.ops.backend import triton_lacks
+from tests.helpers.launches import STREAMS
+from tests.kernels.conftest import COMPILING, ROOT
+from tests.kernels.test_compile import AUGMENT, COND_NORM, INFO_NCE
+
+COMPILER = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+pytestmark = pytest.mark.skipif(bool(triton_lacks()), reason=f"Triton's launcher needs {triton_lacks()}")
+SHARED = (64 * 1024, 227 * 1024)
+"""What a block may have of each device's shared memory."""
+
+
+@pytest.fixture(scope="module")
+def launches(kernel_cache, tmp_path_factory):
+    """What the driver was given, and what it should have been."""
+    folder = tmp_path_factory.mktemp("driver")
+    headers = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+    source, made = ROOT / "tests" / "helpers" / "cuda_driver" / "cuda_driver.c", folder / "libcuda.so.1"
+    build = [
+        COMPILER,
+        "-O1",
+        "-shared",
+        "-fPIC",
+        f"-I{headers}",
+        "-Wl,-soname,libcuda.so.1",
+        str(source),
+        "-o",
+        str(made),
+    ]
+    subprocess.run(build, check=True)
+    command = [sys.executable, "-m", "tests.helpers.launches", str(folder), str(kernel_cache[1])]
+    result = subprocess.run(command, cwd=ROOT, env=COMPILING, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("device", [0, 1], ids=["sm_75", "sm_90"])
+def test_every_kernel_is_launched(launches, device):
+    launched = {launch["kernel"] for launch in launches if launch["device"] == device}
+    assert launched == AUGMENT | INFO_NCE | COND_NORM
+
+
+def test_each_argument_fits_the_parameter_of_the_compiled_kernel(launches):
+    for launch in launches:
+        where = f"{launch['kernel']}, {launch['variant']}, device {launch['device']}"
+        sizes = [size for _, size in launch["expected"]]
+        assert launch["sizes"] == sizes, f"{where}: the launcher passes {sizes} bytes"
+        assert launch["values"] == [value for value, _ in launch["expected"]], where
+
+
+def test_grids_and_shared_memory_are_within_the_cards_limits(launches):
+    for launch in launches:
+        where = f"{launch['kernel']}, {launch['variant']}: {launch['grid']}"
+        assert max(launch["grid"][1:]) <= 65535 and 0 < math.prod(launch["grid"]) < 2**31, where
+        assert math.prod(launch["block"]) <= 1024 and launch["shared"] <= SHARED[launch["device"]], where
+    assert max(math.prod(launch["grid"]) for launch in launches) > 2**20, "large sizes are among them"
+
+
+def test_launches_go_to_the_current_stream_of_the_tensors_device(launches):
+    assert all(launch["stream"] == STREAMS[launch["device"]] for launch in launches)
+    *others, last = launches
+    assert last["variant"] == "on the second device" and last["device"] == 1, "where the first one is current"
