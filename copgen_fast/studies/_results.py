@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from copgen_fast import registry
 from copgen_fast.errors import CopgenError, InUseError, UsageError
 from copgen_fast.record import differences
 from copgen_fast.registry import label
@@ -18,14 +21,13 @@ from copgen_fast.statistics.summary import summarize
 from copgen_fast.studies import Arm, Study, _page, _tables
 from copgen_fast.studies._execute import error_file
 from copgen_fast.studies._plan import Planned, Unit, of_folder, plan
+from copgen_fast.training.metrics import read_rows
 
 RESULTS, RECORD, LOGS = "results.json", "study.json", "logs"
 _WAIT = 120.0
 """Seconds that a command waits for another one to write results."""
 _SHARE = 20
 """Tables and page are written again once this many times as long has gone by as they took."""
-_LOGGED = ("mi_lower_bound", "contrastive_top1")
-"""Of the last step of pretraining."""
 
 
 def collect(study: Study, seeds: tuple[int, ...], folder: Path) -> dict[str, Any]:
@@ -112,12 +114,30 @@ def numbers_of(run: Run, source: str) -> dict[str, float]:
     if summary.exists():
         trained = artifacts.read_record(summary, dict[str, float], ("loss", "seconds"))
         numbers |= {"pretrain_loss": trained["loss"], "seconds": trained["seconds"]}
-        numbers |= {name: trained[name] for name in _LOGGED if name in trained}
-        numbers |= _distances(trained)
+        numbers |= _mutual_information(run, source) | _distances(trained)
     pairs = run.pairs_folder(source) / "summary.json"
     if pairs.exists():
         numbers |= _distances(artifacts.read_record(pairs, dict[str, float]))
     return numbers
+
+
+def _mutual_information(run: Run, source: str) -> dict[str, float]:
+    """`mi_lower_bound`: log K - loss in nats, of K candidates a row (van den Oord et al. 2018, Eq. 9), of the two views
+    of pairs and their augmentations, over the last epoch; of SimCLR's loss only.
+
+    Never above log K, and only of what this encoder had learned to compare.
+    """
+    config = run.config
+    if config.method.name != "simclr" or config.pairs.positives_per_anchor > 1:
+        return {}
+    options = registry.options("methods", "simclr", config.method.options)
+    if options.jigsaw:
+        return {}
+    rows = read_rows(run.pretrain_folder(source) / "metrics.jsonl")
+    start = rows[-1]["step"] * (1 - 1 / config.pretrain.epochs)
+    factor = options.temperature / options.base_temperature if options.base_temperature else 1
+    loss = statistics.fmean(row["loss"] for row in rows if row["step"] >= start) / factor
+    return {"mi_lower_bound": math.log(2 * config.pretrain.batch - 1) - loss}
 
 
 def _distances(summary: dict[str, float]) -> dict[str, float]:
