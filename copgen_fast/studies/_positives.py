@@ -1,0 +1,38 @@
+"""Arms of the studies that compare ways of making positives at equal distance, E||dz||."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from copgen_fast.studies import Arm, Settings
+
+MOVING = ("gaussian", "untrained-navigator", "navigator", "steering")
+EVALS: Settings = {"probe.evals": ("linear", "knn", "pairs"), "evals.options.pairs.count": "2000"}
+COLUMNS = ("knn_top1", "displacement_norm", "pairs_agreement_top1", "mi_lower_bound")
+
+
+def arms(distances: Sequence[float], augmentations: Sequence[str]) -> tuple[Arm, ...]:
+    """For each policy of pretraining: identity, and every way at every distance, `navigator d=1.4 T_x=none`.
+
+    All displacements of an arm are multiplied by the factor that makes their mean length the distance. The navigator is
+    trained within the ball of that radius (Eq. 5), whichever policy follows, so that they share it.
+    """
+    found = []
+    for augmentation in augmentations:
+        pretrain = {"pretrain.augmentation": augmentation}
+        found.append(Arm(f"identity T_x={augmentation}", {"pairs.positives": "identity", **pretrain}))
+        for distance in (f"{distance:g}" for distance in distances):
+            ball = {"navigator.delta": distance, "navigator.project": "True"}
+            found += [
+                Arm(
+                    f"{way} d={distance} T_x={augmentation}",
+                    {
+                        "pairs.positives": way,
+                        f"positive.options.{way}.distance": distance,
+                        **(ball if way == "navigator" else {}),
+                        **pretrain,
+                    },
+                )
+                for way in MOVING
+            ]
+    return tuple(found)
