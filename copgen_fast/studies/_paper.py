@@ -55,6 +55,7 @@ def study(
     metric: str = "linear_augmented_top1_last",
     settings: Settings | None = None,
     small: Settings | None = None,
+    small_columns: Sequence[str] = (),
 ) -> Study:
     """A table of the paper as a study; the first row is the baseline.
 
@@ -64,15 +65,15 @@ def study(
         metric: of the paper's scale. Of the linear evaluation it is the last epoch's accuracy, as the best epoch's,
             which the paper reports and stands in the next column, is chosen on the images that it is scored on.
         settings: of all arms at the paper's scale.
-        small: at small scale.
+        small: at small scale, where further columns are `small_columns`.
     """
     arms = tuple(Arm(row.name, row.settings) for row in rows)
     if config.scale == "small":
         return Study(
             preset="cifar10",
             arms=arms,
-            settings=SMALL | (small or {}),
-            columns=("knn_top1", "displacement_norm"),
+            settings={**SMALL, **(small or {})},
+            columns=(*small_columns, "knn_top1", "displacement_norm"),
             title=f"{title} (rows of {number} at small scale, on CIFAR-10)",
         )
     numbers = {row.name: [value / 100 for value in row.published] for row in rows if row.published}

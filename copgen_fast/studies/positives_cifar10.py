@@ -25,7 +25,7 @@ from copgen_fast.studies._positives import COLUMNS, EVALS, arms
 class Config:
     """Options of the study of positives on CIFAR-10."""
 
-    distances: tuple[Annotated[float, Range(1e-6, 1e6)], ...] = (0.7, 1.4, 2.1, 3.0)
+    distances: tuple[Annotated[float, Range(1e-6, 1e6)], ...] = (1.4, 2.1, 3.0)
     """E||dz|| of every way but identity. T_z starts at about 2.1."""
     augmentations: tuple[str, ...] = ("simclr", "none")
     """Policies of pretraining."""

@@ -43,6 +43,10 @@ def build(config: Config) -> Study:
         settings={
             **EVALS,
             "probe.evals": ("linear", "lowshot", "knn", "pairs"),
+            # The scans are 8 x 8 pixels: 16 lose nothing, and are four times as fast as 32.
+            "pairs.size": "16",
+            "data.image_size": "16",
+            "navigator.view_size": "16",
             "navigator.samples": "12800",
             "pairs.codec": "raw",
         },

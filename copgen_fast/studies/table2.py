@@ -13,8 +13,6 @@ learning rate of a configuration that its command names and VISSL lacks, are unk
 
 from __future__ import annotations
 
-import dataclasses
-
 from copgen_fast.evals.transfer import SETS, number_of
 from copgen_fast.studies import Study
 from copgen_fast.studies._paper import REAL, Config, Row, study
@@ -27,7 +25,7 @@ def build(config: Config) -> Study:
     nnclr = {"method": "nnclr"}
     if config.scale == "small":
         nnclr |= {f"method.options.{name}": "256" for name in ("hidden", "predictor_hidden")}
-    found = study(
+    return study(
         config,
         "Table 2",
         "Transfer and few labels",
@@ -51,5 +49,5 @@ def build(config: Config) -> Study:
         metric="transfer_mean_top1",
         settings={"probe.evals": ("semi-supervised", "transfer")},
         small={"probe.evals": ("linear", "lowshot", "knn")},
+        small_columns=("lowshot_top1",),
     )
-    return dataclasses.replace(found, columns=("lowshot_top1", *found.columns)) if config.scale == "small" else found
