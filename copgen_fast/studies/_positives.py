@@ -36,3 +36,8 @@ def arms(distances: Sequence[float], augmentations: Sequence[str]) -> tuple[Arm,
                 for way in MOVING
             ]
     return tuple(found)
+
+
+def baseline(augmentations: Sequence[str]) -> str:
+    """Identity without T_x, where two views of a pair don't differ at all; else identity with the first policy."""
+    return f"identity T_x={'none' if 'none' in augmentations else augmentations[0]}"

@@ -6,9 +6,9 @@ of `positives-digits`: identity, and four ways at every distance E||dz||, with T
 What it can show: the same questions on photographs, small ones: 5,000 pairs for 6 epochs, a ResNet-18 of width 16. Here
 an untrained encoder is far below the others, and positives matter where T_x is left out.
 
-What it can't: say anything of the paper's setting, ResNet-50s trained for 100 epochs on 1.3 million pairs of a generator
-that draws recognisable photographs. These encoders are far from converged, and what helps at first need not help in the
-end; longer training is --pairs.count and --pretrain.epochs.
+What it can't: say anything of the paper's setting, ResNet-50s trained for 100 epochs on 1.3 million pairs of a far
+better generator. These encoders are far from converged, and what helps at first need not help in the end; longer
+training is --pairs.count and --pretrain.epochs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated
 
 from copgen_fast.options import Range, check_ranges
 from copgen_fast.studies import Study
-from copgen_fast.studies._positives import COLUMNS, EVALS, arms
+from copgen_fast.studies._positives import COLUMNS, EVALS, arms, baseline
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def build(config: Config) -> Study:
             "pairs.codec": "raw",
             "pretrain.epochs": "6",
         },
+        baseline=baseline(config.augmentations),
         columns=COLUMNS,
         title="Ways of making positives at equal distance, CIFAR-10",
     )

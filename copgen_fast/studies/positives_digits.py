@@ -20,7 +20,7 @@ from typing import Annotated
 
 from copgen_fast.options import Range, check_ranges
 from copgen_fast.studies import Study
-from copgen_fast.studies._positives import COLUMNS, EVALS, arms
+from copgen_fast.studies._positives import COLUMNS, EVALS, arms, baseline
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def build(config: Config) -> Study:
             "navigator.samples": "12800",
             "pairs.codec": "raw",
         },
+        baseline=baseline(config.augmentations),
         columns=("lowshot_top1", *COLUMNS),
         title="Ways of making positives at equal distance, embedded digits",
     )

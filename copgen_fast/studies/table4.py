@@ -20,6 +20,4 @@ def build(config: Config) -> Study:
         for name, number in _POLICIES.items()
     ]
     settings = {"pairs.positives": "navigator"}
-    return study(
-        config, "Table 4", "T_x in both stages", "imagenet100", rows, settings=settings, small=settings
-    )
+    return study(config, "Table 4", "T_x in both stages", "imagenet100", rows, settings=settings, small=settings)
