@@ -31,6 +31,7 @@ INVOCATION = (
     "data.root",
     "data.on_corrupt",
     "evals.options.detection.root",
+    "evals.options.transfer.root",
     "probe.baselines_only",
 )
 

@@ -1,0 +1,142 @@
+"""The named studies: their arms are the runs that they are meant to be, and the paper's numbers stand beside the right
+ones.
+"""
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from copgen_fast import registry, study, train
+from copgen_fast.config import faults
+from copgen_fast.errors import UsageError
+from copgen_fast.record import identity
+from copgen_fast.studies import _plan, _settings
+
+SIZES = {"table1": 12, "table2": 5, "table3": 9, "table4": 4, "table5": 3, "linear-tz": 2}
+"""Arms of the paper's tables: its rows, and an untrained navigator where ways of making positives are compared."""
+TABLES = [(name, f"scale={scale}") for name in SIZES for scale in ("paper", "small")]
+POSITIVES = [("positives-digits",), ("positives-cifar10",)]
+
+
+@functools.cache
+def opened(name, *options):
+    """A study as its command has it, and the configuration of each arm's run."""
+    given = ["--study.options", *options] if options else []
+    found = study.study_of(*study.parse([name, *given]))
+    return found, {arm.name: train.parse(run_words(found, arm)) for arm in found.arms}
+
+
+def run_words(found, arm):
+    """What the command of an arm's run says."""
+    return _settings.words(found.preset, _settings.applicable(found.preset, {**found.settings, **arm.settings}))
+
+
+@pytest.mark.parametrize("key", [*TABLES, *POSITIVES])
+def test_every_run_is_a_valid_one(key):
+    found, configs = opened(*key)
+    for config in configs.values():
+        assert not faults(config) and identity(config)
+        assert len(config.pairs.positives) == 1 or config.pretrain.data == "real"
+    assert len(configs) == SIZES.get(key[0], len(configs)) and found.baseline in configs
+    known = {evaluation.replace("-", "_") for evaluation in configs[found.baseline].probe.evals}
+    assert any(found.metric.startswith(f"{evaluation}_") for evaluation in known)
+    assert len({identity(config).__repr__() for config in configs.values()}) == len(configs), "no two arms are one run"
+
+
+def test_these_are_all():
+    assert set(registry.names("studies")) == {*SIZES, *(name for (name,) in POSITIVES)}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_papers_numbers_stand_beside_its_scale_alone(name):
+    found, configs = opened(name)
+    assert found.published and set(found.published) <= set(configs) and "Li et al. 2022" in found.source
+    missing = set(configs) - set(found.published)
+    assert all("untrained-navigator" in arm for arm in missing)
+    for numbers in found.published.values():
+        assert set(numbers) <= {found.metric, *found.columns}
+        assert all(0.2 < value < 0.9 for value in numbers.values())
+    small, _ = opened(name, "scale=small")
+    assert not small.published and not small.source and "small scale" in small.title
+
+
+@pytest.mark.parametrize(
+    ("name", "arm", "number", "per_cent"),
+    [
+        ("table1", "identity Neg FT", "linear_augmented_top1_best", 43.26),
+        ("table1", "real NNCLR", "linear_augmented_top5_best", 76.80),
+        ("table1", "identity InfoMin", "detection_ap50", 75.68),
+        ("table1", "steering", "detection_ap75", 56.43),
+        ("table1", "navigator", "detection_ap", 53.09),
+        ("table2", "navigator", "transfer_oxfordiiitpet_top1", 73.56),
+        ("table2", "steering", "transfer_caltech101_background_top1", 84.65),
+        ("table2", "real NNCLR", "semi_supervised_5pct_top5", 76.28),
+        ("table3", "steering T_x=none", "linear_augmented_top1_best", 28.68),
+        ("table4", "no-crop", "linear_augmented_top1_best", 43.84),
+        ("table5", "400K", "linear_augmented_top1_best", 64.12),
+        ("linear-tz", "linear", "linear_augmented_top1_best", 61.18),
+    ],
+)
+def test_numbers_of_the_paper(name, arm, number, per_cent):
+    assert opened(name)[0].published[arm][number] == pytest.approx(per_cent / 100)
+
+
+def test_table_1_has_methods_by_positives_and_real_images():
+    _, configs = opened("table1")
+    for arm, config in configs.items():
+        real = arm.startswith("real")
+        options = registry.options_by_name("evals", config.probe.evals, config.probe.options)
+        assert options["linear-augmented"].lr == (0.3 if real else 2.0) and options["linear-augmented"].epochs == 60
+        assert options["detection"].schedule == "paper"
+        assert (config.pretrain.data == "real") == real
+        assert config.method.name == {"FT": "negft", "NNCLR": "nnclr"}.get(arm.split()[-1], "simclr")
+        assert config.pretrain.augmentation == ("infomin" if arm.endswith("InfoMin") else "simclr")
+        if not real:
+            assert (config.pairs.positives, config.pairs.count) == ((arm.split()[0],), 1_300_000)
+    assert [configs[arm].navigator.delta for arm in configs] == [None] * 12, "stopped by samples, as in the paper"
+
+
+def test_the_ablations_change_what_they_ablate_alone():
+    _, table3 = opened("table3")
+    assert {table3[arm].pairs.count for arm in table3} == {130_000}
+    assert all(config.navigator.augmentation == "simclr" for config in table3.values())
+    without = [arm for arm, config in table3.items() if config.pretrain.augmentation == "none"]
+    assert without == [f"{way} T_x=none" for way in ("gaussian", "steering", "untrained-navigator", "navigator")]
+    _, table4 = opened("table4")
+    assert all(config.navigator.augmentation == config.pretrain.augmentation == arm for arm, config in table4.items())
+    _, table5 = opened("table5")
+    assert [config.navigator.samples for config in table5.values()] == [200_000, 400_000, 600_000]
+    kinds = {arm: config.navigator.kind for arm, config in opened("linear-tz")[1].items()}
+    assert kinds == {"nonlinear": "nonlinear", "linear": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("name", "augmentations", "count"),
+    [("positives-digits", "digits none", 34), ("positives-cifar10", "simclr none", 26)],
+)
+def test_positives_are_compared_at_equal_distance(name, augmentations, count):
+    found, configs = opened(name)
+    assert len(configs) == count and found.baseline == "identity T_x=none"
+    assert {config.pretrain.augmentation for config in configs.values()} == set(augmentations.split())
+    for arm, config in configs.items():
+        (way,) = config.pairs.positives
+        options = registry.options_by_name("positives", config.pairs.positives, config.pairs.options)[way]
+        if way != "identity":
+            assert f"{way} d={options.distance:g} T_x={config.pretrain.augmentation}" == arm
+        assert config.navigator.project == (way == "navigator")
+        if way == "navigator":
+            assert config.navigator.delta == options.distance
+
+
+def test_options_of_the_positives_studies():
+    found, configs = opened("positives-digits", "distances=1,2.5", "augmentations=digits")
+    assert len(configs) == 9 and found.baseline == "identity T_x=digits" and "navigator d=2.5 T_x=digits" in configs
+    with pytest.raises(UsageError, match="distances: expected"):
+        opened("positives-digits", "distances=0")
+
+
+def test_pairs_serve_both_policies_of_pretraining():
+    found = study.study_of(*study.parse(["positives-digits", "--study.options", "distances=2"]))
+    needs = {unit.folder.name for run in _plan.plan(found, (0,), Path("out")) for unit in run.unit.needs}
+    assert len(found.arms) == 10 and sum(name.startswith("pairs-") for name in needs) == 5
