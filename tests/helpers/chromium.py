@@ -69,7 +69,7 @@ class Browser:
             if event.get("method") == "Network.requestWillBeSent"
         ]
 
-    def _until(self, wanted, among=(), patience=30.0):
+    def _until(self, wanted, among=(), patience=60.0):
         for message in among:
             if wanted(message):
                 return message

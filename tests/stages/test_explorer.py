@@ -16,12 +16,15 @@ from torch import nn
 
 from copgen_fast import generators
 from copgen_fast.config import PairsConfig
+from copgen_fast.positives.navigator import untrained
 from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import artifacts
-from copgen_fast.stages import Run
+from copgen_fast.stages import Run, report
 from copgen_fast.stages.report import LIMIT
 from copgen_fast.stages.report.explorer import explore, plan
 from copgen_fast.stages.report.scene import COLUMNS, Scene
+from copgen_fast.train import parse
+from tests.conftest import TINY
 from tests.helpers import chromium
 
 CPU = torch.device("cpu")
@@ -101,12 +104,12 @@ def test_a_page_needs_no_network_and_every_part_has_words(page, finished_run):
 class Waves(nn.Module):
     """Images with as much in them as photographs have, of classes."""
 
-    latent_dim, image_shape, latent_groups, latent_shape = 6, (3, 128, 128), (2, 4), (6,)
+    latent_dim, latent_groups, latent_shape = 6, (2, 4), (6,)
 
-    def __init__(self, classes=0):
+    def __init__(self, classes=0, side=128):
         super().__init__()
-        self.classes = classes
-        self.register_buffer("waves", torch.randn(6, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+        self.classes, self.image_shape = classes, (3, side, side)
+        self.register_buffer("waves", torch.randn(6, 3, side, side, generator=torch.Generator().manual_seed(0)))
         self.waves = 4 * F.avg_pool2d(self.waves, 15, 1, 7)
 
     def forward(self, z, labels=None):
@@ -114,9 +117,9 @@ class Waves(nn.Module):
         return (images if labels is None else images + labels[:, None, None, None] / 10).clamp(-1, 1)
 
 
-def scene_of(classes=0):
+def scene_of(classes=0, side=128):
     z = torch.randn(COLUMNS, 6, generator=torch.Generator().manual_seed(1))
-    return Scene(Waves(classes), CPU, z, list(range(COLUMNS)))
+    return Scene(Waves(classes, side), CPU, z, list(range(COLUMNS)))
 
 
 def run_of(*ways, folder=Path("."), options=()):
@@ -138,6 +141,18 @@ def test_large_images_are_made_to_fit(budget):
 def test_ways_that_do_not_move_latents_are_left_out():
     assert explore(run_of("identity"), scene_of(), 10**6) is None
     assert explore(run_of("identity", "gaussian"), scene_of(), 10**6).ways == ["gaussian"]
+
+
+def test_of_many_kept_navigators_the_first_the_last_and_some_between_are_shown(tmp_path):
+    run = run_of("navigator", folder=tmp_path)
+    files = [tmp_path / "navigator" / "kept" / f"{1000 * number:010d}.safetensors" for number in range(21)]
+    for seed, path in enumerate((run.navigator_file, *files)):
+        artifacts.write_tensors(path, untrained(6, run.config.navigator, seed).state_dict())
+    found = explore(run, scene_of(side=16), 10**6)
+    assert found.kept == 21 and not found.smaller and found.steps == 8
+    shown = [0, 2, 5, 7, 10, 12, 15, 17, 20]
+    assert found.times == ["before training", *(f"after {number},000 latents" for number in shown[1:])]
+    assert len({sheet.picture for sheet in found.sheets}) == len({sheet.distance for sheet in found.sheets}) == 9
 
 
 @pytest.mark.parametrize(
@@ -169,8 +184,8 @@ STATE = """(() => {
 
 
 @pytest.mark.skipif(chromium.PATH is None, reason="there is no chromium")
-def test_keys_move_the_sliders_and_the_picture_follows(finished_run, tmp_path):
-    with chromium.browser(tmp_path) as page:
+def test_keys_move_the_sliders_and_the_picture_follows(finished_run, copied_run, tmp_path):
+    with chromium.browser(tmp_path / "profile") as page:
         page.open(finished_run / "report.html")
         first = page.value(STATE)
         assert not first["sheets"], "in place of the sheets"
@@ -206,6 +221,14 @@ def test_keys_move_the_sliders_and_the_picture_follows(finished_run, tmp_path):
         anchors = after("Home")
         assert anchors["scale"] == "0 × dz, mean distance 0.00"
         assert all(address.startswith(("file:", "data:")) for address in page.requests())
+
+        config = parse([*TINY, "--pairs.positives", "identity", "gaussian"])
+        report.run(Run(config, copied_run, CPU))
+        page.open(copied_run / "report.html")
+        alone = "[document.querySelector('fieldset').checkVisibility(), document.getElementById('time')]"
+        assert page.value(alone) == [False, None], "of one way that moves latents, and none that is trained"
+        label = page.value("document.querySelector('canvas').getAttribute('aria-label')")
+        assert label == "Anchors above their positives by gaussian at 1 times dz"
 
         page.call("Emulation.setScriptExecutionDisabled", value=True)
         page.open(finished_run / "report.html")
