@@ -41,7 +41,7 @@ from copgen_fast.record import (
 from copgen_fast.runtime import artifacts, devices, distributed
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.runtime.interrupts import Interrupted, handle_signals
-from copgen_fast.stages import Run, _real_images
+from copgen_fast.stages import Run, _calibration, _real_images
 from copgen_fast.training import optimizers
 
 COMMAND = "python -m copgen_fast.train"
@@ -137,6 +137,8 @@ def validate(config: RunConfig) -> None:
     identity(config)  # loads every part and checks its options
     for name in (config.navigator.augmentation, config.pretrain.augmentation):
         augmentations.get(name)
+    if config.navigator.delta == "auto" and "navigator" in config.stages:
+        _calibration.augmentation_of(config)
     steering.limits_of(config.steering)
     if positives.groups_named(config) and {"navigator", "steering", "pairs"} & set(config.stages):
         generator = config.generator

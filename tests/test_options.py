@@ -20,6 +20,7 @@ from copgen_fast.generators.fit.residual_flow import FlowConfig
 from copgen_fast.generators.fit.resnet_gan import GanConfig
 from copgen_fast.options import Place, Range
 from copgen_fast.presets import PRESETS
+from copgen_fast.studies._calibrate import CalibrateConfig
 from copgen_fast.study import StudyConfig
 
 PARTS = [registry.config_class(kind, name) for kind in registry.KINDS for name in registry.names(kind)]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast import augmentations, evals, positives, registry
-from copgen_fast.config import NavigatorConfig
+from copgen_fast.config import NavigatorConfig, RunConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.files import sha256
 from copgen_fast.ops import AugmentParams
@@ -164,15 +164,32 @@ def identity_encoder(run: Run) -> Run:
     """The run in whose folder the encoder of identity pairs lies: this one, or one in RUN/calibration, where it is
     pretrained as the run's encoders are, on pairs drawn meanwhile. All processes call it.
     """
-    if "identity" in run.sources and run.encoder_file("identity").exists():
+    config, augmentation = run.config, augmentation_of(run.config)
+    usable = config.pretrain.augmentation == augmentation and "identity" in run.sources
+    if usable and run.encoder_file("identity").exists():
         return run
-    config = run.config
     pairs = dataclasses.replace(config.pairs, positives=("identity",), options=(), positives_per_anchor=1)
-    options = dataclasses.replace(config.pretrain, data="online", loader="auto", shuffle_shards=None)
+    given = {"data": "online", "loader": "auto", "shuffle_shards": None, "augmentation": augmentation}
+    options = dataclasses.replace(config.pretrain, **given)
     config = dataclasses.replace(config, pairs=pairs, pretrain=options, stages=("pretrain",))
     own = Run(config, run.calibration_folder, run.device, run.ranks)
     pretrain.run(own)
     return own
+
+
+def augmentation_of(config: RunConfig) -> str:
+    """The augmentation of identity pairs: pretraining's or, where that has none, the navigator's.
+
+    Raises:
+        UsageError: none either, so that both views of a pair would be equal, and nothing be learned from them.
+    """
+    for name in (config.pretrain.augmentation, config.navigator.augmentation):
+        if name != "none":
+            return name
+    raise UsageError(
+        "augmentation: distances are calibrated by an encoder of augmented identity pairs, and both "
+        "--pretrain.augmentation and --navigator.augmentation are none: give one, or a number for --navigator.delta"
+    )
 
 
 def displacements(run: Run, G: nn.Module, z: Tensor) -> dict[str, Tensor]:
@@ -223,7 +240,8 @@ def calibrate(
     norm, found = z.norm(dim=1).mean().item(), {}
     for name, dz in moves.items():
         own = dz.norm(dim=1).mean().item()
-        distances = sorted({own, *(options.distances or (part * norm for part in GRID))})
+        grid = options.distances or [part * norm for part in GRID]
+        distances = sorted([own, *(d for d in grid if abs(d - own) > 0.02 * own)])
         pairs = [compared(h, phi(z + distance / own * dz, labels)) for distance in distances]
         curve = [{"distance": d} | pair.means(options.clusters) for d, pair in zip(distances, pairs, strict=True)]
         found[name] = {"distance": own, **proposals(distances, pairs, reference, options.keep), "curve": curve}
@@ -231,7 +249,7 @@ def calibrate(
     return {
         **registry.as_record(options),
         "prior_norm": norm,
-        "augmentation": run.config.pretrain.augmentation,
+        "augmentation": encoder_run.config.pretrain.augmentation,
         "encoder": str(path.relative_to(run.folder)),
         "encoder_sha256": sha256(path),
         "generator_digest": G.record["digest"],

@@ -82,7 +82,9 @@ def circle(monkeypatch, tmp_path):
     moves = {"equal": 0.8 * sideways, "spread": torch.linspace(0, 2, 400)[:, None] * sideways}
 
     def found(**options):
-        return calibrate(run, Calibration(anchors=400, clusters=(4,), **options), Circle(), run, z, moves)
+        return calibrate(
+            run, Calibration(anchors=400, unrelated=400, clusters=(4,), **options), Circle(), run, z, moves
+        )
 
     return found
 
@@ -128,7 +130,7 @@ def test_groups_are_moved_one_at_a_time():
     assert torch.equal(found["gaussian, group 0"] + found["gaussian, group 1"], dz)
 
 
-FEW = ["--anchors", "40", "--unrelated", "64", "--clusters", "4", "8"]
+FEW = ["--anchors", "40", "--unrelated", "64", "--clusters", "4", "8", "--distances", "0.5", "3"]
 
 
 def test_a_run_is_calibrated_by_its_identity_encoder_or_one_made_like_it(copied_run, capsys):
@@ -171,7 +173,7 @@ def test_what_can_not_be_calibrated_is_refused_in_a_line(tmp_path, copied_run):
 @pytest.fixture
 def few(monkeypatch):
     """`auto` by few images."""
-    options = functools.partial(Calibration, anchors=40, unrelated=64, clusters=(4,))
+    options = functools.partial(Calibration, anchors=40, unrelated=64, clusters=(4,), distances=(0.5, 3.0))
     monkeypatch.setattr(_calibration, "Calibration", options)
 
 
@@ -223,6 +225,18 @@ def test_a_start_beyond_delta_is_told(capsys):
     assert "warning: navigator.delta: T_z starts at E||T_z(z)|| 2, so that training ends" in capsys.readouterr().out
     _calibration.tell(found, projected=True)
     assert "warning" not in capsys.readouterr().out
+
+
+def test_an_augmentation_is_needed_to_learn_from_identity_pairs(tmp_path, capsys):
+    config = PRESETS["quickstart"]
+    plain = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, augmentation="none"))
+    assert _calibration.augmentation_of(config) == "digits" == _calibration.augmentation_of(plain)
+    neither = dataclasses.replace(plain, navigator=dataclasses.replace(config.navigator, augmentation="none"))
+    with pytest.raises(UsageError, match="both --pretrain.augmentation and --navigator.augmentation are none: give"):
+        _calibration.augmentation_of(neither)
+    words = ["--stages", "navigator", "--pretrain.augmentation", "none", "--navigator.augmentation", "none"]
+    assert run_auto(tmp_path / "run", *words) == 2
+    assert not (tmp_path / "run").exists() and "are none: give one, or a number" in capsys.readouterr().err
 
 
 def test_auto_needs_enough_pairs_for_a_batch():
