@@ -25,6 +25,7 @@ from copgen_fast.study import StudyConfig
 
 PARTS = [registry.config_class(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 OTHERS = [
+    CalibrateConfig,
     verify.VerifyConfig,
     StudyConfig,
     DoctorConfig,
