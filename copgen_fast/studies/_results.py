@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from copgen_fast import registry
 from copgen_fast.errors import CopgenError, InUseError, UsageError
 from copgen_fast.record import differences
 from copgen_fast.registry import label
@@ -114,30 +112,19 @@ def numbers_of(run: Run, source: str) -> dict[str, float]:
     if summary.exists():
         trained = artifacts.read_record(summary, dict[str, float], ("loss", "seconds"))
         numbers |= {"pretrain_loss": trained["loss"], "seconds": trained["seconds"]}
-        numbers |= _mutual_information(run, source) | _distances(trained)
+        numbers |= _last_epoch(run, source) | _distances(trained)
     pairs = run.pairs_folder(source) / "summary.json"
     if pairs.exists():
         numbers |= _distances(artifacts.read_record(pairs, dict[str, float]))
     return numbers
 
 
-def _mutual_information(run: Run, source: str) -> dict[str, float]:
-    """`mi_lower_bound`: log K - loss in nats, of K candidates a row (van den Oord et al. 2018, Eq. 9), of the two views
-    of pairs and their augmentations, over the last epoch; of SimCLR's loss only.
-
-    Never above log K, and only of what this encoder had learned to compare.
-    """
-    config = run.config
-    if config.method.name != "simclr" or config.pairs.positives_per_anchor > 1:
-        return {}
-    options = registry.options("methods", "simclr", config.method.options)
-    if options.jigsaw:
-        return {}
+def _last_epoch(run: Run, source: str) -> dict[str, float]:
+    """`mi_lower_bound` of pretraining, its mean over the last epoch, as single batches differ."""
     rows = read_rows(run.pretrain_folder(source) / "metrics.jsonl")
-    start = rows[-1]["step"] * (1 - 1 / config.pretrain.epochs)
-    factor = options.temperature / options.base_temperature if options.base_temperature else 1
-    loss = statistics.fmean(row["loss"] for row in rows if row["step"] >= start) / factor
-    return {"mi_lower_bound": math.log(2 * config.pretrain.batch - 1) - loss}
+    start = (1 - 1 / run.config.pretrain.epochs) * rows[-1]["step"] if rows else 0
+    bounds = [row["mi_lower_bound"] for row in rows if row["step"] >= start and "mi_lower_bound" in row]
+    return {"mi_lower_bound": statistics.fmean(bounds)} if bounds else {}
 
 
 def _distances(summary: dict[str, float]) -> dict[str, float]:
