@@ -142,9 +142,11 @@ def commands(planned: list[_plan.Planned], words: list[str], out: Path) -> str:
 def run(study: Study, seeds: tuple[int, ...], folder: Path, jobs: int | None) -> int:
     """Run what is not done of a study; returns the exit code, 1 where a run failed."""
     planned = _plan.plan(study, seeds, folder)
+    units = _plan.units(planned)
+    if units:
+        _execute.prepare()
     _plan.validate(study, planned)
     whole, every = _results.reopen(study, seeds, folder)
-    units = _plan.units(planned)
     runs = {run.unit.folder for run in planned}
     device = str(study.settings.get("device", "auto"))
     writer = _results.Writer(whole, every, folder)

@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -69,6 +71,15 @@ def _gpus() -> list[str]:
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
+def prepare() -> ForkServerContext:
+    """Start to import, in a server that processes are forked from, what all of them need."""
+    context = multiprocessing.get_context("forkserver")
+    # All of the package that is loaded here: each process loads the main module anew, and what that needs is there.
+    context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "copgen_fast"])
+    forkserver.ensure_running()
+    return context
+
+
 def execute(units: Sequence[Unit], logs: Path, places: Sequence[Slot], tell: Tell) -> int:
     """Run the units that are not done, each after those that it links; returns how many failed.
 
@@ -79,8 +90,7 @@ def execute(units: Sequence[Unit], logs: Path, places: Sequence[Slot], tell: Tel
     Raises:
         Interrupted: a stop was requested; processes have saved what they do.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["copgen_fast.studies._execute"])  # imported once for all processes
+    context = prepare()
     waiting, free = list(units), list(places)
     failed: dict[Path, str] = {}
     running: dict[BaseProcess, tuple[Unit, Slot]] = {}

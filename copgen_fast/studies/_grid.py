@@ -163,7 +163,7 @@ def _is_word(text: str) -> bool:
 def _expect_used(study: Study) -> None:
     """Raises UsageError for an option of a part that no arm has."""
     every = [{**study.settings, **arm.settings} for arm in study.arms]
-    for name in dict.fromkeys(name for settings in every for name in settings):
+    for name in dict.fromkeys(name for settings in every for name in settings if family_of(name)):
         if not any(name in one and applied(name, parts_of(study.preset, one)) for one in every):
             raise UsageError(f"{name}: no arm of the study has a part with this option")
 

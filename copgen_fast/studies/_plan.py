@@ -110,14 +110,14 @@ def _planned(study: Study, arm: Arm, seed: int, folder: Path) -> Planned:
         config = _parsed(study.preset, settings)
         maker = _Maker(study.preset, settings, seed, parts_of(study.preset, settings), config, folder / "shared")
         links, stages = maker.links()
-        unit = maker.command(
-            f"{arm.name}, seed {seed}",
-            folder / "runs" / folder_of(arm.name) / f"seed-{seed}",
-            settings | {"seed": str(seed), "probe.baselines": ()},
-            stages,
-        )
+        own = folder / "runs" / folder_of(arm.name) / f"seed-{seed}"
+        given = settings | {"seed": str(seed), "probe.baselines": (), "stages": stages}
+        alone = dataclasses.replace(config.probe, baselines=())
+        config = dataclasses.replace(config, seed=seed, probe=alone, stages=stages, out=str(own))
+        command = (*words(study.preset, given), "--out", str(own))
+        unit = Unit(f"{arm.name}, seed {seed}", own, command, config, (), links)
         (source,) = of_folder(unit).sources
-        unit = dataclasses.replace(unit, links=links, results=(of_folder(unit).probe_file(source),))
+        unit = dataclasses.replace(unit, results=(of_folder(unit).probe_file(source),))
         return Planned(arm.name, seed, source, unit, maker.baselines())
     except UsageError as error:
         raise UsageError(f"arm {arm.name}: {error}") from error
@@ -222,30 +222,27 @@ class _Maker:
         """
         whole = self.settings | {"seed": str(self.seed)}
         picked = {name: value for name, value in whole.items() if _is_one_of(name, (*_HOW, *decide))}
-        picked = applicable(self.preset, picked | (other or {}))
-        digest = _digest(_parsed(self.preset, picked | {"stages": (stage,)}))
-        name = "-".join(filter(None, ["" if stage == "probe" else stage, title, digest]))
-        unit = self.command(name, self.shared / name, picked, (stage,))
+        picked = applicable(self.preset, picked | (other or {})) | {"stages": (stage,)}
+        config = _parsed(self.preset, picked)
+        name = "-".join(filter(None, ["" if stage == "probe" else stage, title, _digest(config)]))
+        folder = self.shared / name
+        command = (*words(self.preset, picked), "--out", str(folder))
+        unit = Unit(name, folder, command, dataclasses.replace(config, out=str(folder)), ())
         run = of_folder(unit)
         results = {
             "navigator": lambda: [run.navigator_file],
             "steering": lambda: [run.steering_file],
-            "pairs": lambda: [run.pairs_folder(way) / "summary.json" for way in run.sources],
-            "probe": lambda: [run.probe_file(name) for name in run.config.probe.baselines],
+            "pairs": lambda: [run.pairs_folder(way) / "summary.json" for way in config.pairs.positives],
+            "probe": lambda: [run.probe_file(name) for name in config.probe.baselines],
         }[stage]()
         return dataclasses.replace(unit, results=tuple(results))
-
-    def command(self, name: str, folder: Path, settings: Picked, stages: tuple[str, ...]) -> Unit:
-        """The unit of some settings and stages in a folder, without its links and results."""
-        settings = settings | {"stages": stages}
-        config = dataclasses.replace(_parsed(self.preset, settings), out=str(folder))
-        return Unit(name, folder, (*words(self.preset, settings), "--out", str(folder)), config, ())
 
 
 def _is_one_of(name: str, decide: tuple[str, ...]) -> bool:
     return any(name.startswith(one) if one.endswith(".") else name == one for one in decide)
 
 
+@functools.cache
 def _needs_pairs(evaluation: str) -> bool:
     return getattr(registry.load("evals", evaluation), "NEEDS_PAIRS", False)
 

@@ -30,7 +30,10 @@ _SHARE = 20
 
 def collect(study: Study, seeds: tuple[int, ...], folder: Path) -> dict[str, Any]:
     """What the runs in a study's folder have found so far: the content of results.json."""
-    planned = plan(study, seeds, folder)
+    return _collect(study, seeds, plan(study, seeds, folder), folder)
+
+
+def _collect(study: Study, seeds: tuple[int, ...], planned: list[Planned], folder: Path) -> dict[str, Any]:
     return {
         "study": describe(study, seeds),
         "runs": [_entry(run.arm, run.seed, run.source, run.unit, folder) for run in planned],
@@ -197,12 +200,13 @@ class Writer:
 
     def __init__(self, study: Study, seeds: tuple[int, ...], folder: Path) -> None:
         self.study, self.seeds, self.folder = study, seeds, folder
+        self.planned = plan(study, seeds, folder)
         self._next = 0.0
 
     def write(self, last: bool = False) -> str:
         """Write what is due; returns the table and where things are, where it is the `last` time."""
         with _alone(self.folder):
-            found = collect(self.study, self.seeds, self.folder)
+            found = _collect(self.study, self.seeds, self.planned, self.folder)
             artifacts.write_json(self.folder / RESULTS, found)
             done = sum(run["state"] == "done" for run in found["runs"])
             if not done or not (last or time.monotonic() > self._next):

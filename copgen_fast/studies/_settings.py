@@ -16,10 +16,10 @@ from copgen_fast.studies import Settings
 
 Value = str | tuple[str, ...]
 
-_CALLED = {"pairs.options": "positive.options", "probe.options": "evals.options", "method.name": "method"}
+CALLED = {"pairs.options": "positive.options", "probe.options": "evals.options", "method.name": "method"}
 """Fields of a run's configuration that the command line calls otherwise."""
 _ALIASES = {"generator": "generator.name", "method.name": "method"}
-FIELDS = {_CALLED.get(name, name): default for name, default in flat(dataclasses.asdict(RunConfig())).items()}
+FIELDS = {CALLED.get(name, name): default for name, default in flat(dataclasses.asdict(RunConfig())).items()}
 """Default of every setting, by its name on the command line."""
 
 FAMILIES = {

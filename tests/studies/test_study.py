@@ -1,0 +1,165 @@
+"""Studies that run: shared parts, several commands, kills, failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from copgen_fast import study, train
+from copgen_fast.runtime import artifacts
+from copgen_fast.studies import _results
+from tests.helpers.study_runs import ARMS, TINY, found, words
+
+KILLED = """
+import os, signal, sys
+from copgen_fast import study
+from copgen_fast.studies import _results
+write = _results.Writer.write
+def kill(self, last=False):
+    write(self, last)
+    os.kill(os.getpid(), signal.SIGKILL)
+_results.Writer.write = kill
+study.main(sys.argv[1:])
+"""
+"""A study's command that is killed after its first run, while another one is running."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study of 2 x 2 arms and 2 seeds, by two commands at once."""
+    folder = tmp_path_factory.mktemp("studies") / "tiny"
+    command = [sys.executable, "-m", "copgen_fast.study", *words(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as other:
+        code = study.main(words(folder))
+        printed = other.communicate()[0]
+    assert (code, other.returncode) == (0, 0), printed
+    assert "8 of 8 runs are done" in printed
+    return folder
+
+
+def test_all_runs_are_done_and_shared_parts_are_made_once(finished):
+    numbers, states = found(finished)
+    assert set(states.values()) == {"done"} and len(states) == 8 and len(numbers) == 8 + 2 * 4
+    assert all(one["knn_top1"] > 0 for one in numbers.values())
+    assert numbers["navigator digits", 0]["displacement_norm"] == numbers["navigator none", 0]["displacement_norm"] > 0
+    assert numbers["identity digits", 1]["displacement_norm"] == 0
+    made = sorted(path.name.rpartition("-")[0] for path in (finished / "shared").iterdir())
+    assert made == [*["baselines"] * 4, *["navigator"] * 2, "pairs-identity", *["pairs-navigator"] * 2]
+    for name in ("study.json", "study.html", "table.txt", "table.md", "table.tex", "table.csv"):
+        assert (finished / name).exists()
+
+
+def test_a_run_is_what_its_own_command_makes(finished, tmp_path, capsys):
+    assert study.main([*words(finished, seeds="1"), "--print-commands"]) == 0
+    printed = capsys.readouterr().out
+    assert "#SBATCH --array" in printed and "--print-commands" not in printed
+    line = next(line for line in printed.splitlines() if "navigator_none/seed-1" in line)
+    own = tmp_path / "own"
+    command = line.split()[3:]
+    assert train.main([*command[: command.index("--out")], "--out", str(own)]) == 0
+    encoder = "pretrain/navigator/simclr/encoder.safetensors"
+    there = finished / "runs" / "navigator_none" / "seed-1"
+    tensors = [artifacts.read_tensors(folder / encoder) for folder in (own, there)]
+    assert artifacts.tensors_digest(tensors[0]) == artifacts.tensors_digest(tensors[1])
+    before = (there / encoder).stat().st_mtime_ns
+    assert train.main(command) == 0  # in the study's own folder: nothing is left to do
+    assert (there / encoder).stat().st_mtime_ns == before and (there / "navigator").is_symlink()
+
+
+def test_a_killed_study_goes_on_to_the_same_results(finished, tmp_path):
+    folder = tmp_path / "study"
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words(folder, "--jobs", "2")], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    states = found(folder)[1]
+    assert "done" in states.values() and "waiting" in states.values()
+    assert study.main(words(folder)) == 0
+    assert found(folder) == found(finished)
+
+
+def test_a_stop_saves_and_the_command_says_so(finished, tmp_path, monkeypatch, capsys):
+    folder, write = tmp_path / "study", _results.Writer.write
+
+    def stop(self, last=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return write(self, last)
+
+    monkeypatch.setattr(_results.Writer, "write", stop)
+    arms = "--vary pairs.positives=identity pretrain.augmentation=digits,none".split()
+    assert study.main(words(folder, "--jobs", "2", arms=arms, seeds="0")) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert "done" in found(folder)[1].values()
+
+
+def test_a_failed_run_is_told_and_others_go_on(tmp_path, capsys):
+    way, folder = tmp_path / "bad_way.py", tmp_path / "study"
+    way.write_text("def build(setting):\n    raise RuntimeError('no luck')\n")
+    command = words(folder, arms=["--vary", f"pairs.positives=identity,{way}"], seeds="0")
+    assert study.main(command) == 1
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if "failed" in line]
+    assert len(lines) == 2  # the pairs, and the run that needs them
+    assert all("RuntimeError: no luck" in line and ".log" in line for line in lines)
+    assert "1 of 2 runs are done" in said.out and "one seed" in said.err
+    assert found(folder)[1] == {("identity", 0): "done", ("bad_way", 0): "failed"}
+    way.write_text("def build(setting):\n    return lambda z, seeds: z + 1\n")
+    assert study.main(command) == 2  # another file is another arm of the same name
+    assert found(folder)[1]["bad_way", 0] == "failed"
+
+
+def test_seeds_and_arms_are_added_but_no_other_study(finished, tmp_path, capsys):
+    def refused(*other, **fields):
+        code = study.main(words(finished, *other, **fields))
+        return code, capsys.readouterr().err
+
+    assert refused("--pretrain.lr", "1")[1].count("pretrain.lr (None there, 1 here)") == 1
+    assert "of other metric" in refused("--metric", "knn_top5")[1]
+    assert "of other baseline" in refused("--baseline", "identity none")[1]
+    code, said = refused(arms=["--vary", "pairs.positives=identity,navigator"], seeds="0")
+    assert code == 2 and "\n" not in said.replace("one seed", "").strip().split("\n")[-1]
+    record = json.loads((finished / "study.json").read_text())
+    assert record["seeds"] == [0, 1] and len(record["arms"]) == 4
+    (tmp_path / "notes.txt").write_text("mine")
+    assert study.main(["quickstart", *ARMS, *TINY, "--out", str(tmp_path)]) == 2
+    assert "holds notes.txt and no study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quick"], "'quick' is neither a preset"),
+        (["./none.py"], "there is no such file"),
+        ([], "required"),
+        (["quickstart", "--seeds", "x"], "--seeds x"),
+        (["quickstart", "--baseline", "x"], "baseline 'x' is no arm"),
+        (["quickstart", "--metric", "x"], "metric x: arm identity"),
+        (["quickstart", "--jobs", "0"], "--jobs"),
+        (["quickstart", "--study.options", "a=b"], "is a preset and has none"),
+        (["quickstart", "--pretrain.epochs", "x"], "arm identity: "),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_runs(arguments, message, tmp_path, capsys):
+    out = tmp_path / "study"
+    assert study.main([*arguments[:1], "--out", str(out), *arguments[1:]]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not out.exists()
+
+
+def test_a_study_may_be_a_file_with_options(tmp_path, capsys):
+    path = tmp_path / "my_study.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from copgen_fast.studies import Arm, Study\n"
+        "@dataclass(frozen=True)\nclass Config:\n    epochs: int = 1\n"
+        "def build(config):\n"
+        "    arms = (Arm('a', {'pairs.positives': 'identity'}), Arm('b', {'pairs.positives': 'gaussian'}))\n"
+        "    return Study('quickstart', arms, {'pretrain.epochs': str(config.epochs)}, baseline='b')\n"
+    )
+    assert study.main([str(path), "--study.options", "epochs=7", "--seeds", "0", "--print-commands"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python")]
+    assert len(lines) == 2 and all("--pretrain.epochs 7" in line for line in lines)
+    assert "runs/study-my_study/runs/b/seed-0" in lines[1]
+    assert study.main([str(path), "--pairs.positives", "identity"]) == 2
+    assert "the study's arms differ in it" in capsys.readouterr().err
