@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LINES = len(COLOURS)
 """Most curves of a chart: as many as there are colours."""
 _GREY = "#8c959f"
+_WAY = "pairs.positives"
 _OF_DISTANCE = {"distance", "delta", "std", "scale", "radius"}
 """Last words of settings that decide how far positives are from their anchors."""
 
@@ -81,21 +82,31 @@ def against_distance(summary: Summary, column: Column) -> bytes | None:
 
 
 def group_of(arm: ArmSummary, summary: Summary) -> str:
-    """What an arm shares with those that differ from it in distance alone: the rest of its varied settings."""
+    """What an arm shares with those that differ from it in distance alone: its way of making positives, and other
+    settings that vary; its name where arms don't differ in distance.
+    """
     arms = [other for other in summary.arms if not other.reference]
-    varied = {
-        name
-        for name in (name for other in arms for name in other.settings)
-        if name.rpartition(".")[2] not in _OF_DISTANCE and len({str(other.settings.get(name)) for other in arms}) > 1
-    }
-    if not varied or not any(name.rpartition(".")[2] in _OF_DISTANCE for other in arms for name in other.settings):
+    if not any(_is_distance(name) for other in arms for name in other.settings):
         return arm.name
-    return ", ".join(_shown(name, arm.settings[name]) for name in arm.settings if name in varied) or "as the study"
+    words = [_word(name, value) for name, value in arm.settings.items() if name == _WAY or _tells(name, arm, arms)]
+    return ", ".join(words) or "as the study"
 
 
-def _shown(name: str, value: str | Sequence[str]) -> str:
+def _tells(name: str, arm: ArmSummary, arms: Sequence[ArmSummary]) -> bool:
+    """Whether a setting is no distance, varies, and not just because one way of making positives has it."""
+    alike = [other for other in arms if other.settings.get(_WAY) == arm.settings.get(_WAY)]
+    of_others = any(name in other.settings for other in arms if other not in alike)
+    values = {str(other.settings.get(name)) for other in (arms if of_others else alike)}
+    return not _is_distance(name) and len(values) > 1
+
+
+def _is_distance(name: str) -> bool:
+    return name.rpartition(".")[2] in _OF_DISTANCE
+
+
+def _word(name: str, value: str | Sequence[str]) -> str:
     text = value if isinstance(value, str) else " ".join(value)
-    return text if name == "pairs.positives" else f"{name.rpartition('.')[2]} {text}"
+    return text if name == _WAY else f"{name.rpartition('.')[2]} {text}"
 
 
 def curves(logs: Mapping[str, Sequence[Sequence[Row]]], number: str = "loss") -> bytes:

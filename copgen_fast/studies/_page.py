@@ -123,7 +123,7 @@ def _strip(folder: Path) -> bytes | None:
     if side > _LARGEST:
         size = tuple(round(length * _LARGEST / side) for length in images.shape[2:])
         images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-    return pictures.grid_png(images, len(members))
+    return pictures.smallest(pictures.grid(images, len(members)))
 
 
 def _values(summary: Summary) -> list[tuple[str, str, list[str]]]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -34,6 +34,7 @@ def test_intervals_over_both_are_those_of_a_literal_loop():
     assert found.both.low < found.images.low and found.both.high > found.images.high, "seeds differ, too"
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 99), st.integers(2, 5))
 def test_the_order_of_images_and_seeds_does_not_matter(seed, seeds):
     differences, rng = drawn(seeds, 40, seed=seed), np.random.default_rng(seed)

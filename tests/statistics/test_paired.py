@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -45,6 +45,7 @@ def test_fishers_test_of_darwins_maize():
     assert (interval.low, interval.high) == pytest.approx((0.003899165, 5.229434169), abs=1e-8)
 
 
+@settings(max_examples=30)
 @given(numbers)
 def test_intervals_are_scipys(values):
     if len(set(values)) > 1:
@@ -54,6 +55,7 @@ def test_intervals_are_scipys(values):
         assert t_interval(values) == Interval(values[0], values[0])
 
 
+@settings(max_examples=30)
 @given(numbers, st.randoms())
 def test_a_sign_flip_test_looks_at_sizes_and_signs_alone(values, random):
     p = sign_flip_p(values)
@@ -79,6 +81,7 @@ def test_more_pairs_than_can_be_enumerated_are_drawn():
     assert sign_flip_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
 
 
+@settings(max_examples=30)
 @given(
     st.dictionaries(st.integers(0, 9), st.integers(-9, 9), min_size=1),
     st.dictionaries(st.integers(0, 9), st.integers(-9, 9), min_size=1),
@@ -130,6 +133,7 @@ def test_holms_adjustment_of_published_examples():
     assert holm({}) == {}
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni(values):
     p_values = by_seed(values)

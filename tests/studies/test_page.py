@@ -2,21 +2,21 @@
 
 import html
 import re
-import shutil
 
 import pytest
 
 from copgen_fast.statistics.summary import summarize
 from copgen_fast.studies import _charts, _page, _tables
+from tests.helpers import pairs_fixtures
 from tests.helpers.study_results import GAIN, study_results, write_files
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, finished_run):
+def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     results = write_files(study_results(states={("identity", 4): "failed"}), folder)
     for name, run in (("identity", results["runs"][0]), ("gaussian", results["runs"][5])):
-        shutil.copytree(finished_run / "pairs" / name, folder / run["folder"] / "pairs" / name)
+        pairs_fixtures.write(folder / run["folder"] / "pairs" / name)
     _page.write(results, summarize(results, folder, resamples=200), folder)
     return (folder / "study.html").read_text()
 
@@ -28,7 +28,7 @@ def test_the_page_is_one_file_with_everything(page):
     text = html.unescape(page)
     for words in ("Positives on noise", "linear top1 % against E||dz||", "Pretraining loss, mean and",
                   "identity, seed 4 failed: NaN in the loss", "19 of 20 runs are done", "holds 0", "torch: 9.9",
-                  "over test images", "52.33", "positive.options.gaussian.distance 2.1"):  # fmt: skip
+                  "over test images", "52.33", "--positive.options gaussian.distance=2.1"):  # fmt: skip
         assert words in text, words
 
 
@@ -83,3 +83,9 @@ def test_numbers_that_are_no_accuracies_are_drawn_as_they_are():
     summary = summarize(results)
     column = _tables.columns_of(summary)["mi_lower_bound"]
     assert not column.percent and _charts.dots(summary, column) and _charts.against_distance(summary, column)
+
+
+def test_what_one_way_alone_is_given_does_not_name_its_line():
+    results = study_results()
+    results["study"]["arms"][3]["settings"] |= {"navigator.project": "True", "navigator.delta": "1.4"}
+    assert _charts.group_of(summarize(results).arm("navigator d=1.4"), summarize(results)) == "navigator"
