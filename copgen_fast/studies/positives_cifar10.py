@@ -47,6 +47,7 @@ def build(config: Config) -> Study:
             "pretrain.epochs": "6",
         },
         baseline=baseline(config.augmentations),
+        within=("pretrain.augmentation",),
         columns=COLUMNS,
         title="Ways of making positives at equal distance, CIFAR-10",
     )

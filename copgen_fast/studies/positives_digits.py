@@ -51,6 +51,7 @@ def build(config: Config) -> Study:
             "pairs.codec": "raw",
         },
         baseline=baseline(config.augmentations),
+        within=("pretrain.augmentation",),
         columns=("lowshot_top1", *COLUMNS),
         title="Ways of making positives at equal distance, embedded digits",
     )
