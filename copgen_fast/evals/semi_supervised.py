@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
-import time
+import itertools
+import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from copgen_fast.config import Side
-from copgen_fast.errors import CopgenError, NonFiniteError, UsageError
+from copgen_fast.errors import UsageError
 from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, count_classes, freeze, real_images
 from copgen_fast.evals._vissl import epoch_order, stepped, test_view, train_view
 from copgen_fast.evals.linear import accuracies
 from copgen_fast.files import expect_file, read_bytes
 from copgen_fast.images.sets import OpenSet
 from copgen_fast.images.split import ArraySplit, Split
+from copgen_fast.images.stream import ImageBatch
 from copgen_fast.options import Count, LearningRate, Place, Range, check_ranges
 from copgen_fast.runtime import artifacts, devices, seeds
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
-from copgen_fast.runtime.progress import progress
-
-_SAVE_EVERY = 120.0  # seconds
+from copgen_fast.training import loop, optimizers
+from copgen_fast.training.loop import StepResult
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,12 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
             f"{100 * fraction:g}pct": draw(train.labels, fraction, run.config.seed) for fraction in config.fractions
         }
     found: dict[str, float] = {}
-    paths = []
-    for name, rows in subsets.items():
-        model = _model(encoder, frozen, data, config, run)
-        paths.append(_checkpoint(model, data, rows, config, run))
-        fine_tune(model, frozen, data, rows, name, config, run, paths[-1])
-        scores, expected = _scores(model, frozen, data, config, run)
-        found |= accuracies(f"semi_supervised_{name}", scores, expected, frozen.correct)
-    for path in paths:  # kept until here, so that a command that is stopped goes on with the next part
-        path.unlink(missing_ok=True)
+    with contextlib.ExitStack() as made:
+        for name, rows in subsets.items():
+            model = _model(encoder, frozen, data, config, run)
+            folder = made.enter_context(_folder(model, data, rows, config, run))
+            fine_tune(model, frozen, data, rows, name, config, run, folder)
+            found |= accuracies(f"semi_supervised_{name}", *_scores(model, frozen, data, config, run))
     return found
 
 
@@ -181,71 +182,59 @@ def fine_tune(
     name: str,
     config: Config,
     run: EvalRun,
-    path: Path,
+    folder: Path,
 ) -> None:
     """Train all weights of normalised images -> scores on the training images `rows`, and leave it in eval mode.
 
     Args:
         name: of the images, for messages.
-        path: where it is saved every two minutes and at the end; what is there is loaded first.
+        folder: of its checkpoint and log; it goes on from the checkpoint that is there.
     """
-    batch, seed = min(config.batch, len(rows)), run.config.seed
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, nesterov=True)
+    batch, per_epoch = min(config.batch, len(rows)), max(1, len(rows) // config.batch)
+    sgd = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, nesterov=True)
     scaler = devices.grad_scaler(run.device, run.config.probe.precision)
-    state = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    done, saved = _restore(path, state), time.monotonic()
-    count = batch * (len(rows) // batch)
-    model.train()
-    title = f"semi-supervised {name}"
-    with progress(config.epochs * count, title, "images", initial=done * count) as bar:
-        for epoch in range(done, config.epochs):
-            optimizer.param_groups[0]["lr"] = stepped(config.lr, batch, config.milestones, epoch)
-            key, total = (seed, "semi-supervised", epoch), torch.zeros((), device=run.device)
-            view = train_view(config.size, True, *key)
-            for part in data.stream("train", view, epoch_order(rows, batch, True, *key)):
-                if stop_requested():
-                    raise Interrupted(f"stopped in epoch {epoch + 1} of {title}; run the same command to go on")
-                if len(part.images) < 2:  # batch norm has no statistics of one image
-                    continue
-                with devices.autocast(run.device, run.config.probe.precision):
-                    scores = model(frozen.normalize(part.images))
-                loss = F.cross_entropy(scores.float(), part.labels.to(run.device))
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                total += loss.detach()
-                bar.update(len(part.images), epoch=f"{epoch + 1}/{config.epochs}")
-            if not total.isfinite():  # looked at once an epoch, so that the host doesn't wait for every step
-                raise NonFiniteError(f"loss of {title}: NaN or infinity in epoch {epoch + 1}: lower its lr")
-            if epoch + 1 == config.epochs or time.monotonic() - saved > _SAVE_EVERY:
-                _save(path, state, epoch + 1)
-                saved = time.monotonic()
+    ahead: Iterator[ImageBatch] | None = None
+
+    def images_of(index: int) -> ImageBatch:
+        nonlocal ahead
+        epoch, place = divmod(index, per_epoch)
+        if ahead is None or place == 0:
+            key = (run.config.seed, "semi-supervised", epoch)
+            order = itertools.islice(epoch_order(rows, batch, True, *key), place, None)
+            ahead = data.stream("train", train_view(config.size, True, *key), order)
+        return next(ahead)
+
+    def step(index: int, part: ImageBatch) -> StepResult:
+        sgd.param_groups[0]["lr"] = stepped(config.lr, batch, config.milestones, index // per_epoch)
+        loss = torch.zeros((), device=run.device)
+        if len(part.images) > 1:  # as batch norm has no statistics of one image, where others can't be decoded
+            with devices.autocast(run.device, run.config.probe.precision):
+                scores = model(frozen.normalize(part.images))
+            loss = F.cross_entropy(scores.float(), part.labels.to(run.device))
+            optimizers.descend(loss, scaler, sgd)
+        return StepResult({"loss": loss}, {})
+
+    every, steps = run.config.log_every, config.epochs * per_epoch
+    plan = loop.Plan(f"semi-supervised {name}", folder, steps, batch, every, run.config.save_every)
+    loop.run(step, images_of, {"model": model.train(), "optimizer": sgd, "scaler": scaler}, plan)
     model.eval()
 
 
-def _checkpoint(model: nn.Module, data: OpenSet, rows: Tensor, config: Config, run: EvalRun) -> Path:
-    """Where a fine-tuning is saved: a name that all it depends on decides."""
+@contextlib.contextmanager
+def _folder(model: nn.Module, data: OpenSet, rows: Tensor, config: Config, run: EvalRun) -> Iterator[Path]:
+    """Where a fine-tuning is saved, by a name that all it depends on decides; deleted where the block ends well.
+
+    An encoder may lie where nothing can be written: then another folder, and a stopped fine-tuning starts again.
+    """
     settings = dataclasses.replace(config, fractions=(), lists=())
     key = (artifacts.tensors_digest(model.state_dict()), rows.tolist(), data.where, repr(settings), run.config.seed)
-    name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    return run.folder / f"semi-supervised-{name}.ckpt"
-
-
-def _save(path: Path, state: dict[str, Any], epoch: int) -> None:
-    """Save what was trained, where that is possible: an encoder may lie where nothing can be written."""
+    folder = run.folder / f"semi-supervised-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
     try:
-        states = {name: holder.state_dict() for name, holder in state.items()}
-        artifacts.write_checkpoint(path, {"epoch": epoch, "state": states})
-    except CopgenError as error:
-        warnings.warn(f"a stopped fine-tuning would start again: {error}", stacklevel=1)
-
-
-def _restore(path: Path, state: dict[str, Any]) -> int:
-    """Load what `_save` saved, if anything; returns the epochs done."""
-    if not path.exists():
-        return 0
-    saved = artifacts.read_checkpoint(path)
-    for name, holder in state.items():
-        holder.load_state_dict(saved["state"][name])
-    return saved["epoch"]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warnings.warn(f"a stopped fine-tuning would start again: {error}", stacklevel=3)
+        with tempfile.TemporaryDirectory() as other:
+            yield Path(other)
+        return
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
