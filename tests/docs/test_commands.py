@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from copgen_fast import train
+from copgen_fast import study, train
 from copgen_fast.record import identity
 from tests.docs.pages import PAGES, ROOT, commands, write_files
 
@@ -34,7 +34,7 @@ def test_a_command_is_understood(page, command, tmp_path, monkeypatch, capsys):
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
-    stand_ins = {"PRESET": "quickstart", "NAME": "knn"}
+    stand_ins = {"PRESET": "quickstart", "PRESET|STUDY": "quickstart", "NAME": "knn"}
     module, *words = (stand_ins.get(word, word) for word in words[words.index("-m") + 1 :])
     if module == "copgen_fast.train" and "--help" in words:
         with pytest.raises(SystemExit) as stopped:
@@ -42,6 +42,8 @@ def test_a_command_is_understood(page, command, tmp_path, monkeypatch, capsys):
         assert not stopped.value.code and capsys.readouterr().out
     elif module == "copgen_fast.train":
         assert identity(train.parse(words))  # which reads the options of parts
+    elif module == "copgen_fast.study" and words[:1] != ["calibrate"]:
+        assert study.study_of(*study.parse(words)).arms
     elif options := [word for word in words if word.startswith("--")]:
         text = help_text(module, words)
         assert all(re.search(rf"{option}\b", text) for option in options)
@@ -52,7 +54,7 @@ def test_a_command_is_understood(page, command, tmp_path, monkeypatch, capsys):
 def test_options_in_running_text_exist(capsys):
     with pytest.raises(SystemExit):
         train.parse(["quickstart", "--help"])
-    text = capsys.readouterr().out + help_text("copgen_fast.evaluate", [])
+    text = capsys.readouterr().out + help_text("copgen_fast.evaluate", []) + help_text("copgen_fast.study", [])
     there = set(re.findall(r"--[\w.-]+", text))
     for page in PAGES:
         text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -16,14 +16,18 @@ from copgen_fast.studies import _plan, _settings
 SIZES = {"table1": 12, "table2": 5, "table3": 9, "table4": 4, "table5": 3, "linear-tz": 2}
 """Arms of the paper's tables: its rows, and an untrained navigator where ways of making positives are compared."""
 TABLES = [(name, f"scale={scale}") for name in SIZES for scale in ("paper", "small")]
-POSITIVES = [("positives-digits",), ("positives-cifar10",)]
+POSITIVES = [("positives-digits", "distances=2"), ("positives-cifar10", "distances=2")]
+
+
+def built(name, *options):
+    """A study as its command has it."""
+    return study.study_of(*study.parse([name, *(["--study.options", *options] if options else [])]))
 
 
 @functools.cache
 def opened(name, *options):
-    """A study as its command has it, and the configuration of each arm's run."""
-    given = ["--study.options", *options] if options else []
-    found = study.study_of(*study.parse([name, *given]))
+    """The same, and the configuration of each arm's run."""
+    found = built(name, *options)
     return found, {arm.name: train.parse(run_words(found, arm)) for arm in found.arms}
 
 
@@ -45,7 +49,7 @@ def test_every_run_is_a_valid_one(key):
 
 
 def test_these_are_all():
-    assert set(registry.names("studies")) == {*SIZES, *(name for (name,) in POSITIVES)}
+    assert set(registry.names("studies")) == {*SIZES, *(name for name, _ in POSITIVES)}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -112,12 +116,12 @@ def test_the_ablations_change_what_they_ablate_alone():
 
 
 @pytest.mark.parametrize(
-    ("name", "augmentations", "count"),
-    [("positives-digits", "digits none", 34), ("positives-cifar10", "simclr none", 26)],
+    ("key", "augmentations", "count"), [(POSITIVES[0], "digits none", 34), (POSITIVES[1], "simclr none", 26)]
 )
-def test_positives_are_compared_at_equal_distance(name, augmentations, count):
-    found, configs = opened(name)
-    assert len(configs) == count and found.baseline == "identity T_x=none"
+def test_positives_are_compared_at_equal_distance(key, augmentations, count):
+    found, configs = opened(*key)
+    assert len(configs) == 10 and found.baseline == "identity T_x=none"
+    assert len(built(key[0]).arms) == count
     assert {config.pretrain.augmentation for config in configs.values()} == set(augmentations.split())
     for arm, config in configs.items():
         (way,) = config.pairs.positives
@@ -126,17 +130,18 @@ def test_positives_are_compared_at_equal_distance(name, augmentations, count):
             assert f"{way} d={options.distance:g} T_x={config.pretrain.augmentation}" == arm
         assert config.navigator.project == (way == "navigator")
         if way == "navigator":
-            assert config.navigator.delta == options.distance
+            assert config.navigator.delta == options.distance == 2
 
 
 def test_options_of_the_positives_studies():
-    found, configs = opened("positives-digits", "distances=1,2.5", "augmentations=digits")
-    assert len(configs) == 9 and found.baseline == "identity T_x=digits" and "navigator d=2.5 T_x=digits" in configs
+    found = built("positives-digits", "distances=1,2.5", "augmentations=digits")
+    assert len(found.arms) == 9 and found.baseline == "identity T_x=digits"
+    assert "navigator d=2.5 T_x=digits" in {arm.name for arm in found.arms}
     with pytest.raises(UsageError, match="distances: expected"):
-        opened("positives-digits", "distances=0")
+        built("positives-digits", "distances=0")
 
 
 def test_pairs_serve_both_policies_of_pretraining():
-    found = study.study_of(*study.parse(["positives-digits", "--study.options", "distances=2"]))
+    found = built("positives-digits", "distances=2")
     needs = {unit.folder.name for run in _plan.plan(found, (0,), Path("out")) for unit in run.unit.needs}
     assert len(found.arms) == 10 and sum(name.startswith("pairs-") for name in needs) == 5
