@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 from bench.areas._profile import OTHER, PHASES
 from bench.counting import Counter, Work, as_on_gpu
 from copgen_fast.config import RunConfig
+from copgen_fast.generators._rewrites import FEW_LAUNCHES
 from copgen_fast.generators.bigbigan import BigBiGAN
 from copgen_fast.options import Count
 from copgen_fast.pairs.read.loader import NO_LABEL, PairBatch
@@ -93,7 +94,7 @@ def navigator_step(config: RunConfig) -> Step:
     """The stage's step through BigBiGAN in half precision, on fake tensors."""
     mode = FakeTensorMode()
     with torch.no_grad(), _networks(mode):
-        G = BigBiGAN().eval().requires_grad_(False).rewritten().eval().in_precision(torch.float16)
+        G = BigBiGAN().eval().requires_grad_(False).rewritten(FEW_LAUNCHES).eval().in_precision(torch.float16)
         G.half_dtype = torch.float16
     batch = _faked(navigator.draw_batch(config, G, 0, CPU), mode)
     with _networks(mode):

@@ -1,4 +1,4 @@
-"""Area convolutions: nearest upsampling and 3 x 3 convolution by each method, at the sizes of BigBiGAN's blocks."""
+"""Area convolutions: 3 x 3 convolution, plain or after nearest upsampling, by each method, at BigBiGAN's sizes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bench.baselines import convolutions as baselines
 from bench.harness import Call
 from bench.limits import count_products, matrix_products
 from bench.rows import DTYPES, Candidate, Options, Row, compare, in_both_directions, in_direction
-from copgen_fast.generators import Rewrites
 from copgen_fast.generators import _convolutions as convolutions
+from copgen_fast.generators._choice import by_table
 from copgen_fast.generators._convolutions import Method
 from copgen_fast.generators._folding import three_by_three
 
@@ -25,11 +25,12 @@ METHODS = {
     "one 2 x 2 convolution of four phases, four copies": baselines.SHUFFLED,
     "one 3 x 3 convolution, pixel shuffle": baselines.PIXEL_SHUFFLED,
 }
+PLAIN = {"3 x 3 convolution": convolutions.DIRECT, "Winograd, F(2 x 2, 3 x 3)": convolutions.WINOGRAD}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of `channels` x `side` x `side` that becomes `out` x 2 side x 2 side, channels_last."""
+    """A batch of `channels` x `side` x `side` that becomes `out` x 2 side x 2 side if `upsampled`, channels_last."""
 
     batch: int
     channels: int
@@ -37,20 +38,31 @@ class Case:
     side: int
     precision: str = "fp32"
     devices: tuple[str, ...] = ("cpu", "cuda")
+    upsampled: bool = True
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        return METHODS if self.upsampled else PLAIN
 
     def __str__(self) -> str:
-        return f"upsampled conv {self.channels}->{self.out} {self.side}px B={self.batch}"
+        return (
+            f"{'upsampled conv' if self.upsampled else 'conv'} {self.channels}->{self.out} {self.side}px B={self.batch}"
+        )
 
 
 _BLOCKS = ((1536, 1536, 4), (1536, 768, 8), (768, 384, 16), (384, 192, 32), (192, 96, 64))
+_SECOND = tuple((out, out, 2 * side) for _, out, side in _BLOCKS)
+_HALF = {"precision": "fp16", "devices": ("cuda",)}
 CASES = (
     *(Case(8, *block) for block in _BLOCKS),
-    *(Case(256, *block, precision="fp16", devices=("cuda",)) for block in _BLOCKS),
+    *(Case(8, *block, upsampled=False) for block in _SECOND),
+    *(Case(256, *block, **_HALF) for block in _BLOCKS),
+    *(Case(256, *block, **_HALF, upsampled=False) for block in _SECOND),
 )
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case for this device; ours is the method that the generators take, the others are its peers."""
+    """Rows of every case for this device; ours is the method that the table takes there, the others are its peers."""
     yield from in_both_directions(CASES, _rows, options)
 
 
@@ -61,9 +73,9 @@ def _rows(case: Case, direction: str, device: torch.device, options: Options) ->
         prepared = method.prepare(weight)
         return in_direction(direction, lambda x: method.run(x, prepared, None), [x], grad)
 
-    calls = {name: call(method) for name, method in METHODS.items()}
-    chosen = three_by_three(case.channels, case.out, True, Rewrites())
-    name = next(name for name, method in METHODS.items() if method is chosen)
+    calls = {name: call(method) for name, method in case.methods.items()}
+    chosen = three_by_three(case.channels, case.out, case.upsampled, by_table(device, x.dtype))
+    name = next(name for name, method in case.methods.items() if method is chosen)
     ours = calls.pop(name)
     bound = matrix_products(name, count_products(ours), x.dtype, device)
     mine = Candidate("convolutions", str(case), "pytorch", case.precision, direction, ours, bound)
@@ -71,11 +83,11 @@ def _rows(case: Case, direction: str, device: torch.device, options: Options) ->
 
 
 def drawn(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """The small image, the 3 x 3 weight and a gradient of the large image."""
+    """The image, the 3 x 3 weight and a gradient of the result."""
     seeded = torch.Generator().manual_seed(0)
     x, grad = (
         torch.randn(case.batch, channels, side, side, generator=seeded).to(memory_format=torch.channels_last)
-        for channels, side in ((case.channels, case.side), (case.out, 2 * case.side))
+        for channels, side in ((case.channels, case.side), (case.out, case.side * (1 + case.upsampled)))
     )
     weight = torch.randn(case.out, case.channels, 3, 3, generator=seeded) / (9 * case.channels) ** 0.5
     return x, weight, grad

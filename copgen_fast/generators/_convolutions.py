@@ -160,11 +160,30 @@ def _winograd_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
     return _winograd(gradient, weight.transpose(1, 2), None, (3, 1, 2, 0))
 
 
+def _within_range(adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An adjoint of which float16 keeps the range: gradients are as large as a scaled loss makes them.
+
+    Sums of four neighbours, and products that only add up to the result, would exceed float16 before the result does.
+    So the largest value is made 64 by a power of two, and the result scaled back; an infinity or a NaN stays none that
+    is finite.
+    """
+
+    def run(gradient: Tensor, weight: Tensor) -> Tensor:
+        if gradient.dtype != torch.float16 or not gradient.numel():
+            return adjoint(gradient, weight)
+        largest = torch.linalg.vector_norm(gradient, torch.inf, dtype=torch.float32).clamp_min(1e-30)
+        scale = torch.exp2((64 / largest).log2().floor())
+        return adjoint(gradient * scale, weight) / scale
+
+    return run
+
+
 def _by_constant(compute: Callable[..., Tensor], adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`Method.run` of differences and winograd, on images [N, C, H, W]."""
+    within_range = _within_range(adjoint)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return ByConstant.apply(x.permute(0, 2, 3, 1), weight, bias, compute, adjoint).permute(0, 3, 1, 2)
+        return ByConstant.apply(x.permute(0, 2, 3, 1), weight, bias, compute, within_range).permute(0, 3, 1, 2)
 
     return run
 

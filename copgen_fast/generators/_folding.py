@@ -68,7 +68,8 @@ def three_by_three(channels: int, out: int, upsampled: bool, rewrites: Rewrites)
         return convolutions.WINOGRAD if rewrites.winograd and out >= MANY else convolutions.DIRECT
     if not rewrites.upsampling:
         return convolutions.UPSAMPLED_DIRECT
-    return convolutions.DIFFERENCES if min(channels, out) >= MANY else convolutions.TRANSPOSED
+    many = rewrites.differences and min(channels, out) >= MANY
+    return convolutions.DIFFERENCES if many else convolutions.TRANSPOSED
 
 
 class Normalisation(nn.Module):

@@ -16,7 +16,8 @@ class Rewrites:
         shortcut: the shortcut's 1 x 1 convolution before its upsampling, a quarter of the work; where it has none, it
             is added without being upsampled first.
         upsampling: nearest upsampling and 3 x 3 convolution as one transposed 4 x 4 convolution (16 products in place
-            of 36), or by differences of neighbours (9) where channels are many.
+            of 36).
+        differences: where channels are many, by differences of neighbours (9) instead.
         winograd: 3 x 3 convolutions by F(2 x 2, 3 x 3) (16 products in place of 36) where channels are many.
         attention: PyTorch's fused attention.
         fused_norm: a normalisation's scale, shift and ReLU in one pass over the values, in place without gradients
@@ -30,6 +31,7 @@ class Rewrites:
     modulation: bool = True
     shortcut: bool = True
     upsampling: bool = True
+    differences: bool = True
     winograd: bool = True
     attention: bool = True
     fused_norm: bool = True
@@ -38,3 +40,5 @@ class Rewrites:
 
 
 ALL = Rewrites()
+# Direct and transposed convolutions: more products, and fewer launches and copies.
+FEW_LAUNCHES = Rewrites(differences=False, winograd=False)

@@ -38,19 +38,19 @@ def counted(tmp_path_factory):
 
 @pytest.mark.parametrize("step", ["navigator", "pretrain"])
 def test_steps_launch_no_more_than_the_committed_file_says(counted, step):
-    """Fewer is progress: then run `python -m bench roofline --json bench/results/roofline.json`."""
+    """The number may only fall: then run `python -m bench roofline --json bench/results/roofline.json`."""
 
     def launches(result):
-        return {(row["part"], row["backward"]): row["launches"] for row in result["rows"] if row["step"] == step}
+        return sum(row["launches"] for row in result["rows"] if row["step"] == step)
 
-    assert launches(counted) == launches(json.loads(RESULTS.read_text()))
+    assert launches(counted) <= launches(json.loads(RESULTS.read_text()))
 
 
 def test_the_generators_products_are_those_of_its_exact_rewrite(counted):
-    """20.6 GFLOP an image, of two forwards; the gradient of the second takes as many and a little."""
+    """27.2 GFLOP an image by direct and transposed convolutions, of two forwards; the gradient takes as many."""
     parts = {(row["part"], row["backward"]): row for row in counted["rows"] if row["step"] == "navigator"}
-    assert parts["generator", False]["half_flops"] / 4 == pytest.approx(20.6e9, rel=0.01)
-    assert parts["generator", True]["half_flops"] / 2 == pytest.approx(20.6e9, rel=0.15)
+    assert parts["generator", False]["half_flops"] / 4 == pytest.approx(27.2e9, rel=0.01)
+    assert parts["generator", True]["half_flops"] / 2 == pytest.approx(27.2e9, rel=0.15)
     assert parts["estimator", False]["half_flops"] / 4 / 2 == pytest.approx(1.19e9, rel=0.02), "ResNet-18, two forwards"
 
 

@@ -72,3 +72,28 @@ def test_others_may_write_into_the_result(name):
     assert torch.equal(x, drawn(2, 3, 4, 4))
     gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["winograd", "differences"])
+@pytest.mark.parametrize("size", [1e-6, 2e4, 6e4])
+def test_gradients_of_half_precision_keep_their_range(name, size):
+    """As those of a scaled loss: small ones aren't lost, and none overflows that the convolution itself represents."""
+    method, scale = METHODS[name]
+    x = drawn(2, 16, 4, 4).half().requires_grad_()
+    weight = drawn(8, 16, 3, 3, seed=1) / 100
+    gradient = (size * drawn(2, 8, 4 * scale, 4 * scale, seed=3).clamp(-1, 1)).half()
+    found = torch.autograd.grad(method.run(x, method.prepare(weight).half(), None), x, gradient)[0]
+    exact = x.detach().double().requires_grad_()
+    expected = torch.autograd.grad(as_written(exact, weight, None, scale), exact, gradient.double())[0]
+    assert (found.double() - expected).norm() <= 1e-2 * expected.norm() + 3e-8 * expected.numel() ** 0.5
+
+
+@pytest.mark.parametrize("name", ["winograd", "differences"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_overflow_is_still_seen(name, value):
+    method, scale = METHODS[name]
+    x = drawn(1, 2, 4, 4).half().requires_grad_()
+    gradient = torch.full((1, 2, 4 * scale, 4 * scale), 1.0).half()
+    gradient[0, 0, 1, 1] = value
+    found = torch.autograd.grad(method.run(x, method.prepare(drawn(2, 2, 3, 3)).half(), None), x, gradient)[0]
+    assert not found.isfinite().all()
