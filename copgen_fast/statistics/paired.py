@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,7 @@ class Difference:
         detectable: the mean difference that so many seeds would have shown with 80 % power, at this sd.
         p: of the exact sign-flip test; None where it was not tested, or for one seed.
         p_holm: p, adjusted for all comparisons of the study.
+        t_p, t_p_holm: the same of Student's paired t test, which takes differences for normal, as the interval does.
     """
 
     values: Mapping[int, float]
@@ -63,6 +65,8 @@ class Difference:
     detectable: float | None
     p: float | None = None
     p_holm: float | None = None
+    t_p: float | None = None
+    t_p_holm: float | None = None
 
     @property
     def n(self) -> int:
@@ -85,7 +89,7 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float], teste
     """`values` minus `baseline` over the seeds that both have; None where they have none in common.
 
     Args:
-        tested: whether to compute `p`.
+        tested: whether to compute `p` and `t_p`.
     """
     seeds = [seed for seed in values if seed in baseline]
     if not seeds:
@@ -94,8 +98,8 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float], teste
     numbers = list(paired.values())
     sd = _sd(numbers)
     shown = None if sd is None else detectable_difference(sd, len(numbers))
-    p = sign_flip_p(numbers) if tested else None
-    return Difference(paired, float(np.mean(numbers)), sd, t_interval(numbers), shown, p)
+    found = Difference(paired, float(np.mean(numbers)), sd, t_interval(numbers), shown)
+    return dataclasses.replace(found, p=sign_flip_p(numbers), t_p=t_p(numbers)) if tested else found
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
@@ -104,6 +108,15 @@ def t_interval(values: Sequence[float]) -> Interval | None:
         return None
     mean, half = np.mean(values), stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
     return Interval(float(mean - half), float(mean + half))
+
+
+def t_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of no difference by Student's paired t test (1908); None for fewer than two."""
+    if len(differences) < 2:
+        return None
+    mean, error = abs(np.mean(differences)), stats.sem(differences)
+    # Differences that are all the same have no error to compare with: they are 0, or surely not.
+    return float(2 * stats.t.sf(mean / error, len(differences) - 1)) if error else float(mean == 0)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:

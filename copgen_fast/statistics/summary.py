@@ -131,10 +131,10 @@ def summarize(results: Mapping[str, Any], folder: Path | None = None, resamples:
         found.append(dataclasses.replace(arm, images=images, **about))
     tested = {arm.name: arm.differences[study["metric"]] for arm in found if study["metric"] in arm.differences}
     tested = {name: row for name, row in tested.items() if row.p is not None}
-    adjusted = holm({name: row.p for name, row in tested.items()})
+    flips, ts = (holm({name: getattr(row, p) for name, row in tested.items()}) for p in ("p", "t_p"))
     for index, arm in enumerate(found):
-        if arm.name in adjusted:
-            row = dataclasses.replace(tested[arm.name], p_holm=adjusted[arm.name])
+        if arm.name in tested:
+            row = dataclasses.replace(tested[arm.name], p_holm=flips[arm.name], t_p_holm=ts[arm.name])
             found[index] = dataclasses.replace(arm, differences={**arm.differences, study["metric"]: row})
     return Summary(
         title=study.get("title", ""),

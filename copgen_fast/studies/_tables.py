@@ -52,7 +52,15 @@ def results_table(summary: Summary) -> Table:
     """A row an arm: the metric, its difference to the baseline with interval and p, E||dz|| and further numbers."""
     columns = columns_of(summary)
     metric = columns[summary.metric]
-    heading = ["arm", "seeds", metric.title, f"difference to {against(summary)} [95 % interval]", "p", "p (Holm)"]
+    heading = [
+        "arm",
+        "seeds",
+        metric.title,
+        f"difference to {against(summary)} [95 % interval]",
+        "p",
+        "p (Holm)",
+        "t test p (Holm)",
+    ]
     cells = [_first_cells(arm, summary, metric) for arm in summary.arms]
     further = {name: columns[name] for name in summary.columns if any(name in arm.numbers for arm in summary.arms)}
     if DISTANCE not in further and any(DISTANCE in arm.numbers for arm in summary.arms):
@@ -112,11 +120,11 @@ def _first_cells(arm: ArmSummary, summary: Summary, metric: table.Column) -> lis
     known = arm.numbers.get(summary.metric)
     cells = [arm.name, str(len(known.values)) if known else "0", value_text(arm, summary.metric, metric)]
     if not arm.baseline:
-        return [*cells, "baseline", "", ""]
+        return [*cells, "baseline", "", "", ""]
     row = arm.differences.get(summary.metric)
     if row is None:
-        return [*cells, "no seed in common" if known else "", "", ""]
-    return [*cells, difference_text(row, known.values, metric), _p(row.p), _p(row.p_holm)]
+        return [*cells, "no seed in common" if known else "", "", "", ""]
+    return [*cells, difference_text(row, known.values, metric), *map(_p, (row.p, row.p_holm, row.t_p_holm))]
 
 
 def value_text(arm: ArmSummary, name: str, column: table.Column) -> str:
@@ -173,12 +181,14 @@ def _about_seeds(summary: Summary) -> list[str]:
         return []
     column = columns_of(summary)[summary.metric]
     pairs = max(arm.differences[summary.metric].n for arm in summary.arms if summary.metric in arm.differences)
+    comparisons = f"{summary.comparisons} comparison{'s' if summary.comparisons > 1 else ''}"
     unreachable = " (no p here can reach 0.05)" if summary.smallest_p > 0.05 else ""
     points = number_text(summary.detectable, column) + (" points" if column.percent else "")
     return [
         f"± is the sample standard deviation over seeds (n - 1). Differences to {against(summary)} are paired by seed, "
         f"with Student's t interval. p is of the exact sign-flip test, with {pairs} seeds never below "
-        f"{summary.smallest_p:.3g}{unreachable}; p (Holm) is adjusted for {summary.comparisons} comparisons. Only "
+        f"{summary.smallest_p:.3g}{unreachable}; p (Holm) is adjusted for {comparisons}, "
+        "and so is that of the t test, which takes differences for normal, as the intervals do. Only "
         f"{column.title.removesuffix(' %')} is tested.",
         f"{pairs} seeds could have shown a difference of {points}: with probability 0.8, by a two-sided paired t test "
         "at 0.05, at the typical standard deviation of these differences. Smaller ones would often be missed.",
@@ -243,7 +253,7 @@ def latex(summary: Summary) -> str:
 def numbers_csv(summary: Summary) -> str:
     """A row an arm and number, fractions as they are; what is not known is empty."""
     heading = "arm number n mean sd low high baseline pairs difference difference_sd difference_low difference_high"
-    heading += " detectable p p_holm images images_low images_high both_low both_high published"
+    heading += " detectable p p_holm t_p t_p_holm images images_low images_high both_low both_high published"
     rows = [heading.split()]
     for arm in summary.arms:
         published = summary.published.get(arm.name, {})
@@ -254,9 +264,9 @@ def numbers_csv(summary: Summary) -> str:
             rows[-1] += [len(found.values), found.mean, found.sd, *_ends(found.interval)] if found else [""] * 5
             if row:
                 rows[-1] += [arm.baseline, row.n, row.mean, row.sd, *_ends(row.interval)]
-                rows[-1] += [row.detectable, row.p, row.p_holm]
+                rows[-1] += [row.detectable, row.p, row.p_holm, row.t_p, row.t_p_holm]
             else:
-                rows[-1] += [""] * 9
+                rows[-1] += [""] * 11
             rows[-1] += [known.count, *_ends(known.images), *_ends(known.both)] if known else [""] * 5
             rows[-1].append(published.get(name, ""))
     return _csv(rows)

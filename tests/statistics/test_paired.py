@@ -15,6 +15,7 @@ from copgen_fast.statistics.paired import (
     sign_flip_p,
     smallest_sign_flip_p,
     t_interval,
+    t_p,
 )
 
 # Hours of sleep gained by two drugs, by patient: Student, "The probable error of a mean", Biometrika 6 (1908).
@@ -36,6 +37,7 @@ def test_students_sleep_data():
     # As R's help of t.test has it for these data: 95 % from 0.7001142 to 2.4598858.
     assert (found.interval.low, found.interval.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-7)
     assert found.n == 10 and not found.holds_zero and found.p is None
+    assert t_p(list(found.values.values())) == pytest.approx(0.002832890, abs=1e-9)
 
 
 def test_fishers_test_of_darwins_maize():
@@ -49,10 +51,11 @@ def test_fishers_test_of_darwins_maize():
 @given(numbers)
 def test_intervals_are_scipys(values):
     if len(set(values)) > 1:
-        peer = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-        assert tuple(peer) == pytest.approx((t_interval(values).low, t_interval(values).high))
+        peer = stats.ttest_1samp(values, 0)
+        assert tuple(peer.confidence_interval(0.95)) == pytest.approx((t_interval(values).low, t_interval(values).high))
+        assert t_p(values) == pytest.approx(peer.pvalue)
     else:
-        assert t_interval(values) == Interval(values[0], values[0])
+        assert t_interval(values) == Interval(values[0], values[0]) and t_p(values) == (values[0] == 0)
 
 
 @settings(max_examples=30)
@@ -102,7 +105,7 @@ def test_differences_are_of_common_seeds_and_change_sign_with_their_order(one, o
 def test_one_seed_has_no_interval_and_no_test():
     found = difference({0: 0.5, 1: 0.25}, {1: 0.5}, tested=True)
     assert (found.mean, found.values) == (-0.25, {1: -0.25})
-    assert found.sd is found.interval is found.p is found.detectable is None and found.holds_zero
+    assert found.sd is found.interval is found.p is found.t_p is found.detectable is None and found.holds_zero
     assert sample({3: 0.5}).sd is sample({3: 0.5}).interval is None
 
 

@@ -32,6 +32,7 @@ def test_the_arms_are_one_family_and_references_none_of_it():
     p_values = {name: sign_flip_p(list(row.values.values())) for name, row in tested.items()}
     assert {name: row.p for name, row in tested.items()} == p_values and summary.comparisons == 3
     assert {name: row.p_holm for name, row in tested.items()} == holm(p_values)
+    assert {name: row.t_p_holm for name, row in tested.items()} == holm({name: row.t_p for name, row in tested.items()})
     reference = summary.arm("random")
     assert reference.reference and reference.differences["linear_top1"].p is None
     sd = np.sqrt(np.mean([row.sd**2 for row in tested.values()]))

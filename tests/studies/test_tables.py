@@ -27,8 +27,8 @@ def test_a_row_tells_value_difference_and_distance():
     summary = summarize(study_results())
     table = _tables.results_table(summary)
     assert table.heading == (
-        "arm", "seeds", "linear top1 %", "difference to identity [95 % interval]", "p", "p (Holm)", "E||dz||",
-        "knn top1 %", "mi lower bound", "published linear top1 %",
+        "arm", "seeds", "linear top1 %", "difference to identity [95 % interval]", "p", "p (Holm)",
+        "t test p (Holm)", "E||dz||",        "knn top1 %", "mi lower bound", "published linear top1 %",
     )  # fmt: skip
     rows = {row["arm"]: row for row in cells(table)}
     assert list(rows) == [*GAIN, "random", "pixels"]
@@ -36,7 +36,7 @@ def test_a_row_tells_value_difference_and_distance():
     assert found["seeds"] == "5" and found["E||dz||"] == "1.4" and found["published linear top1 %"] == "52.33"
     assert re.fullmatch(r"4\d\.\d\d ± \d\.\d\d", found["linear top1 %"])
     assert re.fullmatch(r"\+\d\.\d\d \[\+\d\.\d\d, \+\d\.\d\d\]", found["difference to identity [95 % interval]"])
-    assert found["p"] == "0.0625" and found["p (Holm)"] == "0.188"
+    assert found["p"] == "0.0625" and found["p (Holm)"] == "0.188" and float(found["t test p (Holm)"]) < 0.001
     assert rows["navigator d=1.4"]["difference to identity [95 % interval]"].endswith("] holds 0")
     assert rows["identity"]["difference to identity [95 % interval]"] == "baseline"
     assert rows["random"]["p"] == rows["random"]["E||dz||"] == ""
@@ -94,7 +94,7 @@ def test_every_format_has_every_row(summary, tmp_path):
     }
     lines = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
-    assert widths == [11] * 8 + [6] * 7
+    assert widths == [12] * 8 + [6] * 7
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     row = next(row for row in rows if (row["arm"], row["number"]) == ("gaussian d=1.4", "linear_top1"))
     known = summary.arm("gaussian d=1.4")
@@ -109,7 +109,7 @@ def test_latex_is_escaped_and_balanced(summary):
     page = _tables.latex(summary)
     assert page.count("\\toprule") == page.count("\\bottomrule") == page.count("\\begin{table}") == 2
     rows = [line for line in page.splitlines() if line.endswith("\\\\")]
-    assert {line.count(" & ") for line in rows} == {9, 4}
+    assert {line.count(" & ") for line in rows} == {10, 4}
     assert "$\\mathrm{E}\\|dz\\|$" in page and "linear top1 \\%" in page and "$\\pm$" in page and "[$+$" in page
     assert _tables.tex_escaped("50 % & a_b #1 ~ \\ -1 x-1") == (
         r"50 \% \& a\_b \#1 \textasciitilde{} \textbackslash{} $-$1 x-1"
