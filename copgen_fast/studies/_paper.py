@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from copgen_fast.studies import Arm, Settings, Study
 
@@ -56,8 +56,9 @@ def study(
     settings: Settings | None = None,
     small: Settings | None = None,
     small_columns: Sequence[str] = (),
+    **compared: Any,
 ) -> Study:
-    """A table of the paper as a study; the first row is the baseline.
+    """A table of the paper as a study.
 
     Args:
         number: what the source calls it, "Table 3".
@@ -66,6 +67,7 @@ def study(
             which the paper reports and stands in the next column, is chosen on the images that it is scored on.
         settings: of all arms at the paper's scale.
         small: at small scale, where further columns are `small_columns`.
+        compared: the study's `baseline`, by default the first row, and `within`.
     """
     arms = tuple(Arm(row.name, row.settings) for row in rows)
     if config.scale == "small":
@@ -75,6 +77,7 @@ def study(
             settings={**SMALL, **(small or {})},
             columns=(*small_columns, "knn_top1", "displacement_norm"),
             title=f"{title} (rows of {number} at small scale, on CIFAR-10)",
+            **compared,
         )
     numbers = {row.name: [value / 100 for value in row.published] for row in rows if row.published}
     return Study(
@@ -86,4 +89,5 @@ def study(
         published={name: dict(zip(published, values, strict=True)) for name, values in numbers.items()},
         title=title,
         source=f"Li et al. 2022, {number}",
+        **compared,
     )

@@ -141,6 +141,11 @@ def test_options_of_the_positives_studies():
         built("positives-digits", "distances=0")
 
 
+def test_table_3_compares_within_T_x():
+    found = built("table3")
+    assert (found.baseline, found.within) == ("gaussian", ("pretrain.augmentation",))
+
+
 def test_pairs_serve_both_policies_of_pretraining():
     found = built("positives-digits", "distances=2")
     needs = {unit.folder.name for run in _plan.plan(found, (0,), Path("out")) for unit in run.unit.needs}
