@@ -1,6 +1,24 @@
 #!/bin/sh
 # Every test and benchmark that needs a GPU, in nine minutes on one card: bench/gpu.sh [FOLDER] [--seconds 540]
 # (bench/gpu.py). PYTHON chooses the interpreter.
+#
+# Without network, on an image that has torch: bench/gpu.sh --wheels WHEELS [FOLDER] [--seconds 540] installs the package
+# and what the parts need from a folder of wheels, into runs/gpu-venv, which sees the image's packages
+# (docs/versions.md says how to fill the folder).
 set -eu
 cd "$(dirname "$0")/.."
+if [ "${1:-}" = --wheels ]; then
+    [ -d "${2:-}" ] || { echo "--wheels: there is no folder ${2:-}: see docs/versions.md" >&2; exit 2; }
+    wheels=$2
+    shift 2
+    venv=runs/gpu-venv
+    [ -x $venv/bin/python ] || "${PYTHON:-python3}" -m venv --system-site-packages $venv
+    install() { $venv/bin/python -m pip install --quiet --no-index --find-links "$wheels" --no-build-isolation "$@"; }
+    install 'setuptools>=77' wheel ninja
+    install -e .
+    for package in pytest pytest-xdist hypothesis kornia lightly pytorch-metric-learning pytorch-pretrained-biggan; do
+        install "$package" 2>/dev/null || echo "missing: $package is not in $wheels"
+    done
+    PYTHON=$venv/bin/python
+fi
 exec "${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}" -m bench gpu "$@"
