@@ -237,6 +237,7 @@ def calibrate(
 
     h = phi(z, labels)
     reference = compared(*(phi(z, labels, seeds.generator(seed, "calibration views", i)) for i in range(2)))
+    chance = compared(h, h.roll(1, 0))
     norm, found = z.norm(dim=1).mean().item(), {}
     for name, dz in moves.items():
         own = dz.norm(dim=1).mean().item()
@@ -254,6 +255,7 @@ def calibrate(
         "encoder_sha256": sha256(path),
         "generator_digest": G.record["digest"],
         "reference": reference.means(options.clusters),
+        "chance": chance.means(options.clusters),
         "ways": found,
     }
 
@@ -289,10 +291,15 @@ def find_delta(run: Run, G: nn.Module) -> NavigatorConfig:
 
 
 def tell(found: Mapping[str, Any], projected: bool) -> None:
-    """Print the delta that was found, and warn where T_z starts beyond it."""
+    """Print the delta that was found, and warn where no distance is too far, and where T_z starts beyond it."""
     delta, (low, high), start = found["proposal"], found["interval"], found["distance"]
-    note = f"; {found['note']}" if found["note"] else ""
-    print(f"navigator.delta: {delta:.3g} by calibration (95 % {low:.3g} to {high:.3g}{note})", flush=True)
+    print(f"navigator.delta: {delta:.3g} by calibration (95 % {low:.3g} to {high:.3g})", flush=True)
+    if found["note"]:
+        print(
+            f"warning: navigator.delta: {found['note']}; an encoder that learned little tells little, see "
+            "--pretrain.epochs and --pairs.count",
+            flush=True,
+        )
     if start >= delta and not projected:
         print(
             f"warning: navigator.delta: T_z starts at E||T_z(z)|| {start:.3g}, so that training ends at once: "

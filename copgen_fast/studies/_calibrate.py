@@ -40,7 +40,7 @@ class CalibrateConfig(Calibration):
     clusters, how often the anchor is found among unrelated images, and the rank of their distance (0: nearest).
     """
 
-    run: Annotated[Path, tyro.conf.Positional] = Path()
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = Path()
     """Run folder; what its ways of making positives need (T_z, walks) must be there."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -96,6 +96,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         yield f"\n{name} (in this run E||dz|| {way['distance']:.3g})"
         yield f"{'E||dz||':>10}{head}{'retrieval@1':>13}{'rank':>8}"
         yield _row("two views", reference)
+        yield _row("unrelated", found["chance"])
         for point in way["curve"]:
             yield _row(f"{point['distance']:.3g}", point)
     yield "\nproposed, the largest distance that keeps this part of two views' agreement: " + f"{found['keep']:g}"

@@ -101,6 +101,7 @@ def test_the_distance_is_found_where_it_is_known(circle):
     low, high = spread["interval"]
     assert low < spread["proposal"] < high and high - low < 0.1
     assert found["reference"] == {"agreement": {"4": 1.0}, "retrieval_top1": 1.0, "rank": 0.0}
+    assert found["chance"]["agreement"]["4"] == pytest.approx(0.25, abs=0.07)
     assert equal["curve"][0]["retrieval_top1"] < 0.01, "many unrelated points lie between"
     json.dumps(found)
 
@@ -225,6 +226,8 @@ def test_a_start_beyond_delta_is_told(capsys):
     assert "warning: navigator.delta: T_z starts at E||T_z(z)|| 2, so that training ends" in capsys.readouterr().out
     _calibration.tell(found, projected=True)
     assert "warning" not in capsys.readouterr().out
+    _calibration.tell(found | {"note": "at least"}, projected=True)
+    assert "warning: navigator.delta: at least; an encoder that learned little" in capsys.readouterr().out
 
 
 def test_an_augmentation_is_needed_to_learn_from_identity_pairs(tmp_path, capsys):
