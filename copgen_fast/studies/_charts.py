@@ -70,11 +70,16 @@ def against_distance(summary: Summary, column: Column) -> bytes | None:
             axes.plot([at] * len(y), y, "o", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
         means = [scale * known.mean for known in found]
         axes.plot(x, means, style, color=colour, marker="o", markersize=6, linewidth=1.4, label=name)
+    low, high = axes.get_ylim()
+    levels: dict[float, list[str]] = {}
     for arm in summary.arms:
         if arm.reference and summary.metric in arm.numbers:
-            axes.axhline(scale * arm.numbers[summary.metric].mean, color=_GREY, linestyle=":", linewidth=1.2)
-            label = (1, scale * arm.numbers[summary.metric].mean)
-            axes.annotate(arm.name, label, xycoords=("axes fraction", "data"), ha="right", va="bottom", color=_GREY)
+            levels.setdefault(scale * arm.numbers[summary.metric].mean, []).append(arm.name)
+    for level, names in levels.items():
+        if low - (high - low) < level < high + (high - low):  # one far away would flatten the lines
+            axes.axhline(level, color=_GREY, linestyle=":", linewidth=1.2)
+            at, place = (1, level), {"ha": "right", "va": "bottom", "fontsize": 8}
+            axes.annotate(", ".join(names), at, xycoords=("axes fraction", "data"), color=_GREY, **place)
     axes.set_xlabel("E||dz||")
     axes.set_ylabel(column.title)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

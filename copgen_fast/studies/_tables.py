@@ -181,11 +181,12 @@ def _about_seeds(summary: Summary) -> list[str]:
         return []
     column = columns_of(summary)[summary.metric]
     pairs = max(arm.differences[summary.metric].n for arm in summary.arms if summary.metric in arm.differences)
+    baseline = summary.baseline if len(summary.baselines) == 1 else "each arm's baseline"
     comparisons = f"{summary.comparisons} comparison{'s' if summary.comparisons > 1 else ''}"
     unreachable = " (no p here can reach 0.05)" if summary.smallest_p > 0.05 else ""
     points = number_text(summary.detectable, column) + (" points" if column.percent else "")
     return [
-        f"± is the sample standard deviation over seeds (n - 1). Differences to {against(summary)} are paired by seed, "
+        f"± is the sample standard deviation over seeds (n - 1). Differences to {baseline} are paired by seed, "
         f"with Student's t interval. p is of the exact sign-flip test, with {pairs} seeds never below "
         f"{summary.smallest_p:.3g}{unreachable}; p (Holm) is adjusted for {comparisons}, "
         "and so is that of the t test, which takes differences for normal, as the intervals do. Only "
