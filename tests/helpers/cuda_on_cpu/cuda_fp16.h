@@ -1,15 +1,18 @@
 // CUDA emulation for tests: replaces CUDA's header of this name, so that a C++ compiler takes csrc/*/*.cuh and one CPU
-// thread runs their kernels. Blocks run one after the other; a CUDA thread is a fiber that runs until it waits for its
-// warp or its block.
+// thread runs their kernels. Blocks run one after the other, each with shared memory that is NaN at first; a CUDA thread
+// is a fiber that runs until it waits for its warp or its block.
 #pragma once
 
+#include <link.h>
 #include <math.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <random>
 #include <stdexcept>
 #include <vector>
 
@@ -17,7 +20,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static  // one block at a time
+#define __shared__ static thread_local  // one block at a time; nothing else is in this library's thread-local memory
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -43,7 +46,8 @@ struct Machine {
   int threads = 0, current = 0, waiting = 0;
   int in_warp[32] = {};             // lanes that wait
   const void* operation[32] = {};   // for what
-  bool backwards = false;           // later warps first
+  unsigned order = 0;               // of the warps: 0 as numbered, 1 backwards, else random, by this seed
+  std::mt19937 random;
   jmp_buf scheduler;
   std::function<void()> body;
 };
@@ -76,15 +80,40 @@ inline void step(int t) {
   setcontext(&fiber.start);
 }
 
+inline thread_local volatile char anchor;
+
+// Fills the block's shared memory with bytes that make a NaN of every float and half.
+inline void forget_shared_memory() {
+  static char* start = nullptr;
+  static size_t size = 0;
+  const auto find = [](dl_phdr_info* info, size_t, void*) {
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      char* block = static_cast<char*>(info->dlpi_tls_data);
+      const size_t bytes = info->dlpi_phdr[i].p_memsz;
+      const char* inside = const_cast<const char*>(&anchor);
+      if (info->dlpi_phdr[i].p_type != PT_TLS || !block || inside < block || inside >= block + bytes) continue;
+      start = block, size = bytes;
+    }
+    return 0;
+  };
+  anchor = 1;  // so that the memory is there
+  if (!start) dl_iterate_phdr(find, nullptr);
+  if (!start) abort();
+  memset(start, 0xff, size);
+}
+
 inline void run_block() {
+  forget_shared_memory();
   for (int w = 0; w < 32; ++w) machine.in_warp[w] = 0;
   machine.waiting = 0;
   for (Fiber& fiber : machine.fibers) fiber.started = fiber.waiting = fiber.done = false;
-  const int warps = machine.threads / 32;
+  std::vector<int> order(machine.threads / 32);
+  for (size_t n = 0; n < order.size(); ++n) order[n] = static_cast<int>(n);
+  if (machine.order == 1) std::reverse(order.begin(), order.end());
   for (bool alive = true, progress = false, moved; alive;) {
     alive = false;
-    for (int n = 0; n < warps; ++n) {
-      const int warp = machine.backwards ? warps - 1 - n : n;
+    if (machine.order > 1) std::shuffle(order.begin(), order.end(), machine.random);
+    for (const int warp : order) {
       do {
         moved = false;
         for (int t = warp * 32; t < warp * 32 + 32; ++t) {

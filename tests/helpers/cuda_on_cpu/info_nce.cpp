@@ -23,12 +23,25 @@ int guarded(const Run& run) {
   }
 }
 
+// Reads shared memory before it writes it.
+void unwritten_kernel(float* values) {
+  __shared__ float shared[1];
+  if (threadIdx.x) return;
+  values[blockIdx.x] = shared[0];
+  shared[0] = 1;
+}
+
 }  // namespace
 
 extern "C" {
 
-// Later warps first: where a barrier is missing, results differ.
-void run_backwards(bool backwards) { on_cpu::machine.backwards = backwards; }
+void unwritten(float* values, int blocks) { on_cpu::launch(unwritten_kernel, blocks, 1, 32, values); }
+
+// The order of the warps, on which results depend where a barrier is missing: 0, 1 backwards, else a random one's seed.
+void run_in_order(unsigned order) {
+  on_cpu::machine.order = order;
+  on_cpu::machine.random.seed(order);
+}
 
 int row_losses(int plan, Similarity matrix, int band, float* scratch, float* losses, float* lse, int64_t* nearest,
                float* nearest_logit) {
