@@ -101,6 +101,7 @@ def plan(study: Study, seeds: tuple[int, ...], folder: Path) -> list[Planned]:
     Raises:
         UsageError: settings that `copgen_fast.train` refuses; the message names the arm.
     """
+    _decided.cache_clear()  # files of weights and parts may have changed
     return [_planned(study, arm, seed, folder) for seed in seeds for arm in study.arms]
 
 
@@ -140,12 +141,17 @@ def _parse(command: tuple[str, ...]) -> RunConfig:
     return train.parse(list(command))
 
 
-@functools.lru_cache(maxsize=4096)
 def _digest(config: RunConfig) -> str:
-    """What tells the results of a configuration from those of others, as 12 hex digits: what is not the default."""
-    default = defaults(config)
-    values = {name: value for name, value in identity(config).items() if default.get(name) != value}
+    """What tells the results of a configuration from those of others, as 12 hex digits."""
+    values = [_decided(dataclasses.replace(config, seed=0)), config.seed]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@functools.lru_cache(maxsize=4096)
+def _decided(config: RunConfig) -> dict[str, object]:
+    """What of a configuration decides its results and is not the default; it reads weights and files of parts."""
+    default = defaults(config)
+    return {name: value for name, value in identity(config).items() if default.get(name) != value}
 
 
 def of_folder(unit: Unit) -> Run:
@@ -273,6 +279,7 @@ def validate(study: Study, planned: list[Planned]) -> None:
     Raises:
         UsageError: the first fault, with the arm's name.
     """
+    _expect_metric(study)
     checked: set[object] = set()
     for run in planned:
         if run.unit.done or run.arm in checked:
@@ -289,7 +296,6 @@ def validate(study: Study, planned: list[Planned]) -> None:
                 _expect_generator(config)
         except UsageError as error:
             raise UsageError(f"arm {run.arm}: {error}") from error
-    _expect_metric(study)
 
 
 def _expect_generator(config: RunConfig) -> None:

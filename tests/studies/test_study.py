@@ -1,5 +1,6 @@
 """Studies that run: shared parts, several commands, kills, failures."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,8 +11,8 @@ import pytest
 
 from copgen_fast import study, train
 from copgen_fast.runtime import artifacts
-from copgen_fast.studies import _results
-from tests.helpers.study_runs import ARMS, TINY, found, words
+from copgen_fast.studies import _results, _settings
+from tests.helpers.study_runs import ARMS, ONE, TINY, found, words
 
 KILLED = """
 import os, signal, sys
@@ -29,14 +30,9 @@ study.main(sys.argv[1:])
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A study of 2 x 2 arms and 2 seeds, by two commands at once."""
+    """A study of 2 x 2 arms and 2 seeds."""
     folder = tmp_path_factory.mktemp("studies") / "tiny"
-    command = [sys.executable, "-m", "copgen_fast.study", *words(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as other:
-        code = study.main(words(folder))
-        printed = other.communicate()[0]
-    assert (code, other.returncode) == (0, 0), printed
-    assert "8 of 8 runs are done" in printed
+    assert study.main(words(folder)) == 0
     return folder
 
 
@@ -71,15 +67,15 @@ def test_a_run_is_what_its_own_command_makes(finished, tmp_path, capsys):
 
 def test_a_killed_study_goes_on_to_the_same_results(finished, tmp_path):
     folder = tmp_path / "study"
-    killed = subprocess.run([sys.executable, "-c", KILLED, *words(folder, "--jobs", "2")], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words(folder)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     states = found(folder)[1]
     assert "done" in states.values() and "waiting" in states.values()
     assert study.main(words(folder)) == 0
     assert found(folder) == found(finished)
 
 
-def test_a_stop_saves_and_the_command_says_so(finished, tmp_path, monkeypatch, capsys):
+def test_a_stop_saves_and_the_command_says_so(tmp_path, monkeypatch, capsys):
     folder, write = tmp_path / "study", _results.Writer.write
 
     def stop(self, last=False):
@@ -87,10 +83,26 @@ def test_a_stop_saves_and_the_command_says_so(finished, tmp_path, monkeypatch, c
         return write(self, last)
 
     monkeypatch.setattr(_results.Writer, "write", stop)
-    arms = "--vary pairs.positives=identity pretrain.augmentation=digits,none".split()
-    assert study.main(words(folder, "--jobs", "2", arms=arms, seeds="0")) == 130
+    assert study.main(words(folder, arms=ONE, seeds="0,1")) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert "done" in found(folder)[1].values()
+
+
+def test_a_folder_in_use_is_passed_over_and_looked_at_again(tmp_path, monkeypatch):
+    folder, write = tmp_path / "study", _results.Writer.write
+    order = []
+    with contextlib.ExitStack() as held:
+        held.enter_context(artifacts.folder_lock(folder / "runs" / "identity" / "seed-0"))
+
+        def release(self, last=False):
+            order.append(found(folder)[1] if order else {})
+            held.close()  # the other command's end
+            return write(self, last)
+
+        monkeypatch.setattr(_results.Writer, "write", release)
+        assert study.main(words(folder, arms=ONE, seeds="0,1")) == 0
+    assert order[1] == {("identity", 0): "waiting", ("identity", 1): "done"}
+    assert set(found(folder)[1].values()) == {"done"}
 
 
 def test_a_failed_run_is_told_and_others_go_on(tmp_path, capsys):
@@ -105,25 +117,30 @@ def test_a_failed_run_is_told_and_others_go_on(tmp_path, capsys):
     assert "1 of 2 runs are done" in said.out and "one seed" in said.err
     assert found(folder)[1] == {("identity", 0): "done", ("bad_way", 0): "failed"}
     way.write_text("def build(setting):\n    return lambda z, seeds: z + 1\n")
-    assert study.main(command) == 2  # another file is another arm of the same name
-    assert found(folder)[1]["bad_way", 0] == "failed"
+    assert study.main(command) == 0  # tries again
+    assert found(folder)[1]["bad_way", 0] == "done"
 
 
 def test_seeds_and_arms_are_added_but_no_other_study(finished, tmp_path, capsys):
-    def refused(*other, **fields):
-        code = study.main(words(finished, *other, **fields))
-        return code, capsys.readouterr().err
+    def refused(*other):
+        return study.main(words(finished, *other)), capsys.readouterr().err
 
     assert refused("--pretrain.lr", "1")[1].count("pretrain.lr (None there, 1 here)") == 1
     assert "of other metric" in refused("--metric", "knn_top5")[1]
     assert "of other baseline" in refused("--baseline", "identity none")[1]
-    code, said = refused(arms=["--vary", "pairs.positives=identity,navigator"], seeds="0")
-    assert code == 2 and "\n" not in said.replace("one seed", "").strip().split("\n")[-1]
+    other = tmp_path / "my_study.py"
+    fields = f"{_settings.parse(TINY)!r}, baseline='identity digits', metric='knn_top1'"
+    other.write_text(
+        "from copgen_fast.studies import Arm, Study\n"
+        "def build(config):\n"
+        f"    return Study('quickstart', (Arm('identity digits', {{'pairs.positives': 'navigator'}}),), {fields})\n"
+    )
+    assert study.main([str(other), "--out", str(finished)]) == 2
+    assert "of other arm identity digits: pairs.positives" in capsys.readouterr().err
     record = json.loads((finished / "study.json").read_text())
     assert record["seeds"] == [0, 1] and len(record["arms"]) == 4
-    (tmp_path / "notes.txt").write_text("mine")
     assert study.main(["quickstart", *ARMS, *TINY, "--out", str(tmp_path)]) == 2
-    assert "holds notes.txt and no study" in capsys.readouterr().err
+    assert "holds my_study.py and no study" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
