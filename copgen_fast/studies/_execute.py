@@ -38,6 +38,9 @@ _BUSY = 75
 _LOOK_EVERY = 1.0
 """Seconds between looks at folders that other commands use, and at requests to stop."""
 
+_LATE = ("sklearn.datasets", "torch.utils.tensorboard")
+"""Modules that stages import once they need them, which takes longer than a small run."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -75,7 +78,8 @@ def prepare() -> ForkServerContext:
     """Start to import, in a server that processes are forked from, what all of them need."""
     context = multiprocessing.get_context("forkserver")
     # All of the package that is loaded here: each process loads the main module anew, and what that needs is there.
-    context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "copgen_fast"])
+    loaded = [name for name in sys.modules if name.partition(".")[0] == "copgen_fast"]
+    context.set_forkserver_preload([*loaded, *_LATE])
     forkserver.ensure_running()
     return context
 
