@@ -97,7 +97,8 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
             model = _model(encoder, frozen, data, config, run)
             folder = made.enter_context(_folder(model, data, rows, config, run))
             fine_tune(model, frozen, data, rows, name, config, run, folder)
-            found |= accuracies(f"semi_supervised_{name}", *_scores(model, frozen, data, config, run))
+            scores, expected = _scores(model, frozen, data, config, run)
+            found |= accuracies(f"semi_supervised_{name}", scores, expected, frozen.correct)
     return found
 
 
