@@ -73,7 +73,7 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
     Raises:
         UsageError, NonFiniteError, Interrupted: as the protocol.
     """
-    if not any(True for _ in encoder.parameters()):
+    if not isinstance(encoder, nn.Module) or not any(True for _ in encoder.parameters()):
         return {}
     frozen = evals.freeze(encoder, run)
     digest = artifacts.tensors_digest(encoder.state_dict())

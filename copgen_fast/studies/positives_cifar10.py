@@ -1,4 +1,4 @@
-"""Ways of making positives at equal distance, on CIFAR-10 with its published DCGAN: half a minute to a minute a run.
+"""Ways of making positives at equal distance, on CIFAR-10 with its published DCGAN: one to two minutes a run.
 
 Give --generator.weights (cifar10_dcgan.pth) and --data.root (cifar10.npz), as for the preset cifar10. The grid is that
 of `positives-digits`: identity, and four ways at every distance E||dz||, with T_x in pretraining and without.

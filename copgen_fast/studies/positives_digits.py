@@ -1,4 +1,4 @@
-"""Ways of making positives at equal distance, on the embedded digits: needs no file, and seconds a run.
+"""Ways of making positives at equal distance, on the embedded digits: needs no file, and half a minute a run.
 
 identity, and Gaussian noise, an untrained navigator, a trained one and steering, each at every distance E||dz||, with
 the digits' augmentation T_x in pretraining and without any. Navigators are trained with T_x in both cases.
@@ -9,8 +9,8 @@ depends on T_x. `pairs_agreement_top1` is how often the encoder's own linear cla
 class: a poor encoder sees changes that there are not, so compare it among encoders of like accuracy.
 
 What it can't: say anything of photographs. A small network was fitted to 1,437 scans, the same that encoders are
-evaluated by; with T_x even an untrained encoder is not far below the others, and 360 test scans tell no differences
-below two points in one run.
+evaluated by; raw pixels, of which 97 % are told right, do better than encoders trained as briefly as these; and 360
+test scans tell no differences below two points in one run.
 """
 
 from __future__ import annotations
