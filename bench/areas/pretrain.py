@@ -36,6 +36,7 @@ class Case:
     Attributes:
         precisions: those of a GPU; a CPU has float32, and bf16 if supported.
         workers: processes of the peer's augmentation, threads of our loader; None is one for each CPU core.
+        compiled: ours with `--compile`.
     """
 
     batch: int
@@ -44,18 +45,19 @@ class Case:
     precisions: tuple[str, ...] = ("fp16", "bf16")
     devices: tuple[str, ...] = ("cpu", "cuda")
     workers: int | None = None
+    compiled: bool = False
 
     def __str__(self) -> str:
         encoder = self.options.encoder
         width = "" if encoder.width == 64 else f"/{encoder.width}"
-        return f"{encoder.name}{width} B={self.batch} {self.side}px"
+        return f"{encoder.name}{width} B={self.batch} {self.side}px" + ", torch.compile" * self.compiled
 
     @property
     def processes(self) -> int:
         return machine.cores() if self.workers is None else self.workers
 
     def config(self, precision: str) -> RunConfig:
-        return RunConfig(precision=precision, pretrain=replace(self.options, batch=self.batch))
+        return RunConfig(precision=precision, compile=self.compiled, pretrain=replace(self.options, batch=self.batch))
 
     def pairs(self) -> PairBatch:
         seeded = torch.Generator().manual_seed(0)
@@ -68,6 +70,8 @@ CASES = (
     Case(32, 128, PretrainConfig(encoder=EncoderConfig("resnet18", "imagenet")), devices=("cpu",)),
     Case(224, 128, PretrainConfig(encoder=EncoderConfig("resnet50", "imagenet")), devices=("cuda",)),
 )
+# Compiling takes a minute: after all else.
+COMPILED = (replace(CASES[2], compiled=True, precisions=("fp16",)),)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def rows(options: Options) -> Iterator[Row]:
     for case, device in chosen(READING, options):
         with tempfile.TemporaryDirectory() as folder:
             yield from _reading_rows(case, Path(folder), device, options)
+    yield from _steps.rows(_AREA, COMPILED, options)
 
 
 def profiles(options: Options) -> Iterator[str]:
@@ -135,7 +140,7 @@ def our_step(config: RunConfig, device: torch.device) -> Callable[[int, Fetch], 
 
 def their_steps(case: Case, device: torch.device) -> dict[str, Call]:
     """The reference code's form by its name: with its augmentation, and with views made beforehand."""
-    config = case.config("fp32")
+    config = replace(case.config("fp32"), compile=False)
     policy = augmentations.get(config.pretrain.augmentation)
     augmented = baselines.pictures_loader(case.pairs().images, policy, case.processes)
     views = augmented()
