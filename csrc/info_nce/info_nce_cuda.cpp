@@ -12,6 +12,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 
 namespace copgen {
@@ -24,7 +26,18 @@ cudaError_t start_row_gradients(cudaStream_t stream, Plan plan, const Similarity
 
 namespace {
 
-constexpr int64_t kScratchFloats = int64_t{8} << 20;  // 32 MiB
+// Floats for a triangle's column sums, of which each launch fills a band: enough for one launch of 16,384 pairs on a
+// card of 4 GB. By the card's memory and not by what is free, as bands decide the order of sums, and so their rounding.
+int64_t scratch_floats(const at::Tensor& rows) {
+  static thread_local std::array<int64_t, 64> known{};
+  int64_t& floats = known[rows.get_device() % known.size()];
+  if (floats == 0) {
+    cudaDeviceProp properties{};
+    C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, rows.get_device()));
+    floats = std::max(int64_t{8} << 20, static_cast<int64_t>(properties.totalGlobalMem / 64 / sizeof(float)));
+  }
+  return floats;
+}
 
 int multiprocessors(const at::Tensor& rows) {
   int count = 0;
@@ -73,7 +86,7 @@ void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns
   const at::Tensor x = laid_out(rows, "rows"), y = columns ? laid_out(*columns, "columns") : x;
   const Similarity matrix = similarity(x, y, temperature, bound, offset, shift, exclude_self);
   const Plan plan = choose_losses_plan(matrix, multiprocessors(rows), !columns, nearest.has_value());
-  const int band = triangle_band(matrix.m, kScratchFloats);
+  const int band = triangle_band(matrix.m, scratch_floats(rows));
   at::Tensor scratch;
   if (plan == Plan::kTriangle) scratch = at::empty({triangle_scratch(matrix.m, band)}, losses.options());
   C10_CUDA_CHECK(start_row_losses(c10::cuda::getCurrentCUDAStream(), plan, matrix, band,
