@@ -1,4 +1,4 @@
-# make quickstart   the whole pipeline on embedded data, then open runs/quickstart/report.html
+# make quickstart   the whole pipeline on embedded data, and for three seeds; then open runs/quickstart/report.html
 # make test         all tests
 # make test-cpu     tests that compare two computations once more, with an older CPU's instructions and two threads
 # make bench        every benchmark on this machine, into runs/bench.json
@@ -26,6 +26,8 @@ $(READY): setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/*)
 
 quickstart: $(READY)
 	$(BIN)/python -m copgen_fast.train quickstart
+	$(BIN)/python -m copgen_fast.study quickstart --seeds 0..2 --out runs/quickstart-seeds --vary \
+		pairs.positives=identity,gaussian,untrained-navigator,navigator,steering
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

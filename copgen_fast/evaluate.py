@@ -81,7 +81,7 @@ class Evaluation(Run):
 def evaluation(options: EvaluateConfig, loaded: LoadedEncoder, device: torch.device) -> Evaluation:
     """The run that the encoder is evaluated in: that which made it, where there is one, with this command's options."""
     config = loaded.run or RunConfig()
-    probe = ProbeConfig(options.evals, options.options, (), options.batch, options.precision)
+    probe = ProbeConfig(options.evals, options.options, baselines=(), batch=options.batch, precision=options.precision)
     config = dataclasses.replace(config, seed=options.seed, data=options.data, probe=probe)
     policy = augmentations.get(config.pretrain.augmentation)
     normalization = (options.mean or policy.mean, options.std or policy.std)

@@ -80,7 +80,21 @@ def parse(arguments: list[str]) -> RunConfig:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in RENAMED:
             raise UsageError(f"--{name.replace('_', '-')} has moved: write --{RENAMED[name]}")
-    return options.parse(RunConfig, words, f"{COMMAND} {preset}", default=PRESETS[preset])
+    config = options.parse(RunConfig, words, f"{COMMAND} {preset}", default=PRESETS[preset])
+    return _without_options_of_others(config, PRESETS[preset])
+
+
+def _without_options_of_others(config: RunConfig, preset: RunConfig) -> RunConfig:
+    """A configuration whose options that only its preset gives are those of the parts that it has."""
+
+    def kept(given: tuple[str, ...], ours: tuple[str, ...], parts: tuple[str, ...]) -> tuple[str, ...]:
+        labels = {registry.label(part) for part in parts}
+        return tuple(word for word in given if given != ours or word.partition(".")[0] in labels)
+
+    pairs, probe = config.pairs, config.probe
+    pairs = dataclasses.replace(pairs, options=kept(pairs.options, preset.pairs.options, pairs.positives))
+    probe = dataclasses.replace(probe, options=kept(probe.options, preset.probe.options, probe.evals))
+    return dataclasses.replace(config, pairs=pairs, probe=probe)
 
 
 def help_text(names: list[str]) -> str:

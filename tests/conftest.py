@@ -8,8 +8,10 @@ from hypothesis import settings
 TINY = """quickstart --device cpu --log-every 1 --save-every 2
     --navigator.samples 64 --navigator.batch 16 --navigator.grid-every 32 --navigator.delta None
     --pairs.count 48 --pairs.shard-size 16 --pairs.batch 16 --pairs.workers 0
+    --pairs.positives identity gaussian untrained-navigator navigator --positive.options
+    --navigator.view-size None --pairs.size None --data.image-size 32 --pretrain.augmentation digits
     --pretrain.epochs 2 --pretrain.batch 16""".split()
-"""The quickstart in seconds: every stage and every method, too short to learn anything."""
+"""The quickstart in seconds, with augmentation and images as the generator makes them; too short to learn anything."""
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported: without a GPU its kernels are tested in its interpreter, on the CPU.

@@ -5,9 +5,10 @@ import pytest
 from copgen_fast import methods, registry
 from copgen_fast.config import faults
 from copgen_fast.doctor import estimates
+from copgen_fast.errors import UsageError
 from copgen_fast.evals.linear_augmented import Config, learning_rate
 from copgen_fast.presets import PRESETS
-from copgen_fast.train import main, parse
+from copgen_fast.train import main, parse, validate
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -45,3 +46,14 @@ def test_what_a_preset_still_needs_is_said_in_one_line(tmp_path, capsys):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "--data.root" in line or "--generator.weights" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_presets_options_of_parts_that_a_run_lacks_are_left_out():
+    config = parse(["quickstart", "--pairs.positives", "gaussian", "--probe.evals", "knn"])
+    assert config.pairs.options == ("gaussian.std=0.286",) and not faults(config)
+    assert parse(["imagenet100", "--probe.evals", "knn"]).probe.options == ()
+    given = ["steering.distance=1.5"]
+    assert parse(["quickstart", "--positive.options", *given]).pairs.options == tuple(given), "given ones are kept"
+    of_another = parse(["quickstart", "--pairs.positives", "gaussian", "--positive.options", *given])
+    with pytest.raises(UsageError, match=r"steering.distance=1.5.*NAME one of gaussian"):
+        validate(of_another)

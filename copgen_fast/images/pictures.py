@@ -55,7 +55,7 @@ def smallest(picture: Image.Image, quality: int = QUALITIES[0], limit: int | Non
 def _jpeg(picture: Image.Image, quality: int) -> bytes:
     # In the best quality colours are as sharp as brightness, for images of few pixels.
     subsampling = "4:4:4" if quality == QUALITIES[0] else "4:2:0"
-    return _encoded(picture, format="JPEG", quality=quality, subsampling=subsampling, optimize=True)
+    return _encoded(picture, format="JPEG", quality=quality, subsampling=subsampling)
 
 
 def _encoded(picture: Image.Image, **options: str | int) -> bytes:

@@ -31,6 +31,8 @@ class Config:
 
     distance: Annotated[float, Range(1e-6, 1e6)] | None = None
     """Scale all displacements so that E||z' - z|| is this; None: as T_z has them."""
+    centered: bool = False
+    """Subtract E[T_z(z)], the offset that all latents share, before any scaling."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -127,12 +129,14 @@ def start(setting: Setting) -> Navigator:
 
 
 def as_positive(navigator: Navigator, way: str, setting: Setting) -> PositiveFunction:
-    """z + T_z(z), or z + s T_z(z) with the s that the distance in the options takes."""
-    scale = scale_to(_distance(setting), way, _displacements(navigator, setting))
+    """z + T_z(z) or, by the options, z + s (T_z(z) - offset), with the s that their distance takes."""
+    offset = _offset(navigator, setting) if getattr(setting.options, "centered", False) else torch.zeros(())
+    scale = scale_to(_distance(setting), way, (dz - offset for dz in _displacements(navigator, setting)))
+    offset = offset.float()
 
     @torch.inference_mode()
     def positive(z, seeds):  # noqa: ANN001, ANN202 (PositiveFunction)
-        return z + scale * navigator(z)
+        return z + scale * (navigator(z) - offset)
 
     return positive
 
@@ -143,6 +147,12 @@ def _displacements(navigator: Navigator, setting: Setting) -> Iterator[Tensor]:
     T_z, sample = copy.deepcopy(navigator).double(), setting.sample or NamedPrior("truncnorm", setting.latent_dim)
     for part in range(DRAWS // PART):
         yield T_z(sample(seeds.derive32("distance", part), PART).double())
+
+
+@torch.inference_mode()
+def _offset(navigator: Navigator, setting: Setting) -> Tensor:
+    """The mean of T_z, float64 [L]."""
+    return sum(dz.sum(0) for dz in _displacements(navigator, setting)) / DRAWS
 
 
 def build(setting: Setting) -> PositiveFunction:
@@ -164,8 +174,9 @@ def record(setting: Setting) -> dict[str, Any]:
 
 
 def held(setting: Setting) -> dict[str, Any]:
-    """What decides T_z's positives besides its weights, where it isn't the default: groups it is kept to, a scale."""
+    """What decides T_z's positives besides its weights, where it isn't the default: groups, centring, a scale."""
     found = {name: value for name in ("groups", "group_deltas") if (value := getattr(setting.navigator, name))}
+    found |= {"centered": True} if getattr(setting.options, "centered", False) else {}
     return found | ({} if (distance := _distance(setting)) is None else {"distance": distance})
 
 

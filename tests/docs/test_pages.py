@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from docs import make_speed_tables, make_structure_picture
+from docs import make_findings, make_speed_tables, make_structure_picture
 from tests.docs.pages import PAGES, ROOT
 
 
@@ -47,6 +47,12 @@ def test_every_picture_is_shown():
 def test_speeds_are_those_of_the_committed_results(page):
     """Otherwise run `python -m docs.make_speed_tables`."""
     assert make_speed_tables.updated(page.read_text()) == page.read_text()
+
+
+@pytest.mark.parametrize("page", make_findings.PAGES, ids=lambda page: page.name)
+def test_findings_are_those_of_the_committed_results(page):
+    """Otherwise run `python -m docs.make_findings`."""
+    assert make_findings.updated(page.read_text()) == page.read_text()
 
 
 def test_the_picture_of_the_structure_has_every_room():

@@ -5,6 +5,7 @@ import shlex
 import pytest
 import torch
 
+from copgen_fast import study
 from copgen_fast.train import main
 from tests.conftest import TINY
 from tests.docs.pages import PAGES, blocks, commands, write_files
@@ -68,7 +69,9 @@ def test_results_of_snippets_are_looked_at(words):
     assert any(words in snippet.code for snippet in SNIPPETS)
 
 
-PARTS = [block for block in SNIPPETS if block.file]
+FILES = [block for block in SNIPPETS if block.file]
+STUDIES = [block for block in FILES if "return Study(" in block.code]
+PARTS = [block for block in FILES if block not in STUDIES]
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
@@ -82,3 +85,12 @@ def test_a_part_from_outside_the_package_runs_by_the_command_shown(part, tmp_pat
         options += [] if name in options else [name, value]
     assert main([*TINY, *options, "--probe.baselines", "random", "--out", "run"]) == 0
     assert list(tmp_path.glob("run/probe/*.json")) and list(tmp_path.glob("run/pretrain/*/*/encoder.safetensors"))
+
+
+@pytest.mark.parametrize("part", STUDIES, ids=str)
+def test_a_study_from_outside_the_package_names_its_runs(part, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_files(part.page, tmp_path)
+    shown = next(c for c in commands(part.page) if f"./{part.file}" in c)
+    assert study.main([*shlex.split(shown)[3:], "--print-commands"]) == 0
+    assert capsys.readouterr().out.count("python -m copgen_fast.train quickstart") == 3 * 5

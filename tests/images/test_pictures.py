@@ -38,3 +38,9 @@ def test_the_smaller_file_is_taken_and_a_limit_lowers_its_quality():
 def test_a_grid_is_written_whole(tmp_path):
     write_grid(tmp_path / "grids" / "g.png", torch.zeros(2, 3, 4, 4), columns=2)
     assert [path.name for path in (tmp_path / "grids").iterdir()] == ["g.png"]
+
+
+def test_noise_which_hardly_compresses_is_a_picture_too():
+    noise = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = pictures.smallest(pictures.grid(noise, 16))
+    assert Image.open(io.BytesIO(found)).size == (16 * 34 + 2, 4 * 34 + 2)

@@ -183,6 +183,19 @@ def test_the_distance_is_exact_over_its_draws_of_the_generators_prior(trained):
     assert not torch.equal(positives.build("navigator", of_normal)(z, range(len(z))), positive(z, range(len(z))))
 
 
+@pytest.mark.parametrize("name", ["untrained-navigator", "navigator"])
+def test_the_offset_that_all_latents_share_is_subtracted(name, trained):
+    path = trained[1].navigator_file
+    free, centered = (moved(name, setting(path, name, o)) for o in ((), ("centered=True",)))
+    shared = free - centered
+    torch.testing.assert_close(shared, shared[:1].expand_as(shared))
+    assert free.mean(0).norm() > 0.3 > 0.1 > centered.mean(0).norm()
+    far = setting(path, name, ["centered=True", "distance=3"])
+    assert moved(name, far).norm(dim=1).mean().item() == pytest.approx(3, rel=0.05)
+    assert positives.record(name, far).items() >= {"centered": True, "distance": 3}.items()
+    assert "centered" not in positives.record(name, setting(path, name)), "records are those of earlier versions"
+
+
 def test_a_distance_goes_with_groups_and_projection(trained):
     path = trained[1].navigator_file
     for name, of in (

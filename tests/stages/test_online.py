@@ -93,7 +93,7 @@ def test_a_stopped_run_ends_in_the_same_bits(words, tmp_path, monkeypatch, endle
 
 
 def test_the_pairs_stage_is_left_out_where_pretraining_draws_them():
-    words = ["quickstart", "--pretrain.data", "online"]
+    words = ["quickstart", "--pairs.positives", "navigator", "--pretrain.data", "online"]
     assert wanted_stages(parse(words)) == ["navigator", "pretrain", "probe", "report"]
     assert wanted_stages(parse([*words, "--stages", "pairs"])) == ["pairs"], "asked for alone, shards are written"
 

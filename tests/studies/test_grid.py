@@ -54,7 +54,10 @@ def test_arms_are_the_product_of_what_varies():
 @pytest.mark.parametrize(
     ("vary", "names"),
     [
-        ([], ["identity", "gaussian", "untrained-navigator", "navigator"]),  # the preset's ways, an arm each
+        (
+            [],
+            ["identity", "gaussian", "untrained-navigator", "navigator", "steering"],
+        ),  # the preset's ways, an arm each
         (["pairs.positives=gaussian", "pretrain.data=pairs,real"], ["gaussian pairs", "real"]),
         (
             ["pairs.positives=identity,gaussian", "positive.options.gaussian.std=0.1,0.2"],
@@ -115,7 +118,7 @@ def test_a_studys_own_arms_are_multiplied_and_keep_their_baseline():
         (["stages=probe"], {}, "not for a study's settings"),
         (["positive.options=1"], {}, "one option at a time"),
         (["positive.options.std=1"], {}, r"positive.options.NAME.FIELD"),
-        (["positive.options.steering.distance=1"], {}, "no arm of the study has a part"),
+        (["evals.options.detection.root=there"], {}, "no arm of the study has a part"),
         (["positive.options.*.stdd=1"], {}, "no arm of the study has a part"),
         (["pretrain.temperature=1"], {}, "has moved: write method.options"),
         (["pretrain.lr=1,2"], {"settings": {"pretrain.lr": "3"}}, "given and varied"),
@@ -145,6 +148,10 @@ def test_words_give_a_preset_its_own_settings_again(preset):
     }
     base = next(iter(other for other in PRESETS if other != preset))
     options = {f"evals.options.{word.partition('=')[0]}": word.partition("=")[2] for word in config.probe.options}
+    for word in (*PRESETS[base].pairs.options, *config.pairs.options):  # those of the base alone are taken back
+        name, value = word.split("=")
+        if name.partition(".")[0] in config.pairs.positives:
+            options[f"positive.options.{name}"] = value if word in config.pairs.options else "None"
     found = train.parse(_settings.words(base, settings | options))
     assert identity(found) == identity(config)
 

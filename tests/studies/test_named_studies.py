@@ -2,6 +2,7 @@
 ones.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_every_run_is_a_valid_one(key):
 
 
 def test_these_are_all():
-    assert set(registry.names("studies")) == {*SIZES, *(name for name, _ in POSITIVES)}
+    assert set(registry.names("studies")) == {*SIZES, *(name for name, _ in POSITIVES), "navigator-digits"}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -150,3 +151,17 @@ def test_pairs_serve_both_policies_of_pretraining():
     found = built("positives-digits", "distances=2")
     needs = {unit.folder.name for run in _plan.plan(found, (0,), Path("out")) for unit in run.unit.needs}
     assert len(found.arms) == 10 and sum(name.startswith("pairs-") for name in needs) == 5
+
+
+def test_navigators_are_compared_at_one_distance_and_changed_one_by_one():
+    found, configs = opened("navigator-digits", "distance=2")
+    assert found.baseline == "untrained" and len(configs) == len(found.arms) == 13
+    base = configs["navigator"]
+    assert (base.navigator.project, base.navigator.delta, base.pretrain.augmentation) == (True, 2.0, "none")
+    for arm, config in configs.items():
+        distances = [word for word in config.pairs.options if "distance" in word and not word.endswith("None")]
+        assert len(distances) == (arm not in ("identity", "auto")), arm
+    one = {"near-zero start": {"init": "near-zero"}, "linear": {"kind": "linear"}, "lr 2e-5": {"lr": 2e-5}}
+    for arm, change in one.items():
+        assert configs[arm].navigator == dataclasses.replace(base.navigator, **change)
+    assert "navigator.centered=True" in configs["centered"].pairs.options

@@ -42,7 +42,7 @@ def changed(way, settings, seed=0):
         ("untrained-navigator", {"navigator.lr": "1", "navigator.delta": "3"}, 0, set()),
         ("untrained-navigator", {"navigator.init": "near-zero"}, 0, {"pairs-untrained-navigator"}),
         ("untrained-navigator", {}, 1, {"pairs-untrained-navigator", "baselines"}),
-        ("navigator", {"pretrain.augmentation": "none"}, 0, {"baselines"}),  # of another normalisation
+        ("navigator", {"pretrain.augmentation": "digits"}, 0, {"baselines"}),  # of another normalisation
         ("navigator", {"navigator.lr": "1"}, 0, {"navigator", "pairs-navigator"}),
         ("navigator", {"log_every": "7"}, 0, {"navigator", "pairs-navigator"}),  # when delta is looked at
         ("navigator", {"positive.options.navigator.distance": "1"}, 0, {"pairs-navigator"}),
