@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from copgen_fast import train
+from copgen_fast import registry, train
 from copgen_fast.config import RunConfig, flat
 from copgen_fast.errors import UsageError
 from copgen_fast.presets import PRESETS
@@ -150,8 +150,10 @@ def test_words_give_a_preset_its_own_settings_again(preset):
     options = {f"evals.options.{word.partition('=')[0]}": word.partition("=")[2] for word in config.probe.options}
     for word in (*PRESETS[base].pairs.options, *config.pairs.options):  # those of the base alone are taken back
         name, value = word.split("=")
-        if name.partition(".")[0] in config.pairs.positives:
-            options[f"positive.options.{name}"] = value if word in config.pairs.options else "None"
+        way, field = name.split(".")
+        if way in config.pairs.positives:
+            default = str(getattr(registry.options("positives", way), field))
+            options[f"positive.options.{name}"] = value if word in config.pairs.options else default
     found = train.parse(_settings.words(base, settings | options))
     assert identity(found) == identity(config)
 

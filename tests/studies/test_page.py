@@ -28,7 +28,7 @@ def test_the_page_is_one_file_with_everything(page):
     text = html.unescape(page)
     for words in ("Positives on noise", "linear top1 % against E||dz||", "Pretraining loss, mean and",
                   "identity, seed 4 failed: NaN in the loss", "19 of 20 runs are done", "holds 0", "torch: 9.9",
-                  "over test images", "52.33", "--positive.options gaussian.distance=2.1"):  # fmt: skip
+                  "over test images", "52.33", "gaussian.distance=2.1"):  # fmt: skip
         assert words in text, words
 
 
