@@ -131,7 +131,7 @@ def commands(planned: list[_plan.Planned], words: list[str], out: Path) -> str:
     own = "\n".join(shlex.join(["python", "-m", "copgen_fast.train", *run.unit.words]) for run in planned)
     again = shlex.join([word for word in words if word != "--print-commands"])
     return (
-        "# The runs as commands of their own, in any order. Each makes its own navigator and pairs.\n"
+        "# The runs as separate commands, in any order. Each makes its navigator and pairs itself.\n"
         f"{own}\n\n# Or a SLURM array of commands that share the study out: sbatch this.\n"
         "#!/bin/bash\n#SBATCH --array=0-3\n#SBATCH --gres=gpu:1\n#SBATCH --cpus-per-task=8\n"
         f"#SBATCH --output={out}/slurm-%A_%a.log\n#SBATCH --signal=B:TERM@120\n"

@@ -43,7 +43,7 @@ def bigbigan() -> nn.Module:
 
 
 def cifar10_dcgan() -> nn.Module:
-    """A DCGAN for CIFAR-10, 32 px, with random weights and batch norm's statistics of its own activations."""
+    """A DCGAN for CIFAR-10, 32 px, with random weights and batch norm's statistics measured on one batch."""
     with seeds.seeded("bench generator"), torch.no_grad():
         G = Cifar10DCGAN().requires_grad_(False)
         for module in G.modules():
@@ -136,7 +136,7 @@ def source(case: Case, device: torch.device) -> PairSource:
 
 
 def _call(case: Case, config: RunConfig, device: torch.device, fetch: Fetch) -> Call:
-    """A function that runs `case.steps` training steps of an encoder of its own."""
+    """A function that runs `case.steps` training steps of a new encoder."""
     step, position = our_step(config, device), itertools.count()
 
     def call() -> None:

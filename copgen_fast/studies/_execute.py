@@ -1,4 +1,4 @@
-"""Running a study's commands, several side by side, each in a process of its own.
+"""Running a study's commands, several side by side, each in a separate process.
 
 Each process holds the lock of its run folder, so that several study commands, on other hosts too, share one study: a
 folder in use is passed over and looked at again. A failed run is told in one line, and others go on.
@@ -64,7 +64,7 @@ def slots(jobs: int | None, device: str) -> list[Slot]:
     gpus = _gpus() if device in ("auto", "cuda") else []
     cores = machine.cores()
     jobs = jobs or len(gpus) or max(1, cores // 2)
-    threads = max(1, min(torch.get_num_threads(), cores // jobs))  # the user may have asked for fewer
+    threads = max(1, min(torch.get_num_threads(), cores // jobs))  # OMP_NUM_THREADS may say fewer
     return [Slot(gpus[number % len(gpus)] if gpus else None, threads) for number in range(jobs)]
 
 
@@ -143,7 +143,7 @@ def _settle(waiting: list[Unit], failed: dict[Path, str], tell: Tell) -> None:
 
 
 def _next(waiting: list[Unit]) -> Unit | None:
-    """The first unit that can run now: what it needs is there, and nobody else works on it."""
+    """The first unit that can run now: what it needs is done, and no other command holds its folder."""
     return next((unit for unit in waiting if all(need.done for need in unit.needs) and not _in_use(unit)), None)
 
 
@@ -201,7 +201,7 @@ def _stop(processes: list[BaseProcess]) -> None:
 
 
 def _work(unit: Unit, log: str, slot: Slot) -> None:
-    """In a process of its own: run one unit."""
+    """Run one unit: what each child process does."""
     os.setpgrp()  # Ctrl-C reaches the study alone, which stops its processes
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for stream in (sys.stdout, sys.stderr):
