@@ -53,7 +53,7 @@ CASES = (
     Case(8),
     Case(8, checkpointed=True),
     Case(8, width=128, network="biggan-deep"),
-    Case(4, width=64, resolution=256, network="stylegan2"),
+    Case(2, width=128, resolution=256, network="stylegan2"),
     Case(8, "half", ("cuda",)),
     *(Case(256, level, ("cuda",)) for level in ("exact", "half", "graph")),
 )
