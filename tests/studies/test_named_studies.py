@@ -50,7 +50,8 @@ def test_every_run_is_a_valid_one(key):
 
 
 def test_these_are_all():
-    assert set(registry.names("studies")) == {*SIZES, *(name for name, _ in POSITIVES), "navigator-digits"}
+    on_digits = {"navigator-digits", "loss-digits"}
+    assert set(registry.names("studies")) == {*SIZES, *(name for name, _ in POSITIVES), *on_digits}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -165,3 +166,14 @@ def test_navigators_are_compared_at_one_distance_and_changed_one_by_one():
     for arm, change in one.items():
         assert configs[arm].navigator == dataclasses.replace(base.navigator, **change)
     assert "navigator.centered=True" in configs["centered"].pairs.options
+
+
+def test_losses_are_compared_over_as_many_images_and_share_navigators():
+    found, configs = opened("loss-digits", "temperatures=0.2,1")
+    assert found.baseline == "gaussian" and len(configs) == len(found.arms) == 12
+    for config in configs.values():
+        images, steps = 1 + config.pairs.positives_per_anchor, config.pairs.count // config.pretrain.batch
+        assert (images * config.pairs.count, steps) == (8192, 32)
+    assert configs["navigator trained at temperature=1"].navigator.temperature == 1
+    needs = {unit.folder.name for run in _plan.plan(found, (0,), Path("out")) for unit in run.unit.needs}
+    assert sum(name.startswith("navigator-") for name in needs) == 3
