@@ -1,11 +1,11 @@
 """InfoNCE's CUDA kernels: values on the CPU (see helpers/cuda_on_cpu/) and on a GPU, registers and instructions."""
 
-import ctypes
 import json
 import math
 import os
 import shutil
 import subprocess
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -260,29 +260,52 @@ def test_when_a_triangle_is_chosen(triangle):
     assert triangle.library.choose_band(65536, limit) == 128 and triangle.library.choose_band(2**30, limit) == 1
 
 
-# Barriers: warps in another order, the same bits.
+# What a GPU would let pass. Every test above has tensors without anything behind them, blocks and warps in a random
+# order, and shared memory that is NaN before each block.
 
 
 @pytest.mark.parametrize("plan", [WIDE, THIN, TRIANGLE])
-def test_order_of_warps_does_not_matter(library, plan):
-    machine = OnCpu(library, plan)
+def test_order_of_blocks_and_warps_does_not_matter(library, plan):
     case = with_statistics(square(200, 150), (ROW,))
     results = []
-    for order in (0, 1, 2, 3):  # as numbered, backwards, and two random ones
-        machine.library.run_in_order(order)
+    for order in (0, 1, 2, 3):
+        machine = OnCpu(library, plan, order)
         results.append(machine.losses(case, band=2)[:2])
         if plan != TRIANGLE:
             results[-1].append(machine.gradients(case))
-    machine.library.run_in_order(0)
     for others in results[1:]:
         assert all(map(torch.equal, results[0], others))
 
 
-def test_shared_memory_is_nan_before_each_block(library):
-    """So that what a block reads before it has written it shows in every other test."""
-    values = torch.zeros(3)
-    ctypes.CDLL(str(library)).unwritten(ctypes.c_void_p(values.data_ptr()), 3)
-    assert values.isnan().all()
+@pytest.mark.parametrize("plan", [WIDE, THIN, TRIANGLE])
+def test_nothing_before_a_tensor_is_accessed(library, plan):
+    machine = OnCpu(library, plan, at_start=True)
+    case = with_statistics(square(97, 24), (ROW,))
+    assert_losses(case, *machine.losses(case, band=2, nearest=plan != TRIANGLE)[:2])
+    if plan != TRIANGLE:
+        check(machine, rectangular(30, 70, 24, offset=40, shift=29))
+
+
+def launch_fault(library, name, order=2, **options):
+    """64 zeros after a kernel of helpers/cuda_on_cpu/faults.h."""
+    machine = OnCpu(library, WIDE, order, **options)
+    with ExitStack() as kept:
+        values = machine.fenced(kept, torch.zeros(64))
+        machine.call(machine.library.launch_fault, name.encode(), values)
+        return values.clone()
+
+
+def test_the_emulator_notices_faults(library):
+    assert (launch_fault(library, "faultless") == 1).all()
+    assert launch_fault(library, "reads_what_is_unwritten").isnan().all()
+    orders = [launch_fault(library, "lacks_a_barrier", order) for order in (0, 1, 2)]
+    assert not torch.equal(orders[0], orders[1])
+    with pytest.raises(AssertionError, match="never come"):
+        launch_fault(library, "waits_alone")
+    for name, at_start in (("reads_beyond", False), ("writes_before", True)):
+        launch_fault(library, name, at_start=not at_start)
+        with pytest.raises(AssertionError, match="beyond a tensor"):
+            launch_fault(library, name, at_start=at_start)
 
 
 # On a GPU only: what chooses between plans, at sizes that choose differently.

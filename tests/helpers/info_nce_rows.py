@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -180,58 +181,64 @@ WIDE, THIN, TRIANGLE = range(3)  # csrc/info_nce/info_nce_cuda.h's Plan
 
 
 class OnCpu:
-    """The kernels on the CPU, by tests/helpers/cuda_on_cpu. Memory beside the tensors is NaN, and must stay so."""
+    """The kernels on the CPU, by tests/helpers/cuda_on_cpu: no access beyond a tensor's end (or before its start).
 
-    def __init__(self, library, plan):
-        self.library, self.plan = ctypes.CDLL(str(library)), plan
+    Blocks and warps run in an order of their own: 0 as numbered, 1 backwards, else random.
+    """
 
-    def _guarded(self, tensor):
-        """A copy amid NaN (or -1) that starts at a multiple of 16 bytes."""
-        fill = math.nan if tensor.is_floating_point() else -1
-        memory = torch.full((tensor.numel() + 512,), fill, dtype=tensor.dtype)
-        inside = memory[256 : 256 + tensor.numel()].view(tensor.shape)
-        inside.copy_(tensor)
-        return memory, inside
+    def __init__(self, library, plan, order=2, at_start=False):
+        self.library, self.plan, self.order, self.at_start = ctypes.CDLL(str(library)), plan, order, at_start
+        self.library.fenced.restype = ctypes.c_void_p
 
-    def _run(self, function, case, arguments, outputs):
+    def fenced(self, kept, tensor):
+        """A copy amid memory that can't be touched, until the ExitStack `kept` ends."""
+        size = ctypes.c_size_t(max(tensor.nbytes, 1))
+        address = self.library.fenced(size, self.at_start)
+        kept.callback(self.library.unfenced, ctypes.c_void_p(address), size)
+        memory = (ctypes.c_char * size.value).from_address(address)
+        return torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor)
+
+    def call(self, function, *arguments):
+        """Call a function that launches kernels, with tensors or what ctypes takes."""
+        self.library.run_in_order(self.order)
+        given = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor) else x for x in arguments]
+        result = function(*given)
+        assert result != 1, "threads wait for others that never come"
+        assert result != 2, "a kernel accesses memory beyond a tensor"
+
+    def _run(self, kept, function, case, arguments, outputs):
         missing = -case.rows.shape[1] % 8  # as csrc/info_nce/info_nce_cuda.cpp fills up
-        rows, columns = (
-            self._guarded(torch.nn.functional.pad(x, (0, missing)))[1] for x in (case.rows, case.all_columns)
-        )
+        filled = [torch.nn.functional.pad(x, (0, missing)) for x in (case.rows, case.all_columns)]
+        rows, columns = (self.fenced(kept, x) for x in filled)
         m, d = rows.shape
         matrix = Matrix(rows.data_ptr(), columns.data_ptr(), m, len(columns), d, 1 / case.temperature)
         matrix.bound, matrix.offset, matrix.shift = case.bound, case.offset, case.shift
         matrix.exclude_self = case.exclude_self
-        outputs = [None if x is None else self._guarded(x) for x in outputs]
-        pointers = [None if x is None else ctypes.c_void_p(x[1].data_ptr()) for x in outputs]
-        assert function(self.plan, matrix, *arguments, *pointers) == 0
-        for memory, inside in filter(None, outputs):
-            outside = torch.cat([memory[:256], memory[256 + inside.numel() :]])
-            assert (outside.isnan() if outside.is_floating_point() else outside == -1).all()
-        return [x and x[1] for x in outputs]
+        outputs = [None if x is None else self.fenced(kept, x) for x in outputs]
+        self.call(function, self.plan, matrix, *arguments, *outputs)
+        return [None if x is None else x.clone() for x in outputs]
 
     def losses(self, case, band=1, nearest=False):
         """losses [m], lse [m], nearest [m], nearest_logit [m]"""
         m = len(case.rows)
         empty = torch.full((m,), math.nan)
         best = (torch.full((m,), -1), empty) if nearest else (None, None)
-        scratch = torch.full((band + 1, m), math.nan)
-        arguments = (band, ctypes.c_void_p(scratch.data_ptr()))
-        return self._run(self.library.row_losses, case, arguments, (empty, empty, *best))
+        with ExitStack() as kept:
+            scratch = self.fenced(kept, torch.full((band + 1, m), math.nan))
+            return self._run(kept, self.library.row_losses, case, (band, scratch), (empty, empty, *best))
 
     def gradients(self, case):
         """[m, d]"""
-        keep, statistics = [], Statistics()
-        for kind in case.grads:
-            for name, values in (("grad", case.grads[kind]), ("lse", case.lses[kind])):
-                if case.columns is None and kind == COLUMN:
-                    pointer = getattr(statistics, f"row_{name}")
-                else:
-                    keep.append(self._guarded(values))
-                    pointer = keep[-1][1].data_ptr()
-                setattr(statistics, f"{kind}_{name}", pointer)
+        statistics = Statistics()
         empty = torch.full(case.rows.shape, math.nan)
-        return self._run(self.library.row_gradients, case, (statistics, case.rows.shape[1]), (empty,))[0]
+        with ExitStack() as kept:
+            for kind in case.grads:
+                for name, values in (("grad", case.grads[kind]), ("lse", case.lses[kind])):
+                    shared = case.columns is None and kind == COLUMN
+                    pointer = getattr(statistics, f"row_{name}") if shared else self.fenced(kept, values).data_ptr()
+                    setattr(statistics, f"{kind}_{name}", pointer)
+            arguments = (statistics, case.rows.shape[1])
+            return self._run(kept, self.library.row_gradients, case, arguments, (empty,))[0]
 
     def choose(self, m, bound, multiprocessors, square, nearest):
         """The plan for m rows and columns."""

@@ -1,6 +1,7 @@
 // CUDA emulation for tests: replaces CUDA's header of this name, so that a C++ compiler takes csrc/*/*.cuh and one CPU
-// thread runs their kernels. Blocks run one after the other, each with shared memory that is NaN at first; a CUDA thread
-// is a fiber that runs until it waits for its warp or its block.
+// thread runs their kernels. Blocks run one after the other, each with shared memory that is NaN at first; a CUDA
+// thread is a fiber that runs until it waits for its warp or its block. An access beyond a fenced tensor (fences.h) ends the
+// launch; AddressSanitizer takes care of arrays in shared memory, too.
 #pragma once
 
 #include <link.h>
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -20,7 +22,11 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#ifdef __SANITIZE_ADDRESS__
+#define __shared__ static  // the sanitizer guards no thread-local memory
+#else
 #define __shared__ static thread_local  // one block at a time; nothing else is in this library's thread-local memory
+#endif
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -46,7 +52,7 @@ struct Machine {
   int threads = 0, current = 0, waiting = 0;
   int in_warp[32] = {};             // lanes that wait
   const void* operation[32] = {};   // for what
-  unsigned order = 0;               // of the warps: 0 as numbered, 1 backwards, else random, by this seed
+  unsigned order = 0;               // of blocks and warps: 0 as numbered, 1 backwards, else random, by this seed
   std::mt19937 random;
   jmp_buf scheduler;
   std::function<void()> body;
@@ -80,6 +86,18 @@ inline void step(int t) {
   setcontext(&fiber.start);
 }
 
+// 0 to count - 1 in the machine's order.
+inline std::vector<int> ordered(int count) {
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  if (machine.order == 1) std::reverse(order.begin(), order.end());
+  if (machine.order > 1) std::shuffle(order.begin(), order.end(), machine.random);
+  return order;
+}
+
+#ifdef __SANITIZE_ADDRESS__
+inline void forget_shared_memory() {}
+#else
 inline thread_local volatile char anchor;
 
 // Fills the block's shared memory with bytes that make a NaN of every float and half.
@@ -101,19 +119,16 @@ inline void forget_shared_memory() {
   if (!start) abort();
   memset(start, 0xff, size);
 }
+#endif
 
 inline void run_block() {
   forget_shared_memory();
   for (int w = 0; w < 32; ++w) machine.in_warp[w] = 0;
   machine.waiting = 0;
   for (Fiber& fiber : machine.fibers) fiber.started = fiber.waiting = fiber.done = false;
-  std::vector<int> order(machine.threads / 32);
-  for (size_t n = 0; n < order.size(); ++n) order[n] = static_cast<int>(n);
-  if (machine.order == 1) std::reverse(order.begin(), order.end());
   for (bool alive = true, progress = false, moved; alive;) {
     alive = false;
-    if (machine.order > 1) std::shuffle(order.begin(), order.end(), machine.random);
-    for (const int warp : order) {
+    for (const int warp : ordered(machine.threads / 32)) {
       do {
         moved = false;
         for (int t = warp * 32; t < warp * 32 + 32; ++t) {
@@ -123,7 +138,8 @@ inline void run_block() {
           moved = true;
         }
         progress = progress || moved;
-      } while (moved);  // as far as it gets without the other warps
+        // As far as the warp gets without the others or, in a random order, at times not as far.
+      } while (moved && (machine.order < 2 || machine.random() % 4));
     }
     if (alive && !progress) throw std::runtime_error("threads wait for others that never come");
     progress = false;
@@ -167,8 +183,10 @@ void launch(void (*kernel)(Parameters...), int x, int y, int threads, Arguments.
   if (static_cast<int>(machine.fibers.size()) < threads) machine.fibers.resize(threads);
   machine.body = [=] { kernel(arguments...); };
   blockDim = {static_cast<unsigned>(threads), 1}, gridDim = {static_cast<unsigned>(x), static_cast<unsigned>(y)};
-  for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
-    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block();
+  for (const int block : ordered(x * y)) {
+    blockIdx = {static_cast<unsigned>(block % x), static_cast<unsigned>(block / x)};
+    run_block();
+  }
 }
 
 }  // namespace on_cpu

@@ -1,43 +1,38 @@
-// InfoNCE's CUDA kernels on the CPU, for ctypes; functions return zero for success. `plan` is a Plan of
+// InfoNCE's CUDA kernels on the CPU, for ctypes; functions that launch return a Result. `plan` is a Plan of
 // csrc/info_nce/info_nce_cuda.h.
-#include "info_nce_plan.cuh"
+#include "faults.h"
+#include "fences.h"
+#include "info_nce_launch.h"
 
 using namespace copgen;
 
 namespace {
 
-struct Launch {
-  template <class... Parameters, class... Arguments>
-  void operator()(void (*kernel)(Parameters...), int x, int y, int threads, Arguments... arguments) const {
-    on_cpu::launch(kernel, x, y, threads, arguments...);
-  }
-};
+enum Result { kDone, kThreadsWaitForever, kBeyondATensor };
 
 template <class Run>
 int guarded(const Run& run) {
   try {
-    run();
-    return 0;
+    return on_cpu::touches_a_fence(run) ? kBeyondATensor : kDone;
   } catch (const std::exception&) {
-    return 1;
+    return kThreadsWaitForever;
   }
-}
-
-// Reads shared memory before it writes it.
-void unwritten_kernel(float* values) {
-  __shared__ float shared[1];
-  if (threadIdx.x) return;
-  values[blockIdx.x] = shared[0];
-  shared[0] = 1;
 }
 
 }  // namespace
 
 extern "C" {
 
-void unwritten(float* values, int blocks) { on_cpu::launch(unwritten_kernel, blocks, 1, 32, values); }
+void* fenced(size_t bytes, bool at_start) { return on_cpu::fenced(bytes, at_start); }
 
-// The order of the warps, on which results depend where a barrier is missing: 0, 1 backwards, else a random one's seed.
+void unfenced(void* memory, size_t bytes) { on_cpu::unfenced(memory, bytes); }
+
+int launch_fault(const char* name, float* values) {
+  return guarded([=] { on_cpu::launch_fault(name, values); });
+}
+
+// The order of blocks and warps, on which results depend where a barrier is missing: 0, 1 backwards, else a random
+// one's seed.
 void run_in_order(unsigned order) {
   on_cpu::machine.order = order;
   on_cpu::machine.random.seed(order);
