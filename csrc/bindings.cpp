@@ -33,6 +33,16 @@ void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& colu
                    const std::optional<at::Tensor>& column_lse, const std::optional<at::Tensor>& column_grad,
                    int64_t offset, int64_t shift, bool exclude_self, at::Tensor grad_rows);
 
+void pair_losses(const at::Tensor& anchors, const at::Tensor& positives, double temperature, at::Tensor losses,
+                 at::Tensor lse, at::Tensor units, at::Tensor norms, at::Tensor kept);
+
+void pair_gradients(const at::Tensor& grad, double temperature, const at::Tensor& lse, const at::Tensor& units,
+                    const at::Tensor& norms, const at::Tensor& kept, at::Tensor grads);
+
+void l2_normalize(const at::Tensor& anchors, const at::Tensor& positives, at::Tensor units, at::Tensor norms);
+
+void l2_normalize_backward(const at::Tensor& grad, const at::Tensor& units, const at::Tensor& norms, at::Tensor grads);
+
 void cond_norm(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift, bool upsample, at::Tensor y);
 
 void cond_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
@@ -59,6 +69,14 @@ TORCH_LIBRARY(copgen_fast_cpp, m) {
   m.def(
       "row_gradients(Tensor rows, Tensor? columns, float temperature, float bound, Tensor? row_lse, Tensor? row_grad, "
       "Tensor? column_lse, Tensor? column_grad, int offset, int shift, bool exclude_self, Tensor(a!) grad_rows) -> ()");
+  m.def(
+      "pair_losses(Tensor anchors, Tensor positives, float temperature, Tensor(a!) losses, Tensor(b!) lse, "
+      "Tensor(c!) units, Tensor(d!) norms, Tensor(e!) kept) -> ()");
+  m.def(
+      "pair_gradients(Tensor grad, float temperature, Tensor lse, Tensor units, Tensor norms, Tensor kept, "
+      "Tensor(a!) grads) -> ()");
+  m.def("l2_normalize(Tensor anchors, Tensor positives, Tensor(a!) units, Tensor(b!) norms) -> ()");
+  m.def("l2_normalize_backward(Tensor grad, Tensor units, Tensor norms, Tensor(a!) grads) -> ()");
   m.def("cond_norm(Tensor x, Tensor scale, Tensor shift, bool upsample, Tensor(a!) y) -> ()");
   m.def(
       "cond_norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, bool upsample, Tensor(a!) grad_x, "
@@ -72,6 +90,10 @@ TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
   m.impl("rand_augment", &copgen::rand_augment);
   m.impl("row_losses", &copgen::row_losses);
   m.impl("row_gradients", &copgen::row_gradients);
+  m.impl("pair_losses", &copgen::pair_losses);
+  m.impl("pair_gradients", &copgen::pair_gradients);
+  m.impl("l2_normalize", &copgen::l2_normalize);
+  m.impl("l2_normalize_backward", &copgen::l2_normalize_backward);
   m.impl("cond_norm", &copgen::cond_norm);
   m.impl("cond_norm_backward", &copgen::cond_norm_backward);
 }

@@ -13,6 +13,7 @@ from bench.limits import Limit, matrix_products
 from bench.rows import DTYPES, Candidate, Options, Row, compare, in_both_directions, in_direction
 from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import resolve
+from copgen_fast.ops.info_nce.small_batch import MOST_ROWS
 
 _TEMPERATURE = 0.1
 # Largest N at which the peers run, which hold 2N x 2N matrices: more than 100 GB of a GPU at the next one.
@@ -60,9 +61,13 @@ def _rows(case: Case, direction: str, device: torch.device, options: Options) ->
 
 
 def limit(case: Case, direction: str, device: torch.device) -> Limit:
-    """The fewest products: half the symmetric matrix; backward, that half again and the matrix times the views."""
+    """The fewest products: half the symmetric matrix; backward, that half again where it is not kept, and the matrix
+    times the views.
+    """
     views = 2 * case.n
     half = views**2 * case.d
-    what = "half the matrix" if direction == "forward" else "half the matrix twice, the matrix times the views"
-    operations = half if direction == "forward" else 4 * half
-    return matrix_products(what, operations, DTYPES[case.precision], device)
+    kept = device.type == "cpu" and views <= MOST_ROWS
+    what, halves = "half the matrix", 1
+    if direction != "forward":
+        what, halves = f"{what}{'' if kept else ' twice'}, the matrix times the views", 3 if kept else 4
+    return matrix_products(what, halves * half, DTYPES[case.precision], device)

@@ -47,7 +47,7 @@ _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
     "augment": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
     "rand_augment": {"cpu": ("cpp", "reference"), "cuda": ("reference",)},
     "info_nce": {"cpu": ("cpp", "chunked", "reference"), "cuda": ("triton", "cuda", "chunked", "reference")},
-    "l2_normalize": {"cpu": ("reference",), "cuda": ("triton", "reference")},
+    "l2_normalize": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
     "cond_norm": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
 }
 

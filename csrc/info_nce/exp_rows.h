@@ -7,19 +7,22 @@
 
 namespace copgen {
 
-#define COPGEN_DECLARE_EXP_ROWS(T)                                                             \
-  /* Returns the sum of exp(scale s - shift), and adds each term to its column. */             \
-  T sum_exp(const T* s, int64_t n, T scale, T shift, T* columns);                              \
-  /* Returns the sum of exp(scale (s - top)). */                                               \
-  T sum_exp_below(const T* s, int64_t n, T scale, T top);                                      \
-  /* Adds exp(scale (s - top)) to each column, which has its own top. */                       \
-  void add_exp_below(const T* s, int64_t n, T scale, const T* top, T* columns);                \
-  /* Returns the largest s, and raises each column to its s. */                                \
-  T raise(const T* s, int64_t n, T* columns);                                                  \
-  /* s = (row + column) exp(scale s - shift), in place. */                                     \
-  void weigh(T* s, int64_t n, T scale, T shift, T row, const T* columns);                      \
-  /* s = row_grad exp(scale (s - row_lse)) + column_grad exp(scale (s - column_lse)), in place. */ \
-  void weigh_apart(T* s, int64_t n, T scale, T row_lse, T row_grad, const T* column_lse, const T* column_grad);
+#define COPGEN_DECLARE_EXP_ROWS(T)                                                                   \
+  /* s = exp(scale s - shift), in place. Returns the sum, and adds each term to its column. */       \
+  T sum_exp(T* s, int64_t n, T scale, T shift, T* columns);                                          \
+  /* Returns the sum of exp(scale (s - top)). */                                                     \
+  T sum_exp_below(const T* s, int64_t n, T scale, T top);                                            \
+  /* Adds exp(scale (s - top)) to each column, which has its own top. */                             \
+  void add_exp_below(const T* s, int64_t n, T scale, const T* top, T* columns);                      \
+  /* Returns the largest s, and raises each column to its s. */                                      \
+  T raise(const T* s, int64_t n, T* columns);                                                        \
+  /* w = (row + column) exp(scale s - shift); w may be s. */                                         \
+  void weigh(const T* s, int64_t n, T scale, T shift, T row, const T* columns, T* w);                \
+  /* w = (row + column) e, of exponentials that are known. */                                        \
+  void weigh_known(const T* e, int64_t n, T row, const T* columns, T* w);                            \
+  /* w = row_grad exp(scale (s - row_lse)) + column_grad exp(scale (s - column_lse)); w may be s. */ \
+  void weigh_apart(const T* s, int64_t n, T scale, T row_lse, T row_grad, const T* column_lse,       \
+                   const T* column_grad, T* w);
 
 COPGEN_DECLARE_EXP_ROWS(float)
 COPGEN_DECLARE_EXP_ROWS(double)

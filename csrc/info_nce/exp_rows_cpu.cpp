@@ -32,13 +32,14 @@ COPGEN_INLINE float exponential(float x) {
 }
 
 template <typename T>
-COPGEN_INLINE T sum_exp(const T* __restrict s, int64_t n, T scale, T shift, T* __restrict columns) {
+COPGEN_INLINE T sum_exp(T* __restrict s, int64_t n, T scale, T shift, T* __restrict columns) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {
     const T e = exponential(scale * s[j] - shift);
     sum += e;
     columns[j] += e;
+    s[j] = e;
   }
   return sum;
 }
@@ -71,9 +72,15 @@ COPGEN_INLINE T raise(const T* __restrict s, int64_t n, T* __restrict columns) {
 }
 
 template <typename T>
-COPGEN_INLINE void weigh(T* __restrict s, int64_t n, T scale, T shift, T row, const T* __restrict columns) {
+COPGEN_INLINE void weigh(const T* s, int64_t n, T scale, T shift, T row, const T* columns, T* w) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) s[j] = (row + columns[j]) * exponential(scale * s[j] - shift);
+  for (int64_t j = 0; j < n; ++j) w[j] = (row + columns[j]) * exponential(scale * s[j] - shift);
+}
+
+template <typename T>
+COPGEN_INLINE void weigh_known(const T* e, int64_t n, T row, const T* columns, T* w) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) w[j] = (row + columns[j]) * e[j];
 }
 
 // A share of a sum, exp(scale (s - lse)): at most 1, also where a large s is rounded otherwise than lse was. Keeps NaN.
@@ -84,32 +91,35 @@ COPGEN_INLINE T share(T s, T scale, T lse) {
 }
 
 template <typename T>
-COPGEN_INLINE void weigh_apart(T* __restrict s, int64_t n, T scale, T row_lse, T row_grad,
-                               const T* __restrict column_lse, const T* __restrict column_grad) {
+COPGEN_INLINE void weigh_apart(const T* s, int64_t n, T scale, T row_lse, T row_grad, const T* column_lse,
+                               const T* column_grad, T* w) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j)
-    s[j] = row_grad * share(s[j], scale, row_lse) + column_grad[j] * share(s[j], scale, column_lse[j]);
+    w[j] = row_grad * share(s[j], scale, row_lse) + column_grad[j] * share(s[j], scale, column_lse[j]);
 }
 
 }  // namespace body
 
-#define COPGEN_DEFINE_EXP_ROWS(T)                                                                          \
-  COPGEN_CLONES_##T T sum_exp(const T* s, int64_t n, T scale, T shift, T* columns) {                       \
-    return body::sum_exp(s, n, scale, shift, columns);                                                     \
-  }                                                                                                        \
-  COPGEN_CLONES_##T T sum_exp_below(const T* s, int64_t n, T scale, T top) {                               \
-    return body::sum_exp_below(s, n, scale, top);                                                          \
-  }                                                                                                        \
-  COPGEN_CLONES_##T void add_exp_below(const T* s, int64_t n, T scale, const T* top, T* columns) {         \
-    body::add_exp_below(s, n, scale, top, columns);                                                        \
-  }                                                                                                        \
-  COPGEN_CLONES_##T T raise(const T* s, int64_t n, T* columns) { return body::raise(s, n, columns); }      \
-  COPGEN_CLONES_##T void weigh(T* s, int64_t n, T scale, T shift, T row, const T* columns) {               \
-    body::weigh(s, n, scale, shift, row, columns);                                                         \
-  }                                                                                                        \
-  COPGEN_CLONES_##T void weigh_apart(T* s, int64_t n, T scale, T row_lse, T row_grad, const T* column_lse, \
-                                     const T* column_grad) {                                               \
-    body::weigh_apart(s, n, scale, row_lse, row_grad, column_lse, column_grad);                            \
+#define COPGEN_DEFINE_EXP_ROWS(T)                                                                        \
+  COPGEN_CLONES_##T T sum_exp(T* s, int64_t n, T scale, T shift, T* columns) {                           \
+    return body::sum_exp(s, n, scale, shift, columns);                                                   \
+  }                                                                                                      \
+  COPGEN_CLONES_##T T sum_exp_below(const T* s, int64_t n, T scale, T top) {                             \
+    return body::sum_exp_below(s, n, scale, top);                                                        \
+  }                                                                                                      \
+  COPGEN_CLONES_##T void add_exp_below(const T* s, int64_t n, T scale, const T* top, T* columns) {       \
+    body::add_exp_below(s, n, scale, top, columns);                                                      \
+  }                                                                                                      \
+  COPGEN_CLONES_##T T raise(const T* s, int64_t n, T* columns) { return body::raise(s, n, columns); }    \
+  COPGEN_CLONES_##T void weigh(const T* s, int64_t n, T scale, T shift, T row, const T* columns, T* w) { \
+    body::weigh(s, n, scale, shift, row, columns, w);                                                    \
+  }                                                                                                      \
+  COPGEN_CLONES_##T void weigh_known(const T* e, int64_t n, T row, const T* columns, T* w) {             \
+    body::weigh_known(e, n, row, columns, w);                                                            \
+  }                                                                                                      \
+  COPGEN_CLONES_##T void weigh_apart(const T* s, int64_t n, T scale, T row_lse, T row_grad,              \
+                                     const T* column_lse, const T* column_grad, T* w) {                  \
+    body::weigh_apart(s, n, scale, row_lse, row_grad, column_lse, column_grad, w);                       \
   }
 
 COPGEN_DEFINE_EXP_ROWS(float)

@@ -2,7 +2,8 @@
 // while they are in the cache. See copgen_fast/ops/info_nce/operator.py.
 //
 // A symmetric matrix, whose columns are the rows, is computed on and above its diagonal only: a tile above it serves
-// its rows and, transposed, its columns.
+// its rows and, transposed, its columns. pair_losses keeps the matrix of a small batch, which saves its backward one
+// product of two; see copgen_fast/ops/info_nce/small_batch.py.
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "exp_rows.h"
+#include "l2_normalize.h"
 
 namespace copgen {
 namespace {
@@ -33,6 +35,8 @@ struct Matrix {
   const bool square, exclude_self;
   const double scale, bound;
   const int64_t offset, shift;
+  // Where defined, [m * k]: what the forward leaves of its tiles, exponentials where these are bounded.
+  const at::Tensor kept = {};
 
   int64_t m() const { return rows.size(0); }
   int64_t k() const { return columns.size(0); }
@@ -47,19 +51,25 @@ struct Tile {
   T* data;
   T* row(int64_t r) const { return data + r * width; }
   bool has_column(int64_t column) const { return j <= column && column < j + width; }
+  // Index of its first entry in Matrix::kept, also where there are no tiles below the diagonal.
+  int64_t place(int64_t k) const { return i * k + height * j; }
 };
 
-// Calls use(tile, tensor) for each tile, in the order of its rows and then its columns.
+// Calls use(tile, tensor) for each tile, in the order of its rows and then its columns. Without `multiply` its entries
+// are not set.
 template <typename T, typename Use>
-void for_each_tile(const Matrix& x, bool triangle, const Use& use) {
+void for_each_tile(const Matrix& x, bool triangle, bool multiply, const Use& use) {
   const int64_t tile = x.tile();
-  at::Tensor buffer = at::empty({std::min(tile, x.m()) * std::min(tile, x.k())}, x.rows.options());
+  const bool keep = multiply && x.kept.defined();
+  at::Tensor buffer = keep ? x.kept : at::empty({std::min(tile, x.m()) * std::min(tile, x.k())}, x.rows.options());
   for (int64_t i = 0; i < x.m(); i += tile)
     for (int64_t j = triangle ? i : 0; j < x.k(); j += tile) {
-      const int64_t height = std::min(tile, x.m() - i), width = std::min(tile, x.k() - j);
-      at::Tensor s = buffer.narrow(0, 0, height * width).view({height, width});
-      at::mm_out(s, x.rows.narrow(0, i, height), x.columns.narrow(0, j, width).t());
-      use(Tile<T>{i, j, height, width, s.data_ptr<T>()}, s);
+      Tile<T> part{i, j, std::min(tile, x.m() - i), std::min(tile, x.k() - j), nullptr};
+      const int64_t place = keep ? part.place(x.k()) : 0;
+      at::Tensor s = buffer.narrow(0, place, part.height * part.width).view({part.height, part.width});
+      if (multiply) at::mm_out(s, x.rows.narrow(0, i, part.height), x.columns.narrow(0, j, part.width).t());
+      part.data = s.data_ptr<T>();
+      use(part, s);
     }
 }
 
@@ -106,7 +116,7 @@ class Forward {
 
   void run(T* losses, T* lse) {
     const bool triangle = x_.square && nearest_ == nullptr;
-    for_each_tile<T>(x_, triangle, [&](const Tile<T>& tile, const at::Tensor&) {
+    for_each_tile<T>(x_, triangle, true, [&](const Tile<T>& tile, const at::Tensor&) {
       const bool transposed_too = triangle && tile.i != tile.j;
       for_each_chunk(tile.height, [&](int64_t first, int64_t last, int64_t chunk) {
         add_rows(tile, first, last, chunk, transposed_too);
@@ -203,17 +213,21 @@ template <typename T>
 void backward(const Matrix& x, const Statistics<T>& of_rows, const Statistics<T>& of_columns, at::Tensor& grad_rows) {
   grad_rows.zero_();
   const T scale = x.scale;
-  for_each_tile<T>(x, x.square, [&](const Tile<T>& tile, const at::Tensor& weights) {
+  const T* kept = x.kept.defined() ? x.kept.const_data_ptr<T>() : nullptr;
+  for_each_tile<T>(x, x.square, !kept, [&](const Tile<T>& tile, const at::Tensor& weights) {
     for_each_chunk(tile.height, [&](int64_t first, int64_t last, int64_t) {
       for (int64_t r = first; r < last; ++r) {
         const int64_t i = tile.i + r;
         T* row = tile.row(r);
-        if (x.exclude_self && tile.has_column(x.offset + i)) row[x.offset + i - tile.j] = -INFINITY;
-        if (x.bound <= kSafe)
-          weigh(row, tile.width, scale, T(x.bound), of_rows.factor[i], of_columns.factor.data() + tile.j);
+        const T* from = kept ? kept + tile.place(x.k()) + r * tile.width : row;
+        if (!kept && x.exclude_self && tile.has_column(x.offset + i)) row[x.offset + i - tile.j] = -INFINITY;
+        if (x.bound > kSafe)
+          weigh_apart(from, tile.width, scale, of_rows.lse[i], of_rows.grad[i], of_columns.lse.data() + tile.j,
+                      of_columns.grad.data() + tile.j, row);
+        else if (kept)
+          weigh_known(from, tile.width, of_rows.factor[i], of_columns.factor.data() + tile.j, row);
         else
-          weigh_apart(row, tile.width, scale, of_rows.lse[i], of_rows.grad[i], of_columns.lse.data() + tile.j,
-                      of_columns.grad.data() + tile.j);
+          weigh(from, tile.width, scale, T(x.bound), of_rows.factor[i], of_columns.factor.data() + tile.j, row);
         if (x.shift >= 0 && tile.has_column(x.target(i)))
           row[x.target(i) - tile.j] -= of_rows.grad[i] + of_columns.grad[x.target(i)];
       }
@@ -227,17 +241,38 @@ void backward(const Matrix& x, const Statistics<T>& of_rows, const Statistics<T>
   });
 }
 
+void fill_losses(const Matrix& x, at::Tensor losses, at::Tensor lse, std::optional<at::Tensor> nearest,
+                 std::optional<at::Tensor> nearest_logit) {
+  if (x.rows.scalar_type() == at::kDouble)
+    Forward<double>(x, losses, nearest, nearest_logit).run(losses.data_ptr<double>(), lse.data_ptr<double>());
+  else
+    Forward<float>(x, losses, nearest, nearest_logit).run(losses.data_ptr<float>(), lse.data_ptr<float>());
+}
+
+void fill_gradients(const Matrix& x, const std::optional<at::Tensor>& row_lse,
+                    const std::optional<at::Tensor>& row_grad, const std::optional<at::Tensor>& column_lse,
+                    const std::optional<at::Tensor>& column_grad, at::Tensor grad_rows) {
+  const auto& lse = x.square ? row_lse : column_lse;
+  const auto& grad = x.square ? row_grad : column_grad;
+  if (x.rows.scalar_type() == at::kDouble)
+    backward<double>(x, {row_lse, row_grad, x.m(), x}, {lse, grad, x.k(), x}, grad_rows);
+  else
+    backward<float>(x, {row_lse, row_grad, x.m(), x}, {lse, grad, x.k(), x}, grad_rows);
+}
+
+// Of the unit rows of N anchors and N positives, each of which has the other as its target.
+Matrix pairs(const at::Tensor& units, double temperature, const at::Tensor& kept) {
+  return {units, units, true, true, 1 / temperature, 1 / temperature, 0, units.size(0) / 2, kept};
+}
+
 }  // namespace
 
 void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
                 int64_t offset, int64_t shift, bool exclude_self, at::Tensor losses, at::Tensor lse,
                 std::optional<at::Tensor> nearest, std::optional<at::Tensor> nearest_logit) {
   at::AutoDispatchBelowADInplaceOrView no_gradients;
-  const Matrix x{rows, columns ? *columns : rows, !columns, exclude_self, 1 / temperature, bound, offset, shift};
-  if (rows.scalar_type() == at::kDouble)
-    Forward<double>(x, losses, nearest, nearest_logit).run(losses.data_ptr<double>(), lse.data_ptr<double>());
-  else
-    Forward<float>(x, losses, nearest, nearest_logit).run(losses.data_ptr<float>(), lse.data_ptr<float>());
+  fill_losses({rows, columns ? *columns : rows, !columns, exclude_self, 1 / temperature, bound, offset, shift}, losses,
+              lse, nearest, nearest_logit);
 }
 
 void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
@@ -245,13 +280,23 @@ void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& colu
                    const std::optional<at::Tensor>& column_lse, const std::optional<at::Tensor>& column_grad,
                    int64_t offset, int64_t shift, bool exclude_self, at::Tensor grad_rows) {
   at::AutoDispatchBelowADInplaceOrView no_gradients;
-  const Matrix x{rows, columns ? *columns : rows, !columns, exclude_self, 1 / temperature, bound, offset, shift};
-  const auto& lse = columns ? column_lse : row_lse;
-  const auto& grad = columns ? column_grad : row_grad;
-  if (rows.scalar_type() == at::kDouble)
-    backward<double>(x, {row_lse, row_grad, x.m(), x}, {lse, grad, x.k(), x}, grad_rows);
-  else
-    backward<float>(x, {row_lse, row_grad, x.m(), x}, {lse, grad, x.k(), x}, grad_rows);
+  fill_gradients({rows, columns ? *columns : rows, !columns, exclude_self, 1 / temperature, bound, offset, shift},
+                 row_lse, row_grad, column_lse, column_grad, grad_rows);
+}
+
+void pair_losses(const at::Tensor& anchors, const at::Tensor& positives, double temperature, at::Tensor losses,
+                 at::Tensor lse, at::Tensor units, at::Tensor norms, at::Tensor kept) {
+  l2_normalize(anchors, positives, units, norms);
+  at::AutoDispatchBelowADInplaceOrView no_gradients;
+  fill_losses(pairs(units, temperature, kept), losses, lse, {}, {});
+}
+
+void pair_gradients(const at::Tensor& grad, double temperature, const at::Tensor& lse, const at::Tensor& units,
+                    const at::Tensor& norms, const at::Tensor& kept, at::Tensor grads) {
+  at::AutoDispatchBelowADInplaceOrView no_gradients;
+  at::Tensor of_units = at::empty(units.sizes(), units.options());
+  fill_gradients(pairs(units, temperature, kept), lse, grad, {}, {}, of_units);
+  l2_normalize_backward(of_units, units, norms, grads);
 }
 
 }  // namespace copgen

@@ -10,12 +10,15 @@ from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import INSTALLED
 from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_backward, l2_normalize_reference
 from copgen_fast.ops.info_nce.operator import row_gradients, row_losses
+from copgen_fast.ops.info_nce.small_batch import pair_gradients, pair_losses
 from copgen_fast.ops.info_nce.sum_by_label import sum_by_label
 from copgen_fast.runtime.memory import peak_memory
 
 FUSED = [name for name in ("cpp", "chunked") if name in INSTALLED]
 every_fused = pytest.mark.parametrize("backend", FUSED)
 every_backend = pytest.mark.parametrize("backend", [*FUSED, "reference"])
+needs_cpp = pytest.mark.skipif("cpp" not in INSTALLED, reason="the C++ extension is not built")
+each_l2 = pytest.mark.parametrize("backend", [x for x in ("cpp", "reference") if x in INSTALLED])
 both_forms = pytest.mark.parametrize("symmetric", [True, False])
 
 
@@ -249,9 +252,7 @@ def test_nan_spreads_to_the_losses_that_see_it(backend, symmetric, temperature):
 @pytest.mark.parametrize("with_nearest", [False, True])
 def test_opcheck(backend, symmetric, with_nearest):
     x, y = rows(6, 4, dtype=torch.float32)
-    views, norms = l2_normalize(x, y, "reference")
-    torch.library.opcheck(l2_normalize_backward, (views, x, y, views, norms, "reference"))
-    torch.library.opcheck(l2_normalize, (x.requires_grad_(), y.requires_grad_(), "reference"))
+    views, _ = l2_normalize(x, y, "reference")
     of_rows, columns = (
         (views.detach().requires_grad_(), None) if symmetric else (views.detach()[:6], views.detach()[6:])
     )
@@ -264,6 +265,22 @@ def test_opcheck(backend, symmetric, with_nearest):
     torch.library.opcheck(row_gradients, arguments)
 
 
+@each_l2
+def test_opcheck_l2_normalize(backend):
+    x, y = rows(6, 4, dtype=torch.float32)
+    views, norms = l2_normalize(x, y, backend)
+    torch.library.opcheck(l2_normalize_backward, (views, x, y, views, norms, backend))
+    torch.library.opcheck(l2_normalize, (x.requires_grad_(), y.requires_grad_(), backend))
+
+
+@needs_cpp
+def test_opcheck_pair_losses():
+    x, y = rows(6, 4, dtype=torch.float32)
+    losses, *saved = pair_losses(x, y, 0.1)
+    torch.library.opcheck(pair_gradients, (losses, x, y, 0.1, *saved))
+    torch.library.opcheck(pair_losses, (x.requires_grad_(), y.requires_grad_(), 0.1))
+
+
 def test_opcheck_sum_by_label():
     x, _ = rows(6, 4)
     labels = torch.tensor([3, -1, 3, 0, 0, 3])
@@ -273,10 +290,11 @@ def test_opcheck_sum_by_label():
     assert torch.autograd.gradcheck(lambda x: sum_by_label(x, labels), x)
 
 
-def test_l2_normalize_is_its_definition():
+@each_l2
+def test_l2_normalize_is_its_definition(backend):
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         inputs = [x.requires_grad_() for x in rows(5, 7, dtype=dtype)]
-        ours, _ = l2_normalize(*inputs, "reference")
+        ours, _ = l2_normalize(*inputs, backend)
         theirs = l2_normalize_reference(torch.cat(inputs).to(ours.dtype))
         torch.testing.assert_close(ours, theirs)
         grad = torch.randn(10, 7, generator=torch.Generator().manual_seed(1), dtype=ours.dtype)
@@ -312,13 +330,26 @@ def test_compiles_with_a_learned_temperature():
 
 
 @every_fused
-def test_two_runs_give_the_same_bits(backend):
-    inputs = [x.requires_grad_() for x in rows(700, 64, dtype=torch.float32)]
+@pytest.mark.parametrize("n", [300, 700])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_two_runs_and_two_backwards_give_the_same_bits(backend, n, temperature):
+    inputs = [x.requires_grad_() for x in rows(n, 64, dtype=torch.float32)]
     runs = []
     for _ in range(2):
-        loss = info_nce(*inputs, backend=backend)
-        runs.append([loss, *torch.autograd.grad(loss, inputs)])
-    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+        loss = info_nce(*inputs, temperature=temperature, backend=backend)
+        for _ in range(2):
+            runs.append([loss, *torch.autograd.grad(loss, inputs, retain_graph=True)])
+    assert all(torch.equal(x, y) for one in runs[1:] for x, y in zip(runs[0], one, strict=True))
+
+
+@needs_cpp
+@pytest.mark.parametrize("n", [512, 513])
+def test_only_a_small_batch_keeps_its_matrix(n):
+    inputs = [x.requires_grad_() for x in rows(n, 8, dtype=torch.float32)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        info_nce(*inputs, backend="cpp")
+    assert max(kept) == ((2 * n) ** 2 if n == 512 else 2 * n * 8)
 
 
 def test_inputs_may_have_any_strides():

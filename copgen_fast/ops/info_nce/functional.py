@@ -70,8 +70,9 @@ def info_nce(
     - one-sided (paper, Eq. 1): -log( exp(a_i.p_i / t) / sum_k exp(a_i.p_k / t) ); the N - 1 other positives
       are the negatives.
 
-    The fused and chunked backends keep no similarity matrix: memory is linear in N. Second and forward-mode derivatives
-    and torch.func's transforms are the reference's, with the whole matrix; a group has none of them.
+    The fused and chunked backends keep no similarity matrix (C++ that of up to 512 pairs): memory is linear in N.
+    Second and forward-mode derivatives and torch.func's transforms are the reference's, with the whole matrix; a group
+    has none of them.
 
     Args:
         anchors, positives: floating [N, D], N >= 1, 1 <= D <= 2048; K positives of each anchor are
@@ -140,8 +141,7 @@ def info_nce(
         losses, correct = _by_definition(anchors, positives, form)
     else:
         similarity = _similarity(anchors, positives, form, return_stats, name)
-        l2_backend = resolve("l2_normalize", anchors.device)
-        losses, correct = info_nce_rows(anchors, positives, form, similarity, l2_backend)
+        losses, correct = info_nce_rows(anchors, positives, form, similarity)
     loss = losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
     if base_temperature is not None:
         loss = loss * (temperature / base_temperature)

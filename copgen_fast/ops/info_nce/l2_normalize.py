@@ -18,10 +18,10 @@ EPSILON = 1e-12
 def l2_normalize(anchors: Tensor, positives: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Rows x / max(|x|, 1e-12) of anchors and positives, floating [N, D]: [2N, D], and their norms |x|, [2N].
 
-    float64 for float64 inputs, else float32. `backend` is "triton" or "reference".
+    float64 for float64 inputs, else float32. `backend` is "cpp", "triton" or "reference".
     """
-    units, norms = _allocate(anchors, positives)
-    if backend == "triton":
+    units, norms = allocate(anchors, positives)
+    if backend != "reference":
         load(backend, "l2_normalize").l2_normalize(anchors, positives, units, norms)
         return units, norms
     torch.cat([anchors, positives], out=units)
@@ -29,13 +29,14 @@ def l2_normalize(anchors: Tensor, positives: Tensor, backend: str) -> tuple[Tens
     return units.div_(norms.clamp_min(EPSILON)[:, None]), norms
 
 
-def _allocate(anchors: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+def allocate(anchors: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for unit rows [2N, D] and norms [2N] of anchors and positives [N, D]."""
     dtype = torch.promote_types(torch.promote_types(anchors.dtype, positives.dtype), torch.float32)
     n, d = anchors.shape
     return anchors.new_empty((2 * n, d), dtype=dtype), anchors.new_empty(2 * n, dtype=dtype)
 
 
-l2_normalize.register_fake(lambda anchors, positives, backend: _allocate(anchors, positives))
+l2_normalize.register_fake(lambda anchors, positives, backend: allocate(anchors, positives))
 
 
 @torch.library.custom_op("copgen_fast::l2_normalize_backward", mutates_args=())
@@ -43,9 +44,12 @@ def l2_normalize_backward(
     grad: Tensor, anchors: Tensor, positives: Tensor, units: Tensor, norms: Tensor, backend: str
 ) -> Tensor:
     """Gradients of anchors and positives, [2N, D] in their dtype, from the gradient of their unit rows [2N, D]."""
-    grads = _allocate_grads(anchors, positives)
+    grads = allocate_grads(anchors, positives)
     if backend == "triton":
         load(backend, "l2_normalize").l2_normalize_backward(grad, anchors, positives, norms, *grads.chunk(2))
+        return grads
+    if backend == "cpp":
+        load(backend, "l2_normalize").l2_normalize_backward(grad, units, norms, grads)
         return grads
     # Only the part at a right angle to a row changes its unit row.
     along = torch.linalg.vecdot(grad, units)[:, None]
@@ -53,12 +57,13 @@ def l2_normalize_backward(
     return torch.mul(torch.addcmul(grad, units, along, value=-1), inverse, out=grads)
 
 
-def _allocate_grads(anchors: Tensor, positives: Tensor) -> Tensor:
+def allocate_grads(anchors: Tensor, positives: Tensor) -> Tensor:
+    """Memory for gradients of anchors and positives, [2N, D]."""
     dtype = torch.promote_types(anchors.dtype, positives.dtype)
     return anchors.new_empty((2 * anchors.shape[0], anchors.shape[1]), dtype=dtype)
 
 
-l2_normalize_backward.register_fake(lambda grad, anchors, positives, *_: _allocate_grads(anchors, positives))
+l2_normalize_backward.register_fake(lambda grad, anchors, positives, *_: allocate_grads(anchors, positives))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

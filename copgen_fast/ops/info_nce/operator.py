@@ -1,4 +1,4 @@
-"""Row-wise cross-entropy over a similarity matrix that is never stored, and its gradient, as PyTorch operators.
+"""Row-wise cross-entropy over a similarity matrix that is not stored, and its gradient, as PyTorch operators.
 
     s_ij = rows_i . columns_j / temperature        rows [M, D], columns [K, D]
     loss_i = log sum_{j != self(i)} exp(s_ij) - s_{i, target(i)}
@@ -42,8 +42,8 @@ class Similarity:
     backend: str
 
 
-# Logits within it are rounded by less than 2^-12 in float32.
-_ROUGH = 2048
+ROUGH = 2048
+"""Logits within it are rounded by less than 2^-12 in float32."""
 
 
 def _backend(name: str) -> Any:
@@ -72,7 +72,7 @@ def row_losses(
     inputs = (_rounded(rows, precision), _rounded(columns, precision))
     outputs = (losses, lse, *((nearest, nearest_logit) if with_nearest else (None, None)))
     _backend(backend).row_losses(*inputs, temperature, bound, offset, shift, exclude_self, *outputs)
-    if bound > _ROUGH:
+    if bound > ROUGH:
         allow_for_rounding(lse, temperature)
     return losses, lse, nearest, nearest_logit
 

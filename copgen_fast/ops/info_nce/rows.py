@@ -8,10 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.info_nce.group import Gather, GroupRowLosses, all_gather, own_rows
 from copgen_fast.ops.info_nce.l2_normalize import l2_normalize, l2_normalize_reference
 from copgen_fast.ops.info_nce.operator import Similarity, row_losses
 from copgen_fast.ops.info_nce.others import LogSumExpOfOthers
+from copgen_fast.ops.info_nce.small_batch import MOST_ROWS, pair_losses
 from copgen_fast.ops.info_nce.sum_by_label import sum_by_label
 
 
@@ -32,7 +34,7 @@ class Form:
 
 
 def info_nce_rows(
-    anchors: Tensor, positives: Tensor, form: Form, similarity: Similarity, l2_backend: str
+    anchors: Tensor, positives: Tensor, form: Form, similarity: Similarity
 ) -> tuple[Tensor, Tensor | None]:
     """Losses [M], and whether each row's nearest column is a positive (None without `similarity.with_nearest`).
 
@@ -40,9 +42,11 @@ def info_nce_rows(
     a temperature that is a tensor, so that autograd gives its gradient; `similarity.temperature` is 1 then.
     """
     n = len(anchors)
+    if _is_small(n, form, similarity):
+        return pair_losses(anchors, positives, similarity.temperature)[0], None
     with torch.autocast(anchors.device.type, enabled=False):
         if form.normalize and form.views == 2:
-            views = l2_normalize(anchors, positives, l2_backend)[0]
+            views = l2_normalize(anchors, positives, resolve("l2_normalize", anchors.device))[0]
         else:
             views = _joined(anchors, positives)
             views = l2_normalize_reference(views) if form.normalize else views
@@ -64,6 +68,13 @@ def info_nce_rows(
                 nearer = nearest_logit >= bank_logit
                 correct = nearer if correct is None else correct & nearer
         return lse - to_positive, correct
+
+
+def _is_small(n: int, form: Form, similarity: Similarity) -> bool:
+    """Whether these are the losses of `pair_losses`, and so few that it is the fastest."""
+    plain = form.symmetric and form.normalize and form.views == 2 and not isinstance(form.temperature, Tensor)
+    alone = form.labels is None and form.negatives is None and form.group is None
+    return similarity.backend == "cpp" and plain and alone and not similarity.with_nearest and 2 * n <= MOST_ROWS
 
 
 def _joined(anchors: Tensor, positives: Tensor) -> Tensor:

@@ -21,7 +21,11 @@ def test_the_command_writes_its_rows(monkeypatch, measured, capsys):
 
 def test_the_limit_is_the_arithmetic_with_the_symmetry_used(monkeypatch):
     monkeypatch.setattr(limits, "SQUARE", {"cpu": 10})
-    for direction, gigaflop in (("forward", 8.59), ("forward+backward", 34.4)):
-        words, milliseconds = area.limit(area.Case(4096), direction, torch.device("cpu")).read(Timing(1.0, 1, 5))
+    for n, direction, gigaflop in (
+        (4096, "forward", 8.59),
+        (4096, "forward+backward", 34.4),
+        (512, "forward+backward", 0.403),
+    ):
+        words, milliseconds = area.limit(area.Case(n), direction, torch.device("cpu")).read(Timing(1.0, 1, 5))
         assert words.startswith(f"{gigaflop} GFLOP")
         assert milliseconds == pytest.approx(gigaflop * 1e9 / 2000, rel=1e-2)
