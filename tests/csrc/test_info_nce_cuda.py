@@ -22,6 +22,7 @@ from tests.helpers.info_nce_rows import (
     Case,
     OnCpu,
     OnGpu,
+    OnPtx,
     assert_gradients,
     assert_losses,
     check_huge_products,
@@ -333,6 +334,19 @@ def compiled():
     if cuda_kernels.tool("nvcc") is None:
         pytest.skip("needs nvcc")
     return cuda_kernels.compile_all()
+
+
+@pytest.mark.parametrize(
+    ("plan", "made", "kinds"),
+    [
+        (WIDE, lambda: square(66, 24), (ROW,)),
+        (THIN, lambda: rectangular(33, 70, 97, bounded=False), (ROW, COLUMN)),
+        (TRIANGLE, lambda: square(130, 24), ()),
+    ],
+    ids=["wide", "thin", "triangle"],
+)
+def test_values_of_what_the_compiler_made(compiled, plan, made, kinds):
+    check(OnPtx(compiled[75]["ptx"], plan), made(), kinds)
 
 
 TARGETS = [75, 80]

@@ -2,12 +2,17 @@
 
 import ctypes
 import math
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from copgen_fast.ops.info_nce.operator import allow_for_rounding
+from tests.helpers.ptx.memory import Global, room
+from tests.helpers.ptx.parse import parse
+from tests.helpers.ptx.run import launch
 
 ROW, COLUMN = "row", "column"
 # Of weights; Triton's interpreter cuts bfloat16 where a GPU rounds.
@@ -178,6 +183,8 @@ class Statistics(ctypes.Structure):
 
 
 WIDE, THIN, TRIANGLE = range(3)  # csrc/info_nce/info_nce_cuda.h's Plan
+# Of both shapes of blocks in csrc/info_nce/similarity.cuh: the name, the rows and the threads.
+SHAPES, ROWS, THREADS = ("ILi4ELi1ELi8EEE", "ILi1ELi8ELi2EEE"), (64, 16), (128, 256)
 
 
 class OnCpu:
@@ -244,6 +251,73 @@ class OnCpu:
         """The plan for m rows and columns."""
         matrix = Matrix(m=m, k=m, d=128, bound=bound)
         return self.library.choose(matrix, multiprocessors, square, nearest)
+
+
+class OnPtx(OnCpu):
+    """The kernels as compiled to PTX, run by tests/helpers/ptx, which refuses what no GPU would tell."""
+
+    def __init__(self, text, plan):
+        self.library, self.plan, self._text, self._tensors = self, plan, text, {}
+
+    def fenced(self, kept, tensor):
+        """A copy; the interpreter guards its ends."""
+        copy = tensor.clone()
+        self._tensors[copy.data_ptr()] = copy
+        return copy
+
+    def call(self, function, *arguments):
+        """Call one of the two functions below."""
+        function(*arguments)
+
+    def _placed(self, name, place, fresh=False):
+        """A kernel's address of a tensor, or of that at a pointer; a `fresh` one must be written before it is read."""
+        tensor = place if isinstance(place, torch.Tensor) else self._tensors.get(place)
+        if tensor is None:
+            return 0
+        written = np.zeros(room(tensor.data_ptr(), tensor.nbytes)[1], bool) if fresh else None
+        return self._memory.add(name, tensor.data_ptr(), tensor.nbytes, None, written)
+
+    def _launch(self, named, x, y, threads, *arguments):
+        name = next(name for name in re.findall(r"\.entry (\w+)", self._text) if re.search(named, name))
+        kernel, params = parse(self._text, name), bytearray(256)
+        for at, argument in zip(kernel.params.values(), arguments, strict=True):
+            raw = bytes(argument) if isinstance(argument, ctypes.Structure | ctypes._SimpleCData) else argument
+            raw = raw.to_bytes(8, "little", signed=True) if isinstance(raw, int) else raw
+            params[at : at + len(raw)] = raw
+        launch(kernel, (x, y, 1), (threads, 1, 1), bytes(params), self._memory)
+
+    def _start(self, matrix):
+        self._memory = Global()
+        given = Matrix.from_buffer_copy(matrix)
+        given.rows, given.columns = (self._placed(name, getattr(matrix, name)) for name in ("rows", "columns"))
+        return given
+
+    def row_losses(self, plan, matrix, band, scratch, *outputs):
+        """As tests/helpers/cuda_on_cpu/info_nce.cpp's."""
+        given, m = self._start(matrix), matrix.m
+        names = ("losses", "lse", "nearest", "nearest_logit")
+        outputs = [self._placed(name, x, True) for name, x in zip(names, outputs, strict=True)]
+        if plan != TRIANGLE:
+            named = f"row_losses_kernel.*{SHAPES[plan]}Lb{int(matrix.bound <= 40)}ELb{int(outputs[2] > 0)}E"
+            return self._launch(named, -(-m // ROWS[plan]), 1, THREADS[plan], given, *outputs)
+        losses, lse, *_ = outputs
+        carried = self._placed("scratch", scratch, True)
+        blocks, sums = -(-m // 64), carried + 4 * m
+        for first in range(0, blocks, band):
+            size = min(band, blocks - first)
+            self._launch("triangle_kernel", size, 1, 128, given, first, lse, sums, losses)
+            numbers = (ctypes.c_float(matrix.bound), ctypes.c_float(matrix.scale), int(matrix.shift >= 0), first, size)
+            self._launch("triangle_sums", -(-m // 128), 1, 128, m, *numbers, sums, carried, losses, lse)
+
+    def row_gradients(self, plan, matrix, statistics, grad_d, grad_rows):
+        """As tests/helpers/cuda_on_cpu/info_nce.cpp's."""
+        given, stats = self._start(matrix), Statistics()
+        for name, _ in Statistics._fields_:
+            setattr(stats, name, self._placed(name, getattr(statistics, name)))
+        grads = self._placed("grad_rows", grad_rows, True)
+        named = f"row_gradients_kernel.*{SHAPES[plan]}Lb{int(matrix.bound <= 40)}E"
+        grid = -(-matrix.m // ROWS[plan]), -(-matrix.d // 128)
+        self._launch(named, *grid, THREADS[plan], given, stats, grads, grad_d)
 
 
 class OnGpu:

@@ -1,0 +1,87 @@
+"""Runs what Triton's launcher is given by the interpreter: kernels compiled for a GPU, on tensors on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaDriver
+from triton.runtime import driver
+
+from tests.helpers.launches import bits, flat
+from tests.helpers.ptx.memory import Global
+from tests.helpers.ptx.parse import parse
+from tests.helpers.ptx.run import launch
+from tests.helpers.ptx.tensors import Written, region
+
+
+class _Device:
+    """What Triton asks of a device."""
+
+    def __init__(self, shared):
+        self._shared, self._loaded = shared, 0
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": self._shared}
+
+    def load_binary(self, name, binary, shared, device):
+        self._loaded += 1
+        return None, self._loaded, 0, 0, 1024
+
+
+class _InterpretingDriver(CudaDriver):
+    """A driver of a device of compute capability `target`, which the interpreter is."""
+
+    def __init__(self, target, written, launched):
+        texts = {}
+
+        def loaded(module, function, name, files, _):
+            texts[function] = name, Path(files[f"{name}.ptx"]).read_text()
+
+        class Launcher:
+            """Gives a kernel's arguments to the interpreter."""
+
+            def __init__(self, source, metadata):
+                self.names, self.types = source.signature.keys(), tuple(source.signature.values())
+                self.block, self.shared = (32 * metadata.num_warps, 1, 1), metadata.shared
+
+            def __call__(self, x, y, z, stream, function, *given):
+                name, text = texts[function]
+                memory, params = Global(), b""
+                names = [name for name, kind in zip(self.names, self.types, strict=True) for _ in flat([kind], [kind])]
+                for argument, (kind, value) in zip(names, flat(self.types, given[4:]), strict=True):
+                    if kind.startswith("*"):
+                        number, size = (0 if value is None else region(memory, argument, value, written)), 8
+                    else:
+                        number, size = bits(kind, value)
+                    params += bytes(-len(params) % size) + number.to_bytes(size, "little")
+                params += bytes(-len(params) % 8) + struct.pack("<QQ", 0, 0)  # no scratch
+                launched.add(name)
+                launch(parse(text, name), (x, y, z), self.block, params, memory, self.shared)
+
+        self.utils, self.launcher_cls = _Device(64 << 10 if target == 75 else 99 << 10), Launcher
+        self.get_current_device, self.get_current_stream = lambda: target, lambda device: 0
+        knobs.runtime.kernel_load_end_hook.add(loaded)
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.get_current_device(), 32)
+
+
+@contextlib.contextmanager
+def interpreting(target: int, launched: set[str]) -> Iterator[None]:
+    """Within the block Triton's kernels, of tensors on the CPU, are compiled for `target` and interpreted.
+
+    Their names are added to `launched`. The ops then offer the backend "triton" on the CPU as they do in Triton's own
+    interpreter, which stays off.
+    """
+    written = Written()
+    knobs.runtime.interpret = False
+    with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}), written.noting():
+        driver.set_active(_InterpretingDriver(target, written, launched))
+        yield

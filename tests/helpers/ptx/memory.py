@@ -1,0 +1,145 @@
+"""Memory that knows which of its bytes exist and which were written."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+
+SHIFT = 40
+WIDEST = 32
+"""Bytes of the widest access, of which every array of bytes is a multiple."""
+
+
+def room(pointer: int, size: int) -> tuple[int, int]:
+    """Bytes before `size` bytes at `pointer`, and of all, from a multiple of WIDEST to a multiple of it."""
+    before = pointer % WIDEST
+    return before, before + size + -(before + size) % WIDEST
+
+
+class BadAccessError(Exception):
+    """An access that no thread may make: that of the thread at `position` among those that access."""
+
+    def __init__(self, wrong: np.ndarray, why: str) -> None:
+        super().__init__(why)
+        self.position = int(np.flatnonzero(wrong)[0])
+
+
+@dataclass
+class Bytes:
+    """Bytes [start, end) of `data`, and flags of each that exists and that was written (None: all)."""
+
+    name: str
+    data: np.ndarray
+    start: int
+    end: int
+    exists: np.ndarray | None = None
+    written: np.ndarray | None = None
+
+    def read(self, at: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
+        """`count` numbers at each of the offsets `at`, [len(at), count]."""
+        rows = self._rows(at, dtype.itemsize * count)
+        if self.written is not None:
+            unwritten = ~self.written.reshape(-1, dtype.itemsize * count)[rows].all(1)
+            if unwritten.any():
+                raise BadAccessError(unwritten, f"reads bytes of {self.name} that nothing has written")
+        return self.data.view(dtype).reshape(-1, count)[rows]
+
+    def write(self, at: np.ndarray, values: np.ndarray) -> None:
+        """Write the rows of `values` at the offsets `at`."""
+        rows = self._rows(at, values.itemsize * values.shape[1])
+        self.data.view(values.dtype).reshape(-1, values.shape[1])[rows] = values
+        if self.written is not None:
+            self.written.reshape(-1, values.itemsize * values.shape[1])[rows] = True
+
+    def _rows(self, at, size):
+        outside = (at < self.start) | (at + size > self.end)
+        if outside.any():
+            first = int(at[outside][0])
+            where = f"{self.start - first} bytes before" if first < self.start else f"{first - self.end} bytes beyond"
+            raise BadAccessError(outside, f"accesses {size} bytes {where} {self.name} of {self.end - self.start} bytes")
+        if (at % size).any():
+            raise BadAccessError(at % size != 0, f"accesses {size} bytes of {self.name} at no multiple of {size}")
+        rows = at // size
+        if self.exists is not None:
+            between = ~self.exists.reshape(-1, size)[rows].all(1)
+            if between.any():
+                raise BadAccessError(between, f"accesses memory between the elements of {self.name}")
+        return rows
+
+
+class PerUnit:
+    """Memory of its own for each block (shared) or thread (local), unwritten at first."""
+
+    def __init__(self, name: str, size: int, unit_of: np.ndarray) -> None:
+        self._size, self._unit_of = size, unit_of
+        self._stride = size + -size % WIDEST
+        flags = np.zeros((unit_of[-1] + 1) * self._stride, bool)
+        self._bytes = Bytes(name, np.zeros(len(flags), np.uint8), 0, len(flags), None, flags)
+
+    def read(self, at: np.ndarray, lanes: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
+        return self._bytes.read(self._place(at, lanes, dtype.itemsize * count), dtype, count)
+
+    def write(self, at: np.ndarray, lanes: np.ndarray, values: np.ndarray) -> None:
+        self._bytes.write(self._place(at, lanes, values.itemsize * values.shape[1]), values)
+
+    def _place(self, at, lanes, size):
+        outside = (at < 0) | (at + size > self._size)
+        if outside.any():
+            first = int(at[outside][0])
+            why = f"accesses {size} bytes at {first} of the {self._size} bytes of {self._bytes.name}"
+            raise BadAccessError(outside, why)
+        return self._unit_of[lanes] * self._stride + at
+
+
+class Global:
+    """Tensors' memory, at addresses so far apart that none is reached from another.
+
+    An address is the number of a tensor, times 2^40, and the lowest bits of where its memory really is.
+    """
+
+    def __init__(self) -> None:
+        self._regions: list[Bytes] = []
+
+    def add(self, name: str, pointer: int, size: int, exists=None, written=None) -> int:
+        """Address for kernels of `size` bytes at `pointer`, with flags per byte of which exist and were written."""
+        before, length = room(pointer, size)
+        data = np.ctypeslib.as_array((ctypes.c_uint8 * length).from_address(pointer - before))
+        self._regions.append(Bytes(name, data, before, before + size, exists, written))
+        return (len(self._regions) << SHIFT) + before
+
+    def read(self, at: np.ndarray, lanes: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
+        found = np.empty((len(at), count), dtype)
+        for chosen, region, offsets in self._by_region(at):
+            with _positions(chosen):
+                found[chosen] = region.read(offsets, dtype, count)
+        return found
+
+    def write(self, at: np.ndarray, lanes: np.ndarray, values: np.ndarray) -> None:
+        for chosen, region, offsets in self._by_region(at):
+            with _positions(chosen):
+                region.write(offsets, values[chosen])
+
+    def _by_region(self, at):
+        if not len(at):
+            return
+        # A little before a tensor's first byte is nearer to it than to the one before.
+        numbers = (at + (1 << (SHIFT - 1))) >> SHIFT
+        unknown = (numbers < 1) | (numbers > len(self._regions))
+        if unknown.any():
+            raise BadAccessError(unknown, f"accesses address {int(at[unknown][0]):#x}, which no tensor has")
+        for number in numbers[:1] if (numbers == numbers[0]).all() else np.unique(numbers):
+            chosen = numbers == number
+            yield chosen, self._regions[number - 1], at[chosen] - (int(number) << SHIFT)
+
+
+@contextlib.contextmanager
+def _positions(chosen):
+    """Tell of a bad access its position among all, not among the chosen."""
+    try:
+        yield
+    except BadAccessError as bad:
+        bad.position = int(np.flatnonzero(chosen)[bad.position])
+        raise

@@ -1,0 +1,204 @@
+"""The Triton kernels as compiled: their PTX is executed by tests/helpers/ptx, instruction by instruction.
+
+Triton's own interpreter runs the kernels' source; here it is what the compiler made of it, for sm_75 and sm_120. Every
+access is checked against the tensors' exact elements, and no read may come before a write.
+"""
+
+import json
+import struct
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.ptx.arithmetic import fma
+from tests.helpers.ptx.memory import Global
+from tests.helpers.ptx.parse import parse
+from tests.helpers.ptx.run import FaultError, launch
+from tests.helpers.ptx.tensors import Written, region
+from tests.kernels.conftest import COMPILING, ROOT
+from tests.kernels.test_compile import AUGMENT, COND_NORM, INFO_NCE
+
+MODULE = """
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry tested(.param .u64 given, .param .u64 made)
+{{
+    .reg .pred %p<9>; .reg .b32 %r<30>; .reg .b64 %rd<9>;
+    .shared .align 16 .b8 kept[64];
+    ld.param.b64 %rd1, [given];
+    ld.param.b64 %rd2, [made];
+    mov.u32 %r1, %tid.x;
+    mad.wide.u32 %rd3, %r1, 4, %rd1;
+    mad.wide.u32 %rd4, %r1, 4, %rd2;
+    ld.global.b32 %r2, [%rd3];
+    {body}
+    st.global.b32 [%rd4], %r3;
+    ret;
+}}
+"""
+
+
+def executed(body, given, threads=32):
+    """What a kernel makes of int32 or float32 numbers: %r1 is the thread, %r2 its number, and %r3 its result."""
+    memory, written = Global(), Written()
+    with written.noting():
+        made = torch.empty(threads, dtype=given.dtype)
+    pointers = [region(memory, name, x, written) for name, x in (("given", given), ("made", made))]
+    kernel = parse(MODULE.format(body=body), "tested")
+    launch(kernel, (1, 1, 1), (threads, 1, 1), struct.pack("<QQ", *pointers), memory)
+    return made.tolist()
+
+
+def rounded(exact, dtype):
+    """The nearest number of a dtype to a fraction, of two the even one."""
+    near = dtype(float(exact))
+    steps = [near, np.nextafter(near, dtype(-np.inf)), np.nextafter(near, dtype(np.inf))]
+    bits = f"u{near.itemsize}"
+    return min(steps, key=lambda x: (abs(Fraction(float(x)) - exact), int(x.view(bits)) & 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_fused_multiply_add_rounds_once(dtype):
+    generator = np.random.default_rng(0)
+    digits = 23 if dtype == np.float32 else 52
+    a, b = ((1 + generator.integers(0, 2**digits, 300) / 2**digits).astype(dtype) for _ in range(2))
+    # Sums of all sizes: nearly cancelled, with and without an end in the middle of two numbers, and subnormal.
+    c = -(a * b) * (1 + generator.integers(-4, 5, 300) / 2**digits).astype(dtype)
+    c[100:] = np.ldexp(c[100:], generator.integers(-60, 60, 200)).astype(dtype)
+    small = dtype(np.finfo(dtype).tiny) if dtype == np.float32 else dtype(1)
+    cases = [
+        *zip(a, b, c, strict=True),
+        *((small * x, y * dtype(2.0**-6), small * z) for x, y, z in zip(a, b, c, strict=True)),
+    ]
+    step = dtype(2.0**-digits)
+    half = dtype(2.0 ** (-digits - 1))
+    cases += [((1 + step) * half, 1 - step, 1 + step), ((1 + step) * -half, 1 - step, 1 + step)]
+    given = [np.array(x, dtype) for x in zip(*cases, strict=True)]
+    exact = [Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)) for x, y, z in zip(*given, strict=True)]
+    assert fma(*given).tolist() == [rounded(x, dtype) for x in exact]
+
+
+def test_fused_and_separate_differ():
+    given = torch.full((32,), 1 + 2.0**-12)
+    fused = executed("fma.rn.f32 %r3, %r2, %r2, 0fBF801000;", given)
+    separate = executed("mul.rn.f32 %r4, %r2, %r2; add.rn.f32 %r3, %r4, 0fBF801000;", given)
+    assert fused == [2.0**-24] * 32 and separate == [0.0] * 32
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("div.s32 %r3, %r2, 3;", lambda i: int(i / 3)),
+        ("rem.s32 %r3, %r2, 3;", lambda i: i - 3 * int(i / 3)),
+        ("shr.s32 %r3, %r2, 40;", lambda i: -1 if i < 0 else 0),
+        ("shl.b32 %r3, %r2, 32;", lambda i: 0),
+        ("bfe.s32 %r3, %r2, 1, 2;", lambda i: ((i >> 1) + 2) % 4 - 2),
+        ("mul.hi.s32 %r3, %r2, 1431655766;", lambda i: i * 1431655766 >> 32),
+        ("cvt.rn.f32.s32 %r4, %r2; mul.f32 %r4, %r4, 0f3F000000; cvt.rmi.s32.f32 %r3, %r4;", lambda i: i // 2),
+        ("cvt.rn.f32.s32 %r4, %r2; cvt.rn.bf16x2.f32 %r3, %r4, 0f00000000;", lambda i: _bits(float(i)) >> 16 << 16),
+    ],
+)
+def test_integers(body, wanted):
+    given = torch.arange(-16, 16, dtype=torch.int32)
+    assert executed(body, given) == [wanted(i) for i in given.tolist()]
+
+
+def _bits(number):
+    return struct.unpack("<i", struct.pack("<f", number))[0]
+
+
+def test_a_sum_over_a_warp():
+    steps = (f"shfl.sync.bfly.b32 %r4, %r2, {n}, 31, -1; add.f32 %r2, %r2, %r4;" for n in (16, 8, 4, 2, 1))
+    assert executed("".join(steps) + "mov.b32 %r3, %r2;", torch.arange(32.0)) == [496.0] * 32
+
+
+LOOP = """mov.b32 %r3, 0; mov.b32 %r5, 0;
+AGAIN: setp.ge.s32 %p1, %r5, %r2;
+    @%p1 bra DONE;
+    add.s32 %r5, %r5, 1;
+    add.s32 %r3, %r3, %r5;
+    bra.uni AGAIN;
+DONE: """
+
+
+def test_threads_that_part_meet_again():
+    meet = "shfl.sync.idx.b32 %r3, %r3, 31, 31, -1;"
+    given = torch.arange(32, dtype=torch.int32)
+    assert executed(LOOP, given) == [i * (i + 1) // 2 for i in range(32)]
+    assert executed(LOOP + meet, given) == [496] * 32
+
+
+SHARED = "mov.b32 %r6, kept; shl.b32 %r7, %r1, 2; and.b32 %r7, %r7, 63; add.s32 %r7, %r7, %r6;"
+FEW = "setp.lt.u32 %p1, %r1, 8;"
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        ("ld.global.b32 %r3, [%rd3+4];", "thread (31, 0, 0) of block (0, 0, 0) accesses 4 bytes 0 bytes beyond given"),
+        ("ld.global.b32 %r3, [%rd3+-4];", "thread (0, 0, 0) of block (0, 0, 0) accesses 4 bytes 4 bytes before given"),
+        ("ld.global.b16 %r3, [%rd3+1];", "at no multiple of 2"),
+        ("ld.global.b32 %r3, [%rd4];", "reads bytes of made that nothing has written"),
+        (SHARED + "ld.shared.b32 %r3, [%r7];", "reads bytes of shared memory that nothing has written"),
+        (SHARED + "ld.shared.b32 %r3, [%r7+64];", "of the 64 bytes of shared memory"),
+        (SHARED + "st.shared.b32 [%r7], %r2; ld.shared.b32 %r3, [%r7];", ""),
+        (SHARED + "cp.async.ca.shared.global [%r7], [%rd3], 4; ld.shared.b32 %r3, [%r7];", "nothing has written"),
+        (
+            SHARED + "cp.async.ca.shared.global [%r7], [%rd3], 4; cp.async.commit_group; cp.async.wait_group 0;"
+            "ld.shared.b32 %r3, [%r7];",
+            "",
+        ),
+        (FEW + "@%p1 bra THERE; bar.sync 0;\nTHERE: bar.sync 0; mov.b32 %r3, %r2;", "others of its block at another"),
+        (FEW + "mov.b32 %r3, %r2; @%p1 bra THERE; shfl.sync.idx.b32 %r3, %r2, 0, 31, -1;\nTHERE:", "are elsewhere"),
+    ],
+)
+def test_what_is_refused(body, refused):
+    given = torch.arange(32, dtype=torch.int32)
+    if refused:
+        with pytest.raises(FaultError) as error:
+            executed(body, given)
+        assert refused in str(error.value) and "`" in str(error.value)
+    else:
+        assert executed(body, given) == [i % 16 + 16 for i in range(32)]
+
+
+def test_memory_between_the_elements_is_not_the_tensors():
+    every_other = torch.arange(64, dtype=torch.int32)[::2]
+    with pytest.raises(FaultError, match="between the elements of given"):
+        executed("mov.b32 %r3, %r2;", every_other)
+    assert executed("mov.b32 %r3, %r2;", every_other, threads=1) == [0]
+
+
+# The kernels.
+
+
+@pytest.fixture(scope="module")
+def outcome(kernel_cache):
+    """Errors of every case, by name, the kernels that ran, and what became of reads outside the filter."""
+    command = [sys.executable, "-m", "tests.kernels.ptx_cases", str(kernel_cache[1])]
+    result = subprocess.run(command, cwd=ROOT, env=COMPILING, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("op", ["augment", "cond_norm", "epilogue", "l2_normalize", "info_nce"])
+def test_what_the_compiler_made_gives_the_references_results(outcome, op):
+    errors = {name: error for name, error in outcome["results"].items() if name.startswith(op)}
+    assert errors and not any(errors.values()), "\n".join(f"{name}: {error}" for name, error in errors.items())
+
+
+def test_every_kernel_is_executed(outcome):
+    assert set(outcome["kernels"]) >= AUGMENT | INFO_NCE | COND_NORM
+
+
+def test_a_read_outside_the_filter_is_found(outcome):
+    """1 - distance * (1 / reach), rounded once, is above 0 at the reach where the rounded 1 / reach is too small."""
+    for length, old, new in outcome["outside"]:
+        small = Fraction(float(np.float32(1) / np.float32(2 * length))) * 2 * length < 1
+        assert ("4 bytes before pixels" in old) == small and not new, (length, old, new)
+    assert any(old for _, old, _ in outcome["outside"])
