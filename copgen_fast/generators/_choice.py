@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.generators._rewrites import ALL, FEW_LAUNCHES, Rewrites
+from copgen_fast.generators._rewrites import ALL, FEW_LAUNCHES, FEW_PRODUCTS, Rewrites
 
 Time = Callable[[nn.Module, Tensor, Tensor | None], float]
 _FOLDER = "copgen_fast"
@@ -29,7 +29,9 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def by_table(device: torch.device, dtype: torch.dtype) -> Rewrites:
     """The choice where nothing is measured."""
-    return FEW_LAUNCHES if device.type == "cuda" and dtype in _HALF else ALL
+    if device.type == "cuda":
+        return FEW_LAUNCHES if dtype in _HALF else FEW_PRODUCTS
+    return FEW_PRODUCTS if dtype in _HALF else ALL
 
 
 def measured(
@@ -48,11 +50,12 @@ def measured(
     """
     device = inputs[0].device
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    key = [name, str(dtype), len(inputs[0]), card, torch.__version__, torch.backends.cudnn.version()]
+    versions = (torch.__version__, torch.backends.cudnn.version(), *asdict(ALL))  # others may know other rewrites
+    key = [name, str(dtype), len(inputs[0]), card, *versions]
     path = _folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.json"
     if (kept := _read(path)) is not None:
         return kept
-    forms = {rewrites: form(rewrites) for rewrites in (ALL, FEW_LAUNCHES)}
+    forms = {rewrites: form(rewrites) for rewrites in (FEW_PRODUCTS, FEW_LAUNCHES)}
     took: dict[Rewrites, list[float]] = {rewrites: [] for rewrites in forms}
     for _ in range(2 + _ROUNDS):
         for rewrites, generator in forms.items():

@@ -8,8 +8,9 @@ Multiplications per output pixel and pair of channels, of which a direct convolu
 - differences: 9 / 4. Along an axis, with the taps (u, v, w) and their sum s, the outputs 2i and 2i + 1 are
   s x_i - u (x_i - x_{i-1}) and s x_i + w (x_{i+1} - x_i): three products for two outputs.
 - winograd: 4, by F(2 x 2, 3 x 3) (Lavin and Gray 2016), of an image that is not upsampled.
+- large tiles: 9 / 4, by F(4 x 4, 3 x 3), of an image that is not upsampled, with sides that are multiples of 4.
 
-The last two are matrix products over channels with sums and copies around them, which pay where channels are many.
+The last three are matrix products over channels with sums and copies around them, which pay where channels are many.
 Their gradients with respect to the image are written out: as many products, and the same few copies. Weights are
 constants and get none.
 """
@@ -23,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from copgen_fast.generators import _large_tiles
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def _within_range(adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _by_constant(compute: Callable[..., Tensor], adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`Method.run` of differences and winograd, on images [N, C, H, W]."""
+    """`Method.run` of methods by matrix products over channels, on images [N, C, H, W]."""
     within_range = _within_range(adjoint)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -222,6 +225,7 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 DIRECT = Method(_same, _direct, lambda gradient, weight: F.conv_transpose2d(gradient, weight, padding=1))
 WINOGRAD = Method(_for_winograd, _by_constant(_winograd, _winograd_adjoint))
+LARGE_TILES = Method(_large_tiles.prepare, _by_constant(_large_tiles.convolve, _large_tiles.adjoint))
 UPSAMPLED_DIRECT = Method(_same, _upsampled_direct)
 TRANSPOSED = Method(
     _for_transposed, _transposed, lambda gradient, weight: F.conv2d(gradient, weight, stride=2, padding=1)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from copgen_fast.generators import _convolutions as convolutions
-from copgen_fast.generators import _folding
+from copgen_fast.generators import _folding, _large_tiles, _strips
 from copgen_fast.generators._convolutions import Method
 from copgen_fast.generators._interface import copy_attributes, expect_labels
 from copgen_fast.generators._rewrites import Rewrites
@@ -40,15 +40,22 @@ from copgen_fast.ops.checks import expect_finite, expect_tensor
 FEW = 24
 """Input channels up to which a filter is merged into the convolution that it follows."""
 
+TILED, TILED_SIDE = 128, 16
+"""Channels and pixels a side from which large tiles are faster than other convolutions."""
+
+
+def activate_(y: Tensor, limit: float | None) -> Tensor:
+    """clamp(leaky_relu(y)) in place."""
+    F.leaky_relu_(y, SLOPE)
+    return y if limit is None else y.clamp_(-limit, limit)
+
 
 class Activation(torch.autograd.Function):
     """clamp(leaky_relu(x * scale + shift)), with gradients of x and of scale [N, C, 1, 1]."""
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, shift: Tensor, limit: float | None) -> Tensor:  # noqa: ANN001
-        y = F.leaky_relu_(torch.addcmul(shift, x, scale), SLOPE)
-        if limit is not None:
-            y.clamp_(-limit, limit)
+        y = activate_(torch.addcmul(shift, x, scale), limit)
         ctx.save_for_backward(x, scale, y)
         ctx.limit = limit
         return y
@@ -70,12 +77,11 @@ class FoldedConv(nn.Module):
         super().__init__()
         out, channels = conv.weight.shape[:2]
         self.clamp, self.lean, self.is_half = conv.clamp, rewrites.lean, False
+        self.strips = rewrites.strips
         taps = 4 * conv.resample_filter
         self.methods: tuple[Method, ...]
         if not conv.up:
-            even = conv.side % 2 == 0
-            many = rewrites.winograd and even and min(out, channels) >= _folding.MANY
-            self.methods, weights = (convolutions.WINOGRAD if many else convolutions.DIRECT,), (conv.weight,)
+            self.methods, weights = (_plain(min(out, channels), conv.side, rewrites),), (conv.weight,)
         elif rewrites.upsampling and channels <= FEW:
             both = F.conv2d(conv.weight.flatten(0, 1)[:, None], taps.flip(0, 1)[None, None], padding=3)
             self.methods, weights = (convolutions.MERGED,), (both.view(out, channels, 6, 6).transpose(0, 1),)
@@ -95,10 +101,34 @@ class FoldedConv(nn.Module):
         if self.is_half:  # demodulation takes the factor out again
             styles = styles / styles.abs().amax(1, keepdim=True)
         scale = GAIN * (styles.square() @ self.squares + EPSILON).rsqrt()
+        differentiated = torch.is_grad_enabled() and (x.requires_grad or styles.requires_grad)
+        if self.strips and not self.is_half and not differentiated:
+            return self.sampled(x, styles, scale)
         x = x.to(self.shift.dtype) * styles[:, :, None, None].to(self.shift.dtype)
         for i, method in enumerate(self.methods):
             x = self.apply_method(method, x, getattr(self, f"weight{i}"))
         return Activation.apply(x, scale[:, :, None, None].to(x.dtype), self.shift, self.clamp)
+
+    def sampled(self, x: Tensor, styles: Tensor, scale: Tensor) -> Tensor:
+        """The same without gradients: in place, and in strips where these pay."""
+        x, every, scale = x.permute(0, 2, 3, 1), slice(None), scale[:, None, None]
+        shift = self.shift.permute(0, 2, 3, 1)
+
+        def finish(values: Tensor, out: Tensor, images: slice, rows: slice) -> None:
+            torch.addcmul(shift[:, rows] if shift.shape[1] > 1 else shift, values, scale[images], out=out)
+            activate_(out, self.clamp)
+
+        if self.methods == (convolutions.LARGE_TILES,):
+            y = _large_tiles.styled(x, self.weight0, styles, finish)
+        elif self.methods == (convolutions.FULL_TRANSPOSED, convolutions.SMOOTHED):
+            y = _strips.upsampled(x, self.weight0, self.weight1, styles, finish)
+        else:
+            y = (x * styles[:, None, None]).permute(0, 3, 1, 2)
+            for i, method in enumerate(self.methods):
+                y = method.run(y, getattr(self, f"weight{i}"), None)
+            y = y.permute(0, 2, 3, 1)
+            finish(y, y, every, every)
+        return y.permute(0, 3, 1, 2)
 
     def to_half(self, dtype: torch.dtype) -> None:
         """Convert the products to `dtype`, with inputs and weights scaled as the release does against overflows."""
@@ -115,6 +145,14 @@ class FoldedConv(nn.Module):
         if self.lean and method.adjoint is not None and torch.is_grad_enabled() and x.requires_grad:
             return convolutions.ByConstant.apply(x, weight, None, method.run, method.adjoint)
         return method.run(x, weight, None)
+
+
+def _plain(channels: int, side: int, rewrites: Rewrites) -> Method:
+    """The method of a convolution without upsampling."""
+    if rewrites.strips and side >= TILED_SIDE and side % _large_tiles.SIDE == 0 and channels >= TILED:
+        return convolutions.LARGE_TILES
+    many = rewrites.winograd and side % 2 == 0 and channels >= _folding.MANY
+    return convolutions.WINOGRAD if many else convolutions.DIRECT
 
 
 class FoldedToRGB(nn.Module):

@@ -19,6 +19,8 @@ class Rewrites:
             of 36).
         differences: where channels are many, by differences of neighbours (9) instead.
         winograd: 3 x 3 convolutions by F(2 x 2, 3 x 3) (16 products in place of 36) where channels are many.
+        strips: StyleGAN2's large layers in strips of rows, whose intermediate values stay in a processor's cache; with
+            them, 3 x 3 convolutions by F(4 x 4, 3 x 3) (36 products in place of 144), which need float32's digits.
         attention: PyTorch's fused attention.
         fused_norm: a normalisation's scale, shift and ReLU in one pass over the values, in place without gradients
             (`ops.cond_norm`), and its gradient in one.
@@ -33,6 +35,7 @@ class Rewrites:
     upsampling: bool = True
     differences: bool = True
     winograd: bool = True
+    strips: bool = True
     attention: bool = True
     fused_norm: bool = True
     lean: bool = True
@@ -41,4 +44,6 @@ class Rewrites:
 
 ALL = Rewrites()
 # Direct and transposed convolutions: more products, and fewer launches and copies.
-FEW_LAUNCHES = Rewrites(differences=False, winograd=False)
+FEW_LAUNCHES = Rewrites(differences=False, winograd=False, strips=False)
+# For GPUs, and for half precision.
+FEW_PRODUCTS = Rewrites(strips=False)

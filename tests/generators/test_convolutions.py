@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from bench.baselines import convolutions as baselines
 from copgen_fast.generators import _convolutions as convolutions
+from copgen_fast.generators import _large_tiles
 
 METHODS = {
     "winograd": (convolutions.WINOGRAD, 1),
+    "large tiles": (convolutions.LARGE_TILES, 1),
     "transposed": (convolutions.TRANSPOSED, 2),
     "differences": (convolutions.DIFFERENCES, 2),
 }
@@ -34,13 +36,14 @@ def as_written(x, weight, bias, scale):
 @settings(max_examples=15, deadline=None)
 @given(
     sizes=st.tuples(*(st.integers(1, 4) for _ in range(3))),
-    halves=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    sides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     biased=st.booleans(),
 )
-def test_values_and_gradients_are_the_convolutions(name, layout, sizes, halves, biased):
+def test_values_and_gradients_are_the_convolutions(name, layout, sizes, sides, biased):
     method, scale = (METHODS | PEERS)[name]
     n, channels, outputs = sizes
-    x = drawn(n, channels, 2 * halves[0], 2 * halves[1]).to(memory_format=layout).requires_grad_()
+    unit = _large_tiles.SIDE if name == "large tiles" else 2
+    x = drawn(n, channels, unit * sides[0], unit * sides[1]).to(memory_format=layout).requires_grad_()
     weight, bias = drawn(outputs, channels, 3, 3, seed=1), drawn(outputs, seed=2) if biased else None
     found, expected = method.run(x, method.prepare(weight), bias), as_written(x, weight, bias, scale)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -51,12 +54,24 @@ def test_values_and_gradients_are_the_convolutions(name, layout, sizes, halves, 
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+def test_large_tiles_in_strips_round_like_a_convolution(monkeypatch):
+    monkeypatch.setattr(_large_tiles, "TILES", 8)
+    method, x, weight = convolutions.LARGE_TILES, drawn(2, 64, 16, 24), drawn(32, 64, 3, 3, seed=1)
+    exact = as_written(x, weight, None, 1)
+    x, weight = x.float().requires_grad_(), weight.float()
+    direct, found = (way.run(x, way.prepare(weight), None) for way in (convolutions.DIRECT, method))
+    errors = [(y.double() - exact).square().mean().sqrt() for y in (direct, found)]
+    assert errors[1] <= 4 * errors[0]
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (direct, found)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_no_images_are_no_images(name):
     method, scale = METHODS[name]
-    x = drawn(0, 3, 4, 6).requires_grad_()
+    x = drawn(0, 3, 4, 8).requires_grad_()
     found = method.run(x, method.prepare(drawn(2, 3, 3, 3)), drawn(2))
-    assert found.shape == (0, 2, 4 * scale, 6 * scale)
+    assert found.shape == (0, 2, 4 * scale, 8 * scale)
     assert torch.autograd.grad(found.sum(), x)[0].shape == x.shape
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from copgen_fast.errors import CopgenError
-from copgen_fast.generators import _folded_stylegan2, _folding, optimize
+from copgen_fast.generators import _folded_stylegan2, _folding, _large_tiles, _strips, optimize
 from copgen_fast.generators import _optimize as levels
 from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators.stylegan2 import Config
@@ -27,6 +27,9 @@ def expect_equal(published, rewritten, tolerance, n=2):
     pairs = zip(with_gradient(rewritten(z, labels), z), with_gradient(published(z, labels), z), strict=True)
     for ours, theirs in pairs:
         assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+    with torch.no_grad():
+        images, expected = rewritten(z, labels), published(z, labels)
+    assert (images - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
@@ -41,11 +44,15 @@ def test_every_form_is_rewritten_exactly(case, dtype, tolerance):
         assert getattr(rewritten, attribute) == getattr(published, attribute)
 
 
-@pytest.mark.parametrize("without", [None, "modulation", "upsampling", "winograd", "lean", "channels_last"])
+@pytest.mark.parametrize("without", [None, "modulation", "upsampling", "winograd", "strips", "lean", "channels_last"])
 @pytest.mark.parametrize("many", [1, 10**9], ids=["fewer products", "convolutions"])
 def test_every_rewriting_alone_is_exact(monkeypatch, many, without):
     monkeypatch.setattr(_folding, "MANY", many)
     monkeypatch.setattr(_folded_stylegan2, "FEW", 10**9 if many == 1 else 0)
+    for name in ("TILED", "TILED_SIDE"):
+        monkeypatch.setattr(_folded_stylegan2, name, many)
+    for module, name in ((_strips, "VALUES"), (_large_tiles, "TILES")):
+        monkeypatch.setattr(module, name, many)  # a strip a row, or all in one
     published = small_stylegan2(16)
     rewrites = Rewrites() if without is None else replace(Rewrites(), **{without: False})
     expect_equal(published, optimize(published, rewrites=rewrites), 1e-9)
