@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -62,18 +64,25 @@ def parse(cls: Any, arguments: Sequence[str] | None, prog: str | None = None, **
         UsageError: an unknown option, or a value that does not fit.
         SystemExit: help was printed.
     """
-    if any("\0" in word for word in arguments or ()):
+    words = tuple(sys.argv[1:] if arguments is None else arguments)
+    if any("\0" in word for word in words):
         raise UsageError("an argument holds a NUL character: leave it out")
+    config = expanded(_parse(cls, words, prog, tuple(settings.items())))
+    expect_ranges(config)
+    return config
+
+
+# tyro makes a parser anew each time, and each check of a run's record parses the options of all parts.
+@functools.lru_cache(maxsize=1024)
+def _parse(cls: Any, words: tuple[str, ...], prog: str | None, settings: tuple[tuple[str, Any], ...]) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            config = expanded(tyro.cli(cls, args=arguments, prog=prog, **settings))
+            return tyro.cli(cls, args=words, prog=prog, **dict(settings))
     except SystemExit as error:
         if not error.code:
             raise
         raise UsageError(one_line(complaint.getvalue())) from error
-    expect_ranges(config)
-    return config
 
 
 def out_of_range(config: Any, prefix: str = "") -> list[str]:
@@ -126,9 +135,14 @@ def _expanded_path(value: Any) -> Any:
 def fields_of(config: Any) -> Iterator[tuple[str, Any, list[Any]]]:
     """Name, value (default, of a class) and what Annotated says of every field of a dataclass."""
     cls = config if isinstance(config, type) else type(config)
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _type_hints(cls)
     for field in dataclasses.fields(cls):
         yield field.name, getattr(config, field.name, None), list(_marks(hints[field.name]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _type_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _marks(hint: Any) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -154,6 +155,7 @@ _SCALAR = None | bool | int | float | str
 _JSON = _SCALAR | tuple[_SCALAR, ...]
 
 
+@functools.cache
 def _hints() -> dict[str, Any]:
     """Types of all settings by their dotted names, but for options of parts, whose words are parsed."""
 
