@@ -59,7 +59,7 @@ def parts(folder: Path) -> list[Part]:
         tests("graphs", 25, "training/test_cuda_graph.py"),
         tests(
             "kernels",
-            85,
+            80,
             "ops/test_info_nce_gpu.py",
             "ops/test_cond_norm.py",
             "csrc/test_info_nce_cuda.py",
@@ -76,15 +76,16 @@ def parts(folder: Path) -> list[Part]:
             "generators/test_bigbigan.py",
             "generators/test_biggan_deep.py",
         ),
-        measure("navigator", 110, "bigbigan"),
+        measure("navigator", 105, "bigbigan"),
         measure("pretrain", 50, "resnet50"),
         measure("augment", 40, "simclr B=352"),
         measure("info_nce", 35, "N=16384"),
         measure("generator", 45, "bigbigan B=256"),
         measure("loader", 15, "png"),
+        measure("online", 20, "resnet18/64"),
         measure("info_nce", 25, "D=128", "info_nce-rest", required=False),
         measure("cond_norm", 15, required=False),
-        measure("convolutions", 20, required=False),
+        measure("convolutions", 15, required=False),
         measure("augment", 15, "B=64", "augment-rest", required=False),
     ]
 

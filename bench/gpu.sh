@@ -12,12 +12,23 @@ if [ "${1:-}" = --wheels ]; then
     wheels=$2
     shift 2
     venv=runs/gpu-venv
-    [ -x $venv/bin/python ] || "${PYTHON:-python3}" -m venv --system-site-packages $venv
+    if [ ! -x $venv/bin/python ]; then
+        "${PYTHON:-python3}" -m venv --system-site-packages $venv
+        # Where the image's packages are in an environment, too, the system's are not those.
+        "${PYTHON:-python3}" -c 'import sys; print(*(x for x in sys.path if x.endswith("-packages")), sep="\n")' \
+            >"$($venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/image.pth"
+    fi
     install() { $venv/bin/python -m pip install --quiet --no-index --find-links "$wheels" --no-build-isolation "$@"; }
     install 'setuptools>=77' wheel ninja
-    install -e .
-    for package in pytest pytest-xdist hypothesis kornia lightly pytorch-metric-learning pytorch-pretrained-biggan; do
-        install "$package" 2>/dev/null || echo "missing: $package is not in $wheels"
+    needed=$(sed -n '/^dependencies = \[/,/^\]/s/^ *"\(.*\)",$/\1/p' pyproject.toml)
+    # What torch needs is the image's affair, and need not be listed as installed packages.
+    install --no-deps $(echo "$needed" | grep ^torch)
+    install $(echo "$needed" | grep -v ^torch)
+    install --no-deps -e .
+    for package in pytest pytest-xdist hypothesis kornia-rs kornia lightly pytorch-metric-learning \
+        pytorch-pretrained-biggan; do
+        install "$package" 2>/dev/null || install --no-deps "$package" 2>/dev/null ||
+            echo "missing: $package is not in $wheels"
     done
     PYTHON=$venv/bin/python
 fi

@@ -29,6 +29,7 @@ from copgen_fast.runtime.latents import NamedPrior, sample_each
 
 _PNG, _AT_HAND = "same steps, PNG shards", "same steps, batch at hand"
 _WRITE = "no steps, their pairs written as PNG shards"
+_GENERATE = "generation of their pairs alone"
 
 
 def digits() -> nn.Module:
@@ -72,7 +73,10 @@ class Case:
         return f"{self.make.__name__}, {self.encoder.name}/{self.encoder.width} B={self.batch}, {self.steps} steps"
 
 
-CASES = (Case(digits), Case(cifar10_dcgan), Case(bigbigan))
+_FULL = EncoderConfig("resnet18", "half")
+_MAKES = (digits, cifar10_dcgan, bigbigan)
+# On a GPU steps of the narrow encoder are launches and little else.
+CASES = (*map(Case, _MAKES), *(Case(make, 256, encoder=_FULL, devices=("cuda",)) for make in _MAKES))
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -112,6 +116,7 @@ def _rows(case: Case, folder: Path, device: torch.device, options: Options) -> I
         "same steps, raw shards": calls["raw"],
         _AT_HAND: _call(case, config, device, lambda _: at_hand),
         _WRITE: _write(case, of, folder),
+        _GENERATE: _generate(case, sets["online"]),
     }
     bound = _steps.products("encoder, two views", case.batch * case.steps, peers[_AT_HAND], precision, device)
     mine = Candidate("online", str(case), "pytorch", precision, "step", calls["online"], bound)
@@ -123,6 +128,16 @@ def _write(case: Case, of: PairSource, folder: Path) -> Call:
     pairs = PairsConfig(count=case.steps * case.batch, codec="png", workers=machine.cores())
     numbers = itertools.count()
     return lambda: write_pairs(folder / f"written{next(numbers)}", of, pairs, {})
+
+
+def _generate(case: Case, pairs: OnlinePairs) -> Call:
+    """A function that generates the pairs of `case.steps` steps."""
+
+    def call() -> None:
+        for step in range(case.steps):
+            pairs.draw(range(step * case.batch, (step + 1) * case.batch))
+
+    return call
 
 
 def source(case: Case, device: torch.device) -> PairSource:

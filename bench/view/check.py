@@ -73,7 +73,7 @@ def met(found: list[Finding], required: str) -> bool:
 
 
 def _finding(target: Target, rows: list[dict]) -> Finding:
-    about = [row for row in rows if target.about(row)]
+    about = target.of(rows)
     measured, verdict, best = "", "not measured", None
     if about:
         best = target.best(about)

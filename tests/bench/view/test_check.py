@@ -13,7 +13,7 @@ from bench.view.targets import MEASURES, TARGETS
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
 COMMITTED = [RESULTS / f"{name}-cpu.json" for name in ("augment", "info_nce", "generator", "navigator", "loader")]
 PEERS = ("kornia 1, same parameters", "torchvision 1 per-sample loop, same parameters", "PyTorch 2", "lightly 1")
-PEERS = (*PEERS, "copgen_fast chunked backend, no symmetry", "reference form")
+PEERS = (*PEERS, "copgen_fast chunked backend, no symmetry", "reference form", "same steps, batch at hand")
 
 
 def row_for(target, better):
@@ -55,11 +55,28 @@ def test_each_target_tells_better_from_worse(target, tmp_path):
     assert verdict(write(tmp_path / "d.json", []), target) == "not measured"
 
 
+def test_generators_that_cost_over_a_third_of_a_step_do_not_count(tmp_path):
+    target = next(target for target in TARGETS if target.cheap)
+    rows = [row_for(target, better) | {"case": f"better {better}", "ours_ms": 2.0 - better} for better in (True, False)]
+    for cost, met in ((0.3, "pass"), (0.4, "FAIL")):
+        generation = rows[0] | {"peer": target.cheap, "peer_ms": cost}
+        assert verdict(write(tmp_path / "a.json", [*rows, generation]), target) == met
+
+
 def test_targets_are_of_one_kind_each():
     for target in TARGETS:
         assert (target.at_least is None) != (target.at_most is None)
         assert target.measure in MEASURES
-        assert target.area in ("augment", "images", "info_nce", "generator", "loader", "navigator", "pretrain")
+        assert target.area in (
+            "augment",
+            "images",
+            "info_nce",
+            "generator",
+            "loader",
+            "navigator",
+            "online",
+            "pretrain",
+        )
 
 
 def test_absolute_numbers_count_on_their_card_only(tmp_path):

@@ -1,7 +1,7 @@
 // CUDA emulation for tests: replaces CUDA's header of this name, so that a C++ compiler takes csrc/*/*.cuh and one CPU
 // thread runs their kernels. Blocks run one after the other, each with shared memory that is NaN at first; a CUDA
-// thread is a fiber that runs until it waits for its warp or its block. An access beyond a fenced tensor (fences.h) ends the
-// launch; AddressSanitizer takes care of arrays in shared memory, too.
+// thread is a fiber that runs until it waits for its warp or its block. An access beyond a fenced tensor (fences.h)
+// ends the launch; AddressSanitizer takes care of arrays in shared memory, too.
 #pragma once
 
 #include <link.h>
