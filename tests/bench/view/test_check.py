@@ -58,9 +58,9 @@ def test_each_target_tells_better_from_worse(target, tmp_path):
 def test_generators_that_cost_over_a_third_of_a_step_do_not_count(tmp_path):
     target = next(target for target in TARGETS if target.cheap)
     rows = [row_for(target, better) | {"case": f"better {better}", "ours_ms": 2.0 - better} for better in (True, False)]
-    for cost, met in ((0.3, "pass"), (0.4, "FAIL")):
+    for cost, expected in ((0.3, "pass"), (0.4, "FAIL")):
         generation = rows[0] | {"peer": target.cheap, "peer_ms": cost}
-        assert verdict(write(tmp_path / "a.json", [*rows, generation]), target) == met
+        assert verdict(write(tmp_path / "a.json", [*rows, generation]), target) == expected
 
 
 def test_targets_are_of_one_kind_each():
