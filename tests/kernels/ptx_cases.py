@@ -49,7 +49,7 @@ def cases() -> dict[str, Callable[[], None]]:
         "info_nce gradients without a bound": lambda: gradients(square(33, 128, 0.1, single, bounded=False)),
         "info_nce by triangles": lambda: losses(square(97, 128, 0.1, single), triangle_from=1),
         "info_nce of split columns": lambda: losses(
-            rectangular(20, 300, 128, 0.1, half, 200, 10, True, bounded=False), nearest=True, split_from=1
+            rectangular(20, 300, 16, 0.1, half, 200, 10, True, bounded=False), nearest=True, split_from=1
         ),
     }
 

@@ -33,6 +33,7 @@ class Operation(NamedTuple):
     inputs: tuple[str, ...]
 
 
+@functools.cache
 def operation(opcode: tuple[str, ...], count: int = 2) -> Operation:
     """That of an opcode, split at its dots, with `count` inputs where these vary.
 
@@ -131,7 +132,7 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     product, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
     total = product + c
     middle = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
-    doubtful = middle | (np.abs(total) < _SMALLEST_NORMAL)
+    doubtful = middle | ((np.abs(total) < _SMALLEST_NORMAL) & (total != 0))
     if doubtful.any():
         total = np.where(doubtful, _sum_to_odd(product, c), total)
     return total.astype(np.float32)
