@@ -1,7 +1,9 @@
+import itertools
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from copgen_fast.runtime import artifacts
 from copgen_fast.stages import navigator
 from copgen_fast.train import main, parse
 from tests.conftest import TINY
+from tests.helpers import processes
 
 ROWS = ("random", "pixels", "identity", "gaussian", "untrained-navigator", "navigator")
 
@@ -337,21 +340,17 @@ def test_the_module_runs_as_a_command(tmp_path):
     assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
 
 
-KILLED = """
-import os, signal, sys
-from copgen_fast import train
-stage, moment, calls, fsync = sys.argv[1], int(sys.argv[2]), 0, os.fsync
+def killed(stage, moment, arguments):
+    """Run the command until it writes a stage's file of this number."""
+    calls, fsync = itertools.count(1), os.fsync
 
-def fsync_or_die(handle):
-    global calls
-    calls += f"/run/{stage}/" in os.readlink(f"/proc/self/fd/{handle}") + "/"
-    if calls == moment:  # a file is half on its way: its temporary name is there, the real one is not
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(handle)
+    def fsync_or_die(handle):
+        if f"/run/{stage}/" in os.readlink(f"/proc/self/fd/{handle}") + "/" and next(calls) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)  # half on its way: its temporary name is there, the real one is not
+        fsync(handle)
 
-os.fsync = fsync_or_die
-train.main(sys.argv[3:])
-"""
+    os.fsync = fsync_or_die
+    return main(arguments)
 
 
 def outcome(folder: Path) -> dict:
@@ -367,9 +366,8 @@ def test_killed_at_any_moment_it_ends_bit_equal(finished_run, tmp_path):
     folder = tmp_path / "run"
     arguments = [*TINY, "--out", str(folder), "--stages", "navigator", "pairs", "pretrain"]
     for stage, moment in (("navigator", 13), ("navigator", 9), ("pairs", 17), ("pretrain", 30)):
-        command = [sys.executable, "-c", KILLED, stage, str(moment), *arguments]
-        child = subprocess.run(command, capture_output=True, text=True)
-        assert child.returncode == -9, child.stderr
+        child = processes.run(killed, stage, moment, arguments)
+        assert child.code == -signal.SIGKILL, child.stderr
         assert not (folder / "pretrain" / "navigator" / "simclr" / "encoder.safetensors").exists(), (
             "killed before the end"
         )

@@ -1,12 +1,7 @@
 """Training of the detector: schedules, batches, resume to the bit, and the whole evaluation on tiny images."""
 
-import contextlib
 import dataclasses
 import io
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +21,7 @@ from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.stages import Run, probe
 from copgen_fast.training.metrics import read_rows
-from tests.helpers import detection_ranks
+from tests.helpers import detection_ranks, processes
 from tests.helpers.voc_fixtures import tiny_encoder, write_set
 from tests.images.test_voc import BCCD
 
@@ -195,16 +190,10 @@ def test_statistics_of_batch_norm_are_estimated_anew(root, tmp_path):
 
 def test_two_processes_train_the_same_detector(root, tmp_path):
     whole = detection_ranks.trained(ALONE, root, tmp_path / "whole")
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(2)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        ports = ",".join(str(free.getsockname()[1]) for free in sockets)
     torch.save(tiny_encoder(width=16).state_dict(), tmp_path / "encoder.pth")
-    words = [sys.executable, "-m", "tests.helpers.detection_ranks", "2", ports, str(root), str(tmp_path)]
-    child = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
-    assert child.returncode == 0, child.stderr
-    assert child.stdout.count("detection ap50 %") == 1 and (tmp_path / "encoder.detection.json").exists()
+    ranks = processes.run_ranks(detection_ranks.rank_main, 2, processes.free_ports(2), root, tmp_path)
+    assert sum(rank.stdout.count("detection ap50 %") for rank in ranks) == 1
+    assert (tmp_path / "encoder.detection.json").exists()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in whole["state"].items():

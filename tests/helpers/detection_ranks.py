@@ -1,11 +1,6 @@
-"""A detector trained by several processes; test_detection.py starts it.
-
-python -m tests.helpers.detection_ranks WORLD PORTS ROOT FOLDER
-"""
+"""A detector trained by one of several processes; test_detection.py starts them."""
 
 import os
-import sys
-from pathlib import Path
 
 import torch
 
@@ -15,7 +10,6 @@ from copgen_fast.evals import _detection_training as training
 from copgen_fast.evals._faster_rcnn import FasterRCNN
 from copgen_fast.images import voc
 from copgen_fast.runtime import distributed
-from tests.helpers.forks import run_ranks
 from tests.helpers.voc_fixtures import tiny_encoder
 
 CPU = torch.device("cpu")
@@ -44,8 +38,4 @@ def rank_main(rank, world, ports, root, folder):
     os.environ["MASTER_PORT"] = ports[1]
     words = [f"detection.{word}" for word in (f"root={root}", "train=2007-trainval", *WORDS.split())]
     options = ["--evals", "detection", "--evals.options", *words, "--device", "cpu"]
-    sys.exit(evaluate.main([str(folder / "encoder.pth"), *options]))
-
-
-if __name__ == "__main__":
-    sys.exit(run_ranks(rank_main, int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3], Path(sys.argv[4])))
+    return evaluate.main([str(folder / "encoder.pth"), *options])

@@ -1,13 +1,9 @@
-"""What each of several processes computes; test_distributed.py starts it.
-
-python -m tests.helpers.distributed_ranks WORLD PORT FOLDER
-"""
+"""What each of several processes computes; test_distributed.py starts them."""
 
 import contextlib
 import dataclasses
 import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -31,7 +27,6 @@ from copgen_fast.stages import Run, navigator, pretrain, steering
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
 from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import Plan, StepResult
-from tests.helpers.forks import run_ranks
 
 N, DIM, STEPS = 8, 6, 3
 CPU = torch.device("cpu")
@@ -313,7 +308,3 @@ def rank_main(rank, world, ports, folder):
     with distributed.joined(CPU, 60.0) as ranks:
         results = everything(ranks, folder)
     torch.save(results | {"exit codes": codes}, folder / f"{rank}.pt")
-
-
-if __name__ == "__main__":
-    sys.exit(run_ranks(rank_main, int(sys.argv[1]), sys.argv[2].split(","), Path(sys.argv[3])))

@@ -1,16 +1,10 @@
-"""InfoNCE of one rank of a group, a process that test_info_nce_group.py starts.
-
-python -m tests.helpers.info_nce_ranks WORLD OUT
-"""
-
-import sys
+"""InfoNCE of one rank of a group, a process that test_info_nce_group.py starts."""
 
 import torch
 import torch.distributed as dist
 
 from copgen_fast.ops import info_nce
 from copgen_fast.ops.backend import INSTALLED
-from tests.helpers.forks import run_ranks
 
 PAIRS = 12  # of all ranks together
 BACKENDS = [name for name in ("cpp", "chunked") if name in INSTALLED] + ["reference"]
@@ -76,7 +70,3 @@ def main(rank, world, out):
         results["unequal"] = str(error)
     torch.save(results, f"{out}/{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    sys.exit(run_ranks(main, int(sys.argv[1]), sys.argv[2]))

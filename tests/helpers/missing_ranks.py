@@ -1,14 +1,9 @@
-"""Runs of two processes in which rank 1 goes missing, one way each; test_heartbeat.py starts them, all at once.
-
-python -m tests.helpers.missing_ranks FOLDER WAY=PORT ...
-"""
+"""Runs of two processes in which rank 1 goes missing, one way each; test_heartbeat.py starts them, all at once."""
 
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-from pathlib import Path
 
 import torch
 import torch.utils.tensorboard  # for all ranks: not in rank 0 while another waits for it
@@ -74,7 +69,7 @@ def rank_main(rank, way, port, folder):
 
 
 def main(folder, ports):
-    """Waits for the ranks 0, then ends what is left of the ranks 1; exits with how many did not exit with 1."""
+    """Waits for the ranks 0, then ends what is left of the ranks 1; returns how many did not exit with 1."""
     torch.set_num_threads(1)
     start = multiprocessing.get_context("fork").Process
     runs = {way: [start(target=rank_main, args=(r, way, port, folder)) for r in (0, 1)] for way, port in ports.items()}
@@ -88,8 +83,4 @@ def main(folder, ports):
         for process in (first, second):
             process.kill()
             process.join()
-    sys.exit(wrong)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), dict(argument.split("=") for argument in sys.argv[2:]))
+    return wrong

@@ -1,10 +1,10 @@
 """Packed images: the same pixels, labels and names as their source, read at random, altered files named."""
 
+import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import tarfile
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from copgen_fast.images.views import Centre, RandomCrop, Whole
 from copgen_fast.pairs.read.loader import PairBatches, Sampler
 from copgen_fast.runtime import artifacts
 from copgen_fast.verify import main
-from tests.helpers import sparse_store
+from tests.helpers import processes, sparse_store
 
 NAMES = ("a.JPG", "grün.png", "c.PNG", "d.webp", "e.ppm")
 
@@ -221,19 +221,20 @@ def test_parts_and_resumes_write_the_bytes_of_one_process(source, tmp_path):
     }
 
 
+def killed(source, out):
+    """Pack the images until the eleventh is written."""
+    write, calls = pack.add_member, itertools.count(1)
+
+    def add_member(*arguments):
+        return os.kill(os.getpid(), signal.SIGKILL) if next(calls) == 11 else write(*arguments)
+
+    pack.add_member = add_member
+    pack.pack(PackConfig(source, out, size=16, codec="png", shard_size=4))
+
+
 def test_a_killed_process_leaves_whole_shards_and_the_next_one_goes_on(source, tmp_path):
     packed(source, tmp_path / "whole")
-    script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom copgen_fast.images import pack\n"
-        "write, calls = pack.add_member, []\n"
-        "def add_member(*arguments):\n"
-        "    calls.append(1)\n"
-        "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 11 else write(*arguments)\n"
-        "pack.add_member = add_member\n"
-        "pack.pack(pack.PackConfig(*map(Path, sys.argv[1:]), size=16, codec='png', shard_size=4))"
-    )
-    command = [sys.executable, "-c", script, str(source), str(tmp_path / "out")]
-    assert subprocess.run(command, capture_output=True, env={**os.environ, "TQDM_DISABLE": "1"}).returncode == -9
+    assert processes.run(killed, source, tmp_path / "out").code == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "out/train").glob("*.tar")] == ["shard-000000.tar"]
     kept = (tmp_path / "out/train/shard-000000.tar").stat().st_mtime_ns
     packed(source, tmp_path / "out")

@@ -1,23 +1,17 @@
 """InfoNCE over the ranks of a group against one process with the whole batch."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.helpers import info_nce_ranks, processes
 from tests.helpers.info_nce_ranks import BACKENDS, CASES, compute, embeddings
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def ranks(request, tmp_path_factory):
     """Results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.helpers.info_nce_ranks", str(request.param), str(folder)]
-    subprocess.run(command, cwd=ROOT, timeout=300, check=True)
+    processes.run_ranks(info_nce_ranks.main, request.param, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 
 

@@ -2,8 +2,6 @@ import dataclasses
 import itertools
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from copgen_fast.runtime.distributed import Ranks
 from copgen_fast.stages import pairs as stage
 from copgen_fast.train import main, open_run, parse
 from tests.conftest import TINY
+from tests.helpers import processes
 from tests.helpers.pairs_fixtures import CONFIG, contents, write
 
 SMALL = dataclasses.replace(CONFIG, shard_size=2)  # 5 shards
@@ -184,28 +183,11 @@ def test_ranks_divide_a_share(finished_run, tmp_path, order):
     ]  # of three shards
 
 
-TOGETHER = """
-import dataclasses, sys
-from pathlib import Path
-from tests.helpers.pairs_fixtures import CONFIG, write
-
-config = dataclasses.replace(CONFIG, shard_size=2, workers=1, part=int(sys.argv[2]), parts=2)
-print("ready", flush=True)
-sys.stdin.readline()
-write(Path(sys.argv[1]), config)
-"""
+def write_share(number, count, folder, start):
+    start.wait()
+    write(folder, dataclasses.replace(share(number, count), workers=1))
 
 
 def test_two_processes_write_at_the_same_time(tmp_path, single):
-    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "pairs")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    writers = [subprocess.Popen([*command, str(number)], **pipes) for number in (0, 1)]
-    for writer in writers:
-        assert writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        writer.stdin.write("\n")
-        writer.stdin.flush()
-    for writer in writers:
-        writer.communicate(timeout=180)
-        assert writer.returncode == 0
+    processes.run_ranks(write_share, 2, tmp_path / "pairs", processes.SERVER.Barrier(2))
     assert without_share_indexes(tmp_path / "pairs") == single

@@ -2,8 +2,8 @@ import contextlib
 import errno
 import fcntl
 import os
-import subprocess
-import sys
+import signal
+import threading
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 from copgen_fast.files import sha256
 from copgen_fast.runtime import artifacts
+from tests.helpers import processes
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -161,27 +162,21 @@ def test_a_folder_is_one_commands_or_its_parts(tmp_path):
         pass
 
 
-HOLDING = """
-import sys
-from pathlib import Path
-from copgen_fast.runtime import artifacts
-
-with artifacts.folder_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+def hold(folder, held):
+    with artifacts.folder_lock(folder):
+        held.set()
+        threading.Event().wait()
 
 
 def test_a_kill_unlocks_the_folder(tmp_path):
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], **pipes) as child:
-        assert child.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="in use"), artifacts.folder_lock(tmp_path):
-            pass
-        child.kill()
-        child.wait()
-        with artifacts.folder_lock(tmp_path):
-            pass
+    held = processes.SERVER.Event()
+    child = processes.Child(hold, tmp_path, held)
+    assert held.wait(60)
+    with pytest.raises(UsageError, match="in use"), artifacts.folder_lock(tmp_path):
+        pass
+    assert child.wait(timeout=0).code == -signal.SIGKILL
+    with artifacts.folder_lock(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)])

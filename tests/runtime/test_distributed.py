@@ -1,14 +1,8 @@
 """Several processes compute what one does on the same batch, and end together when one of them can't go on."""
 
-import contextlib
 import dataclasses
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,32 +15,20 @@ from copgen_fast.runtime import distributed
 from copgen_fast.runtime.artifacts import read_json
 from copgen_fast.runtime.distributed import Ranks
 from copgen_fast.training.metrics import read_rows
-from tests.helpers import distributed_ranks
+from tests.helpers import distributed_ranks, killed_ranks, processes
 from tests.helpers.distributed_ranks import CPU, STEPS, TINY, N
 
-ROOT = Path(__file__).parents[2]
 SEVERAL = ("several positives", "several positives of classes", "one of several positives")
 CASES = ("alternating", "simultaneous", "pretrain", "supervised, checkpointed", "steering", *SEVERAL)
 CASES += (*distributed_ranks.METHODS,)
-
-
-def free_ports(count):
-    """Ports that nobody listens on, drawn together so that they differ."""
-    with contextlib.ExitStack() as stack:
-        drawn = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in drawn:
-            free.bind(("127.0.0.1", 0))
-        return [str(free.getsockname()[1]) for free in drawn]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
     """What each rank computed, and the folder it did it in."""
     folder = tmp_path_factory.mktemp("ranks")
-    ports = ",".join(free_ports(3))
-    command = [sys.executable, "-m", "tests.helpers.distributed_ranks", str(request.param), ports, str(folder)]
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert child.returncode == 0 and "unused_parameters" not in child.stderr, child.stderr
+    ranks = processes.run_ranks(distributed_ranks.rank_main, request.param, processes.free_ports(3), folder)
+    assert not any("unused_parameters" in rank.stderr for rank in ranks)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)], folder
 
 
@@ -176,15 +158,12 @@ def test_a_run_of_two_processes_goes_on_with_one(ranks, whole, tmp_path):
 
 @by_two
 def test_a_killed_worker_is_started_again_to_the_same_result(ranks, tmp_path):
-    """torchrun: SIGKILL for rank 1 in the middle of an epoch; it starts both again, and they end bit-equal."""
+    """torchrun's agent: SIGKILL for rank 1 in an epoch; it starts both again, and they end bit-equal."""
     _, folder = ranks
     shutil.copytree(folder / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "pretrain")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--max-restarts", "1", "-m", "tests.helpers.killed_ranks", *TINY, "--out", str(tmp_path / "run")]
-    options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "timeout": 200}
-    child = subprocess.run(command, capture_output=True, text=True, **options)
-    assert child.returncode == 0 and "unused_parameters" not in child.stderr, child.stderr
+    child = processes.run(killed_ranks.launch, [*TINY, "--out", str(tmp_path / "run")])
+    assert child.code == 0 and "unused_parameters" not in child.stderr, child.stderr
     assert "rank 1 gives no sign of life" in child.stderr
     for name in ("encoder.safetensors", "metrics.jsonl"):
         restarted, uninterrupted = (

@@ -1,21 +1,17 @@
 """When a process goes missing the others end, soon and with a line that names it."""
 
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from copgen_fast.runtime import heartbeat
 from copgen_fast.runtime.heartbeat import Heartbeat, LostRankError, session
+from tests.helpers import missing_ranks, processes
 from tests.helpers.missing_ranks import MISSING_AT, WAYS
-from tests.runtime.test_distributed import free_ports
 
-ROOT = Path(__file__).parents[2]
 SEEN = r"last heard of at .*"  # it signs twice a second
 AT_STEP = f"the data of step {MISSING_AT} of"
 SAID = {
@@ -33,13 +29,11 @@ SAID = {
 def ends(tmp_path_factory):
     """What each rank 0 said, with the seconds in which all had ended."""
     folder = tmp_path_factory.mktemp("missing")
-    ports = free_ports(len(WAYS))
-    ways = (f"{way}={port}" for way, port in zip(WAYS, ports, strict=True))
-    command = [sys.executable, "-m", "tests.helpers.missing_ranks", str(folder), *ways]
+    ports = dict(zip(WAYS, processes.free_ports(len(WAYS)), strict=True))
     started = time.monotonic()
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    child = processes.run(missing_ranks.main, folder, ports)
     said = {way: (folder / f"{way}.0").read_text() for way in WAYS}
-    assert child.returncode == 0, said
+    assert child.code == 0, (said, child.stderr)
     return said, time.monotonic() - started
 
 

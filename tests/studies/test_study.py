@@ -2,30 +2,30 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from copgen_fast import study, train
 from copgen_fast.runtime import artifacts
-from copgen_fast.studies import _results, _settings
+from copgen_fast.studies import _execute, _results, _settings
+from tests.helpers import processes
 from tests.helpers.study_runs import ARMS, ONE, TINY, found, words
 
-KILLED = """
-import os, signal, sys
-from copgen_fast import study
-from copgen_fast.studies import _results
-write = _results.Writer.write
-def kill(self, last=False):
-    write(self, last)
-    os.kill(os.getpid(), signal.SIGKILL)
-_results.Writer.write = kill
-study.main(sys.argv[1:])
-"""
-"""A study's command that is killed after its first run, while another one is running."""
+
+def killed(arguments):
+    """A study's command that is killed after its first run, while another one is running."""
+    write = _results.Writer.write
+
+    def kill(self, last=False):
+        write(self, last)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    _results.Writer.write = kill
+    _execute.prepare = lambda: multiprocessing.get_context("fork")  # of this process, which has imported everything
+    return study.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,13 @@ def test_a_run_is_what_its_own_command_makes(finished, tmp_path, capsys):
 
 def test_a_killed_study_goes_on_to_the_same_results(finished, tmp_path):
     folder = tmp_path / "study"
-    killed = subprocess.run([sys.executable, "-c", KILLED, *words(folder)], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    child = processes.run(killed, words(folder, seeds="0"))
+    assert child.code == -signal.SIGKILL, child.stderr
     states = found(folder)[1]
     assert "done" in states.values() and "waiting" in states.values()
-    assert study.main(words(folder)) == 0
-    assert found(folder) == found(finished)
+    assert study.main(words(folder, seeds="0")) == 0
+    whole = ({run: value for run, value in of.items() if run[1] == 0} for of in found(finished))
+    assert found(folder) == tuple(whole)
 
 
 def test_a_stop_saves_and_the_command_says_so(tmp_path, monkeypatch, capsys):

@@ -1,10 +1,9 @@
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 
@@ -20,6 +19,7 @@ from copgen_fast.pairs.write import pipeline, writer
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.interrupts import Interrupted, handle_signals
 from copgen_fast.runtime.latents import sample_each
+from tests.helpers import processes
 from tests.helpers.pairs_fixtures import CONFIG, IDENTITY, LATENT_DIM, contents, generate, shift, source, write
 
 
@@ -227,30 +227,21 @@ def test_leftovers_of_a_kill_are_replaced(tmp_path, uninterrupted, names):
     assert contents(tmp_path) == uninterrupted
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.helpers.pairs_fixtures import CONFIG, write
-import dataclasses
+def killed(folder, batches):
+    """Write pairs until as many batches are reported."""
+    reports = itertools.count(1)
 
-batches = []
+    def die(count):
+        if next(reports) == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def die(count):
-    batches.append(count)
-    if len(batches) == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-write(Path(sys.argv[1]), dataclasses.replace(CONFIG, workers=2), progress=die)
-"""
+    write(folder, dataclasses.replace(CONFIG, workers=2), progress=die)
 
 
 def test_killed_within_a_shard_it_loses_that_shard_alone(tmp_path, uninterrupted):
     """In the second shard, then, resumed, in the third."""
     for batches, shards in ((3, 1), (4, 2)):  # resumed, it reports the pairs that are there first
-        command = [sys.executable, "-c", KILLED, str(tmp_path), str(batches)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        child.communicate(timeout=180)
-        assert child.returncode == -signal.SIGKILL
+        assert processes.run(killed, tmp_path, batches).code == -signal.SIGKILL
         files = contents(tmp_path)
         assert f".shard-{shards:06d}.tar.incomplete" in files
         assert len([name for name in files if name.startswith("shard") and name.endswith("tar")]) == shards
