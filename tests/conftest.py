@@ -22,6 +22,26 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
 
+LONG = (
+    "csrc/test_address_sanitizer.py",
+    "kernels/test_compile.py",
+    "runtime/test_distributed.py",
+    "studies/test_study.py",
+    "stages/test_pretrain.py",
+    "test_train.py",
+    "runtime/test_heartbeat.py",
+    "generators/fit/test_resnet_gan.py",
+    "stages/test_online.py",
+    "kernels/test_launches.py",
+)
+"""Files that take longest, which start first, so that processes that share the tests end together."""
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"tests/{name}" for name in LONG]
+    items.sort(key=lambda item: next((n for n, name in enumerate(names) if item.nodeid.startswith(name)), len(LONG)))
+
+
 def pytest_configure():
     """Two threads at most, here and in child processes: sums, and so bits, depend on their number.
 
