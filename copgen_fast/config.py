@@ -201,6 +201,9 @@ class PretrainConfig:
     Costs one more forward, and batch normalisation takes its statistics within a part."""
     checkpoint: bool = False
     """Compute the activations of the encoder's stages again in the backward rather than keep them."""
+    graph: bool = False
+    """Replay the step as one CUDA graph, without what the method does after it; where that can't be, as without a GPU,
+    on several processes or for `negft`, the run says so and goes on without."""
     optimizer: Literal["sgd", "lars"] = "sgd"
     """lars: steps scaled to each weight's norm, for larger learning rates (BYOL's: 0.2 to 0.45); fused, not by apex."""
     lr: LearningRate = 0.03

@@ -25,6 +25,7 @@ INVOCATION = (
     "pairs.part",
     "pairs.parts",
     "pretrain.checkpoint",
+    "pretrain.graph",
     "pretrain.workers",
     "pretrain.cache_gib",
     "pretrain.loader",

@@ -29,24 +29,37 @@ from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.stages import _online
 from copgen_fast.stages.pairs import expect_own
 from copgen_fast.stages.run import Run, expect_comparable
-from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
+from copgen_fast.training import cuda_graph, grad_cache, loop, optimizers, sync_bn
 from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import StepResult
 from copgen_fast.training.metrics import Row, last_row
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Inputs of one pretraining step, on the device; the step draws nothing and never waits for the device.
+class Inputs:
+    """Tensors of one pretraining step, on the device; the step draws nothing and never waits for the device.
 
     Attributes:
         images: the joint batch, uint8 [(1 + K) N, 3, H, W], anchors first; K = 1 or the method takes several positives.
         params: of its augmentation, as many rows.
+        labels: classes [N] of the pairs, for a method that takes them.
+        jigsaw: of the anchors' jigsaw views, N rows, for a method that takes them.
+    """
+
+    images: Tensor
+    params: AugmentParams
+    labels: Tensor | None
+    jigsaw: JigsawParams | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one pretraining step: `Inputs`' tensors, and numbers.
+
+    Attributes:
         lr: learning rate of this step.
         progress: share of the training that is done, 0 .. 1.
-        labels: classes [N] of the pairs, for a method that takes them.
         seed: for what the method draws at random.
-        jigsaw: of the anchors' jigsaw views, N rows, for a method that takes them.
     """
 
     images: Tensor
@@ -56,6 +69,10 @@ class Batch:
     labels: Tensor | None = None
     seed: int = 0
     jigsaw: JigsawParams | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.images, self.params, self.labels, self.jigsaw)
 
 
 @dataclass(frozen=True)
@@ -79,13 +96,18 @@ class Learner:
 
 def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
     """One optimiser step on the method's loss of the views v = t_x(x) and v_prime = t_x'(x_prime)."""
-    m = learner.method
     set_learning_rate(learner.sgd, batch.lr)
+    learner.method.before_step(batch.seed)
+    return _finished(learner, batch, _descend(learner, batch.inputs))
+
+
+def _descend(learner: Learner, batch: Inputs) -> StepResult:
+    """Loss, and views, outputs and targets, of an optimiser step at the learning rate that is set."""
+    m = learner.method
     v = augmentations.make_views(batch.images, batch.params, learner.policy)  # of x, then of x_prime
     if batch.jigsaw is not None:
         anchors = batch.images[: len(batch.jigsaw.order)]
         v = torch.cat([v, augmentations.jigsaw_views(anchors, batch.jigsaw, learner.policy)])
-    m.before_step(batch.seed)
     with torch.no_grad(), learner.autocast():
         targets = m.targets(v)
 
@@ -98,13 +120,56 @@ def pretrain_step(learner: Learner, batch: Batch) -> StepResult:
         m, v, loss, learner.scaler, **split, autocast=learner.autocast, no_sync=partial(no_sync, m)
     )
     optimizers.step(learner.scaler, learner.sgd)
-    m.after_step(online, targets, batch.progress)
-    outputs = {f"output {number} of the method": output for number, output in enumerate(online)}
-    metrics = {"loss": value, "lr": torch.full((), batch.lr, device=value.device)} | m.metrics()
-    return StepResult(metrics, {"views": v} | outputs)
+    named = {f"output {number} of the method": output for number, output in enumerate(online)}
+    named |= {f"target {number}": target for number, target in enumerate(targets)}
+    return StepResult({"loss": value}, {"views": v} | named)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def _finished(learner: Learner, batch: Batch, step: StepResult) -> StepResult:
+    """What follows the optimiser: the method's averages, queue and metrics."""
+    m, loss = learner.method, step.metrics["loss"]
+    targets = {name: x for name, x in step.watched.items() if name.startswith("target ")}
+    watched = {name: x for name, x in step.watched.items() if name not in targets}
+    _, *online = watched.values()  # the views come first
+    m.after_step(tuple(online), tuple(targets.values()), batch.progress)
+    return StepResult({"loss": loss, "lr": torch.full((), batch.lr, device=loss.device)} | m.metrics(), watched)
+
+
+def make_step(learner: Learner, graph: bool, device: torch.device) -> Callable[[Batch], StepResult]:
+    """`pretrain_step` as a function of the batch; with `graph` all but what the method does after it is a CUDA graph.
+
+    The method's own steps stay outside, as they may depend on numbers that a graph would keep: the share of the
+    training that is done, say.
+    """
+    step = partial(pretrain_step, learner)
+    if not graph:
+        return step
+    reason = cuda_graph.obstacle(device, (learner.sgd,))
+    if reason is None and type(learner.method).before_step is not Method.before_step:
+        reason = "the method draws at random in each step"
+    if reason is not None:
+        if learner.ranks.first:
+            print(f"pretrain.graph: not used, {reason}", flush=True)
+        return step
+    rate = torch.zeros((), device=device)
+
+    def descend(inputs: Inputs) -> StepResult:
+        set_learning_rate(learner.sgd, rate)  # a tensor, which each replay reads
+        return _descend(learner, inputs)
+
+    graphed = cuda_graph.GraphedStep(descend, (learner.method,), (learner.sgd,), learner.scaler)
+
+    def replay(batch: Batch) -> StepResult:
+        rate.fill_(batch.lr)
+        result = _finished(learner, batch, graphed(batch.inputs))
+        set_learning_rate(learner.sgd, batch.lr)  # for checkpoints
+        # The next replay overwrites what the method measured.
+        return replace(result, metrics={name: value.clone() for name, value in result.metrics.items()})
+
+    return replay
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
     """Set the learning rate of all groups of parameters except those with `"scheduled": False`."""
     for group in optimizer.param_groups:
         if group.get("scheduled", True):
@@ -163,13 +228,11 @@ def pretrain(run: Run, source: str, drawn: OnlinePairs | None = None) -> None:
         rate = learning_rate(options, index, batches.steps_per_epoch)
         return make_batch(config, index, pair, rate, run.device, run.ranks, index / steps, labelled)
 
-    def step(index: int, batch: Batch) -> StepResult:
-        return pretrain_step(learner, batch)
-
+    step = make_step(learner, options.graph, run.device)
     name = label(source)
     plan = loop.Plan(f"pretrain {name}", folder, steps, options.batch, config.log_every, config.save_every)
     state = {"method": learner.method, "optimizer": learner.sgd, "scaler": learner.scaler}
-    summary = loop.run(step, batch, state, plan, CollapseWatch(name, run.ranks), run.ranks)
+    summary = loop.run(lambda index, batch: step(batch), batch, state, plan, CollapseWatch(name, run.ranks), run.ranks)
     skipped = run.ranks.barrier(f"the last batch of {name}", " ".join(map(str, batches.skipped)))
     if run.ranks.first:
         summary["views_per_s"] = (1 + learner.method.positives) * summary["samples_per_s"]

@@ -30,7 +30,7 @@ class GraphedStep:
 
     Attributes:
         step: draws nothing at random, never waits for the device, and changes only what follows.
-        models, adams, scaler: all that a step changes; torch's fused optimisers.
+        models, adams, scaler: all that a step changes; torch's fused optimisers, Adam or others.
     """
 
     step: Callable[[Any], StepResult]

@@ -8,13 +8,14 @@ import torch
 
 from copgen_fast.errors import CopgenError
 from copgen_fast.presets import PRESETS
-from copgen_fast.stages import Run
+from copgen_fast.stages import Run, pretrain
 from copgen_fast.stages import navigator as stage
 from copgen_fast.training import cuda_graph, optimizers
 from copgen_fast.training.loop import StepResult
 from tests.helpers.host_reads import HostReads
 from tests.helpers.on_gpu import needs_gpu, no_waiting
 from tests.stages.test_navigator import STEPS, make_players, state_of
+from tests.stages.test_pretrain import make_learner
 
 CPU = torch.device("cpu")
 
@@ -177,6 +178,46 @@ def test_a_run_on_the_cpu_says_so_and_goes_on(tmp_path, capsys):
     stage.run(Run(config, tmp_path, CPU))
     assert "navigator.graph: not used, the run is on the CPU" in capsys.readouterr().out
     assert (tmp_path / "navigator" / "navigator.safetensors").exists()
+
+
+@pytest.mark.parametrize(("method", "precision"), [("simclr", "fp16"), ("moco", "fp32"), ("byol", "fp32")])
+def test_pretraining_by_a_graph_is_its_step(monkeypatch, recorded, method, precision):
+    monkeypatch.setattr(cuda_graph, "obstacle", lambda *_: None)
+    (plain, batches), (learner, _) = (make_learner(precision, method=method, batch=8) for _ in range(2))
+    step = pretrain.make_step(learner, True, CPU)
+    # Rates that a float32 holds, as the graph's does.
+    for rate, batch in zip((0.125, 0.25, 0.0625), (*batches, batches[0]), strict=True):
+        batch = dataclasses.replace(batch, lr=rate, progress=rate)
+        ours, theirs = step(batch), pretrain.pretrain_step(plain, batch)
+        torch.testing.assert_close(ours.metrics, theirs.metrics, rtol=0, atol=0)
+        assert ours.watched.keys() == theirs.watched.keys()
+    torch.testing.assert_close(learner.method.state_dict(), plain.method.state_dict(), rtol=0, atol=0)
+    assert learner.sgd.param_groups[0]["lr"] == 0.0625 and isinstance(learner.sgd.param_groups[0]["lr"], float)
+    assert recorded == [cuda_graph.WARM_UP, "capture"]
+
+
+def test_what_keeps_pretraining_from_a_graph_is_said(monkeypatch, capsys):
+    learner, _ = make_learner(method="negft", batch=8)
+    pretrain.make_step(learner, True, CPU)
+    monkeypatch.setattr(cuda_graph, "obstacle", lambda *_: None)
+    pretrain.make_step(learner, True, CPU)
+    assert capsys.readouterr().out.splitlines() == [
+        "pretrain.graph: not used, the run is on the CPU",
+        "pretrain.graph: not used, the method draws at random in each step",
+    ]
+
+
+@needs_gpu
+@pytest.mark.parametrize("method", ["simclr", "moco", "byol"])
+def test_pretraining_by_a_graph_on_a_gpu(monkeypatch, method):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    (plain, batches), (learner, _) = (make_learner("fp32", "cuda", method, batch=8) for _ in range(2))
+    step = pretrain.make_step(learner, True, torch.device("cuda"))
+    for batch in (*batches, *batches):
+        ours, theirs = step(batch), pretrain.pretrain_step(plain, batch)
+        torch.testing.assert_close(ours.metrics, theirs.metrics, rtol=1e-2, atol=1e-3)
+    with no_waiting():
+        step(batches[0])
 
 
 @needs_gpu
