@@ -50,7 +50,8 @@ class Whole:
     mode: Mode = "bicubic"
 
     def __call__(self, pixels: np.ndarray, index: int = 0) -> Tensor:
-        image = _without_ends(_channels_first(pixels))
+        # Channels last as PyTorch knows them: what is stored has channels last, too, so that nothing is copied.
+        image = _without_ends(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2))
         height, width = image.shape[2:]
         scale = min(1, self.size / min(height, width))
         return _resize(image, (round(height * scale), round(width * scale)), self.mode)[0]
