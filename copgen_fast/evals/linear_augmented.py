@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, count_classes, fre
 from copgen_fast.evals.linear import accuracies
 from copgen_fast.images.sets import OpenSet
 from copgen_fast.images.stream import shuffled
-from copgen_fast.images.views import Centre, RandomCrop, View
+from copgen_fast.images.views import Centre, RandomCrop, Several, View
 from copgen_fast.ops import AugmentPolicy
 from copgen_fast.options import Count, LearningRate, check_ranges
 from copgen_fast.runtime import devices, seeds
@@ -139,15 +139,33 @@ def augmented_features(
         key: seeds order and augmentation.
         order: indices of the images of each batch; None: every image once, shuffled.
     """
-    size, generator = data.config.image_size, seeds.generator(*key)
+    for features, labels, indices in several_features(frozen, data, policy, [key], order):
+        yield features[0], labels, indices
+
+
+def several_features(
+    frozen: FrozenEncoder,
+    data: OpenSet,
+    policy: AugmentPolicy,
+    keys: Sequence[tuple[seeds.Key, ...]],
+    order: Iterable[Tensor] | None = None,
+) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+    """`augmented_features` by each of `keys`, of images that are decoded once; the first one seeds the order."""
+    size, generators = data.config.image_size, [seeds.generator(*key) for key in keys]
     cropped = policy.crop_scale is not None
-    view = RandomCrop(size, key, policy.crop_scale, policy.crop_ratio, policy.flip) if cropped else centre(size)
+    taken = [
+        RandomCrop(size, key, policy.crop_scale, policy.crop_ratio, policy.flip) if cropped else centre(size)
+        for key in keys
+    ]
     rest = dataclasses.replace(policy, crop_scale=None, flip=0.0 if cropped else policy.flip)
     plain = rest == AugmentPolicy(mean=policy.mean, std=policy.std)
-    order = shuffled(data.splits["train"].count, frozen.batch, generator) if order is None else order
-    for batch in data.stream("train", view, order):
+    order = shuffled(data.splits["train"].count, frozen.batch, generators[0]) if order is None else order
+    for batch in data.stream("train", Several(tuple(taken)), order):
         if not len(batch.images):
             continue
-        images = devices.send(batch.images, frozen.device)
-        views = frozen.normalize(images) if plain else random_views(images, rest, generator)
-        yield frozen.encode(views), devices.send(batch.labels, frozen.device), batch.indices
+        features = []
+        for images, generator in zip(batch.images.split(3, 1), generators, strict=True):
+            images = devices.send(images.contiguous(), frozen.device)
+            views = frozen.normalize(images) if plain else random_views(images, rest, generator)
+            features.append(frozen.encode(views))
+        yield features, devices.send(batch.labels, frozen.device), batch.indices

@@ -15,7 +15,7 @@ from copgen_fast.errors import NonFiniteError, UsageError
 from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze, real_images
 from copgen_fast.evals.lbfgs import validation_rows
 from copgen_fast.evals.linear import accuracies
-from copgen_fast.evals.linear_augmented import augmented_features, centre
+from copgen_fast.evals.linear_augmented import centre, several_features
 from copgen_fast.images.sets import OpenSet
 from copgen_fast.images.stream import in_order, shuffled
 from copgen_fast.options import Count, LearningRate, Range, check_ranges
@@ -134,12 +134,12 @@ def encode(frozen: FrozenEncoder, data: OpenSet, config: Config, seed: int) -> C
     features = torch.empty(shape, dtype=torch.float16, device=_place(shape, frozen.device))
     labels = torch.full((count,), -1)
     with progress(config.passes * count, _NAME, "images") as bar:
-        for number in range(config.passes):
-            key = (seed, _NAME, number)
-            for x, y, indices in augmented_features(frozen, data, policy, key, in_order(count, frozen.batch)):
-                features[number, indices.to(features.device)] = x.to(features.device).half()
-                labels[indices] = y.cpu()
-                bar.update(len(y))
+        keys = [(seed, _NAME, number) for number in range(config.passes)]
+        for views, y, indices in several_features(frozen, data, policy, keys, in_order(count, frozen.batch)):
+            for of_pass, x in zip(features, views, strict=True):
+                of_pass[indices.to(features.device)] = x.to(features.device).half()
+            labels[indices] = y.cpu()
+            bar.update(len(views) * len(y))
     indices = (labels >= 0).nonzero().squeeze(1)
     if not len(indices):
         raise UsageError(f"{data.where}: no train image can be decoded")

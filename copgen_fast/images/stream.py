@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from copgen_fast.images.split import Fault, Split, UnreadableImageError
-from copgen_fast.images.views import View
+from copgen_fast.images.views import Several, View
 
 _AHEAD = 2  # batches that are being decoded while one is used
 _AT_ONCE = 16  # images that a thread takes
 
 
 class ImageBatch(NamedTuple):
-    """Images uint8 [B, 3, S, S], their labels and indices int64 [B], and what could not be decoded of the batch."""
+    """Images uint8 [B, 3, S, S], their labels and indices int64 [B], and what could not be decoded of the batch.
+
+    Of `Several` views, images are [B, 3 K, S, S].
+    """
 
     images: Tensor
     labels: Tensor
@@ -73,7 +76,8 @@ Part = tuple[Tensor, Tensor, list[int], list[Fault]]
 
 def _read(split: Split, view: View, indices: Tensor) -> Part:
     """Images, labels and rows of those that can be decoded, and what is wrong with the others."""
-    images = torch.empty(len(indices), 3, view.size, view.size, dtype=torch.uint8)
+    channels = 3 * len(view.views) if isinstance(view, Several) else 3
+    images = torch.empty(len(indices), channels, view.size, view.size, dtype=torch.uint8)
     labels = torch.empty(len(indices), dtype=torch.int64)
     rows, faults = [], []
     for row, index in enumerate(indices.tolist()):

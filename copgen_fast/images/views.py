@@ -113,6 +113,21 @@ class RandomCrop:
         return (rows - height) // 2, (columns - width) // 2, height, width
 
 
+@dataclass(frozen=True)
+class Several:
+    """Several views of one image, which is decoded once: their channels one after the other, [3 K, size, size]."""
+
+    views: tuple[View, ...]
+
+    @property
+    def size(self) -> int:
+        """Of all of them."""
+        return self.views[0].size
+
+    def __call__(self, pixels: np.ndarray, index: int) -> Tensor:
+        return torch.cat([view(pixels, index) for view in self.views])
+
+
 def resize_and_crop(images: Tensor, size: int, shorter: int | None = None, mode: Mode = "bicubic") -> Tensor:
     """uint8 [N, 1 or 3, H, W] -> contiguous uint8 [N, 3, size, size]: shorter side resized, centre cropped.
 

@@ -15,7 +15,7 @@ from copgen_fast import augmentations
 from copgen_fast.config import DataConfig, EncoderConfig
 from copgen_fast.encoders import Encoder, inference_form
 from copgen_fast.evals import FrozenEncoder
-from copgen_fast.evals.linear_augmented import Config, augmented_features, centre, train
+from copgen_fast.evals.linear_augmented import Config, augmented_features, centre, several_features, train
 from copgen_fast.images import sets
 from copgen_fast.images.views import RandomCrop
 from copgen_fast.ops import AugmentPolicy
@@ -108,6 +108,17 @@ def test_colours_are_changed_and_whole_images_kept_where_the_policy_says_so(phot
     whole, _ = features(AugmentPolicy(mean=MEAN, std=STD))
     plain, _ = FrozenEncoder(nn.Flatten(), MEAN, STD, CPU, 21).split_features(photographs, "train", centre(SIZE))
     torch.testing.assert_close(whole.sum(0), plain.sum(0))
+
+
+@pytest.mark.parametrize("scale", [(0.2, 1.0), None], ids=["crops", "whole images"])
+def test_views_of_images_decoded_once_are_those_of_images_decoded_each_time(photographs, scale):
+    frozen, order = FrozenEncoder(nn.Flatten(), MEAN, STD, CPU, 8), [torch.arange(8), torch.arange(8, 21)]
+    policy, keys = dataclasses.replace(POLICY, crop_scale=scale, gray=0.5, mean=MEAN, std=STD), [(0,), (1,)]
+    together = list(several_features(frozen, photographs, policy, keys, order))
+    for number, key in enumerate(keys):
+        alone = augmented_features(frozen, photographs, policy, key, order)
+        for (features, *rest), (expected, *others) in zip(together, alone, strict=True):
+            assert features[number].equal(expected) and all(map(torch.equal, rest, others))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
