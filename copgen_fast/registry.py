@@ -159,6 +159,12 @@ def options_by_name(kind: str, names: Sequence[str], given: Iterable[str]) -> di
     return {name: options(kind, name, words[label(name)]) for name in names}
 
 
+def options_of(given: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
+    """Of words "part.field=value" those of the parts called `names`."""
+    labels = set(map(label, names))
+    return tuple(word for word in given if word.partition(".")[0] in labels)
+
+
 def describe(kind: str, name: str) -> str:
     """The options of a part, a line each with type, default and explanation, as help text."""
     import tyro

@@ -23,7 +23,7 @@ from copgen_fast.options import Count
 from copgen_fast.presets import PRESETS
 from copgen_fast.runtime.interrupts import handle_signals
 from copgen_fast.runtime.progress import progress
-from copgen_fast.studies import Study, _calibrate, _execute, _grid, _plan, _results, _settings
+from copgen_fast.studies import Study, _calibrate, _execute, _grid, _plan, _results, _reuse, _settings
 
 COMMAND = "python -m copgen_fast.study"
 
@@ -51,6 +51,8 @@ class StudyConfig:
     """The number that is tested; empty: the study's, or linear_top1."""
     columns: tuple[str, ...] = ()
     """Further numbers in tables."""
+    reuse: tuple[Path, ...] = ()
+    """Run folders of `train`: runs of the same settings take their navigators, walks, pairs and encoders from there."""
     jobs: Count | None = None
     """Runs side by side. None: one for each GPU; on the CPU one for each two cores."""
     print_commands: bool = False
@@ -139,9 +141,9 @@ def commands(planned: list[_plan.Planned], words: list[str], out: Path) -> str:
     )
 
 
-def run(study: Study, seeds: tuple[int, ...], folder: Path, jobs: int | None) -> int:
+def run(study: Study, seeds: tuple[int, ...], folder: Path, jobs: int | None, reuse: tuple[Path, ...] = ()) -> int:
     """Run what is not done of a study; returns the exit code, 1 where a run failed."""
-    planned = _plan.plan(study, seeds, folder)
+    planned = _reuse.reuse(_plan.plan(study, seeds, folder), reuse)
     units = _plan.units(planned)
     if units:
         _execute.prepare()
@@ -179,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if len(seeds) == 1:
         print("note: one seed has no spread, so there will be no interval: --seeds 0..4 gives one", file=sys.stderr)
-    return run(study, seeds, folder, config.jobs)
+    return run(study, seeds, folder, config.jobs, config.reuse)
 
 
 if __name__ == "__main__":

@@ -86,14 +86,11 @@ def parse(arguments: list[str]) -> RunConfig:
 
 def _without_options_of_others(config: RunConfig, preset: RunConfig) -> RunConfig:
     """A configuration whose options that only its preset gives are those of the parts that it has."""
-
-    def kept(given: tuple[str, ...], ours: tuple[str, ...], parts: tuple[str, ...]) -> tuple[str, ...]:
-        labels = {registry.label(part) for part in parts}
-        return tuple(word for word in given if given != ours or word.partition(".")[0] in labels)
-
     pairs, probe = config.pairs, config.probe
-    pairs = dataclasses.replace(pairs, options=kept(pairs.options, preset.pairs.options, pairs.positives))
-    probe = dataclasses.replace(probe, options=kept(probe.options, preset.probe.options, probe.evals))
+    if pairs.options == preset.pairs.options:
+        pairs = dataclasses.replace(pairs, options=registry.options_of(pairs.options, pairs.positives))
+    if probe.options == preset.probe.options:
+        probe = dataclasses.replace(probe, options=registry.options_of(probe.options, probe.evals))
     return dataclasses.replace(config, pairs=pairs, probe=probe)
 
 
@@ -196,11 +193,9 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
         UsageError: the folder holds something else, or a run of another configuration, or is in use.
         LostRankError: rank 0 found such a fault.
     """
-    # The precision itself is recorded: resumed on a device of another one, the run would be another.
-    config = dataclasses.replace(config, precision=devices.resolve_precision(config.precision, device))
-    optimizers.resolve(config.optimizer.impl, device)
     folder = Path(config.out)
-    config = dataclasses.replace(config, generator=_with_level(config, folder, device))
+    config = resolved(config, folder, device)
+    optimizers.resolve(config.optimizer.impl, device)
     with contextlib.ExitStack() as held:
         if ranks.first:
             expect_own(config, folder, ranks)  # before a file of ours is in it
@@ -212,6 +207,13 @@ def open_run(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> I
                 f"--out {folder} is not the same folder for all processes: choose one that all hosts share"
             )
         yield Run(config, folder, device, ranks)
+
+
+def resolved(config: RunConfig, folder: Path, device: torch.device) -> RunConfig:
+    """A configuration as a run in `folder` records it: its precision, and a generator's level, as on this device."""
+    # The precision itself is recorded: resumed on a device of another one, the run would be another.
+    precision = devices.resolve_precision(config.precision, device)
+    return dataclasses.replace(config, precision=precision, generator=_with_level(config, folder, device))
 
 
 def _with_level(config: RunConfig, folder: Path, device: torch.device) -> GeneratorConfig:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from copgen_fast.errors import UsageError
+from copgen_fast.options import Range, check_ranges
 
 DRAWS = 4096
 """Draws by which E||z' - z|| is measured."""
 PART = 256
 """Of them at once, where latents may be as large as images."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Options of every way that moves z."""
+
+    distance: Annotated[float, Range(1e-6, 1e6)] | None = None
+    """Scale all displacements so that E||z' - z|| is this; None: as they are."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def scale_to(distance: float | None, way: str, displacements: Iterable[Tensor]) -> float:

@@ -8,29 +8,24 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from copgen_fast.options import CountOrZero, Range, check_ranges
+from copgen_fast.options import CountOrZero, Range
 from copgen_fast.positives import PositiveFunction, Setting, _groups
-from copgen_fast.positives._distance import DRAWS, PART, scale_to
+from copgen_fast.positives._distance import DRAWS, PART, Scaled, scale_to
 from copgen_fast.runtime import latents
 
 
 @dataclass(frozen=True)
-class Config:
-    """Options of Gaussian positives."""
+class Config(Scaled):
+    """Options of Gaussian positives; with a distance, std does not matter."""
 
     std: Annotated[float, Range(0, 1e3)] = 0.2
     """Scale of the noise."""
     prior: Literal["truncnorm", "normal"] = "truncnorm"
     """Its distribution before scaling; truncnorm is truncated to [-2, 2]."""
-    distance: Annotated[float, Range(1e-6, 1e6)] | None = None
-    """Scale the noise so that E||z' - z|| is this, whatever std is; None: leave it."""
     groups: tuple[CountOrZero, ...] = ()
     """Move only these of the generator's latent groups, counted from 0; (): all."""
     scales: tuple[Annotated[float, Range(-1e3, 1e3)], ...] = ()
     """One factor of the noise for each of `groups`, or for each of all groups if none are chosen."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def build(setting: Setting) -> PositiveFunction:

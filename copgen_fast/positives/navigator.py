@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,8 @@ from copgen_fast.config import NavigatorConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.files import sha256
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.options import Range, check_ranges
 from copgen_fast.positives import PositiveFunction, Setting, _groups
-from copgen_fast.positives._distance import DRAWS, PART, scale_to
+from copgen_fast.positives._distance import DRAWS, PART, Scaled, scale_to
 from copgen_fast.runtime import artifacts, seeds
 from copgen_fast.runtime.latents import NamedPrior
 
@@ -26,16 +25,11 @@ CHANNELS = 64
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Scaled):
     """Options of a navigator's positives."""
 
-    distance: Annotated[float, Range(1e-6, 1e6)] | None = None
-    """Scale all displacements so that E||z' - z|| is this; None: as T_z has them."""
     centered: bool = False
     """Subtract E[T_z(z)], the offset that all latents share, before any scaling."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class Navigator(nn.Module):

@@ -13,26 +13,21 @@ from torch import Tensor, nn
 
 from copgen_fast.config import SteeringConfig
 from copgen_fast.files import sha256
-from copgen_fast.options import CountOrZero, Range, check_ranges
+from copgen_fast.options import CountOrZero, Range
 from copgen_fast.positives import PositiveFunction, Setting, _groups
-from copgen_fast.positives._distance import DRAWS, scale_to
+from copgen_fast.positives._distance import DRAWS, Scaled, scale_to
 from copgen_fast.positives._warps import NAMES, Limits, amounts, limits_of, steps, words
 from copgen_fast.runtime import artifacts, seeds
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Scaled):
     """Options of steering positives."""
 
-    distance: Annotated[float, Range(1e-6, 1e6)] | None = None
-    """Scale all step sizes so that E||z' - z|| is this; None: as learned."""
     groups: tuple[CountOrZero, ...] = ()
     """Move only these latent groups, counted from 0; (): all."""
     scales: tuple[Annotated[float, Range(-1e3, 1e3)], ...] = ()
     """One factor of the displacement for each of `groups`, or for each of all groups if none are chosen."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class Walks(nn.Module):

@@ -223,7 +223,7 @@ def _run(unit: Unit) -> int:
     @command
     def main(arguments: list[str] | None) -> int:
         try:
-            train.execute(train.parse(list(unit.words)), partial(link, unit.links))
+            train.execute(unit.config, partial(link, unit.links))
         except InUseError:
             return _BUSY
         return 0

@@ -262,7 +262,10 @@ def _of_equal_normalization(policy: str) -> str:
 
 
 def link(links: tuple[tuple[str, Unit], ...], run: Run) -> None:
-    """Make the links of a unit's folder; what the run has made itself stays."""
+    """Make the links of a unit's folder; what the run has made itself stays, and links that lead nowhere go."""
+    for path in run.folder.glob("*/*"):
+        if path.is_symlink() and not path.exists():
+            path.unlink()
     for where, unit in links:
         path = run.folder / where
         target = os.path.relpath(unit.folder / where, path.parent)

@@ -1,14 +1,34 @@
-"""Arms of the studies that compare ways of making positives at equal distance, E||dz||."""
+"""Studies that compare ways of making positives at equal distance, E||dz||."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from copgen_fast.studies import Arm, Settings
+from copgen_fast.studies import Arm, Settings, Study
 
 MOVING = ("gaussian", "untrained-navigator", "navigator", "steering")
-EVALS: Settings = {"probe.evals": ("linear", "knn", "pairs"), "evals.options.pairs.count": "2000"}
 COLUMNS = ("knn_top1", "displacement_norm", "pairs_agreement_top1", "mi_lower_bound")
+
+
+def study(
+    preset: str,
+    title: str,
+    distances: Sequence[float],
+    augmentations: Sequence[str],
+    settings: Settings,
+    columns: tuple[str, ...] = COLUMNS,
+) -> Study:
+    """Every way at every distance, with each policy of pretraining, compared with identity under the same policy."""
+    return Study(
+        preset=preset,
+        arms=arms(distances, augmentations),
+        settings={"probe.evals": ("linear", "knn", "pairs"), "evals.options.pairs.count": "2000", **settings},
+        # Identity without T_x, where two views of a pair don't differ at all; else with the first policy.
+        baseline=f"identity T_x={'none' if 'none' in augmentations else augmentations[0]}",
+        within=("pretrain.augmentation",),
+        columns=columns,
+        title=f"Ways of making positives at equal distance, {title}",
+    )
 
 
 def arms(distances: Sequence[float], augmentations: Sequence[str]) -> tuple[Arm, ...]:
@@ -36,8 +56,3 @@ def arms(distances: Sequence[float], augmentations: Sequence[str]) -> tuple[Arm,
                 for way in MOVING
             ]
     return tuple(found)
-
-
-def baseline(augmentations: Sequence[str]) -> str:
-    """Identity without T_x, where two views of a pair don't differ at all; else identity with the first policy."""
-    return f"identity T_x={'none' if 'none' in augmentations else augmentations[0]}"

@@ -211,23 +211,14 @@ def words(preset: str, settings: Settings) -> list[str]:
             given[family][name[len(family) + 1 :]] = ",".join(as_tuple(value))
         else:
             found += _option(name, value)
-    base, parts = parts_of(preset, {}), parts_of(preset, settings)
+    base, parts = PRESETS[preset], parts_of(preset, settings)
+    ours = {"positive.options": base.pairs.options, "evals.options": base.probe.options}
     for family, options in given.items():
-        old = dict(word.partition("=")[::2] for word in _preset_options(preset, family))
-        if family in BY_NAME:
-            labels = {registry.label(name) for name in parts.named(family)}
-            kept = {name: value for name, value in old.items() if name.partition(".")[0] in labels}
-        else:
-            kept = old if parts.named(family) == base.named(family) else {}
-        if (wanted := kept | options) != old:
+        if options:
+            kept = registry.options_of(ours.get(family, ()), parts.named(family))
+            wanted = dict(word.partition("=")[::2] for word in kept) | options
             found += [f"--{family}", *(f"{name}={value}" for name, value in wanted.items())]
     return found
-
-
-def _preset_options(preset: str, family: str) -> tuple[str, ...]:
-    config = PRESETS[preset]
-    section = {"generators": "generator", "positives": "pairs", "methods": "method", "evals": "probe"}
-    return getattr(config, section[FAMILIES[family]]).options
 
 
 def _option(name: str, value: Value) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from copgen_fast.options import Range, check_ranges
 from copgen_fast.studies import Study
-from copgen_fast.studies._positives import COLUMNS, EVALS, arms, baseline
+from copgen_fast.studies._positives import study
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,11 @@ class Config:
 
 
 def build(config: Config) -> Study:
-    return Study(
-        preset="cifar10",
-        arms=arms(config.distances, config.augmentations),
-        settings={
-            **EVALS,
-            "steering.samples": "12800",
-            "steering.lr": "1e-2",
-            "pairs.count": "5000",
-            "pairs.codec": "raw",
-            "pretrain.epochs": "6",
-        },
-        baseline=baseline(config.augmentations),
-        within=("pretrain.augmentation",),
-        columns=COLUMNS,
-        title="Ways of making positives at equal distance, CIFAR-10",
-    )
+    settings = {
+        "steering.samples": "12800",
+        "steering.lr": "1e-2",
+        "pairs.count": "5000",
+        "pairs.codec": "raw",
+        "pretrain.epochs": "6",
+    }
+    return study("cifar10", "CIFAR-10", config.distances, config.augmentations, settings)

@@ -65,6 +65,16 @@ def test_a_run_is_what_its_own_command_makes(finished, tmp_path, capsys):
     assert (there / encoder).stat().st_mtime_ns == before and (there / "navigator").is_symlink()
 
 
+def test_a_run_made_before_is_taken_and_evaluated_again(finished, tmp_path):
+    there = finished / "runs" / "navigator_none" / "seed-1"
+    folder, one = tmp_path / "study", ["--vary", "pairs.positives=navigator", "--pretrain.augmentation", "none"]
+    assert study.main(words(folder, "--reuse", str(there), arms=one, seeds="1")) == 0
+    assert found(folder)[0]["navigator", 1] == found(finished)[0]["navigator none", 1]
+    assert [path.name.rpartition("-")[0] for path in (folder / "shared").iterdir()] == ["baselines"]
+    run = folder / "runs" / "navigator" / "seed-1"
+    assert (run / "pretrain" / "navigator").is_symlink() and not (run / "probe").is_symlink()
+
+
 def test_a_killed_study_goes_on_to_the_same_results(finished, tmp_path):
     folder = tmp_path / "study"
     child = processes.run(killed, words(folder, seeds="0"))
