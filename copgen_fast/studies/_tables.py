@@ -231,9 +231,10 @@ _TEX = {
 
 
 def tex_escaped(cell: str) -> str:
-    """Text as LaTeX sets it; E||dz|| and the signs of numbers in mathematics."""
+    """Text as LaTeX sets it; E||dz|| and the signs of numbers in mathematics, two hyphens as such and no dash."""
     plain = "".join(_TEX.get(character, character) for character in cell.replace("E||dz||", "\0"))
-    return re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", plain).replace("\0", r"$\mathrm{E}\|dz\|$")
+    signed = re.sub(r"(?<![\w.-])([-+])(?=\d)", r"$\1$", plain).replace("--", "-{}-")
+    return signed.replace("\0", r"$\mathrm{E}\|dz\|$")
 
 
 def latex(summary: Summary) -> str:

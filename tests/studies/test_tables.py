@@ -111,13 +111,35 @@ def test_latex_is_escaped_and_balanced(summary):
     rows = [line for line in page.splitlines() if line.endswith("\\\\")]
     assert {line.count(" & ") for line in rows} == {10, 4}
     assert "$\\mathrm{E}\\|dz\\|$" in page and "linear top1 \\%" in page and "$\\pm$" in page and "[$+$" in page
-    assert _tables.tex_escaped("50 % & a_b #1 ~ \\ -1 x-1") == (
-        r"50 \% \& a\_b \#1 \textasciitilde{} \textbackslash{} $-$1 x-1"
-    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("50 % & a_b #1", r"50 \% \& a\_b \#1"),
+        ("$ { } ~ ^ \\", r"\$ \{ \} \textasciitilde{} \textasciicircum{} \textbackslash{}"),
+        ("1 ± 2 < 3 > 2 | 1", r"1 $\pm$ 2 \textless{} 3 \textgreater{} 2 \textbar{} 1"),
+        ("-1 +2.5 [-3, +4] x-1 1e-05 d=1.4", r"$-$1 $+$2.5 [$-$3, $+$4] x-1 1e-05 d=1.4"),
+        ("E||dz|| of --pairs.count", r"$\mathrm{E}\|dz\|$ of -{}-pairs.count"),
+    ],
+)
+def test_latex_sets_what_the_text_says(text, expected):
+    assert _tables.tex_escaped(text) == expected
+
+
+def test_latex_tables_are_those_of_booktabs(summary):
+    page = _tables.latex(summary)
+    assert page.startswith("% needs \\usepackage{booktabs}\n")
+    shape = r"\\begin\{tabular\}\{l(r+)\}\n\\toprule\n(.*) \\\\\n\\midrule\n(?:.* \\\\\n)+\\bottomrule\n\\end\{tabular\}\n"
+    found = re.findall(shape, page)
+    assert [len(columns) for columns, heading in found] == [heading.count(" & ") for _, heading in found] == [10, 4]
+    assert "\\hline" not in page and not re.search(r"\\\\\n\[", page)  # which LaTeX would take for a distance
+    assert not re.search(r"(?<!\\)[%#_]", page.partition("\n")[2]), "none would end the line or fail"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX")
 def test_latex_compiles(summary, tmp_path):
     before, after = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}", "\\end{document}"
-    (tmp_path / "t.tex").write_text(before + _tables.latex(summary) + after)
+    special = _tables.tex_escaped("50 % & a_b #1 $ { } ~ ^ \\ ± < > | -1 E||dz|| --x")
+    (tmp_path / "t.tex").write_text(before + _tables.latex(summary) + special + after)
     subprocess.run(["pdflatex", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, capture_output=True)
