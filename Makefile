@@ -1,4 +1,4 @@
-# make quickstart   the whole pipeline on embedded data, and for three seeds; then open runs/quickstart/report.html
+# make quickstart   the whole pipeline on embedded data, then for two more seeds; open runs/quickstart/report.html
 # make test         all tests
 # make test-cpu     tests that compare two computations once more, with an older CPU's instructions and two threads
 # make bench        every benchmark on this machine, into runs/bench.json
