@@ -4,7 +4,7 @@
 
 A module in kernels/ that launches kernels has `examples(thorough)`: named launches on meta tensors. They run here with
 a driver that only compiles, so that what is measured is what a launch would compile. sm_75, which has the fewest
-registers per thread, gets all variants, the others a few.
+registers per thread, gets most variants, the others a few.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import make_dataclass
 from importlib.metadata import version
@@ -79,6 +79,28 @@ def _compile_file(target: int, stem: str) -> list[dict[str, Any]]:
 
 def _compile(target: int, stem: str, name: str) -> list[dict[str, Any]]:
     """Rows of the kernels that one example launches."""
+    rows = []
+    call = dict(importlib.import_module(f"copgen_fast.kernels.{stem}").examples(target == TARGETS[0]))[name]
+    with compiling(target) as made:
+        call()
+    for kernel, compiled, report in made:
+        kept = Path(os.environ["TRITON_CACHE_DIR"], f"{compiled.hash}.ptxas")
+        if report:
+            artifacts.write_bytes(kept, report.encode())
+        elif kept.exists():  # compiled before
+            report = kept.read_text()
+        if report:
+            found = {field: re.search(pattern, report) for field, pattern in REPORT.items()}
+            numbers = {field: int(match[1]) if match else 0 for field, match in found.items()}
+            numbers["shared_bytes"] += compiled.metadata.shared  # dynamic, which ptxas does not see
+            row = {"kernel": kernel, "variant": name, "target": f"sm_{target}", **numbers}
+            rows.append({**row, "options": compiled.hash})
+    return rows
+
+
+@contextlib.contextmanager
+def compiling(target: int) -> Iterator[list[tuple[str, Any, str]]]:
+    """Within, launches only compile, for `target`: names of kernels, what they became, and the assembler's reports."""
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaDriver
@@ -95,35 +117,23 @@ def _compile(target: int, stem: str, name: str) -> list[dict[str, Any]]:
         def get_current_target(self) -> GPUTarget:
             return GPUTarget("cuda", target, 32)
 
-    rows = []
+    made = []
     run = JITFunction.run
 
     def record(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         with contextlib.redirect_stdout(io.StringIO()) as log:
             compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
-        report, kept = log.getvalue(), Path(os.environ["TRITON_CACHE_DIR"], f"{compiled.hash}.ptxas")
-        if report:
-            artifacts.write_bytes(kept, report.encode())
-        elif kept.exists():  # compiled before
-            report = kept.read_text()
-        if report:
-            found = {field: re.search(pattern, report) for field, pattern in REPORT.items()}
-            numbers = {field: int(match[1]) if match else 0 for field, match in found.items()}
-            numbers["shared_bytes"] += compiled.metadata.shared  # dynamic, which ptxas does not see
-            row = {"kernel": kernel.__name__, "variant": name, "target": f"sm_{target}", **numbers}
-            rows.append({**row, "options": compiled.hash})
+        made.append((kernel.__name__, compiled, log.getvalue()))
         return compiled
 
-    call = dict(importlib.import_module(f"copgen_fast.kernels.{stem}").examples(target == TARGETS[0]))[name]
     driver.set_active(Compiler())
     JITFunction.run = record
     try:
         with knobs.nvidia.scope():
             knobs.nvidia.dump_ptxas_log = True
-            call()
+            yield made
     finally:
         JITFunction.run = run
-    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -134,7 +144,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def make_main(module: str, description: str, default: Path, measure: Callable[[], dict[str, Any]]) -> Main:
+def make_main(
+    module: str,
+    description: str,
+    default: Path,
+    measure: Callable[[], dict[str, Any]],
+    shown: Callable[[list[dict[str, Any]]], str] = table,
+) -> Main:
     """Command line of a module of this folder: print the table of {"versions": ..., "rows": [...]}, and write it."""
     described = {"__doc__": description.partition("\n")[0], "__module__": __name__}
     options = make_dataclass("Options", [("json", Path, default)], namespace=described)
@@ -143,7 +159,7 @@ def make_main(module: str, description: str, default: Path, measure: Callable[[]
     def main(arguments: list[str] | None = None) -> int:
         file = parse(options, arguments, f"python -m {module}").json
         result = measure()
-        print(table(result["rows"]))
+        print(shown(result["rows"]))
         artifacts.write_bytes(file, (json.dumps(result, indent=1) + "\n").encode())
         return 0
 

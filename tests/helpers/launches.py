@@ -159,7 +159,7 @@ def large(turing):
         return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
 
     half = torch.float16 if turing else torch.bfloat16
-    images, views = (empty(16384, 3, side, side, dtype=dtype) for side, dtype in ((256, half), (224, torch.float32)))
+    images, views = (empty(16384, 3, side, side, dtype=dtype) for side, dtype in ((224, half), (256, torch.float32)))
     crop, row = empty(16384, 4), empty(16384)
     drawn = (crop.long(), row.bool(), crop.long(), crop, row.bool(), row.bool(), row)
     yield "augment", partial(augment.augment_forward, images, *drawn, (0.5,) * 3, (0.5,) * 3, views, row)

@@ -229,16 +229,18 @@ def test_gradcheck(clamp):
     assert torch.autograd.gradcheck(run, images, fast_mode=True)
 
 
-def test_more_pixels_than_a_sum_has_parts(monkeypatch):
-    # A program then adds up several blocks: of large views, or of small blocks where the interpreter allows that.
+def test_more_programs_than_are_summed_at_once(monkeypatch):
     from copgen_fast.kernels import augment as kernels
 
     if DEVICE == "cpu":
-        monkeypatch.setattr(kernels, "BLOCK", 16)
         monkeypatch.setattr(kernels, "PARTS", type(kernels.PARTS)(2))
-    side = 6 if DEVICE == "cpu" else 200
-    params = jittered(1, (side, side), factors=[[1.1, 0.6, 1.0, 0.1]])
-    assert_same(pictures(1, side, side, torch.float64), params, (side, side))
+    size = (20, 3) if DEVICE == "cpu" else (200, 200)
+    params = jittered(1, size, factors=[[1.1, 0.6, 1.0, 0.1]])
+    assert_same(pictures(1, *size, torch.float64), params, size)
+
+
+def test_views_wider_than_a_tile():
+    assert_same(pictures(1, 2, 130, torch.float64), drawn(1, (2, 130), seed=1), (3, 131))
 
 
 # The filter.

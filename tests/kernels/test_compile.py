@@ -11,7 +11,6 @@ from tests.kernels.conftest import COMPILING, NUMBERS, ROOT
 
 TARGETS = [f"sm_{number}" for number in NUMBERS]
 AUGMENT = {
-    "contrast_parts_kernel",
     "filter_kernel",
     "forward_kernel",
     "gather_kernel",
