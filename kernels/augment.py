@@ -12,62 +12,35 @@ gather into the images. The gradient of the contrast's mean, a number that the w
 the second. So the first writes the gradient without it, and what each unit of it adds. There are no atomic additions.
 """
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
-import triton
 import triton.language as tl
-from copgen_fast.kernels.color import (
-    Drawn,
-    apply_jitter,
-    before_contrast,
-    jitter_vjp,
-    load_jitter,
-    luminance,
-    poison,
-    tie,
-)
+from copgen_fast.kernels.augment_backward import augment_backward
+from copgen_fast.kernels.color import Drawn, apply_jitter, before_contrast, load_jitter, luminance, poison, tie
 from copgen_fast.kernels.filter import separable_filter
 from copgen_fast.kernels.launch import on_device
-from copgen_fast.kernels.resize import (
-    Sizes,
-    Strides,
-    first_top,
-    first_within,
-    last_within,
-    load_crop,
-    open_crop,
-    pixels_of,
-    plane_pointers,
-    read_rows,
-    triangle,
+from copgen_fast.kernels.resize import Sizes, Strides, load_crop, open_crop, pixels_of, plane_pointers, read_rows
+from copgen_fast.kernels.views import (
+    PIXELS,
+    ROWS,
+    constants_of,
+    kernel,
+    new_parts,
+    part_of,
+    precise,
+    sizes_of,
+    split,
+    tiling_of,
+    total_of,
 )
 from torch import Tensor
 
 __all__ = ["augment_backward", "augment_forward", "separable_filter"]
 
-# What a program makes at once, two pixels a thread, and how often: reading a view's parameters takes some 500
-# instructions. The gather's threads have eight pixels.
-PIXELS = 128
-ROWS = 8
-GATHERED = 512
-WARPS = 2
-# The assembler would spill a little for the next better share of a multiprocessor.
-REGISTERS = 168
-PARTS = tl.constexpr(32)
 
-# Pixels are read one by one, so no size, stride or alignment is worth a compilation. Numbers are arguments of their
-# own, as those of a tuple would be specialised all the same.
-_ANY = ("images", "drawn", "views", "pivots", "grads", "grad_images")
-_ANY += ("n", "m", "height", "width", "out_height", "out_width", "part_count", "strips", "tiles")
-_ANY += ("s0", "s1", "s2", "s3", "t0", "t1", "t2", "t3")
-_kernel = triton.jit(do_not_specialize=_ANY)
-
-
-@_kernel
+@kernel
 def pivot_parts_kernel(
     images, s0, s1, s2, s3, drawn, n, m, height, width, out_height, out_width,
     parts,
@@ -93,10 +66,10 @@ def pivot_parts_kernel(
         total += tl.where((row < out_height)[:, None], luminance(r, g, b) + nan, 0.0)
         row += 1
     total = tl.where((column < out_width)[None, :], total, 0.0)
-    tl.store(_part(parts, view), tl.sum(total))
+    tl.store(part_of(parts, view), tl.sum(total))
 
 
-@_kernel
+@kernel
 def forward_kernel(
     images, s0, s1, s2, s3, drawn, n, m, height, width, out_height, out_width,
     parts, scale, shift, views, t0, t1, t2, t3, pivots,
@@ -113,7 +86,7 @@ def forward_kernel(
     valid = ordered & inside
     pivot = tl.zeros((), COMPUTE)
     if (jitter.contrast != 0) & valid:
-        pivot = _total(parts, view, tl.num_programs(1) * tl.num_programs(2), COMPUTE) / (out_height * out_width)
+        pivot = total_of(parts, view, tl.num_programs(1) * tl.num_programs(2), COMPUTE) / (out_height * out_width)
     if (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
         tl.store(pivots + view, pivot)
 
@@ -148,230 +121,10 @@ def forward_kernel(
             b = tl.where(b >= threshold, 1 - b, b)
         exists = (row < out_height)[:, None] & (column < out_width)[None, :]
         offset = (row * down)[:, None] + to_column
-        tl.store(red + offset, r * _precise(scale, 0, COMPUTE) + (_precise(shift, 0, COMPUTE) + nan), exists)
-        tl.store(green + offset, g * _precise(scale, 1, COMPUTE) + (_precise(shift, 1, COMPUTE) + nan), exists)
-        tl.store(blue + offset, b * _precise(scale, 2, COMPUTE) + (_precise(shift, 2, COMPUTE) + nan), exists)
+        tl.store(red + offset, r * precise(scale, 0, COMPUTE) + (precise(shift, 0, COMPUTE) + nan), exists)
+        tl.store(green + offset, g * precise(scale, 1, COMPUTE) + (precise(shift, 1, COMPUTE) + nan), exists)
+        tl.store(blue + offset, b * precise(scale, 2, COMPUTE) + (precise(shift, 2, COMPUTE) + nan), exists)
         row += 1
-
-
-@_kernel
-def resized_grad_kernel(
-    images, s0, s1, s2, s3, drawn, n, m, height, width, out_height, out_width,
-    parts, scale, grads, t0, t1, t2, t3, pivots, kept,
-    STRAIGHT: tl.constexpr, TWO_TAPS: tl.constexpr, OFFSET: tl.constexpr, COMPUTE: tl.constexpr,
-    ROWS: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr, KEPT: tl.constexpr,
-):  # fmt: skip
-    """Gradient of the resized pixels without that of the contrast's mean, what each unit of that adds, and its parts.
-
-    Both are divided by the sums of the pixels' weights. With TWO_TAPS they are summed along the columns, too, into the
-    rows of the crop that a strip reads, from the first one; else KEPT is ROWS, and they are the strip's own rows.
-    `kept` is [M, strips, tiles, KEPT, 2 x 3, COLUMNS].
-    """
-    strides = Strides(s0, s1, s2, s3)
-    grad_strides = Strides(t0, t1, t2, t3)
-    sizes = Sizes(n, m, height, width, out_height, out_width)
-    view = tl.program_id(0)
-    jitter, ordered = load_jitter(drawn, view, COMPUTE)
-    crop, inside = load_crop(drawn, view, sizes)
-    if ~(ordered & inside):
-        return
-    row, column = pixels_of(ROWS, STRIPS, COLUMNS)
-    red, green, blue, down, right = plane_pointers(grads, grad_strides, view, OFFSET)
-    to_column = (column * right)[None, :]
-    in_width = (column < out_width)[None, :]
-    pivot = tl.load(pivots + view)
-    gray = tl.load(drawn.gray + view)
-    solarize = tl.load(drawn.solarize + view).to(COMPUTE)
-    source, rows = open_crop(images, strides, sizes, view, crop, row, column, TWO_TAPS, OFFSET, COMPUTE)
-    strip = tl.cast(view, tl.int64) * (tl.num_programs(1) * STRIPS) + tl.program_id(1) * STRIPS + tl.arange(0, STRIPS)
-    kept += ((strip * tl.num_programs(2) + tl.program_id(2)) * (KEPT * 6 * COLUMNS))[:, None]
-    kept += tl.arange(0, COLUMNS)[None, :]
-    total = tl.zeros((STRIPS, COLUMNS), COMPUTE)
-    nothing = (total, total, total)
-    grad_above = nothing
-    grad_below = nothing
-    mean_above = nothing
-    mean_below = nothing
-    for _ in range(ROWS):
-        last_top = rows.top
-        r, g, b, norm, rows = read_rows(source, rows, sizes, crop, TWO_TAPS, OFFSET, COMPUTE)
-        in_height = row < out_height
-        exists = in_height[:, None] & in_width
-        offset = (row * down)[:, None] + to_column
-        gr = tl.load(red + offset, exists, 0.0).to(COMPUTE) * _precise(scale, 0, COMPUTE)
-        gg = tl.load(green + offset, exists, 0.0).to(COMPUTE) * _precise(scale, 1, COMPUTE)
-        gb = tl.load(blue + offset, exists, 0.0).to(COMPUTE) * _precise(scale, 2, COMPUTE)
-        r, g, b, before_hue, after = apply_jitter(r, g, b, jitter, pivot)
-        if solarize < float("inf"):
-            gr, gg, gb = _solarize_vjp(gr, gg, gb, r, g, b, gray, solarize - tie(r))
-        if gray:
-            sum_of = gr + gg + gb
-            gr = 0.2989 * sum_of
-            gg = 0.587 * sum_of
-            gb = 0.114 * sum_of
-        grad, of_mean, of_contrast = jitter_vjp(gr, gg, gb, before_hue, after, jitter, STRAIGHT)
-        total += of_contrast
-        if TWO_TAPS:
-            moved = (rows.top != last_top)[:, None]
-            _store(kept, grad_above, mean_above, moved & in_width)
-            kept += tl.where(moved, 6 * COLUMNS, 0)
-            upper = norm * tl.where(in_height, 1 - rows.beyond, 0.0)[:, None]
-            lower = norm * tl.where(in_height, rows.beyond, 0.0)[:, None]
-            grad_above, grad_below = _moved(grad_above, grad_below, moved, grad, upper, lower)
-            mean_above, mean_below = _moved(mean_above, mean_below, moved, of_mean, upper, lower)
-        else:
-            grad = (grad[0] * norm, grad[1] * norm, grad[2] * norm)
-            _store(kept, grad, (of_mean[0] * norm, of_mean[1] * norm, of_mean[2] * norm), exists)
-            kept += 6 * COLUMNS
-        row += 1
-    if TWO_TAPS:
-        _store(kept, grad_above, mean_above, in_width)
-        _store(kept + 6 * COLUMNS, grad_below, mean_below, in_width)
-    if jitter.contrast != 0:
-        tl.store(_part(parts, view), tl.sum(total))
-
-
-@triton.jit
-def _store(target, grad, of_mean, mask):
-    step: tl.constexpr = grad[0].shape[1]
-    tl.store(target, grad[0], mask)
-    tl.store(target + step, grad[1], mask)
-    tl.store(target + 2 * step, grad[2], mask)
-    tl.store(target + 3 * step, of_mean[0], mask)
-    tl.store(target + 4 * step, of_mean[1], mask)
-    tl.store(target + 5 * step, of_mean[2], mask)
-
-
-@triton.jit
-def _moved(above, below, moved, values, upper, lower):
-    """Sums into two rows, after they have moved on by one where `moved`."""
-    above = (
-        tl.where(moved, below[0], above[0]) + upper * values[0],
-        tl.where(moved, below[1], above[1]) + upper * values[1],
-        tl.where(moved, below[2], above[2]) + upper * values[2],
-    )
-    below = (
-        tl.where(moved, 0.0, below[0]) + lower * values[0],
-        tl.where(moved, 0.0, below[1]) + lower * values[1],
-        tl.where(moved, 0.0, below[2]) + lower * values[2],
-    )
-    return above, below
-
-
-@_kernel
-def gather_kernel(
-    grad_images, s0, s1, s2, s3, drawn, n, m, height, width, out_height, out_width,
-    parts, part_count, kept, strips, tiles,
-    TWO_TAPS: tl.constexpr, OFFSET: tl.constexpr, COMPUTE: tl.constexpr,
-    KEPT: tl.constexpr, KEPT_OF: tl.constexpr, TILE: tl.constexpr,
-    ROWS: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Gradient of the images: each pixel sums the contributions of all views of its image, in one order.
-
-    The views' are in strips of KEPT_OF rows, of which KEPT are kept: see resized_grad_kernel.
-    """
-    strides = Strides(s0, s1, s2, s3)
-    sizes = Sizes(n, m, height, width, out_height, out_width)
-    image = tl.program_id(0)
-    row, column = pixels_of(ROWS, STRIPS, COLUMNS)
-    gr = tl.zeros((STRIPS, COLUMNS), COMPUTE)
-    gg = tl.zeros((STRIPS, COLUMNS), COMPUTE)
-    gb = tl.zeros((STRIPS, COLUMNS), COMPUTE)
-    start = tl.program_id(1) * STRIPS
-    for view in range(image, sizes.views, sizes.images):
-        jitter, ordered = load_jitter(drawn, view, COMPUTE)
-        crop, inside = load_crop(drawn, view, sizes)
-        apart = (start + STRIPS <= crop.top) | (start >= crop.top + crop.height)
-        if ordered & inside & ~apart:
-            share = tl.zeros((), COMPUTE)
-            if jitter.contrast != 0:
-                share = jitter.contrast * _total(parts, view, part_count, COMPUTE) / (out_height * out_width)
-            y = row - crop.top
-            x = column - crop.left
-            inside_y = (y >= 0) & (y < crop.height)
-            inside_x = (x >= 0) & (x < crop.width)
-            y = tl.where(inside_y, y, 0)
-            x = tl.where(inside_x, x, 0)
-            count_y = (2 * tl.maximum(crop.height, out_height) + crop.height - 1) // crop.height
-            count_x = (2 * tl.maximum(crop.width, out_width) + crop.width - 1) // crop.width
-            first_y = first_within(y, out_height, crop.height, count_y)
-            first_x = first_within(x, out_width, crop.width, count_x)
-            source = kept + tl.cast(view, tl.int64) * strips * tiles * (KEPT * 6 * TILE)
-            if TWO_TAPS:
-                i = tl.maximum(first_y, 0) // KEPT_OF
-                last = tl.minimum(last_within(y, out_height, crop.height), out_height - 1) // KEPT_OF
-                count_y = tl.max(last - i) + 1
-            else:
-                i = first_y
-                last = first_y
-            for _ in range(count_y):
-                if TWO_TAPS:
-                    in_rows = (inside_y & (i <= last))[:, None]
-                    weight_y = 1.0
-                    strip = i
-                    slot = y - first_top(i * KEPT_OF, crop.height, out_height)
-                else:
-                    weight_y = triangle(i, y, crop.height, out_height, COMPUTE)[:, None]
-                    in_rows = (inside_y & (i >= 0) & (i < out_height))[:, None] & (weight_y > 0)
-                    strip = i // KEPT_OF
-                    slot = i % KEPT_OF
-                to_row = ((strip * tiles * KEPT + slot) * (6 * TILE))[:, None]
-                j = first_x
-                for _ in range(count_x):
-                    weight = triangle(j, x, crop.width, out_width, COMPUTE)
-                    touched = in_rows & (inside_x & (j >= 0) & (j < out_width) & (weight > 0))[None, :]
-                    weight = weight_y * weight[None, :]
-                    at = tl.where(crop.flip, out_width - 1 - j, j)
-                    place = source + (to_row + (at // TILE * (KEPT * 6 * TILE) + at % TILE)[None, :])
-                    r = tl.load(place, touched, 0.0) + share * tl.load(place + 3 * TILE, touched, 0.0)
-                    g = tl.load(place + TILE, touched, 0.0) + share * tl.load(place + 4 * TILE, touched, 0.0)
-                    b = tl.load(place + 2 * TILE, touched, 0.0) + share * tl.load(place + 5 * TILE, touched, 0.0)
-                    gr += weight * r
-                    gg += weight * g
-                    gb += weight * b
-                    j += 1
-                i += 1
-    red, green, blue, down, right = plane_pointers(grad_images, strides, image, OFFSET)
-    exists = (row < height)[:, None] & (column < width)[None, :]
-    offset = (row * down)[:, None] + (column * right)[None, :]
-    tl.store(red + offset, gr, exists)
-    tl.store(green + offset, gg, exists)
-    tl.store(blue + offset, gb, exists)
-
-
-@triton.jit
-def _part(parts, view):
-    """Where this program's part of a sum over its view is."""
-    part = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
-    return parts + tl.cast(view, tl.int64) * (tl.num_programs(1) * tl.num_programs(2)) + part
-
-
-@triton.jit
-def _total(parts, view, count, COMPUTE: tl.constexpr):
-    """Sum of a view's parts, in one order."""
-    total = tl.zeros((PARTS,), COMPUTE)
-    for start in range(0, count, PARTS):
-        part = start + tl.arange(0, PARTS)
-        total += tl.load(parts + tl.cast(view, tl.int64) * count + part, part < count, 0.0)
-    return tl.sum(total)
-
-
-@triton.jit
-def _solarize_vjp(gr, gg, gb, r, g, b, gray, threshold):
-    if gray:
-        r = luminance(r, g, b)
-        g = r
-        b = r
-    return tl.where(r >= threshold, -gr, gr), tl.where(g >= threshold, -gg, gg), tl.where(b >= threshold, -gb, gb)
-
-
-@triton.jit
-def _precise(numbers, channel: tl.constexpr, COMPUTE: tl.constexpr):
-    """One of three numbers, each given as a float32 and its rounding error."""
-    number = tl.cast(numbers[channel], COMPUTE)
-    if COMPUTE == tl.float64:
-        number += tl.cast(numbers[channel + 3], COMPUTE)
-    return number
 
 
 def augment_forward(
@@ -390,86 +143,13 @@ def augment_forward(
 ) -> None:
     """Fill `views` [V N, 3, h, w] from `images` [N, 3, H, W], and `pivot` [V N]; see ops/augment/operator.py."""
     drawn = Drawn(*(x.contiguous() for x in (crop, flip, order, factors, jitter, gray, solarize)))
-    grid, tiling = _tiling(views, PIXELS, ROWS)
-    shared = (images, *images.stride(), drawn, *_sizes(images, views), _parts(pivot, grid))
-    meta = _meta(images, views) | tiling
-    scale, shift = _split([1 / s for s in std]), _split([-m / s for m, s in zip(mean, std, strict=True)])
+    grid, tiling = tiling_of(views, PIXELS, ROWS)
+    shared = (images, *images.stride(), drawn, *sizes_of(images, views), new_parts(pivot, grid))
+    meta = constants_of(images, views) | tiling
+    scale, shift = split([1 / s for s in std]), split([-m / s for m, s in zip(mean, std, strict=True)])
     with on_device(images):
         pivot_parts_kernel[grid](*shared, **meta)
         forward_kernel[grid](*shared, scale, shift, views, *views.stride(), pivot, **meta)
-
-
-def augment_backward(
-    grad: Tensor,
-    images: Tensor,
-    crop: Tensor,
-    flip: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    jitter: Tensor,
-    gray: Tensor,
-    solarize: Tensor,
-    pivot: Tensor,
-    std: Sequence[float],
-    straight_through: bool,
-    grad_images: Tensor,
-) -> None:
-    """Fill `grad_images`, the gradient of `images`, from that of the views; see ops/augment/operator.py."""
-    drawn = Drawn(*(x.contiguous() for x in (crop, flip, order, factors, jitter, gray, solarize)))
-    grid, tiling = _tiling(grad, PIXELS, ROWS)
-    parts = _parts(pivot, grid)
-    meta, sizes = _meta(images, grad), _sizes(images, grad)
-    rows, columns = tiling["ROWS"] + meta["TWO_TAPS"], tiling["COLUMNS"]
-    # Not in half precision for half images: that would round twice.
-    kept = pivot.new_empty(len(grad), grid[1] * tiling["STRIPS"], grid[2], rows, 6, columns)
-    given = (parts, _split([1 / s for s in std]), grad, *grad.stride(), pivot, kept)
-    gathered, tiles = _tiling(grad_images, GATHERED, 1)
-    with on_device(images):
-        resized_grad_kernel[grid](
-            images, *images.stride(), drawn, *sizes, *given,
-            STRAIGHT=straight_through, KEPT=rows, maxnreg=REGISTERS, **meta, **tiling,
-        )  # fmt: skip
-        gather_kernel[gathered](
-            grad_images, *grad_images.stride(), drawn, *sizes, parts, parts.shape[1], kept, *kept.shape[1:3],
-            KEPT=rows, KEPT_OF=tiling["ROWS"], TILE=columns, **meta, **tiles,
-        )  # fmt: skip
-
-
-def _sizes(images: Tensor, views: Tensor) -> Sizes:
-    n, _, height, width = images.shape
-    m, _, out_height, out_width = views.shape
-    return Sizes(n, m, height, width, out_height, out_width)
-
-
-def _tiling(images: Tensor, pixels: int, rows: int) -> tuple[tuple[int, int, int], dict[str, int]]:
-    """The grid, and which pixels of an image a program makes: `pixels` at a time, of strips of at most `rows` rows."""
-    count, _, height, width = images.shape
-    columns, rows = (128, rows) if width > 64 else (32, min(rows, 2))
-    strips = pixels // columns
-    tiling = {"COLUMNS": columns, "STRIPS": strips, "ROWS": rows}
-    return (count, triton.cdiv(height, strips * rows), triton.cdiv(width, columns)), tiling
-
-
-def _parts(pivot: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    return pivot.new_empty(grid[0], grid[1] * grid[2])
-
-
-def _meta(images: Tensor, views: Tensor) -> dict[str, Any]:
-    """Compile-time arguments of the kernels."""
-    two_taps = images.shape[2] <= views.shape[2] and images.shape[3] <= views.shape[3]
-    extents = ((x.shape[2] - 1) * x.stride(2) + (x.shape[3] - 1) * x.stride(3) for x in (images, views))
-    return {
-        "TWO_TAPS": two_taps,
-        "OFFSET": tl.int64 if max(extents) >= 2**31 else tl.int32,
-        "COMPUTE": tl.float64 if images.dtype == torch.float64 else tl.float32,
-        "num_warps": WARPS,
-    }
-
-
-def _split(numbers: Sequence[float]) -> tuple[float, ...]:
-    """The numbers rounded to float32, as a kernel takes them, and then their rounding errors, for float64."""
-    rounded = [struct.unpack("f", struct.pack("f", x))[0] for x in numbers]
-    return (*rounded, *(x - y for x, y in zip(numbers, rounded, strict=True)))
 
 
 def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:

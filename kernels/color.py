@@ -98,9 +98,7 @@ def before_contrast(jitter):
     factor_1 = tl.where(at > 1, jitter.factors[1], 1.0)
     factors = (factor_0, factor_1, tl.where(at > 2, jitter.factors[2], 1.0))
     turned = jitter.turned & (jitter.hue_at <= at)
-    return Jitter(
-        jitter.active, factors, jitter.to_gray, jitter.hue_at, at, jitter.contrast, turned, jitter.places
-    )
+    return Jitter(jitter.active, factors, jitter.to_gray, jitter.hue_at, at, jitter.contrast, turned, jitter.places)
 
 
 @triton.jit

@@ -23,10 +23,10 @@ from unittest import mock
 
 import triton
 import triton.language as tl
-from copgen_fast.kernels import augment
 from copgen_fast.kernels.color import Jitter
 
 from bench.compile.kernels import compiling, make_main
+from copgen_fast.kernels import augment, augment_backward
 
 TARGETS = (75, 90)
 RESULTS = Path(__file__).parents[1] / "results" / "instructions.json"
@@ -35,7 +35,7 @@ TAPS = (1.5, 3)
 
 
 @triton.jit
-def jitter_of_all_ops(drawn, view, COMPUTE: tl.constexpr):
+def jitter_of_all_ops(drawn, view, COMPUTE: tl.constexpr):  # noqa: ANN001, ANN201
     """What load_jitter returns of a view with all ops, in one order; factors stay unknown to the compiler."""
     factors = drawn.factors + 4 * view
     first = tl.maximum(tl.load(factors), 1.1)
@@ -79,7 +79,11 @@ def disassemble(cubin: bytes) -> str:
 def count(target: int) -> list[dict[str, Any]]:
     """Rows of the kernels for one target, in a process that has compiled none of them for another purpose."""
     examples = dict(augment.examples(True))
-    with mock.patch.object(augment, "load_jitter", jitter_of_all_ops), compiling(target) as made:
+    with (
+        mock.patch.object(augment, "load_jitter", jitter_of_all_ops),
+        mock.patch.object(augment_backward, "load_jitter", jitter_of_all_ops),
+        compiling(target) as made,
+    ):
         for name in ("float16 128 to 128", "float16 128 to 128 exact"):
             examples[name]()
     rows = []

@@ -230,7 +230,7 @@ def test_gradcheck(clamp):
 
 
 def test_more_programs_than_are_summed_at_once(monkeypatch):
-    from copgen_fast.kernels import augment as kernels
+    from copgen_fast.kernels import views as kernels
 
     if DEVICE == "cpu":
         monkeypatch.setattr(kernels, "PARTS", type(kernels.PARTS)(2))

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from bench.compile import kernels
+from bench.compile.instructions import RESULTS, executed
 from tests.kernels.conftest import COMPILING, NUMBERS, ROOT
 
 TARGETS = [f"sm_{number}" for number in NUMBERS]
@@ -75,3 +76,23 @@ def test_the_committed_results_list_the_same_kernels(compiled):
     assert {row["target"] for row in everywhere} == {f"sm_{number}" for number in kernels.TARGETS}
     names = ("kernel", "variant", "target")
     assert [[row[name] for name in names] for row in committed] == [[row[name] for name in names] for row in compiled]
+
+
+def test_the_augmentation_executes_no_more_instructions_than_the_committed_file_says(kernel_cache):
+    """The numbers may only fall: then run `python -m bench.compile.instructions`."""
+    code = "import json; from bench.compile.instructions import count; print(json.dumps(count(75)))"
+    environment = COMPILING | {"TRITON_CACHE_DIR": str(kernel_cache[1])}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    committed = json.loads(RESULTS.read_text())["rows"]
+    most = {row["kernel"]: row["per_pixel"] for row in committed if row["target"] == "sm_75"}
+    found = {row["kernel"]: row["per_pixel"] for row in json.loads(result.stdout)}
+    assert found.keys() == most.keys() == AUGMENT - {"filter_kernel"}
+    assert all(found[kernel] <= most[kernel] for kernel in most), found
+
+
+def test_instructions_in_loops_count_as_often_as_they_run():
+    lines = ["MOV R1, R2 ;", ".L_x_0:", "IADD3 R1, R1 ;", "@P0 BRA `(.L_x_0) ;", "EXIT ;", ".L_x_1:", "BRA `(.L_x_1) ;"]
+    sass = "\n".join(line if line.startswith(".L") else f"        /*0000*/                   {line}" for line in lines)
+    assert executed(sass + "\n        /*0010*/   NOP ;", (8,)) == 1 + 8 * 2 + 2
