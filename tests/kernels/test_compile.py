@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -80,6 +81,8 @@ def test_the_committed_results_list_the_same_kernels(compiled):
 
 def test_the_augmentation_executes_no_more_instructions_than_the_committed_file_says(kernel_cache):
     """The numbers may only fall: then run `python -m bench.compile.instructions`."""
+    if json.loads(RESULTS.read_text())["versions"]["triton"] != version("triton"):
+        pytest.skip("another version of Triton makes other code")
     code = "import json; from bench.compile.instructions import count; print(json.dumps(count(75)))"
     environment = COMPILING | {"TRITON_CACHE_DIR": str(kernel_cache[1])}
     result = subprocess.run(
