@@ -175,7 +175,7 @@ def test_a_killed_worker_is_started_again_to_the_same_result(ranks, tmp_path):
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     config = PRESETS["quickstart"]
-    with pytest.raises(UsageError, match="navigator.batch: 128 rows are not divisible by 3 processes: choose a mult"):
+    with pytest.raises(UsageError, match="navigator.batch: 64 rows are not divisible by 3 processes: choose a mult"):
         train.validate(config)
     train.validate(dataclasses.replace(config, stages=("pairs", "probe")))
 
