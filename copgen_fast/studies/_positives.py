@@ -34,25 +34,25 @@ def study(
 def arms(distances: Sequence[float], augmentations: Sequence[str]) -> tuple[Arm, ...]:
     """For each policy of pretraining: identity, and every way at every distance, `navigator d=1.4 T_x=none`.
 
-    All displacements of an arm are multiplied by the factor that makes their mean length the distance. The navigator is
-    trained within the ball of that radius (Eq. 5), whichever policy follows, so that they share it.
+    Policies share the navigators.
     """
     found = []
     for augmentation in augmentations:
         pretrain = {"pretrain.augmentation": augmentation}
         found.append(Arm(f"identity T_x={augmentation}", {"pairs.positives": "identity", **pretrain}))
-        for distance in (f"{distance:g}" for distance in distances):
-            ball = {"navigator.delta": distance, "navigator.project": "True"}
-            found += [
-                Arm(
-                    f"{way} d={distance} T_x={augmentation}",
-                    {
-                        "pairs.positives": way,
-                        f"positive.options.{way}.distance": distance,
-                        **(ball if way == "navigator" else {}),
-                        **pretrain,
-                    },
-                )
-                for way in MOVING
-            ]
+        found += [
+            Arm(f"{way} d={distance:g} T_x={augmentation}", {**moved(way, distance), **pretrain})
+            for distance in distances
+            for way in MOVING
+        ]
     return tuple(found)
+
+
+def moved(way: str, distance: float) -> Settings:
+    """Settings of positives made one way, with all displacements scaled so that their mean length is the distance.
+
+    The navigator is trained within the ball of that radius (Eq. 5).
+    """
+    at = f"{distance:g}"
+    ball = {"navigator.delta": at, "navigator.project": "True"} if way == "navigator" else {}
+    return {"pairs.positives": way, f"positive.options.{way}.distance": at, **ball}

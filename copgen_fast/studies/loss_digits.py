@@ -15,6 +15,7 @@ from typing import Annotated
 
 from copgen_fast.options import Range, Temperature, check_ranges
 from copgen_fast.studies import Arm, Study, positives_digits
+from copgen_fast.studies._positives import moved
 
 _WAYS = ("gaussian", "untrained-navigator", "navigator")
 
@@ -34,28 +35,23 @@ class Config:
 
 def build(config: Config) -> Study:
     base = positives_digits.build(positives_digits.Config())
-    at = f"{config.distance:g}"
-
-    def moved(way: str) -> dict[str, str]:
-        ball = {"navigator.project": "True", "navigator.delta": at} if way == "navigator" else {}
-        return {"pairs.positives": way, f"positive.options.{way}.distance": at, **ball}
-
+    ways = {way: moved(way, config.distance) for way in _WAYS}
     temperatures = [f"{temperature:g}" for temperature in config.temperatures]
     arms = (
-        *(Arm(way, moved(way)) for way in _WAYS),
+        *(Arm(way, settings) for way, settings in ways.items()),
         *(
-            Arm(f"{way} pretrain temperature={value}", moved(way) | {"method.options.temperature": value})
+            Arm(f"{way} pretrain temperature={value}", settings | {"method.options.temperature": value})
             for value in temperatures
-            for way in _WAYS
+            for way, settings in ways.items()
         ),
         *(
-            Arm(f"navigator trained at temperature={value}", moved("navigator") | {"navigator.temperature": value})
+            Arm(f"navigator trained at temperature={value}", ways["navigator"] | {"navigator.temperature": value})
             for value in temperatures
         ),
         # Four images of each of 2,048 anchors, and two of each of 4,096, are as many images in as many steps.
         Arm(
             "gaussian 3 positives",
-            moved("gaussian") | {"pairs.positives_per_anchor": "3", "pairs.count": "2048", "pretrain.batch": "64"},
+            ways["gaussian"] | {"pairs.positives_per_anchor": "3", "pairs.count": "2048", "pretrain.batch": "64"},
         ),
     )
     return Study(

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from copgen_fast.options import Range, check_ranges
 from copgen_fast.studies import Arm, Study, positives_digits
+from copgen_fast.studies._positives import moved
 
 _CHANGES = {
     "navigator": {},
@@ -41,20 +42,15 @@ class Config:
 
 def build(config: Config) -> Study:
     base = positives_digits.build(positives_digits.Config())
-    at = f"{config.distance:g}"
-
-    def moved(way: str) -> dict[str, str]:
-        return {"pairs.positives": way, f"positive.options.{way}.distance": at}
-
-    ball = moved("navigator") | {"navigator.project": "True", "navigator.delta": at}
-    untrained = moved("untrained-navigator")
+    trained = moved("navigator", config.distance)
+    untrained = moved("untrained-navigator", config.distance)
     arms = (
         Arm("identity", {"pairs.positives": "identity"}),
-        Arm("gaussian", moved("gaussian")),
+        Arm("gaussian", moved("gaussian", config.distance)),
         Arm("untrained", untrained),
         Arm("untrained centered", untrained | {"positive.options.untrained-navigator.centered": "True"}),
-        *(Arm(name.replace(",", ""), ball | change) for name, change in _CHANGES.items()),
-        Arm("auto", ball | {"navigator.delta": "auto", "positive.options.navigator.distance": "None"}),
+        *(Arm(name.replace(",", ""), trained | change) for name, change in _CHANGES.items()),
+        Arm("auto", trained | {"navigator.delta": "auto", "positive.options.navigator.distance": "None"}),
     )
     return Study(
         preset=base.preset,
