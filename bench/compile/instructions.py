@@ -48,7 +48,12 @@ def jitter_of_all_ops(drawn, view, COMPUTE: tl.constexpr):  # noqa: ANN001, ANN2
 
 
 def executed(sass: str, trips: Sequence[float]) -> float:
-    """Instructions of a thread, those in loops as often as these run; `trips` of the longest loops, once for others."""
+    """Instructions that a thread executes, by its machine code.
+
+    Args:
+        sass: what the disassembler prints of a kernel.
+        trips: how often each of the longest loops runs; others count once.
+    """
     labels, instructions, loops = {}, [], []
     for line in sass.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
@@ -105,7 +110,7 @@ def measure() -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as text."""
+    """The counts as lines of text: target, instructions a pixel, kernel."""
     return "\n".join(f"{row['target']}  {row['per_pixel']:6.1f}  {row['kernel']}" for row in rows)
 
 

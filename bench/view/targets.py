@@ -40,13 +40,13 @@ class Target:
     cheap: str = ""
 
     def of(self, rows: list[dict]) -> list[dict]:
-        """The rows of results that match."""
+        """The benchmark rows that this target is for, less those whose `cheap` peer takes over a third of the time."""
         dear = {(r["case"], r["precision"], r["ours_ms"]): r["peer_ms"] for r in rows if r["peer"] == self.cheap}
         cost = [dear.get((r["case"], r["precision"], r["ours_ms"]), 0.0) for r in rows]
         return [row for row, ms in zip(rows, cost, strict=True) if self.about(row) and 3 * ms <= row["peer_ms"]]
 
     def about(self, row: dict) -> bool:
-        """Whether a row of results matches, whatever other rows say."""
+        """Whether this target is for a benchmark row, by its area, device, case and direction."""
         return (
             (row["device"] == "cpu") == (self.device == "cpu")
             and (row["area"], row["direction"]) == (self.area, self.direction)

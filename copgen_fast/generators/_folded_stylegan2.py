@@ -110,7 +110,7 @@ class FoldedConv(nn.Module):
         return Activation.apply(x, scale[:, :, None, None].to(x.dtype), self.shift, self.clamp)
 
     def sampled(self, x: Tensor, styles: Tensor, scale: Tensor) -> Tensor:
-        """The same without gradients: in place, and in strips where these pay."""
+        """The layer's outputs without gradients, computed in place, and in strips of rows where that is faster."""
         x, every, scale = x.permute(0, 2, 3, 1), slice(None), scale[:, None, None]
         shift = self.shift.permute(0, 2, 3, 1)
 

@@ -63,7 +63,7 @@ def _one_thread(function: Callable[..., int | None], *arguments: object) -> int 
 
 
 def free_ports(count: int) -> list[str]:
-    """Ports that nobody listens on, drawn together so that they differ."""
+    """Free TCP ports, drawn together so that they differ."""
     with contextlib.ExitStack() as stack:
         drawn = [stack.enter_context(socket.socket()) for _ in range(count)]
         for free in drawn:

@@ -71,7 +71,7 @@ class Bytes:
 
 
 class PerUnit:
-    """Memory of its own for each block (shared) or thread (local), unwritten at first."""
+    """Shared memory of each block, or local memory of each thread; reads of what is not yet written are refused."""
 
     def __init__(self, name: str, size: int, unit_of: np.ndarray) -> None:
         self._size, self._unit_of = size, unit_of
