@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,10 +73,10 @@ def learned(latent_dim: int, config: SteeringConfig, path: Path) -> Walks:
     return walks
 
 
-def draw_steps(limits: Limits, stream: Sequence[int], count: int = 1) -> Tensor:
-    """Step sizes [count, S] from a stream of random numbers that `stream` seeds."""
-    uniform = torch.from_numpy(np.random.RandomState(stream).uniform(size=(count, len(NAMES))))
-    return steps(amounts(uniform, limits), limits).float()
+def draw_steps(limits: Limits, streams: Iterable[seeds.Seed], count: int = 1) -> Tensor:
+    """Step sizes [N * count, S], `count` from each of N streams of random numbers."""
+    drawn = [random.uniform(size=(count, len(NAMES))) for random in seeds.random_states(streams)]
+    return steps(amounts(torch.from_numpy(np.concatenate(drawn)), limits), limits).float()
 
 
 def build(setting: Setting) -> PositiveFunction:
@@ -90,14 +90,14 @@ def build(setting: Setting) -> PositiveFunction:
         return dz if factors is None else dz * factors
 
     def displacements() -> Iterator[Tensor]:
-        yield displacement(draw_steps(limits, (0, 3), DRAWS))
+        yield displacement(draw_steps(limits, [(0, 3)], DRAWS))
 
     scale = scale_to(options.distance, "steering", displacements())
 
     def positive(z, seeds):  # noqa: ANN001, ANN202 (PositiveFunction)
         # z is drawn from the stream (seed), Gaussian noise from (seed, 1).
-        drawn = [draw_steps(limits, (seed, 2)) for seed in seeds]
-        return z + scale * displacement(torch.cat(drawn)) if drawn else z.clone()
+        streams = [(seed, 2) for seed in seeds]
+        return z + scale * displacement(draw_steps(limits, streams)) if streams else z.clone()
 
     return positive
 

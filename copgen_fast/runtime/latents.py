@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from copgen_fast.config import Prior
-
-Seed = int | Sequence[int]
+from copgen_fast.runtime.seeds import Seed, random_states
 
 
 def sample(prior: Prior, seed: Seed, size: tuple[int, ...], scale: float = 1.0) -> Tensor:
@@ -24,30 +23,39 @@ def sample(prior: Prior, seed: Seed, size: tuple[int, ...], scale: float = 1.0) 
     N(0, 1); `uniform` lies in [-1, 1]; `sphere` is normal, each row (the last dimension) scaled to the norm sqrt(L).
 
     Args:
-        seed: an int in [0, 2**32), or a sequence of them for an independent stream.
+        seed: see `Seed`.
     """
-    from scipy.special import ndtr, ndtri
-
-    random = np.random.RandomState(seed)
-    if prior == "truncnorm":
-        low, high = ndtr(-2.0), ndtr(2.0)
-        values = ndtri(low + random.uniform(size=size) * (high - low))
-    elif prior == "normal":
-        values = random.standard_normal(size)
-    elif prior == "uniform":
-        values = random.uniform(-1, 1, size)
-    elif prior == "sphere":
-        values = random.standard_normal(size)
-        values *= np.sqrt(size[-1]) / np.linalg.norm(values, axis=-1, keepdims=True)
-    else:
-        raise ValueError(f"prior: expected one of {', '.join(get_args(Prior))}, got {prior!r}")
-    return torch.from_numpy((values * scale).astype(np.float32))
+    return _latents(prior, _numbers(prior, np.random.RandomState(seed), size), scale)
 
 
 def sample_each(prior: Prior, seeds: Iterable[Seed], latent_dim: int, scale: float = 1.0) -> Tensor:
-    """One latent per seed, float32 [N, latent_dim]: row i depends on seed i alone, not on the batch."""
-    rows = [sample(prior, seed, (latent_dim,), scale) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty(0, latent_dim)
+    """One latent per seed, float32 [N, latent_dim]: row i depends on seed i alone, not on the batch.
+
+    It has the bits of `sample(prior, seeds[i], (latent_dim,), scale)`.
+    """
+    rows = [_numbers(prior, random, (latent_dim,)) for random in random_states(seeds)]
+    return _latents(prior, np.stack(rows), scale) if rows else torch.empty(0, latent_dim)
+
+
+def _numbers(prior: Prior, random: np.random.RandomState, size: tuple[int, ...]) -> np.ndarray:
+    """The random numbers that latents are made of, float64."""
+    if prior not in get_args(Prior):
+        raise ValueError(f"prior: expected one of {', '.join(get_args(Prior))}, got {prior!r}")
+    if prior == "truncnorm":
+        return random.uniform(size=size)
+    return random.uniform(-1, 1, size) if prior == "uniform" else random.standard_normal(size)
+
+
+def _latents(prior: Prior, values: np.ndarray, scale: float) -> Tensor:
+    """Latents [..., L] of a prior's random numbers, float32."""
+    from scipy.special import ndtr, ndtri
+
+    if prior == "truncnorm":
+        low, high = ndtr(-2.0), ndtr(2.0)
+        values = ndtri(low + values * (high - low))
+    elif prior == "sphere":
+        values *= np.sqrt(values.shape[-1]) / np.linalg.norm(values, axis=-1, keepdims=True)
+    return torch.from_numpy((values * scale).astype(np.float32))
 
 
 Sample = Callable[[int, int], Tensor]
@@ -64,6 +72,10 @@ class NamedPrior:
     def __call__(self, seed: int, count: int) -> Tensor:
         """Draw latents float32 [count, latent_dim] from one seed."""
         return sample(self.name, seed, (count, self.latent_dim))
+
+    def each(self, seeds: Sequence[int]) -> Tensor:
+        """Draw one latent per seed, float32 [N, latent_dim], with the bits of a call for each."""
+        return sample_each(self.name, seeds, self.latent_dim)
 
 
 def each(draw: Sample, seeds: Sequence[int]) -> Tensor:

@@ -167,7 +167,7 @@ def measure(run: Run, G: nn.Module, walks: Walks, limits: Limits) -> dict:
     for name in (*limits, "all"):
         some = limits if name == "all" else {name: limits[name]}
         with_walk, without = masked_errors(run, G, walks, some)
-        dz = walks(draw_steps(some, (0, 3), DRAWS).to(run.device), tuple(some))
+        dz = walks(draw_steps(some, [(0, 3)], DRAWS).to(run.device), tuple(some))
         norms = {key: value.item() for key, value in positives.norms(dz, G.latent_groups).items()}
         table[name] = {"loss": with_walk, "loss_without": without, "ratio": with_walk / max(without, 1e-30), **norms}
         if name != "all":

@@ -141,7 +141,7 @@ def test_steering_goes_along_its_walks_by_step_sizes_from_the_pairs_seed(trained
     of = setting(trained[1].navigator_file, "steering")
     walks = artifacts.read_tensors(of.steering_file)
     names = ("zoom", "shift_x", "shift_y", "rotate", "perspective", "red", "green", "blue")
-    step = draw_steps(limits_of(SteeringConfig()), (7, 2))[0]
+    step = draw_steps(limits_of(SteeringConfig()), [(7, 2)])[0]
     expected = sum(step[i] * walks[f"walk.{name}"] for i, name in enumerate(names))
     z = torch.zeros(2, DIM)
     torch.testing.assert_close(positives.build("steering", of)(z, [7, 8])[0], expected)
