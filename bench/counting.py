@@ -46,6 +46,7 @@ class Work:
         part: the phase of the step that it belongs to, its gradient's work too.
         moved: bytes read and written, each tensor once.
         flops: of products; a multiply-add counts as two. `half`: their factors have half precision.
+        pixels: that an augmentation's kernel makes, those beside the images in its last tiles too; 0 of others.
     """
 
     part: str
@@ -55,6 +56,7 @@ class Work:
     moved: int
     flops: int
     half: bool
+    pixels: int = 0
 
 
 @contextlib.contextmanager
@@ -149,9 +151,11 @@ class Counter(TorchDispatchMode):
         first = len(self.works)
 
         def launch(kernel: Any, grid: Any) -> Callable[..., None]:
-            def recorded(*given: Any, **_: Any) -> None:
+            def recorded(*given: Any, **constants: Any) -> None:
                 moved = bytes_of(tree_leaves(given))
-                self.works.append(Work(*self._where(), kernel.__name__, 1, moved, 0, False))
+                tile = [constants.get(name, 0) for name in ("ROWS", "STRIPS", "COLUMNS")]
+                pixels = math.prod((*grid, *tile)) if all(tile) else 0
+                self.works.append(Work(*self._where(), kernel.__name__, 1, moved, 0, False, pixels))
 
             return recorded
 

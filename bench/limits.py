@@ -1,9 +1,12 @@
-"""Lower bounds of an operation's time: its bytes at a measured bandwidth, its products at a measured rate."""
+"""Lower bounds of an operation's time: bytes at a measured bandwidth, products at a measured rate, instructions."""
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +19,9 @@ COPIED_BYTES = 512 * 2**20
 # An RTX 2080 Ti's data sheet: bytes a second, and operations a second with sums in float32.
 _TURING = 616e9
 _TURING_RATE = {torch.float16: 53.8e12, torch.float32: 13.4e12}
+INSTRUCTIONS = Path(__file__).parent / "results" / "instructions.json"
+# What a multiprocessor's four schedulers start in a cycle: an instruction of a warp each.
+ISSUED = 4 * 32
 # Rows of the square matrices that are multiplied to measure the rate.
 SQUARE = {"cpu": 2048, "cuda": 8192}
 
@@ -60,8 +66,28 @@ def copies(what: str, pairs: list[tuple[Tensor, Tensor]]) -> Limit:
     return Limit(copy, lambda timing: (words, timing.ms))
 
 
-def device_copy(what: str, moved: int, device: torch.device) -> Limit:
-    """The time of moving `moved` bytes, reads and writes, at the rate of a large copy on the device."""
+@functools.cache
+def instructions_per_pixel(architecture: str) -> dict[str, float]:
+    """Of each of the augmentation's kernels, for a view with all colour ops; see bench/compile/instructions.py.
+
+    Args:
+        architecture: sm_75, or sm_90 for all newer ones.
+    """
+    rows = json.loads(INSTRUCTIONS.read_text())["rows"]
+    return {row["kernel"]: row["per_pixel"] for row in rows if row["target"] == architecture}
+
+
+def issue_rate(device: torch.device) -> float:
+    """Instructions of threads that a GPU starts in a second at its highest clock."""
+    gpu = torch.cuda.get_device_properties(device)
+    return gpu.multi_processor_count * ISSUED * gpu.clock_rate * 1e3
+
+
+def device_copy(what: str, moved: int, device: torch.device, instructions: float = 0) -> Limit:
+    """The time of moving `moved` bytes, reads and writes, at the rate of a large copy on the device.
+
+    Or, where it is longer, that of starting `instructions` of threads.
+    """
     source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
@@ -71,7 +97,12 @@ def device_copy(what: str, moved: int, device: torch.device) -> Limit:
             f"moving {moved / 1e6:.1f} MB ({what}) at the {rate / 1e12:.2f} TB/s of a device copy "
             f"(RTX 2080 Ti, estimate at 616 GB/s: {moved / _TURING * 1e3:.3f} ms)"
         )
-        return words, moved / rate * 1e3
+        ms = moved / rate * 1e3
+        if instructions:
+            issuing = instructions / issue_rate(device) * 1e3
+            words += f"; {instructions / 1e9:.2f} G instructions at the peak issue rate: {issuing:.3f} ms"
+            ms = max(ms, issuing)
+        return words, ms
 
     return Limit(lambda: target.copy_(source), read)
 

@@ -1,8 +1,8 @@
 """The paper's two training steps on GPUs, by arithmetic: no card has confirmed it.
 
-Every operator takes the longest of its bytes at a card's bandwidth, its products at a card's rate, both at EFFICIENCY
-of the published peaks, and a launch. Counts are those of `bench.counting`: of the stages' own steps at the paper's
-sizes, on tensors without memory.
+Every operator takes the longest of its bytes at a card's bandwidth, its products at a card's rate, for the augmentation
+its instructions at the rate at which a card starts them, all at EFFICIENCY of the published peaks, and a launch. Counts
+are those of `bench.counting`: of the stages' own steps at the paper's sizes, on tensors without memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from bench.areas._profile import OTHER, PHASES
 from bench.counting import Counter, Work, as_on_gpu
+from bench.limits import instructions_per_pixel
 from copgen_fast.config import RunConfig
 from copgen_fast.generators._rewrites import FEW_LAUNCHES
 from copgen_fast.generators.bigbigan import BigBiGAN
@@ -37,28 +38,33 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Card:
-    """Published peaks: operations a second of dense half products with sums in float32, of float32, and bytes."""
+    """Published peaks a second: operations of dense half products with sums in float32, of float32, and bytes.
+
+    `issue`: instructions of threads, 128 a cycle of each multiprocessor. `counted`: for which they were counted.
+    """
 
     name: str
     half: float
     single: float
     bandwidth: float
+    issue: float
+    counted: str = "sm_90"
 
 
 CARDS = (
     # NVIDIA Turing GPU Architecture (WP-09183-001_v01), appendix A, GeForce RTX 2080 Ti at reference clocks.
-    Card("RTX 2080 Ti", 53.8e12, 13.4e12, 616e9),
+    Card("RTX 2080 Ti", 53.8e12, 13.4e12, 616e9, 13.4e12, "sm_75"),
     # NVIDIA Ampere GA102 GPU Architecture (v2.1), table of the GeForce RTX 3090.
-    Card("RTX 3090", 71e12, 35.6e12, 936e9),
+    Card("RTX 3090", 71e12, 35.6e12, 936e9, 17.8e12),
     # NVIDIA Ada GPU Architecture (v2.02), appendix A, GeForce RTX 4090.
-    Card("RTX 4090", 165.2e12, 82.6e12, 1008e9),
+    Card("RTX 4090", 165.2e12, 82.6e12, 1008e9, 41.3e12),
     # NVIDIA A100 Tensor Core GPU data sheet (June 2021), 80 GB SXM.
-    Card("A100", 312e12, 19.5e12, 2039e9),
+    Card("A100", 312e12, 19.5e12, 2039e9, 19.5e12),
     # NVIDIA H100 Tensor Core GPU data sheet (2023), SXM5; without sparsity.
-    Card("H100", 989.4e12, 66.9e12, 3350e9),
+    Card("H100", 989.4e12, 66.9e12, 3350e9, 33.5e12),
 )
-EFFICIENCY = {"half": 0.5, "single": 0.7, "bandwidth": 0.8}
-"""Shares of the peaks that large convolutions and copies usually reach: assumed, not measured."""
+EFFICIENCY = {"half": 0.5, "single": 0.7, "bandwidth": 0.8, "issue": 0.7}
+"""Shares of the peaks that large convolutions, copies and arithmetic usually reach: assumed, not measured."""
 LAUNCH = 3e-6
 """Seconds of the shortest kernel; where the host keeps up, as in a CUDA graph."""
 
@@ -79,7 +85,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a step, forward or backward: its launches, and bytes and operations by what bounds each launch."""
+    """A part of a step, forward or backward: its launches, and what they move, compute and, where counted, execute."""
 
     part: str
     backward: bool
@@ -87,6 +93,7 @@ class Part:
     moved: int
     half_flops: int
     single_flops: int
+    instructions: dict[str, float]
     ms: dict[str, float]
 
 
@@ -161,9 +168,16 @@ def count(step: Step) -> list[Work]:
 
 
 def seconds(work: Work, card: Card) -> float:
-    """Of one operator on a card: the longest of its bytes, its products and its launches."""
+    """Of one operator on a card: the longest of its bytes, its products, its instructions and its launches."""
     rate = card.half * EFFICIENCY["half"] if work.half else card.single * EFFICIENCY["single"]
-    return max(work.moved / card.bandwidth / EFFICIENCY["bandwidth"], work.flops / rate, LAUNCH * work.launches)
+    moving = work.moved / card.bandwidth / EFFICIENCY["bandwidth"]
+    issuing = instructions(work, card.counted) / card.issue / EFFICIENCY["issue"]
+    return max(moving, work.flops / rate, issuing, LAUNCH * work.launches)
+
+
+def instructions(work: Work, architecture: str) -> float:
+    """Of the threads of an augmentation's kernel, for views with all colour ops; 0 of others, which aren't counted."""
+    return work.pixels * instructions_per_pixel(architecture)[work.name] if work.pixels else 0.0
 
 
 def parts(works: Sequence[Work]) -> list[Part]:
@@ -176,7 +190,8 @@ def parts(works: Sequence[Work]) -> list[Part]:
                 flops = [sum(work.flops for work in some if work.half == half) for half in (True, False)]
                 ms = {card.name: 1e3 * sum(seconds(work, card) for work in some) for card in CARDS}
                 sums = sum(work.launches for work in some), sum(work.moved for work in some)
-                found.append(Part(name, backward, *sums, *flops, ms))
+                executed = {x: sum(instructions(work, x) for work in some) for x in ("sm_75", "sm_90")}
+                found.append(Part(name, backward, *sums, *flops, executed, ms))
     return found
 
 
@@ -203,15 +218,22 @@ def table(result: dict, step: str) -> list[tuple[str, ...]]:
     """Cells of a step's parts, its sum and the whole run."""
     names, run = [card.name for card in CARDS], result["runs"][step]
     parts = [row for row in result["rows"] if row["step"] == step]
-    lines = [("part", "launches", "GB moved", "GFLOP half", "GFLOP fp32", *(f"{name}, ms" for name in names))]
+    counts = ("launches", "GB moved", "GFLOP half", "GFLOP fp32", "G instructions (sm_75)")
+    lines = [("part", *counts, *(f"{name}, ms" for name in names))]
     total = {"part": "step", "backward": False}
     sums = ("launches", "moved", "half_flops", "single_flops")
     total |= {name: sum(part[name] for part in parts) for name in sums}
-    total["ms"] = {name: sum(part["ms"][name] for part in parts) for name in names}
+    for each in ("ms", "instructions"):
+        total[each] = {name: sum(part[each][name] for part in parts) for name in parts[0][each]}
     for part in (*parts, total):
         flops = (f"{part[name] / 1e9:,.0f}" for name in ("half_flops", "single_flops"))
-        numbers = (f"{part['launches']:,}", f"{part['moved'] / 1e9:.2f}", *flops)
+        numbers = (
+            f"{part['launches']:,}",
+            f"{part['moved'] / 1e9:.2f}",
+            *flops,
+            f"{part['instructions']['sm_75'] / 1e9:.1f}",
+        )
         direction = ", backward" if part["backward"] else ""
         lines.append((part["part"] + direction, *numbers, *(f"{part['ms'][name]:.1f}" for name in names)))
     whole = f"run of {run['samples']:,}, hours"
-    return [*lines, (whole, *[""] * 4, *(f"{run['hours'][name]:.2f}" for name in names))]
+    return [*lines, (whole, *[""] * len(counts), *(f"{run['hours'][name]:.2f}" for name in names))]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.baselines import augment as baselines
 from bench.harness import Call
-from bench.limits import Limit, copies, device_copy
+from bench.limits import Limit, copies, device_copy, instructions_per_pixel
 from bench.rows import DIRECTIONS, DTYPES, Candidate, Options, Row, chosen, compare, in_direction
 from copgen_fast.augmentations import POLICIES
 from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, backends
@@ -140,11 +140,17 @@ class Measurement:
         return compare(candidates, calls, self.options, self.device)
 
     def limit(self) -> Limit:
-        """Copying images to views and, backward, the views' gradient to the images'; on a GPU the fewest bytes."""
+        """Copying images to views and, backward, the views' gradient to the images'.
+
+        On a GPU the longer of the fewest bytes' time and the instructions'.
+        """
         forward = self.direction == "forward"
         if self.device.type == "cuda":
             backward = "" if forward else "; gradient and crops read, images' gradient written"
-            return device_copy(f"crops read, views written{backward}", self.bytes_to_move(), self.device)
+            turing = torch.cuda.get_device_capability(self.device) < (8, 0)
+            instructions = self.instructions_to_issue(instructions_per_pixel("sm_75" if turing else "sm_90"))
+            what = f"crops read, views written{backward}"
+            return device_copy(what, self.bytes_to_move(), self.device, instructions)
         views, grad_images = torch.empty_like(self.gradient), torch.empty_like(self.gradient)
         if forward:
             return copies("the images once", [(views, self.images)])
@@ -153,7 +159,19 @@ class Measurement:
     def bytes_to_move(self) -> int:
         """Forward the crops are read once and the views written. Backward the views' gradient and the crops are
         read, and the images' gradient is written."""
-        area = int((self.params.crop[:, 2] * self.params.crop[:, 3]).sum())
-        crops, views = 3 * area * self.images.element_size(), self.gradient.nbytes
+        crops, views = 3 * self.cropped() * self.images.element_size(), self.gradient.nbytes
         forward = crops + views
         return forward if self.direction == "forward" else forward + views + crops + self.images.nbytes
+
+    def instructions_to_issue(self, per_pixel: dict[str, float]) -> float:
+        """Of threads, by each kernel's count: of views with colour jitter alone, whose colours take nearly all of them,
+        and for the gradient of the images in the crops alone."""
+        made = int(self.params.jitter.sum()) * self.case.side**2
+        forward = made * (per_pixel["pivot_parts_kernel"] + per_pixel["forward_kernel"])
+        if self.direction == "forward":
+            return forward
+        return forward + made * per_pixel["resized_grad_kernel"] + self.cropped() * per_pixel["gather_kernel"]
+
+    def cropped(self) -> int:
+        """Pixels of all crops."""
+        return int((self.params.crop[:, 2] * self.params.crop[:, 3]).sum())

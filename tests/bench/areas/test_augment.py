@@ -20,6 +20,17 @@ def test_the_limit_is_the_bytes_to_move():
         assert f"{copied * images / 1e6:.1f} MB read" in words
 
 
+def test_instructions_are_counted_for_jittered_views_and_the_crops_gradients():
+    counts = {"pivot_parts_kernel": 1, "forward_kernel": 10, "resized_grad_kernel": 100, "gather_kernel": 1000}
+    forward, both = (
+        area.Measurement(area.Case("simclr", 8, 8), direction, torch.device("cpu"), area.Options())
+        for direction in area.DIRECTIONS
+    )
+    jittered = int(forward.params.jitter.sum()) * 64
+    assert 0 < jittered < 8 * 64 and forward.instructions_to_issue(counts) == 11 * jittered
+    assert both.instructions_to_issue(counts) == 111 * jittered + 1000 * both.cropped()
+
+
 def test_ablations_leave_the_rest_as_it_was():
     policy = get("simclr")
     for lost in area.ABLATIONS.values():
