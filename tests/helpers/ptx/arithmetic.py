@@ -17,11 +17,6 @@ DTYPES = {
     **{"f16x2": np.dtype("u4"), "bf16x2": np.dtype("u4"), "f32x2": np.dtype("u8")},
 }
 """NumPy's type of each of PTX; of those that it lacks, their bits."""
-_ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
-_TRANSCENDENTAL = {
-    **{"ex2": np.exp2, "lg2": np.log2, "sqrt": np.sqrt, "rcp": np.reciprocal, "sin": np.sin, "cos": np.cos},
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-}
 _SMALLEST_NORMAL = np.float32(2.0**-126)
 
 
@@ -34,8 +29,8 @@ class Operation(NamedTuple):
 
 
 @functools.cache
-def operation(opcode: tuple[str, ...], count: int = 2) -> Operation:
-    """That of an opcode, split at its dots, with `count` inputs where these vary.
+def operation(opcode: tuple[str, ...], count: int) -> Operation:
+    """That of an opcode, split at its dots, with `count` inputs.
 
     Raises:
         KeyError: it is none of those that the project's kernels have.
@@ -46,12 +41,12 @@ def operation(opcode: tuple[str, ...], count: int = 2) -> Operation:
         return _convert(kinds, how)
     (kind,) = kinds[-1:] or [""]
     if kind == "f32x2":
-        single = operation((*opcode[:-1], "f32"))
+        single = operation((*opcode[:-1], "f32"), count)
         compute = lambda *given: single.compute(*(x.view(np.float32) for x in given)).view(np.uint64)  # noqa: E731
-        return Operation(compute, kind, (kind,) * len(single.inputs))
+        return Operation(compute, kind, (kind,) * count)
     if name == "setp":
-        how.discard("ftz")
-        return Operation(_compare(*how, kind[0] == "f"), "pred", (kind, kind))
+        (relation,) = how - {"ftz"}
+        return Operation(_of_floats(relation) if kind[0] == "f" else _RELATIONS[relation], "pred", (kind, kind))
     if {"wide", "hi"} & how:
         bits = int(kind[1:])
         double = f"{kind[0]}{2 * bits}"
@@ -62,50 +57,19 @@ def operation(opcode: tuple[str, ...], count: int = 2) -> Operation:
             ("mul", "hi"): (lambda a, b: (a.astype(wide) * b >> bits).astype(narrow), kind, (kind, kind)),
         }
         return Operation(*forms[(name, "".join(how))])
-    if not how <= {"lo", "rn", "full", "approx", "ftz"}:
+    if not how <= {"lo", "rn", "full", "approx", "ftz"} or (name, kind) == ("fma", "f64"):
         raise KeyError(opcode)
-    compute, inputs = _function(name, kind)
-    if name in ("min", "max") and count > 2:
-        two = compute
-        compute, inputs = lambda *given: functools.reduce(two, given), (None,) * count
-    compute = _flushing(compute) if "ftz" in how else compute
-    return Operation(compute, kind, tuple(kind if x is None else x for x in inputs))
-
-
-def _function(name, kind):
-    """Function and its inputs' types (None: `kind`)."""
-    dtype, bits = DTYPES[kind], 8 * DTYPES[kind].itemsize
-    one, two, three = (None,), (None, None), (None, None, None)
-    if kind[0] == "f":
-        by_name = {
-            **{"fma": (fma, three), "div": (np.divide, two), "min": (np.fmin, two), "max": (np.fmax, two)},
-            **{n: (_precisely(f), one) for n, f in _TRANSCENDENTAL.items()},
-        }
-    else:
-        by_name = {
-            "div": (lambda a, b: _divide(a, b)[0], two),
-            "rem": (lambda a, b: _divide(a, b)[1], two),
-            "min": (np.minimum, two),
-            "max": (np.maximum, two),
-            "mad": (lambda a, b, c: a * b + c, three),
-            "shl": (lambda a, n: np.where(n < bits, a << np.minimum(n, bits - 1).astype(dtype), 0), (None, "u32")),
-            "shr": (lambda a, n: _shift_right(a, n, bits), (None, "u32")),
-            "bfe": (lambda a, at, n: _extract(a, at, n, bits), (None, "u32", "u32")),
-            "bfi": (_insert, (None, None, "u32", "u32")),
-            "clz": (lambda a: bits - np.frexp(a.astype(np.float64))[1], one),
-            "not": (np.invert, one),
-            **{"and": (np.bitwise_and, two), "or": (np.bitwise_or, two), "xor": (np.bitwise_xor, two)},
-        }
-    by_name |= {
-        **{"add": (np.add, two), "sub": (np.subtract, two), "mul": (np.multiply, two)},
-        **{"neg": (np.negative, one), "abs": (np.abs, one), "mov": (np.asarray, one)},
-        "selp": (lambda a, b, p: np.where(p, a, b), (None, None, "pred")),
-    }
-    return by_name[name]
+    compute = (_COMMON | (_FLOATS if kind[0] == "f" else _INTEGERS))[name]
+    inputs = tuple(x or kind for x in _INPUTS.get(name, (None,) * count))
+    return Operation(_flushing(compute) if "ftz" in how else compute, kind, inputs)
 
 
 def _precisely(function):
     return lambda x: function(x.astype(np.float64)).astype(x.dtype)
+
+
+def _of_all(function):
+    return lambda *given: functools.reduce(function, given)
 
 
 def _flushing(function):
@@ -118,17 +82,12 @@ def flush(x: np.ndarray) -> np.ndarray:
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c, rounded once.
+    """a * b + c of float32 numbers, rounded once.
 
-    In float32 the product is exact in float64; rounding their sum twice goes wrong only where the first rounding ends
-    in the middle of two float32 numbers, or beyond their precision. There, and in float64, as Boldo and Melquiond,
-    Emulation of FMA and correctly rounded sums (2008): the sum is rounded to odd, which keeps whether it was exact.
+    The product is exact in float64; rounding their sum twice goes wrong only where the first rounding ends in the
+    middle of two float32 numbers, or beyond their precision. There, as Boldo and Melquiond, Emulation of FMA and
+    correctly rounded sums (2008): the sum is rounded to odd, which keeps whether it was exact.
     """
-    if np.result_type(a, b, c) == np.float64:
-        product, below = _two_product(a, b)
-        upper, lower = _two_sum(c, below)
-        total, rest = _two_sum(product, upper)
-        return np.where(np.isfinite(total + rest + lower), total + _sum_to_odd(rest, lower), product + c)
     product, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
     total = product + c
     middle = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
@@ -138,75 +97,75 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return total.astype(np.float32)
 
 
-def _two_sum(a, b):
-    """Rounded sum and its rounding error (Knuth)."""
+def _sum_to_odd(a, b):
     total = a + b
     kept = total - a
-    return total, (a - (total - kept)) + (b - kept)
-
-
-def _two_product(a, b):
-    """Rounded product and its rounding error (Dekker), of factors below 2^970."""
-
-    def halves(x):
-        large = x * 134217729.0  # 2^27 + 1
-        upper = large - (large - x)
-        return upper, x - upper
-
-    (a1, a2), (b1, b2), product = halves(a), halves(b), a * b
-    return product, ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2
-
-
-def _sum_to_odd(a, b):
-    total, error = _two_sum(a, b)
+    error = (a - (total - kept)) + (b - kept)  # of the rounded sum (Knuth)
     between = (error != 0) & np.isfinite(error) & ((total.view(np.int64) & 1) == 0)
     return np.where(between, np.nextafter(total, np.copysign(np.inf, error)), total)
 
 
-def _compare(name, of_floats):
-    by_name = {
-        **{"eq": np.equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal},
-        "ne": np.not_equal,
-    }
-    if not of_floats:
-        return by_name[name]
-
-    def ordered(a, b):
-        return (a == a) & (b == b)
-
-    if name in ("num", "nan"):
-        return ordered if name == "num" else lambda a, b: ~ordered(a, b)
-    if name.endswith("u"):  # or unordered
-        return lambda a, b: by_name[name[:-1]](a, b) | ~ordered(a, b)
-    return lambda a, b: by_name[name](a, b) & ordered(a, b)
-
-
 def _divide(a, b):
-    """Quotient towards zero, and remainder; of a division by zero all bits and the dividend."""
-    divisor = np.where(b == 0, b.dtype.type(1), b)
+    """Quotient towards zero, and remainder."""
+    divisor = np.where(b == 0, b.dtype.type(1), b)  # any result will do
     quotient = a // divisor
     if a.dtype.kind == "i":
         quotient += (a - quotient * divisor != 0) & ((a < 0) != (divisor < 0))
-    quotient = np.where(b == 0, ~b, quotient)
-    return quotient, a - quotient * b
+    return quotient, a - quotient * divisor
 
 
-def _shift_right(a, n, bits):
+def _shift_left(a, n):
+    bits = 8 * a.dtype.itemsize
+    return np.where(n < bits, a << np.minimum(n, bits - 1).astype(a.dtype), 0)
+
+
+def _shift_right(a, n):
+    bits = 8 * a.dtype.itemsize
     moved = a >> np.minimum(n, bits - 1).astype(a.dtype)
     return moved if a.dtype.kind == "i" else np.where(n < bits, moved, 0)
 
 
-def _extract(a, at, count, bits):
+def _extract(a, at, count):
     """Field of `count` bits from bit `at`, with its sign."""
+    bits = 8 * a.dtype.itemsize
     left = np.maximum(bits - at.astype(np.int64) - count, 0)
     right = np.minimum(left + at, bits - 1)
     return np.where(count > 0, (a << left.astype(a.dtype)) >> right.astype(a.dtype), 0)
 
 
-def _insert(a, b, at, count):
-    """b with the lowest `count` bits of a from bit `at` on."""
-    at, field = at.astype(np.uint64), (np.uint64(1) << count.astype(np.uint64)) - np.uint64(1)
-    return (b & ~(field << at) | (a & field) << at).astype(b.dtype)
+_COMMON = {
+    **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "abs": np.abs, "mov": np.asarray},
+    "selp": lambda a, b, p: np.where(p, a, b),
+}
+_FLOATS = {
+    **{"fma": fma, "div": np.divide, "min": _of_all(np.fmin), "max": _of_all(np.fmax)},
+    **{"ex2": _precisely(np.exp2), "sqrt": _precisely(np.sqrt)},
+}
+_INTEGERS = {
+    **{"min": _of_all(np.minimum), "max": _of_all(np.maximum), "not": np.invert},
+    **{"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor},
+    **{"shl": _shift_left, "shr": _shift_right, "bfe": _extract},
+    "div": lambda a, b: _divide(a, b)[0],
+    "rem": lambda a, b: _divide(a, b)[1],
+    "mad": lambda a, b, c: a * b + c,
+}
+_INPUTS = {"shl": (None, "u32"), "shr": (None, "u32"), "bfe": (None, "u32", "u32"), "selp": (None, None, "pred")}
+"""Types of inputs that differ from the opcode's (None: its)."""
+_RELATIONS = {
+    **{"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater},
+    "ge": np.greater_equal,
+}
+
+
+def _of_floats(relation):
+    """One that is false beside NaN, or, with a u at its end, true; num is true without NaN."""
+    name, beside_nan = ("eq", False) if relation == "num" else (relation[:2], len(relation) == 3)
+
+    def compute(a, b):
+        found = (relation == "num") | _RELATIONS[name](a, b)
+        return np.where(np.isnan(a) | np.isnan(b), beside_nan, found)
+
+    return compute
 
 
 def to_bfloat(x: np.ndarray) -> np.ndarray:
@@ -232,24 +191,8 @@ def _convert(kinds, how):
         compute = to_bfloat if into == "bf16" else from_bfloat
     elif (into[0] == "f" and rounding <= {"rn"}) or (source[0] in "bus" and into[0] in "bus" and not rounding):
         compute = lambda x: x.astype(dtype)  # noqa: E731
-    elif source[0] == "f" and len(rounding) == 1:
-        compute = _rounded(_ROUND[rounding.pop()], dtype)
+    elif into[0] == source[0] == "f" and rounding == {"rmi"}:
+        compute = lambda x: np.floor(x).astype(dtype)  # noqa: E731
     else:
         raise KeyError(("cvt", *kinds, *how))
     return Operation(_flushing(compute) if "ftz" in how else compute, into, (source,))
-
-
-def _rounded(function, dtype):
-    """`function` and, for integers, the nearest there is, 0 of NaN."""
-    if dtype.kind == "f":
-        return lambda x: function(x).astype(dtype)
-    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
-
-    def compute(x):
-        whole = np.nan_to_num(function(x.astype(np.float64)), nan=0.0)
-        inside = (whole >= least) & (whole < float(most) + 1)
-        return np.where(
-            inside, np.where(inside, whole, 0).astype(dtype), np.where(whole < 0, least, most).astype(dtype)
-        )
-
-    return compute

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 from triton import knobs
@@ -21,25 +23,11 @@ from tests.helpers.ptx.run import launch
 from tests.helpers.ptx.tensors import Written, region
 
 
-class _Device:
-    """What Triton asks of a device."""
-
-    def __init__(self, shared):
-        self._shared, self._loaded = shared, 0
-
-    def get_device_properties(self, device):
-        return {"max_shared_mem": self._shared}
-
-    def load_binary(self, name, binary, shared, device):
-        self._loaded += 1
-        return None, self._loaded, 0, 0, 1024
-
-
 class _InterpretingDriver(CudaDriver):
     """A driver of a device of compute capability `target`, which the interpreter is."""
 
     def __init__(self, target, written, launched):
-        texts = {}
+        texts, numbers = {}, itertools.count(1)
 
         def loaded(module, function, name, files, _):
             texts[function] = name, Path(files[f"{name}.ptx"]).read_text()
@@ -65,7 +53,11 @@ class _InterpretingDriver(CudaDriver):
                 launched.add(name)
                 launch(parse(text, name), (x, y, z), self.block, params, memory, self.shared)
 
-        self.utils, self.launcher_cls = _Device(64 << 10 if target == 75 else 99 << 10), Launcher
+        self.launcher_cls = Launcher
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": 64 << 10 if target == 75 else 99 << 10},
+            load_binary=lambda name, binary, shared, device: (None, next(numbers), 0, 0, 1024),
+        )
         self.get_current_device, self.get_current_stream = lambda: target, lambda device: 0
         knobs.runtime.kernel_load_end_hook.add(loaded)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from dataclasses import dataclass
 
@@ -20,11 +19,11 @@ def room(pointer: int, size: int) -> tuple[int, int]:
 
 
 class BadAccessError(Exception):
-    """An access that no thread may make: that of the thread at `position` among those that access."""
+    """An access that no thread may make, and the thread: one of `lanes`, which access, that is `wrong`."""
 
-    def __init__(self, wrong: np.ndarray, why: str) -> None:
+    def __init__(self, lanes: np.ndarray, wrong: np.ndarray, why: str) -> None:
         super().__init__(why)
-        self.position = int(np.flatnonzero(wrong)[0])
+        self.lane = int(lanes[wrong][0])
 
 
 @dataclass
@@ -38,60 +37,65 @@ class Bytes:
     exists: np.ndarray | None = None
     written: np.ndarray | None = None
 
-    def read(self, at: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
+    def read(self, at: np.ndarray, lanes: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
         """`count` numbers at each of the offsets `at`, [len(at), count]."""
-        rows = self._rows(at, dtype.itemsize * count)
+        size = dtype.itemsize * count
+        rows = self._rows(at, lanes, size)
         if self.written is not None:
-            unwritten = ~self.written.reshape(-1, dtype.itemsize * count)[rows].all(1)
-            if unwritten.any():
-                raise BadAccessError(unwritten, f"reads bytes of {self.name} that nothing has written")
+            unwritten = ~self.written.reshape(-1, size)[rows].all(1)
+            _refuse(lanes, unwritten, lambda: f"reads bytes of {self.name} that nothing has written")
         return self.data.view(dtype).reshape(-1, count)[rows]
 
-    def write(self, at: np.ndarray, values: np.ndarray) -> None:
+    def write(self, at: np.ndarray, lanes: np.ndarray, values: np.ndarray) -> None:
         """Write the rows of `values` at the offsets `at`."""
-        rows = self._rows(at, values.itemsize * values.shape[1])
+        size = values.itemsize * values.shape[1]
+        rows = self._rows(at, lanes, size)
         self.data.view(values.dtype).reshape(-1, values.shape[1])[rows] = values
         if self.written is not None:
-            self.written.reshape(-1, values.itemsize * values.shape[1])[rows] = True
+            self.written.reshape(-1, size)[rows] = True
 
-    def _rows(self, at, size):
+    def _rows(self, at, lanes, size):
         outside = (at < self.start) | (at + size > self.end)
-        if outside.any():
+
+        def where():
             first = int(at[outside][0])
-            where = f"{self.start - first} bytes before" if first < self.start else f"{first - self.end} bytes beyond"
-            raise BadAccessError(outside, f"accesses {size} bytes {where} {self.name} of {self.end - self.start} bytes")
-        if (at % size).any():
-            raise BadAccessError(at % size != 0, f"accesses {size} bytes of {self.name} at no multiple of {size}")
+            far = f"{self.start - first} bytes before" if first < self.start else f"{first - self.end} bytes beyond"
+            return f"accesses {size} bytes {far} {self.name} of {self.end - self.start} bytes"
+
+        _refuse(lanes, outside, where)
+        _refuse(lanes, at % size != 0, lambda: f"accesses {size} bytes of {self.name} at no multiple of {size}")
         rows = at // size
         if self.exists is not None:
             between = ~self.exists.reshape(-1, size)[rows].all(1)
-            if between.any():
-                raise BadAccessError(between, f"accesses memory between the elements of {self.name}")
+            _refuse(lanes, between, lambda: f"accesses memory between the elements of {self.name}")
         return rows
 
 
-class PerUnit:
-    """Shared memory of each block, or local memory of each thread; reads of what is not yet written are refused."""
+def _refuse(lanes, wrong, why):
+    if wrong.any():
+        raise BadAccessError(lanes, wrong, why())
 
-    def __init__(self, name: str, size: int, unit_of: np.ndarray) -> None:
-        self._size, self._unit_of = size, unit_of
+
+class Shared:
+    """Shared memory of each block, of `size` bytes; reads of what is not yet written are refused."""
+
+    def __init__(self, size: int, blocks: int, per_block: int) -> None:
+        self._size, self._per_block = size, per_block
         self._stride = size + -size % WIDEST
-        flags = np.zeros((unit_of[-1] + 1) * self._stride, bool)
-        self._bytes = Bytes(name, np.zeros(len(flags), np.uint8), 0, len(flags), None, flags)
+        flags = np.zeros(blocks * self._stride, bool)
+        self._bytes = Bytes("shared memory", np.zeros(len(flags), np.uint8), 0, len(flags), None, flags)
 
     def read(self, at: np.ndarray, lanes: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
-        return self._bytes.read(self._place(at, lanes, dtype.itemsize * count), dtype, count)
+        return self._bytes.read(self._place(at, lanes, dtype.itemsize * count), lanes, dtype, count)
 
     def write(self, at: np.ndarray, lanes: np.ndarray, values: np.ndarray) -> None:
-        self._bytes.write(self._place(at, lanes, values.itemsize * values.shape[1]), values)
+        self._bytes.write(self._place(at, lanes, values.itemsize * values.shape[1]), lanes, values)
 
     def _place(self, at, lanes, size):
         outside = (at < 0) | (at + size > self._size)
-        if outside.any():
-            first = int(at[outside][0])
-            why = f"accesses {size} bytes at {first} of the {self._size} bytes of {self._bytes.name}"
-            raise BadAccessError(outside, why)
-        return self._unit_of[lanes] * self._stride + at
+        why = "accesses {} bytes at {} of the {} bytes of shared memory"
+        _refuse(lanes, outside, lambda: why.format(size, int(at[outside][0]), self._size))
+        return lanes // self._per_block * self._stride + at
 
 
 class Global:
@@ -112,34 +116,21 @@ class Global:
 
     def read(self, at: np.ndarray, lanes: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
         found = np.empty((len(at), count), dtype)
-        for chosen, region, offsets in self._by_region(at):
-            with _positions(chosen):
-                found[chosen] = region.read(offsets, dtype, count)
+        for chosen, region, offsets in self._by_region(at, lanes):
+            found[chosen] = region.read(offsets, lanes[chosen], dtype, count)
         return found
 
     def write(self, at: np.ndarray, lanes: np.ndarray, values: np.ndarray) -> None:
-        for chosen, region, offsets in self._by_region(at):
-            with _positions(chosen):
-                region.write(offsets, values[chosen])
+        for chosen, region, offsets in self._by_region(at, lanes):
+            region.write(offsets, lanes[chosen], values[chosen])
 
-    def _by_region(self, at):
+    def _by_region(self, at, lanes):
         if not len(at):
             return
         # A little before a tensor's first byte is nearer to it than to the one before.
         numbers = (at + (1 << (SHIFT - 1))) >> SHIFT
         unknown = (numbers < 1) | (numbers > len(self._regions))
-        if unknown.any():
-            raise BadAccessError(unknown, f"accesses address {int(at[unknown][0]):#x}, which no tensor has")
+        _refuse(lanes, unknown, lambda: f"accesses address {int(at[unknown][0]):#x}, which no tensor has")
         for number in numbers[:1] if (numbers == numbers[0]).all() else np.unique(numbers):
             chosen = numbers == number
             yield chosen, self._regions[number - 1], at[chosen] - (int(number) << SHIFT)
-
-
-@contextlib.contextmanager
-def _positions(chosen):
-    """Tell of a bad access its position among all, not among the chosen."""
-    try:
-        yield
-    except BadAccessError as bad:
-        bad.position = int(np.flatnonzero(chosen)[bad.position])
-        raise
