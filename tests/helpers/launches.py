@@ -19,6 +19,7 @@ from pathlib import Path
 KERNELS = Path(__file__).parents[2] / "kernels"
 STREAMS = (0x1000, 0x2000)
 """The current stream of each device."""
+CAPABILITIES = ((7, 5), (9, 0))
 
 
 class Launch(ctypes.Structure):
@@ -89,20 +90,28 @@ def main(folder, cache):
             expected.append([bits(*pair) for pair in flat(self.types, given[9:])] + [(0, 8), (0, 8)])  # two scratches
             super().__call__(*given)
 
+    def get_device():
+        number = ctypes.c_int()
+        library.cuCtxGetDevice(ctypes.byref(number))
+        return number.value
+
+    def set_device(number):
+        context = ctypes.c_void_p()
+        library.cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
+        library.cuCtxSetCurrent(context)
+
     @contextlib.contextmanager
     def current(device):
-        before = made.utils.get_current_device()
-        made.utils.set_current_device(torch.device(device).index)
+        before = get_device()
+        set_device(torch.device(device).index)
         yield
-        made.utils.set_current_device(before)
+        set_device(before)
 
+    set_device(0)
     made = CudaDriver()
     made.launcher_cls = Recording
     # Those of torch.cuda, which has no driver here.
-    made.get_current_device, made.get_device_capability = (
-        made.utils.get_current_device,
-        made.utils.get_device_capability,
-    )
+    made.get_current_device, made.get_device_capability = get_device, CAPABILITIES.__getitem__
     made.get_current_stream = lambda device: STREAMS[device]
     torch.cuda.device = current
     driver.set_active(made)
@@ -120,7 +129,7 @@ def main(folder, cache):
 
     modules = [importlib.import_module(f"copgen_fast.kernels.{path.stem}") for path in sorted(KERNELS.glob("*.py"))]
     for device, thorough in ((0, True), (1, False)):
-        made.utils.set_current_device(device)
+        set_device(device)
         for module in (module for module in modules if hasattr(module, "examples")):
             for name, call in module.examples(thorough, "cpu"):
                 call()
@@ -128,13 +137,13 @@ def main(folder, cache):
         for name, call in large(device == 0):
             call()
             note(f"large: {name}")
-    made.utils.set_current_device(0)
+    set_device(0)
     rows = torch.zeros(224, 128, dtype=torch.float16).as_subclass(OnSecond)
     numbers = torch.zeros(224)
     nce = importlib.import_module("copgen_fast.kernels.info_nce")
     nce.row_losses(rows, None, 0.1, 10.0, 0, 112, True, numbers, numbers, None, None)
     note("on the second device")
-    assert made.utils.get_current_device() == 0
+    assert get_device() == 0
 
     found = library.stand_in_launches()
     result = []
