@@ -166,12 +166,14 @@ def test_neutral_parameters_are_the_identity():
 
 
 def test_a_nan_stays_where_it_is_and_spreads_with_the_contrast():
-    images = pictures(2, 4, 4)
+    """It is in all channels wherever colours change; the reference's products, with zeros too, fill the view."""
+    images = pictures(3, 4, 4)
     images[:, 1, 2, 1] = torch.nan
-    params = jittered(2, (4, 4), factors=[[1.3, 1.0, 0.8, 0.2], [1.0, 0.5, 1.0, 0.0]])
-    where = augment(images, params, (4, 4), backend="triton").isnan()
+    params = jittered(3, (4, 4), factors=[[1.3, 1.0, 0.8, 0.2], [1.0, 0.5, 1.0, 0.0], [1.3, 1.0, 1.0, 0.0]])
+    where, expected = (augment(images, params, (4, 4), backend=name).isnan() for name in ("triton", "reference"))
     assert where[0, :, 2, 1].all() and where[0].sum() == 3
-    assert where[1].all()
+    assert where[1].all() and expected.all()
+    assert torch.equal(where[2], where[0])
 
 
 @pytest.mark.parametrize("n", [0, 1])

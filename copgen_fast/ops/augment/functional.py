@@ -70,7 +70,9 @@ def augment(
             under PyTorch's own settings, so on a GPU TF32 applies where it was switched on.
 
     Returns:
-        [V N, 3, h, w] of `out_dtype`. NaN pixels stay NaN, and an image with one is NaN where its contrast changes.
+        [V N, 3, h, w] of `out_dtype`. NaN stays, in all channels of its pixel where the saturation or hue changes, and
+        makes the whole view NaN where the contrast does. It may spread further by factors of 0: in Triton's kernels to
+        all channels wherever colours change, in C++ to neighbours, in the reference to all of a jittered view.
 
     Raises:
         TypeError: images that are not a tensor of an accepted dtype, an `out_dtype` that is not floating.
