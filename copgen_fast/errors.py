@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from types import TracebackType
 
@@ -132,6 +133,21 @@ def exhausted(error: BaseException, remedy: str = "free some, or raise its limit
             "fewer by OMP_NUM_THREADS, --pairs.workers and --pretrain.workers"
         )
     return None
+
+
+USER_MODULE = "copgen_fast_user_"
+"""How names of modules begin that are imported from a user's files."""
+_LONGEST = 200
+
+
+def in_one_line(error: BaseException) -> str:
+    """What other code raised: kind, message without line breaks and, where a user's file raised it, the place there."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [x for x in frames if x[0].f_globals.get("__name__", "").startswith(USER_MODULE)]
+    where = f" (line {own[-1][1]} of {os.path.basename(own[-1][0].f_code.co_filename)})" if own else ""
+    return type(error).__name__ + (f": {text}" if text else "") + where
 
 
 def report(error: CopgenError, exit_code: int | None = None) -> int:

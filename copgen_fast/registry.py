@@ -15,13 +15,13 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from copgen_fast import files
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import USER_MODULE, UsageError, in_one_line
 from copgen_fast.options import parse
 
 KINDS = {
@@ -32,6 +32,15 @@ KINDS = {
     "studies": "--study.options FIELD=VALUE",
 }
 """Kinds of parts, and how the command line takes their options."""
+
+FUNCTIONS = {
+    "generators": "build(weights, config)",
+    "positives": "build(setting)",
+    "methods": "build(encoder, config)",
+    "evals": "evaluate(encoder, config, run)",
+    "studies": "build(config)",
+}
+"""The function that a part of a kind has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +78,15 @@ def load(kind: str, name: str) -> ModuleType:
     return importlib.import_module(f"copgen_fast.{kind}.{name.replace('-', '_')}")
 
 
+def function(kind: str, name: str) -> Callable[..., Any]:
+    """The function of `FUNCTIONS` of a part; UsageError where it has none."""
+    wanted = FUNCTIONS[kind]
+    found = getattr(load(kind, name), wanted.partition("(")[0], None)
+    if not callable(found):
+        raise UsageError(f"{kind} {name} has no function {wanted}")
+    return found
+
+
 def label(name: str) -> str:
     """The short name of a part in folders and tables: `my_gan` of `./my_gan.py` and of `my_package.my_gan`."""
     return Path(name).stem if name.endswith(".py") else name.rpartition(".")[2]
@@ -98,11 +116,14 @@ def config_class(kind: str, name: str) -> type:
     """The dataclass of a part's options: its `Config`, or `NoOptions`.
 
     Raises:
-        UsageError: no such part, or its `Config` is no frozen dataclass.
+        UsageError: no such part, or its `Config` is no frozen dataclass, or has a field without default.
     """
     found = getattr(load(kind, name), "Config", NoOptions)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen):
         raise UsageError(f"{kind} {name}: its Config must be a dataclass, decorated by @dataclass(frozen=True)")
+    for field in dataclasses.fields(found):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{kind} {name}: its Config must give {field.name} a default")
     return found
 
 
@@ -194,7 +215,7 @@ def _load_file(kind: str, path: Path) -> ModuleType:
         raise UsageError(f"{kind} {path}: there is no such file")
     path = path.resolve()
     content = files.sha256(path)[:12]
-    module = f"copgen_fast_user_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{content}"
+    module = f"{USER_MODULE}{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{content}"
     if module in sys.modules and sys.modules[module].__file__ == str(path):
         return sys.modules[module]
     spec = importlib.util.spec_from_file_location(module, path)
@@ -202,14 +223,14 @@ def _load_file(kind: str, path: Path) -> ModuleType:
     sys.modules[module] = found  # dataclasses look their module up
     try:
         spec.loader.exec_module(found)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: of a script
         del sys.modules[module]
-        raise UsageError(f"{kind} {path}: importing it fails with {type(error).__name__}: {error}") from error
+        raise UsageError(f"{kind} {path}: importing it fails with {in_one_line(error)}") from error
     return found
 
 
 def _import(kind: str, module: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except Exception as error:
-        raise UsageError(f"{kind} {name}: importing it fails with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{kind} {name}: importing it fails with {in_one_line(error)}") from error

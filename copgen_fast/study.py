@@ -112,10 +112,8 @@ def _built(config: StudyConfig) -> Study:
             f"{config.name!r} is neither a preset ({', '.join(PRESETS)}) nor a study ({', '.join(known)}): "
             "choose one, or give a file (./my_study.py)"
         )
-    part = registry.load("studies", config.name)
-    if not callable(getattr(part, "build", None)):
-        raise UsageError(f"study {config.name} has no function build(config)")
-    study = part.build(registry.options("studies", config.name, config.options))
+    build = registry.function("studies", config.name)
+    study = build(registry.options("studies", config.name, config.options))
     if not isinstance(study, Study) or not study.arms:
         raise UsageError(f"study {config.name}: build must return a copgen_fast.studies.Study with arms")
     return study

@@ -65,7 +65,17 @@ def test_a_file_that_changed_is_read_anew(part):
         ("none.py", None, "there is no such file"),
         ("bad.py", "import nothing_of_this_name", "fails with ModuleNotFoundError: .*nothing_of_this_name"),
         ("odd.py", "1 / 0", "fails with ZeroDivisionError"),
+        (
+            "script.py",
+            "import sys\nsys.exit(2)",
+            r"fails with SystemExit: 2 \(line 2 of script.py\)",
+        ),
         ("wrong.py", "class Config:\n    pass\n", "Config must be a dataclass"),
+        (
+            "bare.py",
+            "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Config:\n    width: int\n",
+            "bare.py: its Config must give width a default",
+        ),
     ],
 )
 def test_a_file_that_is_no_part_is_refused(tmp_path, name, text, message):
@@ -73,6 +83,13 @@ def test_a_file_that_is_no_part_is_refused(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         registry.options("methods", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_a_part_without_its_function_is_told_which(tmp_path, kind):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UsageError, match=re.escape(f"empty.py has no function {registry.FUNCTIONS[kind]}")):
+        registry.function(kind, str(tmp_path / "empty.py"))
 
 
 def test_a_module_that_fails_is_refused():

@@ -84,7 +84,7 @@ def evaluate(name: str, encoder: Callable[[Tensor], Tensor], run: EvalRun) -> di
     """
     options = registry.options_by_name("evals", run.config.probe.evals, run.config.probe.options)
     config = options.get(name) or registry.options("evals", name)
-    return registry.load("evals", name).evaluate(encoder, config, run)
+    return registry.function("evals", name)(encoder, config, run)
 
 
 def is_shared(name: str) -> bool:

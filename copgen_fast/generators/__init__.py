@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from copgen_fast import files, registry
 from copgen_fast.config import GeneratorConfig, Prior
-from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.errors import CopgenError, UsageError, in_one_line
 from copgen_fast.generators._adapt import Adapted, OwnPrior, takes_labels
 from copgen_fast.generators._check import Findings, examine
 from copgen_fast.generators._interface import DEFAULTS, faults
 from copgen_fast.generators._optimize import Level, optimize
 from copgen_fast.generators._rewrites import Rewrites
+from copgen_fast.generators._weights import held
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.latents import NamedPrior, Sample
 
@@ -93,17 +94,15 @@ def build(name: str, weights: str | Path | None = None, options: Iterable[str] =
             attributes and the images of two latents are checked.
     """
     part = registry.load("generators", name)
-    config = registry.options("generators", name, options)
-    if not callable(getattr(part, "build", None)):
-        raise UsageError(f"generator {name} has no function build(weights, config)")
+    make, config = registry.function("generators", name), registry.options("generators", name, options)
     if weights is not None and name not in registry.names("generators") and not Path(weights).is_dir():
         files.expect_file(weights)
     try:
-        generator = part.build(weights, config)
+        generator = make(weights, config)
     except CopgenError:
         raise
-    except Exception as error:  # of a user's part, or of what it reads
-        raise UsageError(f"generator {name}: its build fails with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # of a user's part, or of what it reads
+        raise UsageError(f"generator {name}: its build fails with {in_one_line(error)}; {held(weights)}") from error
     if not isinstance(generator, nn.Module):
         raise UsageError(f"generator {name}: build must return a torch.nn.Module, got {type(generator).__name__}")
     generator.eval().requires_grad_(False)

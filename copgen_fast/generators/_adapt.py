@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.errors import UsageError, explain
-from copgen_fast.generators._interface import expect_labels
+from copgen_fast.errors import UsageError, explain, in_one_line
+from copgen_fast.generators._interface import expect_labels, failed
 
 RANGES = ((-1, 1), (0, 1))
 _TRIED = 16
@@ -35,11 +34,13 @@ class Adapted(nn.Module):
         self.image_range = getattr(generator, "image_range", None)
         self.image_key = getattr(generator, "image_key", None)
         self.labelled = bool(self.classes) or takes_labels(generator)
-        if self.image_range is not None and tuple(self.image_range) not in RANGES:
-            raise UsageError(f"image_range: expected (-1, 1) or (0, 1), got {self.image_range!r}")
-        self.inner_shape = self._declared_shape()
-        if self.inner_shape is None:
-            self.inner_shape = self._working_shape()
+        if self.image_range is not None:
+            if not isinstance(self.image_range, (tuple, list)) or tuple(self.image_range) not in RANGES:
+                raise UsageError(f"image_range: expected (-1, 1) or (0, 1), got {self.image_range!r}")
+            self.image_range = tuple(self.image_range)
+        declared = self._declared_shape()
+        self.found_by_trying = declared is None
+        self.inner_shape = self._working_shape() if declared is None else declared
         shape = getattr(generator, "latent_shape", None)  # beside latent_dim: what a flat latent stands for
         self.latent_shape = self.inner_shape if shape is None else tuple(shape)
         self.latent_dim = getattr(generator, "latent_dim", math.prod(self.inner_shape))
@@ -63,7 +64,7 @@ class Adapted(nn.Module):
         images = pick(self.generator(z, labels) if self.labelled else self.generator(z), len(z), self.image_key)
         if not isinstance(images, Tensor):  # named by the checks
             return images
-        if self.image_range is not None and tuple(self.image_range) == (0, 1):
+        if self.image_range == (0, 1):
             images = 2 * images - 1
         return images.expand(-1, 3, -1, -1) if images.ndim == 4 and images.shape[1] == 1 else images
 
@@ -80,19 +81,22 @@ class Adapted(nn.Module):
             return tuple(shape)
         if not hasattr(module, "sample"):
             return None
-        if not isinstance(z := module.sample(0, 1), Tensor) or z.ndim < 2:
+        if not isinstance(z := _drawn(module.sample, 0, 1), Tensor) or z.ndim < 2:
             raise UsageError(f"sample(0, 1): expected floating-point latents [1, ...], got {_described(z)}")
         return tuple(z.shape[1:])
 
     def _working_shape(self) -> tuple[int, ...]:
         """The first shape, by the sizes of the module's first layers, of which it makes images."""
+        tried = []
         for shape in _candidates(self.generator):
-            with contextlib.suppress(UsageError):
+            try:
                 self._trial(shape)
                 return shape
+            except UsageError as error:
+                tried.append(str(error))
         raise UsageError(
             "latent_dim: expected the length of a latent, 1 or more, or latent_shape, got neither, and no shape of its "
-            "first layers makes images: declare one"
+            f"first layers makes images: declare one{f' ({tried[0]})' if tried else ''}"
         )
 
     def _image_shape(self) -> Any:
@@ -106,14 +110,14 @@ class Adapted(nn.Module):
         """Images [2, C, H, W] of two latents of a shape; UsageError where it fails."""
         device = next((tensor.device for tensor in self.generator.state_dict().values()), torch.device("cpu"))
         labels = torch.zeros(2, dtype=torch.int64, device=device) if self.classes else None
-        what = f"images of latents {[2, *shape]}"
+        z = torch.zeros(2, *shape, device=device)
         try:
             with torch.random.fork_rng(devices=[]):
-                images = self._images(torch.zeros(2, *shape, device=device), labels)
+                images = self._images(z, labels)
         except Exception as error:
-            raise explain(error) or UsageError(f"{what}: {type(error).__name__}: {error}") from error
+            raise failed(error, self, z, labels) from error
         if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != 2:
-            raise UsageError(f"{what}: expected [2, 3, H, W], got {_described(images)}")
+            raise UsageError(f"images of latents {[2, *shape]}: expected [2, 3, H, W], got {_described(images)}")
         return images
 
 
@@ -161,6 +165,21 @@ def _described(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
+@torch.no_grad()
+def _drawn(sample: Callable[[int, int], Any], seed: int, count: int) -> Any:
+    """What a user's sample(seed, n) returns; torch's global generator is seeded before and restored after.
+
+    Raises:
+        UsageError: it fails.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            return sample(seed, count)
+        except Exception as error:
+            raise explain(error) or UsageError(f"sample({seed}, {count}): {in_one_line(error)}") from error
+
+
 @dataclass(frozen=True)
 class OwnPrior:
     """A generator's own `sample(seed, n)`, with its latents checked and flattened.
@@ -179,9 +198,7 @@ class OwnPrior:
         Raises:
             UsageError: it returns something else.
         """
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # for a `sample` that draws by torch's global generator
-            z = self.draw(seed, count)
+        z = _drawn(self.draw, seed, count)
         if not isinstance(z, Tensor) or not z.is_floating_point() or z.numel() != count * self.latent_dim:
             wanted = f"floating-point latents of {count} x {self.latent_dim} numbers"
             raise UsageError(f"sample({seed}, {count}): expected {wanted}, got {_described(z)}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.generators._interface import failed, values_fault
 
 SAME = 1e-3
 """Largest difference of an image from itself in another batch, beyond which its row depends on others."""
@@ -50,44 +51,59 @@ def examine(generator: nn.Module, device: torch.device) -> Findings:
     """Check a generator on its device, by a few batches of four latents.
 
     Raises:
-        UsageError: the same seed gives other latents, the same latents give other images, or an image depends on the
-            rest of its batch; the message names the layer, where layers are Python's.
+        UsageError: the same seed gives other latents, the same latents give other images, an image depends on the
+            rest of its batch or not on its latent, or its values are no image's; the message names the layer, where
+            layers are Python's. Or its forward fails.
     """
-    with torch.random.fork_rng(devices=[]):
-        return _examine(generator, device)
-
-
-def _examine(generator: nn.Module, device: torch.device) -> Findings:
     z = generator.sample(0, _LATENTS)
     if not torch.equal(z, generator.sample(0, _LATENTS)):
         raise UsageError("sample(0, 4) gives other latents at each call: draw them by torch or a seeded generator")
     z = z.to(device)
     labels = torch.arange(_LATENTS, device=device) % generator.classes if generator.classes else None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _examine(generator, z, labels)
+    except CopgenError:
+        raise
+    except Exception as error:
+        raise failed(error, generator, z, labels, ": two went well, and it must take any number") from error
+
+
+def _examine(generator: nn.Module, z: Tensor, labels: Tensor | None) -> Findings:
+    device = z.device
     others = generator.sample(1, _LATENTS).to(device)
     others[0] = z[0]
     with torch.no_grad():
         draw = lambda latents: generator(latents, labels)  # noqa: E731 (labels stay as they are)
-        images = draw(z)
+        images, elsewhere = draw(z), draw(others)
+        if fault := values_fault(torch.cat([images, elsewhere])):
+            raise UsageError(f"images of latents {list(z.shape)}: {fault}")
+        state = _random_state(device)
         took: list[float] = []
         while not took or len(took) < 5 and sum(took) < 0.2:
             start = time.perf_counter()
             again = draw(z)
             low, high = again.min().item(), again.max().item()  # waits for a GPU
             took.append(time.perf_counter() - start)
-        if (difference := _largest(images, again)) > SAME:
-            where = _first_difference(generator, lambda: draw(z), lambda: draw(z), _LATENTS)
+        # What draws no random numbers may round otherwise, on a GPU.
+        most = SAME if torch.equal(state, _random_state(device)) else 0.0
+        if (difference := _largest(images, again)) > most:
+            where = _first_difference(generator, lambda: draw(z), lambda: draw(z), _LATENTS, most)
             raise UsageError(
                 f"the same latents give images that differ by {difference:.2g}{where}: draw its noise once, in "
-                "__init__, or make them part of z"
+                "__init__, or make it part of z"
             )
-        if (difference := _largest(images[:1], draw(others)[:1])) > SAME:
-            where = _first_difference(generator, lambda: draw(z), lambda: draw(others), 1)
+        if not torch.equal(z[1:], others[1:]) and torch.equal(images[1:], elsewhere[1:]):
+            raise UsageError("other latents give the same images: its forward must depend on z")
+        if (difference := _largest(images[:1], elsewhere[:1])) > SAME:
+            where = _first_difference(generator, lambda: draw(z), lambda: draw(others), 1, SAME)
             raise UsageError(
                 f"an image differs by {difference:.2g} in another batch{where}: each must depend on its own latent "
                 "alone (batch norm: in eval mode, with running statistics)"
             )
+    tried = " found by trying" if getattr(generator, "found_by_trying", False) else ""
     return Findings(
-        latents=" x ".join(map(str, generator.latent_shape)),
+        latents=" x ".join(map(str, generator.latent_shape)) + tried,
         images=" x ".join(map(str, generator.image_shape)),
         low=low,
         high=high,
@@ -110,12 +126,19 @@ def differentiable(generator: nn.Module, z: Tensor, labels: Tensor | None) -> bo
     return bool(gradient.isfinite().all() and gradient.ne(0).any())
 
 
+def _random_state(device: torch.device) -> Tensor:
+    """State of the global random generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
 def _largest(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().max().item()
 
 
-def _first_difference(module: nn.Module, one: Callable[[], Tensor], other: Callable[[], Tensor], rows: int) -> str:
-    """Words that name the first layer whose output differs in the first rows of two calls; empty without one."""
+def _first_difference(
+    module: nn.Module, one: Callable[[], Tensor], other: Callable[[], Tensor], rows: int, most: float
+) -> str:
+    """Words that name the first layer whose output differs by over `most` in the first rows of two calls, if any."""
     names = {layer: name for name, layer in module.named_modules() if not any(layer.children())}
     seen: list[list[tuple[str, Tensor]]] = []
     for call in (one, other):
@@ -136,6 +159,6 @@ def _first_difference(module: nn.Module, one: Callable[[], Tensor], other: Calla
                 hook.remove()
         seen.append(outputs)
     for (name, first), (_, second) in zip(*seen, strict=False):
-        if first.shape == second.shape and _largest(first.float(), second.float()) > SAME:
+        if first.shape == second.shape and _largest(first.float(), second.float()) > most:
             return f", from layer {name.removeprefix('generator.')} on"
     return ""

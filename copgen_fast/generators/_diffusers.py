@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from copgen_fast import files, schema
-from copgen_fast.errors import UsageError, explain
+from copgen_fast.errors import UsageError, explain, in_one_line
 from copgen_fast.generators._interface import expect_labels
 from copgen_fast.ops.checks import expect_finite, expect_tensor
 
@@ -90,7 +90,9 @@ class Folder:
         try:
             return one_step(cls.from_config(config, **changes))
         except Exception as error:
-            raise UsageError(f"{folder}: {cls.__name__} can't make one step of this model ({_first(error)})") from error
+            raise UsageError(
+                f"{folder}: {cls.__name__} can't make one step of this model ({in_one_line(error)})"
+            ) from error
 
     def digest(self, *components: str) -> str:
         """SHA-256 (hex) of the files read so far, of some components or of all: their places and contents."""
@@ -134,7 +136,7 @@ class Folder:
         try:
             return cls.from_pretrained(str(folder), local_files_only=True, **options)
         except Exception as error:
-            raise explain(error) or UsageError(f"{folder} holds no {cls.__name__} ({_first(error)})") from error
+            raise explain(error) or UsageError(f"{folder} holds no {cls.__name__} ({in_one_line(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -255,8 +257,3 @@ def import_package(package: str, generator: str) -> ModuleType:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return module
-
-
-def _first(error: Exception) -> str:
-    """The kind and the first line of an error."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

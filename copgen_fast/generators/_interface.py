@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.errors import CopgenError, explain
+from copgen_fast.errors import CopgenError, UsageError, explain, in_one_line
 from copgen_fast.ops.checks import expect_tensor
 
 ROUNDING = 0.01
@@ -50,10 +50,37 @@ def expect_labels(labels: object, count: int, classes: int) -> Tensor | None:
     return labels
 
 
+def values_fault(images: Tensor) -> str | None:
+    """What is wrong with the values of images that should be in [-1, 1]."""
+    if not images.isfinite().all():
+        return "NaN or infinity"
+    if images.abs().max() > 1 + ROUNDING:
+        return f"values from {images.min():.4g} to {images.max():.4g}: scale or clamp them"
+    return None
+
+
+def failed(error: Exception, generator: nn.Module, z: Tensor, labels: Tensor | None, remedy: str = "") -> CopgenError:
+    """What a user can do about an exception of a generator's forward; `remedy` where nothing else shows."""
+    if known := explain(error):
+        return known
+    given = "" if labels is None else f" and labels {labels.tolist()}"
+    tensors = (tensor for tensor in generator.state_dict().values() if isinstance(tensor, Tensor))
+    others = {str(x.dtype) for x in tensors if x.is_floating_point() and x.dtype != z.dtype}
+    if others:
+        remedy = f": its weights are {', '.join(sorted(others))} and latents {z.dtype}: return it as float32, G.float()"
+    elif labels is None and getattr(generator, "labelled", False):
+        remedy = ": its forward takes labels: declare classes, their number"
+    return UsageError(f"images of latents {list(z.shape)}{given}: {in_one_line(error)}{remedy}")
+
+
 def faults(generator: nn.Module) -> Iterator[str]:
     """Violations of the `Generator` interface, by the attributes and by the images of two latents.
 
-    The latents are on the device of the generator's tensors, where the images should be, too.
+    The latents are on the device of the generator's tensors, where the images should be, too. Of classes the first and
+    the last are tried.
+
+    Raises:
+        UsageError: its forward fails.
     """
     length, shape = (getattr(generator, name, None) for name in ("latent_dim", "image_shape"))
     classes, groups = generator.classes, generator.latent_groups
@@ -73,17 +100,12 @@ def faults(generator: nn.Module) -> Iterator[str]:
         return
     device = next((tensor.device for tensor in generator.state_dict().values()), torch.device("cpu"))
     z = generator.sample(0, 2).to(device)
-    labels = torch.arange(2, device=device) % classes if classes else None
+    labels = torch.tensor([0, classes - 1], device=device) if classes else None
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             images = generator(z, labels)
-    except CopgenError:
-        raise
     except Exception as error:
-        if known := explain(error):
-            raise known from error
-        yield f"images of latents [2, {length}]: {type(error).__name__}: {error}"
-        return
+        raise failed(error, generator, z, labels) from error
     wanted = f"forward of latents [2, {length}]: expected floating-point images {[2, *shape]} in [-1, 1]"
     if not isinstance(images, Tensor) or not images.is_floating_point():
         yield f"{wanted}, got {images.dtype if isinstance(images, Tensor) else type(images).__name__}"
@@ -91,10 +113,8 @@ def faults(generator: nn.Module) -> Iterator[str]:
         yield f"{wanted}, on {z.device} as the latents, got them on {images.device}"
     elif images.shape != (2, *shape):
         yield f"{wanted}, got shape {list(images.shape)}"
-    elif not images.isfinite().all():
-        yield f"{wanted}, got NaN or infinity"
-    elif images.abs().max() > 1 + ROUNDING:
-        yield f"{wanted}, got values from {images.min():.4g} to {images.max():.4g}: scale or clamp them"
+    elif fault := values_fault(images):
+        yield f"{wanted}, got {fault}"
     elif getattr(generator, "image_range", ()) is None and images.min() >= 0:
         got = f"{images.min():.4g} to {images.max():.4g}"
         yield f"{wanted}, got values from {got}: declare image_range as (0, 1) or (-1, 1)"

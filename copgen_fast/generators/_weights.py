@@ -47,6 +47,19 @@ def with_remedy(name: str, given: str | Path | None, remedy: str) -> Iterator[Pa
         raise UsageError(f"generator weights {error}: {remedy}") from error
 
 
+def held(given: str | Path | None) -> str:
+    """What the weights hold that a `build` failed with, in a few words that say what to do where they are at fault."""
+    if given is None:
+        return "it was given no weights (--generator.weights FILE)"
+    if Path(given).is_dir():
+        return f"{given} is a folder"
+    try:
+        tree = weights.read(Path(given)).tree
+    except CopgenError as error:
+        return str(error)
+    return f"{given} holds {weights.describe(tree, weights.flatten(tree))}"
+
+
 def load_into(module: nn.Module, name: str, given: str | Path | None, remedy: str) -> None:
     """Load a generator's tensors from a file of this or of other code, by `runtime.weights`.
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import UsageError, in_one_line
 from copgen_fast.generators._folded_biggan import FoldedBigGANDeep
 from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._rewrites import ALL, Rewrites
@@ -149,4 +149,4 @@ def _network(path: Path) -> nn.Module:
     try:
         return BigGAN(BigGANConfig.from_json_file(path))
     except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} describes no BigGAN-deep ({type(error).__name__}: {error})") from error
+        raise UsageError(f"{path} describes no BigGAN-deep ({in_one_line(error)})") from error

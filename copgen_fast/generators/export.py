@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import UsageError, in_one_line
 from copgen_fast.generators._compiled import Compiled, Config, archive
 
 __all__ = ["Config", "build"]
@@ -59,8 +59,7 @@ def build(weights: str | Path | None, config: Config) -> Compiled:
         try:
             program = torch.export.load(copy).module()
         except Exception as error:  # of torch's reader, of a file whose fields don't fit together
-            said = (str(error).strip().splitlines() or [""])[0]
-            raise UsageError(f"{weights} can't be loaded: {type(error).__name__}: {said}") from error
+            raise UsageError(f"{weights} can't be loaded: {in_one_line(error)}") from error
     return Compiled(program, config, weights)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from copgen_fast.errors import UsageError
+from copgen_fast.errors import UsageError, in_one_line
 from copgen_fast.generators._compiled import Compiled, Config, archive
 
 __all__ = ["Config", "build"]
@@ -40,5 +40,5 @@ def build(weights: str | Path | None, config: Config) -> Compiled:
         try:
             program = torch.jit.load(str(weights), map_location="cpu")
         except RuntimeError as error:
-            raise UsageError(f"{weights} can't be loaded: {str(error).strip().splitlines()[0]}") from error
+            raise UsageError(f"{weights} can't be loaded: {in_one_line(error)}") from error
     return Compiled(program, config, weights)

@@ -137,7 +137,7 @@ def configure(name: str, options: tuple[str, ...] = (), setting: Setting | None 
 
 def build(name: str, encoder: Encoder, options: tuple[str, ...] = (), setting: Setting | None = None) -> Method:
     """Method `name` around an encoder; raises as `configure`."""
-    return registry.load("methods", name).build(encoder, configure(name, options, setting))
+    return registry.function("methods", name)(encoder, configure(name, options, setting))
 
 
 def uses_labels(name: str) -> bool:

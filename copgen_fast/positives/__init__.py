@@ -66,7 +66,7 @@ def build(name: str, setting: Setting) -> PositiveFunction:
     Raises:
         UsageError: no such way, or an artefact it needs is missing.
     """
-    return registry.load("positives", name).build(setting)
+    return registry.function("positives", name)(setting)
 
 
 def record(name: str, setting: Setting) -> dict[str, Any]:

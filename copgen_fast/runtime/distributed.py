@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.errors import CopgenError, UsageError, in_one_line
 from copgen_fast.ops.info_nce.group import all_gather
 from copgen_fast.runtime.heartbeat import Heartbeat, LostRankError, session
 
@@ -197,5 +197,5 @@ def _failures_reported(heartbeat: Heartbeat) -> Iterator[None]:
             missing = heartbeat.missing() or f"all ranks are alive, look at the network between them: {error}"
             heartbeat.failed(missing, cause=False)
             raise LostRankError(missing) from error
-        heartbeat.failed(str(error) if isinstance(error, CopgenError) else f"{type(error).__name__}: {error}")
+        heartbeat.failed(str(error) if isinstance(error, CopgenError) else in_one_line(error))
         raise

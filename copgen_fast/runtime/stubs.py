@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from copgen_fast.errors import CopgenError, CorruptArtifactError
+from copgen_fast.errors import CopgenError, CorruptArtifactError, in_one_line
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -45,8 +45,7 @@ def damage(name: str) -> Iterator[None]:
     except CopgenError:
         raise
     except Exception as error:  # pickle and zipfile raise nearly anything, depending on the byte
-        what = f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
-        raise CorruptArtifactError(f"{name} is truncated, altered or no checkpoint ({what})") from error
+        raise CorruptArtifactError(f"{name} is truncated, altered or no checkpoint ({in_one_line(error)})") from error
 
 
 class Global:

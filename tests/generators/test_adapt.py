@@ -127,6 +127,29 @@ def test_its_own_sample_draws_for_every_stage(write):
             r"image_key: 2 is not in a tuple of \[0, 1\]",
         ),
         ({"result": "torch.cat([x, x], 1)", "declared": "image_shape = 3, 8, 8"}, r"got shape \[2, 6, 8, 8\]"),
+        ({"declared": "image_range = 1"}, r"image_range: expected \(-1, 1\) or \(0, 1\), got 1$"),
+        ({"declared": "sample = lambda self, n: torch.ones(n, 6)"}, r"sample\(0, 1\): TypeError: .* 2 positional"),
+        (
+            {"declared": "latent_dim = 6\n    def sample(self, seed, n): raise OSError('no\\nfile')"},
+            r"sample\(0, 2\): OSError: no file \(line 7 of my_gan.py\)$",
+        ),
+        (
+            {
+                "labels": ", y",
+                "declared": "latent_dim, classes = 6, 9",
+                "result": "torch.ones(5)[y, None, None, None] * x",
+            },
+            r"images of latents \[2, 6\] and labels \[0, 8\]: IndexError: .*\(line 16 of my_gan.py\)$",
+        ),
+        (
+            {"labels": ", labels", "declared": "latent_dim = 6", "result": "x * torch.ones(5)[labels.tolist()]"},
+            "its forward takes labels: declare classes, their number",
+        ),
+        (
+            {"declared": "latent_dim = 6\n    __call__ = lambda self, z: self.double().forward(z)"},
+            r"its weights are torch.float64 and latents torch.float32: return it as float32, G.float\(\)",
+        ),
+        ({"result": "(x, x)"}, r"no shape of its first layers .*: declare one \(images of .* with 2 images: set"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_in_a_line(write, form, message):

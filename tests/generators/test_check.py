@@ -65,8 +65,12 @@ def test_it_says_in_two_lines_what_it_found_once_a_process(write, capsys):
         ({"norm": "type('Noise', (nn.Module,), dict(forward=lambda s, x: x + torch.rand(())))()"},
          r"the same latents give images that differ by .*, from layer norm \(Noise\) on: draw its noise once"),
         ({"result": "x * torch.rand(())"}, "the same latents give images that differ by [0-9.]+: draw"),
+        ({"result": "x + 1e-6 * torch.rand(())"}, "images that differ by .*e-0.: draw its noise"),
+        ({"result": "x.view(2, 3, 8, 8)"}, r"latents \[4, 6\]: RuntimeError: .*my_gan.py\): two went well"),
+        ({"result": "x / (len(z) < 4)"}, r"images of latents \[4, 6\]: NaN or infinity"),
+        ({"result": "0 * x - 0.5"}, "other latents give the same images: its forward must depend on z"),
         ({"declared": "import random; sample = lambda self, seed, n: torch.ones(n, 6) * self.random.random()"},
-         "sample\\(0, 4\\) gives other latents at each call"),
+         "sample\\(0, 4\) gives other latents at each call"),
     ],
 )  # fmt: skip
 def test_what_no_stage_can_use_is_refused_with_the_layer(write, form, message):

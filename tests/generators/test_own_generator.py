@@ -138,5 +138,34 @@ def test_it_is_drawn_at_every_level(file, level):
     ],
 )
 def test_a_module_that_is_no_generator_is_refused(file, old, new, message):
-    with pytest.raises(UsageError, match=f"^generator {file}:? .*{message}"):
+    with pytest.raises(UsageError, match=f"^generators? {file}:? .*{message}"):
         generators.build(altered(file, old, new))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            r"RuntimeError: two lines \(line 30 of my_gan.py\); it was given no weights \(--generator.weights FILE\)",
+        ),
+        (b"hello", "weights.pt is truncated, altered or no checkpoint"),
+        (b"<html>", "weights.pt is a web page and not the file: download what the page links to"),
+        ({"a": torch.ones(2)}, r"Missing key.*\(line 32 of my_gan.py\); .*weights.pt holds 1 tensors: a \[2\]"),
+        (b"cposix\nsystem\n(S'true'\ntR.", "weights.pt was refused: it names posix.system, which runs code"),
+    ],
+)
+def test_a_build_that_fails_says_where_and_what_the_weights_hold(file, content, message):
+    name, weights = altered(file, "    if weights is not None", FAILS), file.with_name("weights.pt")
+    if isinstance(content, bytes):
+        weights.write_bytes(content)
+    elif content is not None:
+        torch.save(content, weights)
+    with pytest.raises(UsageError, match=f"^generator {name}: its build fails with .*{message}") as refused:
+        generators.build(name, weights if weights.exists() else None)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+FAILS = """    if weights is None:
+        raise RuntimeError("two\\nlines")
+    if weights is not None"""
