@@ -26,7 +26,7 @@ if [ "${1:-}" = --wheels ]; then
     install $(echo "$needed" | grep -v ^torch)
     install --no-deps -e .
     for package in pytest pytest-xdist hypothesis kornia-rs kornia lightly pytorch-metric-learning \
-        pytorch-pretrained-biggan; do
+        pytorch-pretrained-biggan simplejpeg; do
         install "$package" 2>/dev/null || install --no-deps "$package" 2>/dev/null ||
             echo "missing: $package is not in $wheels"
     done

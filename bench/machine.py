@@ -12,7 +12,7 @@ import torch
 from copgen_fast import __version__
 from copgen_fast.runtime.machine import cores, driver, processor, version
 
-_PACKAGES = ("torch", "torchvision", "kornia", "triton", "pillow", "nvidia-dali-cuda130")
+_PACKAGES = ("torch", "torchvision", "kornia", "triton", "pillow", "simplejpeg", "nvidia-dali-cuda130")
 _STEAL = 7  # user, nice, system, idle, iowait, irq, softirq, steal; guests' times are in user and nice
 
 

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import torch
 
 from copgen_fast import __version__
+from copgen_fast.images import jpeg
 from copgen_fast.ops.backend import triton_lacks
 from copgen_fast.runtime import machine
 from copgen_fast.runtime.memory import available_memory
@@ -102,6 +103,10 @@ def _codecs() -> Iterator[Fact]:
     for codec, (feature, library) in libraries.items():
         found = f"Pillow {Image.__version__}, {library}" if features.check(feature) else None
         yield Fact(codec, found, "a Pillow that is built with it")
+    found = machine.version("simplejpeg")
+    if found and not jpeg.available():
+        found += ", not used: its pixels differ from Pillow's"
+    yield Fact("simplejpeg", found, "pip install copgen_fast[jpeg] (decodes JPEG files 1.5 times as fast)")
 
 
 def _tool(command: str) -> str | None:

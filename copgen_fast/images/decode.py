@@ -15,6 +15,8 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from copgen_fast.images import jpeg
+
 MAX_PIXELS = 89_478_485
 """The largest image that is decoded, from which on Pillow warns, too; of all threads together as many at a time."""
 # Formats of photographs and data sets; Pillow's other decoders run programs (EPS) or are hardly ever used.
@@ -54,7 +56,7 @@ def rgb(path: str | Path | bytes) -> Iterator[np.ndarray]:
             image = held.enter_context(Image.open(file, formats=_formats()))
             _expect_one_small_frame(image)
             held.enter_context(_decoding.of(image.width * image.height))
-            pixels = _turned(to_rgb(image), image)
+            pixels = _turned(_pixels(image, file), image)
         yield pixels
 
 
@@ -69,11 +71,12 @@ def rgb_of_bytes(data: bytes, format: str, shape: tuple[int, int, int]) -> np.nd
         UndecodableImageError: as `rgb`, or it is of another size.
     """
     with _faults_named():
-        image = Image.open(io.BytesIO(data), formats=[format])
+        file = io.BytesIO(data)
+        image = Image.open(file, formats=[format])
         if (3, image.height, image.width) != tuple(shape):
             raise UndecodableImageError(f"it is {[3, image.height, image.width]}, the index says {list(shape)}")
         _expect_one_small_frame(image)
-        return to_rgb(image)
+        return _pixels(image, file)
 
 
 @contextlib.contextmanager
@@ -84,6 +87,15 @@ def _faults_named() -> Iterator[None]:
         raise
     except Exception as error:  # Pillow's decoders raise anything over damaged files
         raise UndecodableImageError(reason(error)) from error
+
+
+def _pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray:
+    """Pixels of an image that Pillow opened, as `to_rgb`; of a JPEG file by the library that Pillow uses, if it can."""
+    pixels = None
+    if image.format == "JPEG":
+        file.seek(0)
+        pixels = jpeg.rgb(file.read(jpeg.most_bytes(image.height, image.width)), image.height, image.width)
+    return to_rgb(image) if pixels is None else pixels
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

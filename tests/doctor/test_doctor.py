@@ -29,7 +29,7 @@ def test_the_quick_look_says_and_writes_what_it_found(tmp_path, capsys):
         (op, of) for op in backends() for of in ("values", "gradients")
     }
     names = [fact["name"] for fact in found["machine"]]
-    assert {"processor", "memory", "C++ compiler", "nvcc", "Triton", "DALI", "PNG", "JPEG"} <= set(names)
+    assert {"processor", "memory", "C++ compiler", "nvcc", "Triton", "DALI", "PNG", "JPEG", "simplejpeg"} <= set(names)
     assert all(name in said for name in names) and torch.__version__ in said
 
 

@@ -90,7 +90,7 @@ def test_photographs_are_turned_upright(orientation, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for name in ("x.png", "x.tif", "x.webp"):
+    for name in ("x.png", "x.tif", "x.webp", "x.jpg"):
         Image.fromarray(pixels).save(tmp_path / name, exif=exif, lossless=True)
         with Image.open(tmp_path / name) as image:
             np.testing.assert_array_equal(read(tmp_path / name), ImageOps.exif_transpose(image).convert("RGB"))
