@@ -64,6 +64,8 @@ class Adapted(nn.Module):
         images = pick(self.generator(z, labels) if self.labelled else self.generator(z), len(z), self.image_key)
         if not isinstance(images, Tensor):  # named by the checks
             return images
+        if images.is_floating_point():
+            images = images.to(z.dtype)  # of a network that computes in another precision
         if self.image_range == (0, 1):
             images = 2 * images - 1
         return images.expand(-1, 3, -1, -1) if images.ndim == 4 and images.shape[1] == 1 else images

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from copgen_fast.errors import CopgenError, UsageError, explain
+from copgen_fast.errors import CopgenError, UsageError, explain, in_one_line
 from copgen_fast.generators._choice import by_table, measured
 from copgen_fast.generators._interface import copy_attributes, expect_labels
 from copgen_fast.generators._rewrites import Rewrites
@@ -209,7 +209,7 @@ def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: t
             if known := explain(error):
                 raise known from error
             name = type(published).__name__
-            raise UsageError(f"{name} can't compute in {dtype}, {error}: take level exact") from error
+            raise UsageError(f"{name} can't compute in {dtype} ({in_one_line(error)}): take level exact") from error
         half.difference, half.half_dtype = difference(images, wanted), dtype
     if not (half.difference.mean <= MEAN_GATE and half.difference.tail <= TAIL_GATE):
         raise CopgenError(

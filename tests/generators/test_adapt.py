@@ -58,6 +58,7 @@ def expected(z, grey):
         {"result": "x[:, :1]", "declared": "image_shape = 1, 8, 8"},
         {"result": "(x + 1) / 2", "declared": "image_range = 0, 1"},
         {"result": "z, x, x.flatten(1)"},
+        {"result": "x.double()"},
         {"result": "dict(logits=z, images=x)"},
         {"result": "dict(small=x[..., :4, :4], images=x)", "declared": "image_key = 'images'"},
         {"result": "[x[..., :4, :4], x]", "declared": "image_key = 1"},
