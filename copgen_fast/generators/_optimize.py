@@ -209,7 +209,7 @@ def _half(published: nn.Module, exact: nn.Module, device: torch.device, dtype: t
             if known := explain(error):
                 raise known from error
             name = type(published).__name__
-            raise UsageError(f"{name} can't compute in {dtype} ({in_one_line(error)}): take level exact") from error
+            raise UsageError(f"{name} can't compute in {dtype}, {in_one_line(error)}: take level exact") from error
         half.difference, half.half_dtype = difference(images, wanted), dtype
     if not (half.difference.mean <= MEAN_GATE and half.difference.tail <= TAIL_GATE):
         raise CopgenError(
