@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -99,22 +96,6 @@ class ContrastiveModel(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         return self.head(self.encoder(views))
-
-
-def inference_form(encoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function, faster: a copy of a ResNet in eval mode, its batch norms folded into the convolutions before
-    them, channels last; equal up to rounding. Anything else is returned as it is.
-    """
-    if not isinstance(encoder, ResNet) or encoder.training:
-        return encoder
-    encoder = copy.deepcopy(encoder)
-    for module in list(encoder.modules()):
-        children = list(module.named_children())
-        for (before, conv), (name, norm) in itertools.pairwise(children):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, before, fuse_conv_bn_eval(conv, norm))
-                setattr(module, name, nn.Identity())
-    return encoder.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def prepare(f: nn.Module, device: torch.device, *, compiled: bool = False, checkpointed: bool = False) -> nn.Module:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from copgen_fast import augmentations, registry
 from copgen_fast.config import RunConfig
-from copgen_fast.encoders import inference_form
 from copgen_fast.errors import NonFiniteError, UsageError
+from copgen_fast.evals._inference import inference_form
 from copgen_fast.images import sets
 from copgen_fast.images.sets import OpenSet
 from copgen_fast.images.stream import in_order

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from copgen_fast.generators import _large_tiles
+from copgen_fast.ops import winograd
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 DIRECT = Method(_same, _direct, lambda gradient, weight: F.conv_transpose2d(gradient, weight, padding=1))
 WINOGRAD = Method(_for_winograd, _by_constant(_winograd, _winograd_adjoint))
-LARGE_TILES = Method(_large_tiles.prepare, _by_constant(_large_tiles.convolve, _large_tiles.adjoint))
+LARGE_TILES = Method(winograd.prepare, _by_constant(winograd.convolve, winograd.adjoint))
 UPSAMPLED_DIRECT = Method(_same, _upsampled_direct)
 TRANSPOSED = Method(
     _for_transposed, _transposed, lambda gradient, weight: F.conv2d(gradient, weight, stride=2, padding=1)

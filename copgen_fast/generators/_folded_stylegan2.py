@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from copgen_fast.generators import _convolutions as convolutions
-from copgen_fast.generators import _folding, _large_tiles, _strips
+from copgen_fast.generators import _folding, _strips
 from copgen_fast.generators._convolutions import Method
 from copgen_fast.generators._interface import copy_attributes, expect_labels
 from copgen_fast.generators._rewrites import Rewrites
@@ -35,6 +35,7 @@ from copgen_fast.generators._stylegan2_layers import (
     second_moment_normalised,
     upsampled,
 )
+from copgen_fast.ops import winograd
 from copgen_fast.ops.checks import expect_finite, expect_tensor
 
 FEW = 24
@@ -119,7 +120,7 @@ class FoldedConv(nn.Module):
             activate_(out, self.clamp)
 
         if self.methods == (convolutions.LARGE_TILES,):
-            y = _large_tiles.styled(x, self.weight0, styles, finish)
+            y = winograd.styled(x, self.weight0, styles, finish)
         elif self.methods == (convolutions.FULL_TRANSPOSED, convolutions.SMOOTHED):
             y = _strips.upsampled(x, self.weight0, self.weight1, styles, finish)
         else:
@@ -149,7 +150,7 @@ class FoldedConv(nn.Module):
 
 def _plain(channels: int, side: int, rewrites: Rewrites) -> Method:
     """The method of a convolution without upsampling."""
-    if rewrites.strips and side >= TILED_SIDE and side % _large_tiles.SIDE == 0 and channels >= TILED:
+    if rewrites.strips and side >= TILED_SIDE and side % winograd.SIDE == 0 and channels >= TILED:
         return convolutions.LARGE_TILES
     many = rewrites.winograd and side % 2 == 0 and channels >= _folding.MANY
     return convolutions.WINOGRAD if many else convolutions.DIRECT

@@ -12,8 +12,7 @@ from PIL import Image
 from torch import nn
 
 from copgen_fast import augmentations
-from copgen_fast.config import DataConfig, EncoderConfig
-from copgen_fast.encoders import Encoder, inference_form
+from copgen_fast.config import DataConfig
 from copgen_fast.evals import FrozenEncoder
 from copgen_fast.evals.linear_augmented import Config, augmented_features, centre, several_features, train
 from copgen_fast.images import sets
@@ -119,26 +118,6 @@ def test_views_of_images_decoded_once_are_those_of_images_decoded_each_time(phot
         alone = augmented_features(frozen, photographs, policy, key, order)
         for (features, *rest), (expected, *others) in zip(together, alone, strict=True):
             assert features[number].equal(expected) and all(map(torch.equal, rest, others))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_the_inference_form_is_the_same_function(name):
-    torch.manual_seed(0)
-    encoder = Encoder(EncoderConfig(name, "cifar", 8))
-    for norm in encoder.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.running_mean, 0, 0.1)
-            nn.init.uniform_(norm.running_var, 0.5, 2)
-            nn.init.normal_(norm.bias, 0, 0.1)
-    assert inference_form(encoder) is encoder, "batch statistics can't be folded"
-    encoder.double().eval()
-    before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    folded = inference_form(encoder)
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
-    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(folded(images), encoder(images), rtol=1e-10, atol=1e-10)
-    assert all(value.equal(before[key]) for key, value in encoder.state_dict().items())
 
 
 def test_the_encoders_precision_is_that_of_the_run():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bench.baselines import convolutions as baselines
 from copgen_fast.generators import _convolutions as convolutions
-from copgen_fast.generators import _large_tiles
+from copgen_fast.ops import winograd
 
 METHODS = {
     "winograd": (convolutions.WINOGRAD, 1),
@@ -42,7 +42,7 @@ def as_written(x, weight, bias, scale):
 def test_values_and_gradients_are_the_convolutions(name, layout, sizes, sides, biased):
     method, scale = (METHODS | PEERS)[name]
     n, channels, outputs = sizes
-    unit = _large_tiles.SIDE if name == "large tiles" else 2
+    unit = winograd.SIDE if name == "large tiles" else 2
     x = drawn(n, channels, unit * sides[0], unit * sides[1]).to(memory_format=layout).requires_grad_()
     weight, bias = drawn(outputs, channels, 3, 3, seed=1), drawn(outputs, seed=2) if biased else None
     found, expected = method.run(x, method.prepare(weight), bias), as_written(x, weight, bias, scale)
@@ -55,7 +55,7 @@ def test_values_and_gradients_are_the_convolutions(name, layout, sizes, sides, b
 
 
 def test_large_tiles_in_strips_round_like_a_convolution(monkeypatch):
-    monkeypatch.setattr(_large_tiles, "TILES", 8)
+    monkeypatch.setattr(winograd, "TILES", 8)
     method, x, weight = convolutions.LARGE_TILES, drawn(2, 64, 16, 24), drawn(32, 64, 3, 3, seed=1)
     exact = as_written(x, weight, None, 1)
     x, weight = x.float().requires_grad_(), weight.float()

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from copgen_fast.errors import CopgenError
-from copgen_fast.generators import _folded_stylegan2, _folding, _large_tiles, _strips, optimize
+from copgen_fast.generators import _folded_stylegan2, _folding, _strips, optimize
 from copgen_fast.generators import _optimize as levels
 from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators.stylegan2 import Config
+from copgen_fast.ops import winograd
 from tests.generators.test_stylegan2 import drawn, with_gradient
 from tests.helpers.stylegan2_fixtures import small_stylegan2
 
@@ -51,7 +52,7 @@ def test_every_rewriting_alone_is_exact(monkeypatch, many, without):
     monkeypatch.setattr(_folded_stylegan2, "FEW", 10**9 if many == 1 else 0)
     for name in ("TILED", "TILED_SIDE"):
         monkeypatch.setattr(_folded_stylegan2, name, many)
-    for module, name in ((_strips, "VALUES"), (_large_tiles, "TILES")):
+    for module, name in ((_strips, "VALUES"), (winograd, "TILES")):
         monkeypatch.setattr(module, name, many)  # a strip a row, or all in one
     published = small_stylegan2(16)
     rewrites = Rewrites() if without is None else replace(Rewrites(), **{without: False})

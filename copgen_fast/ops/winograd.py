@@ -5,17 +5,22 @@ products in place of 12, along both axes 36 in place of 144 (Lavin and Gray 2016
 With the usual 0, 1, -1, 2, -2 and infinity they are several times a direct convolution's, with 0, a, -a, 1/a, -1/a and
 infinity, a = sqrt(2), twice. These are closed under p -> 1/p, which reverses a polynomial: flipped taps have the same
 values at other points, and the gradient takes the same weights.
+
+Where the C++ extension is built, it computes the sums around the products on the CPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from copgen_fast.generators._strips import Finish, divisor, strips
+from copgen_fast.ops.backend import INSTALLED, load
+
+Finish = Callable[[Tensor, Tensor, slice, slice], None]
+"""finish(values, out, images, rows): what follows a convolution; `values` may be `out`."""
 
 SIDE = 4
 """Outputs of a tile along an axis."""
@@ -34,28 +39,81 @@ def prepare(weight: Tensor) -> Tensor:
     return found.flatten(0, 1).to(weight.dtype).contiguous()
 
 
+def compiled(x: Tensor) -> bool:
+    """Whether C++ computes the sums for images like x; H and W may then be any."""
+    if "cpp" not in INSTALLED or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return False
+    return hasattr(load("cpp", "winograd"), "winograd_values")  # an extension built earlier may lack it
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Images [N, H, W, C], H and W multiples of 4, by a prepared weight."""
-    out = _convolve(x, weight, _ORDER, None, None)
-    return out if bias is None else out.add_(bias)
+    """Images [N, H, W, C], H and W multiples of 4 or x `compiled`, by a prepared weight."""
+    return _convolve(x, weight, bias)
 
 
 def styled(x: Tensor, weight: Tensor, styles: Tensor, finish: Finish) -> Tensor:
     """`convolve` of images times styles [N, C]; `finish` follows while values are in the cache."""
-    return _convolve(x, weight, _ORDER, styles, finish)
+    return _convolve(x, weight, None, styles, finish)
 
 
 def adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient of x: the convolution by flipped taps."""
-    return _convolve(gradient, weight.transpose(1, 2), _REVERSED, None, None)
+    return _convolve(gradient, weight.transpose(1, 2), None, inverse=True)
 
 
-def _convolve(x: Tensor, weight: Tensor, order: Sequence[int], styles: Tensor | None, finish: Finish | None) -> Tensor:
-    """`order` says which of the weight's six numbers along an axis are the values at each point."""
-    (n, height, width, channels), outputs = x.shape, weight.shape[2]
-    out = x.new_empty(n, height, width, outputs)
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    styles: Tensor | None = None,
+    finish: Finish | None = None,
+    inverse: bool = False,
+) -> Tensor:
+    """`inverse`: the weight's six numbers along an axis are the values at the inverses of the points."""
+    out = x.new_empty(*x.shape[:3], weight.shape[2])
     if not out.numel():
         return out
+    if compiled(x):
+        _by_cpp(x, weight, bias, styles, finish, inverse, out)
+    else:
+        _by_torch(x, weight, styles, finish, _REVERSED if inverse else _ORDER, out)
+        out = out if bias is None else out.add_(bias)
+    return out
+
+
+def _by_cpp(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    styles: Tensor | None,
+    finish: Finish | None,
+    inverse: bool,
+    out: Tensor,
+) -> None:
+    sums, (n, height, width, channels) = load("cpp", "winograd"), x.shape
+    x = x if x.stride(3) == 1 else x.contiguous()
+    high, wide = (-(-side // SIDE) for side in (height, width))
+    rows = min(high, max(1, TILES // wide))
+    images = min(n, max(1, TILES // (rows * wide))) if rows == high else 1
+    values, products = (x.new_empty(36, images * rows * wide, k) for k in (channels, weight.shape[2]))
+    for image in range(0, n, images):
+        chosen = slice(image, min(image + images, n))
+        for first in range(0, high, rows):
+            lines = slice(SIDE * first, min(SIDE * (first + rows), height))
+            tiles = (chosen.stop - image) * min(rows, high - first) * wide
+            of_styles = None if styles is None else styles[chosen].contiguous()
+            sums.winograd_values(x[chosen], of_styles, lines.start, inverse, values[:, :tiles])
+            torch.bmm(values[:, :tiles], weight, out=products[:, :tiles])
+            sums.winograd_outputs(products[:, :tiles], bias, inverse, out[chosen, lines])
+            if finish is not None:
+                finish(out[chosen, lines], out[chosen, lines], chosen, lines)
+
+
+def _by_torch(
+    x: Tensor, weight: Tensor, styles: Tensor | None, finish: Finish | None, order: Sequence[int], out: Tensor
+) -> None:
+    """`order` says which of the weight's six numbers along an axis are the values at each point."""
+    (n, height, width, channels), outputs = x.shape, weight.shape[2]
     high, wide = height // SIDE, width // SIDE
     rows = divisor(high, TILES // wide)
     images = divisor(n, TILES // (rows * wide)) if rows == high else 1
@@ -75,7 +133,6 @@ def _convolve(x: Tensor, weight: Tensor, order: Sequence[int], styles: Tensor | 
         _outputs(columns, by_place, spare_out, order)
         if finish is not None:
             finish(into, into, chosen, lines)
-    return out
 
 
 def _values(x: Sequence[Tensor], out: Sequence[Tensor], spare: Sequence[Tensor], order: Sequence[int]) -> None:
@@ -107,3 +164,35 @@ def _outputs(products: Sequence[Tensor], out: Sequence[Tensor], spare: Sequence[
     torch.sub(of, of_inverse, alpha=0.5, out=out[1]).mul_(_A)
     torch.sub(of, of_inverse, alpha=0.125, out=of)
     torch.add(infinity, of, alpha=2 * _A, out=out[3])
+
+
+def strips(
+    x: Tensor, images: int, rows: int, scale: int = 1, styles: Tensor | None = None
+) -> Iterator[tuple[Tensor, slice, slice]]:
+    """Strips of images [N, H, W, C], their places among the images and among the rows of outputs `scale` times as high.
+
+    A strip [images, rows + 2, W + 2, C] is times `styles` [N, C], with a border of neighbours or of zeros; the next one
+    overwrites it. N and H are multiples of `images` and `rows`.
+    """
+    n, height, width, channels = x.shape
+    strip = x.new_zeros(images, rows + 2, width + 2, channels)
+    for image in range(0, n, images):
+        chosen = slice(image, image + images)
+        for first in range(0, height, rows):
+            last = first + rows
+            above, below = max(0, first - 1), min(height, last + 1)
+            into = strip[:, 1 + above - first : 1 + below - first, 1:-1]
+            if styles is None:
+                into.copy_(x[chosen, above:below])
+            else:
+                torch.mul(x[chosen, above:below], styles[chosen, None, None], out=into)
+            if first == 0:
+                strip[:, 0].zero_()
+            if last == height:
+                strip[:, -1].zero_()
+            yield strip, chosen, slice(scale * first, scale * last)
+
+
+def divisor(count: int, limit: int) -> int:
+    """The largest divisor of `count` up to `limit`, at least 1."""
+    return next(k for k in range(max(1, min(count, limit)), 0, -1) if count % k == 0)

@@ -1,0 +1,212 @@
+// The sums around the matrix products of Winograd's F(4 x 4, 3 x 3) on the CPU, channels last: from images to what the
+// 36 products take, and from these to images. The points are 0, a, -a, 1/a, -1/a and infinity, a = sqrt(2); weights
+// and their order are copgen_fast/ops/winograd.py's.
+//
+// A tile is computed for some channels at once, whose values stay in the first-level cache.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "target_clones.h"
+
+namespace copgen {
+namespace {
+
+constexpr int kSide = 4, kReach = 6;   // outputs of a tile along an axis, and the inputs they are made of
+constexpr int64_t kLanes = 16;         // channels at once
+constexpr int64_t kGrain = 32768;      // fewest values of a thread
+constexpr int kOrder[2][kReach] = {{0, 1, 2, 3, 4, 5}, {5, 3, 4, 1, 2, 0}};  // the points, and their inverses
+constexpr double kA = 1.4142135623730951, kB = 0.70710678118654752;
+
+// Where the 36 values of a tile are: at[i * kReach + j] for row i and column j.
+template <typename T>
+using Places = T* [kReach * kReach];
+
+namespace body {
+
+// Six neighbours to the values that multiply the weight's.
+template <typename T>
+COPGEN_INLINE void values(const T (&x)[kReach], T (&out)[kReach]) {
+  const T q = x[3] - T(0.5) * x[1], r = x[4] - T(0.5) * x[2], s = x[3] - T(2) * x[1], t = x[4] - T(2) * x[2];
+  out[0] = x[0] + x[4] - T(2.5) * x[2];
+  out[1] = q + T(kB) * r;
+  out[2] = q - T(kB) * r;
+  out[3] = s + T(kA) * t;
+  out[4] = s - T(kA) * t;
+  out[5] = x[1] + x[5] - T(2.5) * x[3];
+}
+
+// Six products to four outputs.
+template <typename T>
+COPGEN_INLINE void outputs(const T (&x)[kReach], T (&out)[kSide]) {
+  const T sum = x[1] + x[2], sum_inverse = x[3] + x[4], difference = x[1] - x[2], difference_inverse = x[3] - x[4];
+  out[0] = x[0] + sum - sum_inverse;
+  out[1] = T(kA) * (difference - T(0.5) * difference_inverse);
+  out[2] = T(2) * (sum - T(0.25) * sum_inverse);
+  out[3] = x[5] + T(2 * kA) * (difference - T(0.125) * difference_inverse);
+}
+
+template <typename T>
+COPGEN_INLINE void tile_values(const Places<const T>& in, const Places<T>& out, const T* scale, int64_t first,
+                               int64_t count) {
+  T rows[kReach][kReach][kLanes];
+  for (int j = 0; j < kReach; ++j) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) {
+      T x[kReach], y[kReach];
+      for (int i = 0; i < kReach; ++i) x[i] = in[i * kReach + j][first + c];
+      values(x, y);
+      for (int i = 0; i < kReach; ++i) rows[i][j][c] = y[i] * scale[first + c];
+    }
+  }
+  for (int i = 0; i < kReach; ++i) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) {
+      T x[kReach], y[kReach];
+      for (int j = 0; j < kReach; ++j) x[j] = rows[i][j][c];
+      values(x, y);
+      for (int j = 0; j < kReach; ++j) out[i * kReach + j][first + c] = y[j];
+    }
+  }
+}
+
+template <typename T>
+COPGEN_INLINE void tile_outputs(const Places<const T>& in, T* out, int64_t row, int64_t column, const T* bias,
+                                int64_t first, int64_t count) {
+  T rows[kSide][kReach][kLanes];
+  for (int j = 0; j < kReach; ++j) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) {
+      T x[kReach], y[kSide];
+      for (int i = 0; i < kReach; ++i) x[i] = in[i * kReach + j][first + c];
+      outputs(x, y);
+      for (int i = 0; i < kSide; ++i) rows[i][j][c] = y[i];
+    }
+  }
+  for (int i = 0; i < kSide; ++i) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) {
+      T x[kReach], y[kSide];
+      for (int j = 0; j < kReach; ++j) x[j] = rows[i][j][c];
+      outputs(x, y);
+      for (int j = 0; j < kSide; ++j) out[i * row + j * column + first + c] = y[j] + bias[first + c];
+    }
+  }
+}
+
+template <typename T>
+COPGEN_INLINE void values_of_channels(const Places<const T>& in, const Places<T>& out, const T* scale,
+                                      int64_t channels) {
+  int64_t first = 0;
+  for (; first + kLanes <= channels; first += kLanes) tile_values<T>(in, out, scale, first, kLanes);
+  if (first < channels) tile_values<T>(in, out, scale, first, channels - first);
+}
+
+template <typename T>
+COPGEN_INLINE void outputs_of_channels(const Places<const T>& in, T* out, int64_t row, int64_t column, const T* bias,
+                                       int64_t channels) {
+  int64_t first = 0;
+  for (; first + kLanes <= channels; first += kLanes) tile_outputs<T>(in, out, row, column, bias, first, kLanes);
+  if (first < channels) tile_outputs<T>(in, out, row, column, bias, first, channels - first);
+}
+
+}  // namespace body
+
+#define COPGEN_TILES(T)                                                                                              \
+  COPGEN_CLONES_##T void tile_values(const Places<const T>& in, const Places<T>& out, const T* scale, int64_t n) {    \
+    body::values_of_channels<T>(in, out, scale, n);                                                                  \
+  }                                                                                                                  \
+  COPGEN_CLONES_##T void tile_outputs(const Places<const T>& in, T* out, int64_t row, int64_t column, const T* bias, \
+                                      int64_t n) {                                                                   \
+    body::outputs_of_channels<T>(in, out, row, column, bias, n);                                                     \
+  }
+
+COPGEN_TILES(float)
+COPGEN_TILES(double)
+
+// Calls run(image, row of tiles, number of that row among all) for every row, in threads.
+template <typename F>
+void for_each_row(int64_t images, int64_t rows, int64_t values, const F& run) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, values));
+  at::parallel_for(0, images * rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run(i / rows, i % rows, i);
+  });
+}
+
+int64_t tiles(int64_t side) { return (side + kSide - 1) / kSide; }
+
+// Where the 36 values of a tile are in [36, tiles, channels].
+template <typename T>
+void find(T* data, const at::Tensor& of, int64_t tile, bool inverse, Places<T>& places) {
+  for (int i = 0; i < kReach; ++i)
+    for (int j = 0; j < kReach; ++j)
+      places[i * kReach + j] = data + (kOrder[inverse][i] * kReach + kOrder[inverse][j]) * of.stride(0) +
+                               tile * of.stride(1);
+}
+
+template <typename T>
+void values(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t first, bool inverse,
+            const at::Tensor& out) {
+  const int64_t images = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3), wide = tiles(width);
+  const std::vector<T> zeros(channels, T(0)), ones(channels, T(1));
+  const T *in = x.const_data_ptr<T>(), *scales = scale ? scale->const_data_ptr<T>() : ones.data();
+  const int64_t scale_stride = scale ? scale->stride(0) : 0;
+  T* into = out.mutable_data_ptr<T>();
+  for_each_row(images, out.size(1) / (images * wide), 36 * wide * channels, [&](int64_t image, int64_t row, int64_t i) {
+    for (int64_t tile = 0; tile < wide; ++tile) {
+      Places<const T> from;
+      for (int k = 0; k < kReach * kReach; ++k) {
+        const int64_t y = first + row * kSide + k / kReach - 1, z = tile * kSide + k % kReach - 1;
+        const bool inside = y >= 0 && y < height && z >= 0 && z < width;
+        from[k] = inside ? in + image * x.stride(0) + y * x.stride(1) + z * x.stride(2) : zeros.data();
+      }
+      Places<T> to;
+      find(into, out, i * wide + tile, inverse, to);
+      tile_values(from, to, scales + image * scale_stride, channels);
+    }
+  });
+}
+
+template <typename T>
+void outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, bool inverse, const at::Tensor& out) {
+  const int64_t height = out.size(1), width = out.size(2), channels = out.size(3), wide = tiles(width);
+  const std::vector<T> zeros(channels, T(0));
+  const T *in = products.const_data_ptr<T>(), *biases = bias ? bias->const_data_ptr<T>() : zeros.data();
+  T* into = out.mutable_data_ptr<T>();
+  for_each_row(out.size(0), tiles(height), 36 * wide * channels, [&](int64_t image, int64_t row, int64_t i) {
+    std::vector<T> whole;  // a tile beyond the border
+    for (int64_t tile = 0; tile < wide; ++tile) {
+      Places<const T> from;
+      find(in, products, i * wide + tile, inverse, from);
+      const int64_t y = row * kSide, z = tile * kSide, high = height - y, right = width - z;
+      T* at = into + image * out.stride(0) + y * out.stride(1) + z * out.stride(2);
+      if (high >= kSide && right >= kSide) {
+        tile_outputs(from, at, out.stride(1), out.stride(2), biases, channels);
+        continue;
+      }
+      whole.resize(kSide * kSide * channels);
+      tile_outputs(from, whole.data(), kSide * channels, channels, biases, channels);
+      for (int k = 0; k < kSide * kSide; ++k)
+        if (k / kSide < high && k % kSide < right)
+          std::copy_n(whole.data() + k * channels, channels, at + k / kSide * out.stride(1) + k % kSide * out.stride(2));
+    }
+  });
+}
+
+}  // namespace
+
+void winograd_values(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t first, bool inverse,
+                     at::Tensor out) {
+  x.scalar_type() == at::kDouble ? values<double>(x, scale, first, inverse, out)
+                                 : values<float>(x, scale, first, inverse, out);
+}
+
+void winograd_outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, bool inverse, at::Tensor out) {
+  products.scalar_type() == at::kDouble ? outputs<double>(products, bias, inverse, out)
+                                        : outputs<float>(products, bias, inverse, out);
+}
+
+}  // namespace copgen
