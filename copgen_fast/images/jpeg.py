@@ -1,8 +1,9 @@
 """Decoding of JPEG files by simplejpeg, where it is installed: Pillow's pixels to the bit, in two thirds of the time.
 
-Both call libjpeg-turbo, whose decoder gives the same pixels in all versions and on all processors. Pillow hands rows
-over one by one, in 4 bytes a pixel, and copies them twice on the way to an array. What libjpeg-turbo warns of, and what
-only some builds of it decode, is left to Pillow, so that no result or message depends on what is installed.
+Both call libjpeg-turbo, whose decoder gives the same pixels of sequential files in all versions and on all processors.
+Pillow hands rows over one by one, in 4 bytes a pixel, and copies them twice on the way to an array. What libjpeg-turbo
+warns of, and what only some builds of it decode, is left to Pillow, so that no result or message depends on what is
+installed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ except ImportError:
 
 _MARKER = 0xFF
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others there are tables
-_HUFFMAN = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; arithmetic and lossless ones need a newer library
+_SEQUENTIAL = (0xC0, 0xC1)  # progressive ones that lack scans differ by version, others need libraries built for them
 _COLOURS = ("Gray", "YCbCr")
 _SUBSAMPLINGS = ("444", "422", "420", "440", "411")
 
@@ -62,9 +63,9 @@ def most_bytes(height: int, width: int) -> int:
 
 
 def rgb(data: bytes, height: int, width: int) -> np.ndarray | None:
-    """Pixels of a grey or YCbCr file of this size, uint8 [H, W, 3], as Pillow has them; None: left to Pillow."""
+    """Pillow's pixels of a sequential file of this size, grey or YCbCr, uint8 [H, W, 3]; None: left to Pillow."""
     found = frame(data) if available() else None
-    if found is None or found.marker not in _HUFFMAN:
+    if found is None or found.marker not in _SEQUENTIAL:
         return None
     try:
         rows, columns, colours, _ = simplejpeg.decode_jpeg_header(data)
