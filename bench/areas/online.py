@@ -66,7 +66,7 @@ class Case:
     batch: int = 128
     steps: int = 2
     epoch: int = 4
-    encoder: EncoderConfig = PRESETS["quickstart"].pretrain.encoder
+    encoder: EncoderConfig = PRESETS["cifar10"].pretrain.encoder
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def __str__(self) -> str:

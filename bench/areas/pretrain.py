@@ -26,7 +26,7 @@ from copgen_fast.stages.pretrain import make_batch, make_learner, pretrain_step
 
 Fetch = Callable[[int], PairBatch]
 
-_SMALL = PRESETS["quickstart"].pretrain
+_SMALL = PretrainConfig(encoder=PRESETS["cifar10"].pretrain.encoder, augmentation="none")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ def build(config: Config) -> Study:
         "navigator.lr": "5e-4",
         "pairs.count": "4096",
         "pairs.codec": "raw",
+        "pretrain.encoder.stem": "half",
+        "pretrain.epochs": "3",
         "pretrain.batch": "128",
         "pretrain.lr": "0.1",
     }
