@@ -10,7 +10,7 @@ TINY = """quickstart --device cpu --log-every 1 --save-every 2
     --pairs.count 48 --pairs.shard-size 16 --pairs.batch 16 --pairs.workers 0
     --pairs.positives identity gaussian untrained-navigator navigator --positive.options
     --navigator.view-size None --pairs.size None --data.image-size 32 --pretrain.augmentation digits
-    --pretrain.encoder.stem half --pretrain.epochs 2 --pretrain.batch 16""".split()
+    --pretrain.epochs 2 --pretrain.batch 16""".split()
 """The quickstart in seconds, with augmentation and images as the generator makes them; too short to learn anything."""
 
 if not torch.cuda.is_available():
