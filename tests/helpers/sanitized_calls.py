@@ -9,6 +9,7 @@ import random
 import sys
 
 import torch
+import torch.nn.functional as F
 
 module = importlib.util.module_from_spec(
     spec := importlib.util.spec_from_file_location("copgen_fast._cpp", sys.argv[1])
@@ -16,7 +17,7 @@ module = importlib.util.module_from_spec(
 spec.loader.exec_module(module)
 sys.modules["copgen_fast._cpp"] = module
 
-from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, cond_norm, info_nce, rand_augment  # noqa: E402
+from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, cond_norm, info_nce, rand_augment, winograd  # noqa: E402
 from copgen_fast.ops.rand_augment.params import RandAugmentParams, RandAugmentPolicy  # noqa: E402
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -81,14 +82,34 @@ def call_cond_norm(rng, g):
     return [x, *affine], lambda *a, backend: cond_norm(*a, upsample=upsample, backend=backend), 1e-4
 
 
-CALLS = ((call_augment, 0.4), (call_info_nce, 0.3), (call_cond_norm, 0.2), (call_rand_augment, 0.1))
+def call_winograd(rng, g):
+    n, outputs, height, width = rng.randint(0, 3), rng.randint(1, 40), rng.randint(1, 20), rng.randint(1, 20)
+    x = images(rng, g, n, height, width, (torch.float32, torch.float64))
+    weight, bias = (torch.randn(shape, generator=g).to(x.dtype) for shape in ((outputs, 3, 3, 3), (outputs,)))
+
+    def op(x, backend):
+        if backend == "reference":
+            return F.conv2d(x, weight, bias, padding=1)
+        return winograd.convolve(x.permute(0, 2, 3, 1), winograd.prepare(weight), bias).permute(0, 3, 1, 2)
+
+    return [x], op, 1e-4
+
+
+CALLS = (
+    (call_augment, 0.4),
+    (call_info_nce, 0.3),
+    (call_cond_norm, 0.15),
+    (call_rand_augment, 0.1),
+    (call_winograd, 0.05),
+)
+WITHOUT_GRADIENTS = (call_rand_augment, call_winograd)
 
 
 def run(call, seed):
     """One random call by both backends: results, and gradients of a random weighting of them."""
     rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
     inputs, op, tolerance = call(rng, g)
-    differentiable = call is not call_rand_augment and all(x.is_floating_point() for x in inputs)
+    differentiable = call not in WITHOUT_GRADIENTS and all(x.is_floating_point() for x in inputs)
     found = []
     for backend in ("cpp", "reference"):
         leaves = [x.detach().requires_grad_(differentiable) for x in inputs]
