@@ -129,20 +129,14 @@ def forward_kernel(
 
 def augment_forward(
     images: Tensor,
-    crop: Tensor,
-    flip: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    jitter: Tensor,
-    gray: Tensor,
-    solarize: Tensor,
+    *drawn: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
     views: Tensor,
     pivot: Tensor,
 ) -> None:
     """Fill `views` [V N, 3, h, w] from `images` [N, 3, H, W], and `pivot` [V N]; see ops/augment/operator.py."""
-    drawn = Drawn(*(x.contiguous() for x in (crop, flip, order, factors, jitter, gray, solarize)))
+    drawn = Drawn(*(x.contiguous() for x in drawn))
     grid, tiling = tiling_of(views, PIXELS, ROWS)
     shared = (images, *images.stride(), drawn, *sizes_of(images, views), new_parts(pivot, grid))
     meta = constants_of(images, views) | tiling
@@ -165,7 +159,9 @@ def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callab
         numbers = (0.5, 0.5, 0.5)
         name = f"{str(dtype).removeprefix('torch.')} {side} to {size}"
         if not straight_through:
-            yield name, partial(augment_forward, images, *drawn, numbers, numbers, views, row)
+            given = {"mean": numbers, "std": numbers, "views": views, "pivot": row}
+            yield name, partial(augment_forward, images, *drawn, **given)
         if dtype != torch.uint8:
-            grad = (views, images, *drawn, row, numbers, straight_through, images)
-            yield f"{name} {'straight_through' if straight_through else 'exact'}", partial(augment_backward, *grad)
+            given = {"pivot": row, "std": numbers, "straight_through": straight_through, "grad_images": images}
+            name = f"{name} {'straight_through' if straight_through else 'exact'}"
+            yield name, partial(augment_backward, views, images, *drawn, **given)

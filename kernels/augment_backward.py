@@ -21,7 +21,6 @@ from copgen_fast.kernels.resize import (
 )
 from copgen_fast.kernels.views import (
     PIXELS,
-    ROWS,
     constants_of,
     kernel,
     new_parts,
@@ -34,8 +33,11 @@ from copgen_fast.kernels.views import (
 )
 from torch import Tensor
 
-# The assembler would spill a little for the next better share of a multiprocessor.
-REGISTERS = 168
+# A thread of the first kernel makes one pixel of a row: what it keeps of two would leave a multiprocessor 12 warps, and
+# so it has 20. Its strips have more rows than the forward's, so that these pixels pay less for reading the parameters.
+WARPS = 4
+ROWS = 16
+REGISTERS = 96
 # The gather's threads have eight pixels each, which share the weights of columns.
 GATHERED = 512
 
@@ -43,7 +45,7 @@ GATHERED = 512
 @kernel
 def resized_grad_kernel(
     images, s0, s1, s2, s3, drawn, n, m, height, width, out_height, out_width,
-    parts, scale, grads, t0, t1, t2, t3, pivots, kept,
+    parts, scale, grads, t0, t1, t2, t3, pivots, kept, kept_right,
     STRAIGHT: tl.constexpr, TWO_TAPS: tl.constexpr, OFFSET: tl.constexpr, COMPUTE: tl.constexpr,
     ROWS: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +53,8 @@ def resized_grad_kernel(
 
     Both are divided by the sums of the pixels' weights. With TWO_TAPS they are summed along the columns, too, into the
     rows of the crop that a strip reads, from the first one; else KEPT is ROWS, and they are the strip's own rows.
-    `kept` is [M, strips, tiles, KEPT, 2 x 3, COLUMNS].
+    `kept` is [M, strips, tiles, KEPT, 2 x 3, COLUMNS]. The compiler doesn't know that its last stride is 1, so that all
+    tensors have one layout: Triton 3.6 fails to convert that of these stores.
     """
     strides = Strides(s0, s1, s2, s3)
     grad_strides = Strides(t0, t1, t2, t3)
@@ -71,7 +74,7 @@ def resized_grad_kernel(
     source, rows = open_crop(images, strides, sizes, view, crop, row, column, TWO_TAPS, OFFSET, COMPUTE)
     strip = tl.cast(view, tl.int64) * (tl.num_programs(1) * STRIPS) + tl.program_id(1) * STRIPS + tl.arange(0, STRIPS)
     kept += ((strip * tl.num_programs(2) + tl.program_id(2)) * (KEPT * 6 * COLUMNS))[:, None]
-    kept += tl.arange(0, COLUMNS)[None, :]
+    kept += (tl.arange(0, COLUMNS) * kept_right)[None, :]
     total = tl.zeros((STRIPS, COLUMNS), COMPUTE)
     nothing = (total, total, total)
     grad_above = nothing
@@ -237,32 +240,28 @@ def _solarize_vjp(gr, gg, gb, r, g, b, gray, threshold):
 def augment_backward(
     grad: Tensor,
     images: Tensor,
-    crop: Tensor,
-    flip: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    jitter: Tensor,
-    gray: Tensor,
-    solarize: Tensor,
+    *drawn: Tensor,
     pivot: Tensor,
     std: Sequence[float],
     straight_through: bool,
     grad_images: Tensor,
 ) -> None:
     """Fill `grad_images`, the gradient of `images`, from that of the views; see ops/augment/operator.py."""
-    drawn = Drawn(*(x.contiguous() for x in (crop, flip, order, factors, jitter, gray, solarize)))
+    drawn = Drawn(*(x.contiguous() for x in drawn))
     grid, tiling = tiling_of(grad, PIXELS, ROWS)
     parts = new_parts(pivot, grid)
     meta, sizes = constants_of(images, grad), sizes_of(images, grad)
     rows, columns = tiling["ROWS"] + meta["TWO_TAPS"], tiling["COLUMNS"]
     # Not in half precision for half images: that would round twice.
     kept = pivot.new_empty(len(grad), grid[1] * tiling["STRIPS"], grid[2], rows, 6, columns)
-    given = (parts, split([1 / s for s in std]), grad, *grad.stride(), pivot, kept)
+    given = (parts, split([1 / s for s in std]), grad, *grad.stride(), pivot, kept, kept.stride(-1))
     gathered, tiles = tiling_of(grad_images, GATHERED, 1)
+    # For narrow views, of which a program makes several strips at once, the assembler would spill a little.
+    registers = REGISTERS if tiling["STRIPS"] == 1 else 112
     with on_device(images):
         resized_grad_kernel[grid](
             images, *images.stride(), drawn, *sizes, *given,
-            STRAIGHT=straight_through, KEPT=rows, maxnreg=REGISTERS, **meta, **tiling,
+            STRAIGHT=straight_through, KEPT=rows, maxnreg=registers, **meta | tiling | {"num_warps": WARPS},
         )  # fmt: skip
         gather_kernel[gathered](
             grad_images, *grad_images.stride(), drawn, *sizes, parts, parts.shape[1], kept, *kept.shape[1:3],

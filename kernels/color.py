@@ -13,7 +13,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = (tl.constexpr(op) for op in range(4))
 
 
 class Drawn(NamedTuple):
-    """AugmentParams: pointers to tensors of one row a view."""
+    """Parameters of AugmentParams, in the order of the operators: pointers to tensors of one row a view."""
 
     crop: object
     flip: object

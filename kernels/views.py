@@ -20,7 +20,7 @@ PARTS = tl.constexpr(32)
 # Pixels are read one by one, so no size, stride or alignment is worth a compilation. Numbers are arguments of their
 # own, as those of a tuple would be specialised all the same.
 _ANY = ("images", "drawn", "views", "pivots", "grads", "grad_images")
-_ANY += ("n", "m", "height", "width", "out_height", "out_width", "part_count", "strips", "tiles")
+_ANY += ("n", "m", "height", "width", "out_height", "out_width", "part_count", "strips", "tiles", "kept_right")
 _ANY += ("s0", "s1", "s2", "s3", "t0", "t1", "t2", "t3")
 kernel = triton.jit(do_not_specialize=_ANY)
 

@@ -169,11 +169,11 @@ def large(turing):
 
     half = torch.float16 if turing else torch.bfloat16
     images, views = (empty(16384, 3, side, side, dtype=dtype) for side, dtype in ((224, half), (256, torch.float32)))
-    crop, row = empty(16384, 4), empty(16384)
+    crop, row, std = empty(16384, 4), empty(16384), (0.5,) * 3
     drawn = (crop.long(), row.bool(), crop.long(), crop, row.bool(), row.bool(), row)
-    yield "augment", partial(augment.augment_forward, images, *drawn, (0.5,) * 3, (0.5,) * 3, views, row)
-    grad = (views, images, *drawn, row, (0.5,) * 3, False, images)
-    yield "augment backward", partial(augment.augment_backward, *grad)
+    yield "augment", partial(augment.augment_forward, images, *drawn, mean=std, std=std, views=views, pivot=row)
+    given = {"pivot": row, "std": std, "straight_through": False, "grad_images": images}
+    yield "augment backward", partial(augment.augment_backward, views, images, *drawn, **given)
     rows, numbers = empty(131072, 128, dtype=torch.float16), empty(131072)
     losses = (rows, None, 0.1, 10.0, 0, 65536, True, numbers, numbers, None, None)
     yield "row_losses", partial(info_nce.row_losses, *losses)

@@ -184,6 +184,12 @@ def test_tiny_batches(n):
     assert out.shape == (n, 3, 4, 3) and images.grad.shape == images.shape
 
 
+def test_kernels_take_the_parameters_in_the_operators_order():
+    from copgen_fast.kernels.color import Drawn
+
+    assert Drawn._fields == FIELDS
+
+
 def test_bad_rows_are_nan_and_have_no_gradient():
     # Below the public function, which refuses such rows on the CPU.
     from copgen_fast.kernels.augment import augment_backward, augment_forward
@@ -195,9 +201,11 @@ def test_bad_rows_are_nan_and_have_no_gradient():
     params.order[5:] = torch.tensor(orders)
     arguments = [getattr(params, name) for name in FIELDS]
     views, pivot, grad_images = torch.empty(7, 3, 4, 6, device=DEVICE), images.new_empty(7), torch.empty_like(images)
-    augment_forward(images, *arguments, [0.5] * 3, [0.5] * 3, views, pivot)
+    std = [0.5] * 3
+    augment_forward(images, *arguments, mean=std, std=std, views=views, pivot=pivot)
     assert views[0].isfinite().all() and views[1:].isnan().all() and pivot[0] > 0
-    augment_backward(torch.ones_like(views), images, *arguments, pivot, [0.5] * 3, False, grad_images)
+    given = {"pivot": pivot, "std": std, "straight_through": False, "grad_images": grad_images}
+    augment_backward(torch.ones_like(views), images, *arguments, **given)
     assert grad_images[0].any() and not grad_images[1:].any()
 
 

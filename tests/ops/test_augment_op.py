@@ -30,7 +30,7 @@ def drawn(n, size, policy=EVERYTHING, views=1, out_size=None, seed=0):
 def arguments(images, params, out_size, out_dtype=torch.float32, channels_last=False, straight_through=False):
     tensors = [getattr(params, name) for name in FIELDS]
     statistics = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
-    return (images, *tensors, list(out_size), *statistics, out_dtype, channels_last, straight_through, "cpp")
+    return (images, tensors, list(out_size), *statistics, out_dtype, channels_last, straight_through, "cpp")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -43,11 +43,17 @@ def test_opcheck_augment(dtype, channels_last, views):
     torch.library.opcheck(fused_augment, arguments(images, params, (5, 8), dtype, channels_last))
 
 
+def test_cpp_takes_the_parameters_in_the_operators_order():
+    for name, first in (("augment_forward", 1), ("augment_backward", 2)):
+        schema = getattr(torch.ops.copgen_fast_cpp, name).default._schema
+        assert tuple(x.name for x in schema.arguments[first : first + len(FIELDS)]) == FIELDS
+
+
 def test_opcheck_backward_and_filter():
     images, params = drawn(3, (6, 7))
     views, pivot = fused_augment(*arguments(images, params, (5, 8)))
     tensors = [getattr(params, name) for name in FIELDS]
-    torch.library.opcheck(fused_augment_backward, (views, images, *tensors, pivot, [0.2] * 3, False, "cpp"))
+    torch.library.opcheck(fused_augment_backward, (views, images, tensors, pivot, [0.2] * 3, False, "cpp"))
     weights = torch.rand(3, 5, generator=seeded())
     for transposed in (False, True):
         torch.library.opcheck(fused_filter, (images.requires_grad_(), weights, transposed, "cpp"))

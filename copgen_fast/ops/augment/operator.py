@@ -19,20 +19,14 @@ from copgen_fast.ops.backend import load
 from copgen_fast.ops.checks import expect_intensities
 from copgen_fast.ops.derivatives import differentiated_again, pull
 
-# The tensors of AugmentParams that the operator takes, in its order.
+# The tensors of AugmentParams that the operators and their backends take, in this order.
 FIELDS = ("crop", "flip", "order", "factors", "jitter", "gray", "solarize")
 
 
 @torch.library.custom_op("copgen_fast::augment", mutates_args=())
 def fused_augment(
     images: Tensor,
-    crop: Tensor,
-    flip: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    jitter: Tensor,
-    gray: Tensor,
-    solarize: Tensor,
+    drawn: Sequence[Tensor],
     out_size: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
@@ -44,44 +38,39 @@ def fused_augment(
 ) -> tuple[Tensor, Tensor]:
     """Views [V N, 3, h, w] of checked images [N, 3, H, W] without the blur, and their contrast pivots [V N].
 
-    View v is of image v mod N. A pivot is the mean luminance that the contrast blends with, 0 where there is none.
+    `drawn` are the parameters of FIELDS. View v is of image v mod N. A pivot is the mean luminance that the contrast
+    blends with, 0 where there is none.
     """
-    views, pivot = _allocate(images, crop, out_size, out_dtype, channels_last)
-    expect_valid(images, crop, order)
+    views, pivot = _allocate(images, drawn, out_size, out_dtype, channels_last)
+    params = dict(zip(FIELDS, drawn, strict=True))
+    expect_valid(images, params["crop"], params["order"])
     if views.numel():
-        params = (crop, flip, order, factors, jitter, gray, solarize)
-        outside = load(backend, "augment").augment_forward(images, *params, list(mean), list(std), views, pivot)
+        forward = load(backend, "augment").augment_forward
+        outside = forward(images, *drawn, mean=list(mean), std=list(std), views=views, pivot=pivot)
         if outside and check_range:  # C++ looks at the pixels that it loads; Triton would have to be waited for
             expect_intensities("images", images)
     return views, pivot
 
 
 def _allocate(
-    images: Tensor, crop: Tensor, out_size: Sequence[int], out_dtype: torch.dtype, channels_last: bool
+    images: Tensor, drawn: Sequence[Tensor], out_size: Sequence[int], out_dtype: torch.dtype, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    n = crop.shape[0]
+    n = len(drawn[0])
     views = torch.empty((n, 3, *out_size), dtype=out_dtype, device=images.device, memory_format=layout)
     return views, torch.empty(n, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
 
 
 @fused_augment.register_fake
-def _(images: Tensor, crop: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    out_size, _, _, out_dtype, channels_last, *_ = rest[len(FIELDS) - 1 :]
-    return _allocate(images, crop, out_size, out_dtype, channels_last)
+def _(images, drawn, out_size, mean, std, out_dtype, channels_last, *_: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    return _allocate(images, drawn, out_size, out_dtype, channels_last)
 
 
 @torch.library.custom_op("copgen_fast::augment_backward", mutates_args=())
 def fused_augment_backward(
     grad: Tensor,
     images: Tensor,
-    crop: Tensor,
-    flip: Tensor,
-    order: Tensor,
-    factors: Tensor,
-    jitter: Tensor,
-    gray: Tensor,
-    solarize: Tensor,
+    drawn: Sequence[Tensor],
     pivot: Tensor,
     std: Sequence[float],
     straight_through: bool,
@@ -90,9 +79,8 @@ def fused_augment_backward(
     """Gradient with respect to the images, in their dtype and layout, of the views' gradient [V N, 3, h, w]."""
     grad_images = torch.empty_like(images)
     if grad.numel():
-        params = (crop, flip, order, factors, jitter, gray, solarize)
         load(backend, "augment").augment_backward(
-            grad, images, *params, pivot, list(std), straight_through, grad_images
+            grad, images, *drawn, pivot=pivot, std=list(std), straight_through=straight_through, grad_images=grad_images
         )
     return grad_images
 
@@ -101,21 +89,22 @@ fused_augment_backward.register_fake(lambda grad, images, *_: torch.empty_like(i
 
 
 def _setup_augment(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[: 1 + len(FIELDS)], output[1])
+    images, drawn, _, _, ctx.std, _, _, ctx.straight_through, ctx.backend, _ = inputs
+    ctx.save_for_backward(images, *drawn, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # zeros for it would cost a launch
-    ctx.std, ctx.straight_through, ctx.backend = inputs[10], inputs[13], inputs[14]
 
 
-def _augment_vjp(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _augment_vjp(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+    of_others = [[None] * len(FIELDS), *[None] * 8]
     if grad is None:
-        return (None,) * 16
-    saved, options = ctx.saved_tensors, (ctx.std, ctx.straight_through)
+        return (None, *of_others)
+    (images, *drawn, pivot), options = ctx.saved_tensors, (ctx.std, ctx.straight_through)
     if differentiated_again(grad):
-        grad_images = _by_definition(grad, saved[0], saved[1:-1], *options)
+        grad_images = _by_definition(grad, images, drawn, *options)
     else:
-        grad_images = fused_augment_backward(grad, *saved, *options, ctx.backend)
-    return (grad_images, *[None] * 15)
+        grad_images = fused_augment_backward(grad, images, drawn, pivot, *options, ctx.backend)
+    return (grad_images, *of_others)
 
 
 fused_augment.register_autograd(_augment_vjp, setup_context=_setup_augment)
