@@ -1,7 +1,7 @@
 """The Triton kernels as compiled: their PTX is executed by tests/helpers/ptx, instruction by instruction.
 
-Triton's own interpreter runs the kernels' source; here it is what the compiler made of it, for sm_75 and sm_120. Every
-access is checked against the tensors' exact elements, and no read may come before a write.
+Triton's own interpreter runs the kernels' source; here it is what the compiler made of it, for sm_75, sm_80 and sm_120.
+Every access is checked against the tensors' exact elements, and no read may come before a write.
 """
 
 import json

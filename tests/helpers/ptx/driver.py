@@ -55,7 +55,7 @@ class _InterpretingDriver(CudaDriver):
 
         self.launcher_cls = Launcher
         self.utils = SimpleNamespace(
-            get_device_properties=lambda device: {"max_shared_mem": 64 << 10 if target == 75 else 99 << 10},
+            get_device_properties=lambda device: {"max_shared_mem": {75: 64, 80: 163}.get(target, 99) << 10},
             load_binary=lambda name, binary, shared, device: (None, next(numbers), 0, 0, 1024),
         )
         self.get_current_device, self.get_current_stream = lambda: target, lambda device: 0
