@@ -1,3 +1,4 @@
+import fcntl
 import os
 import shutil
 
@@ -9,9 +10,9 @@ TINY = """quickstart --device cpu --log-every 1 --save-every 2
     --navigator.samples 64 --navigator.batch 16 --navigator.grid-every 32 --navigator.delta None
     --pairs.count 48 --pairs.shard-size 16 --pairs.batch 16 --pairs.workers 0
     --pairs.positives identity gaussian untrained-navigator navigator --positive.options
-    --navigator.view-size None --pairs.size None --data.image-size 32 --pretrain.augmentation digits
-    --pretrain.epochs 2 --pretrain.batch 16""".split()
-"""The quickstart in seconds, with augmentation and images as the generator makes them; too short to learn anything."""
+    --navigator.view-size None --pairs.size None --pretrain.augmentation digits
+    --navigator.estimator.width 8 --pretrain.encoder.width 8 --pretrain.epochs 2 --pretrain.batch 16""".split()
+"""The quickstart in seconds, with augmentation and pairs as the generator makes them; too short to learn anything."""
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported: without a GPU its kernels are tested in its interpreter, on the CPU.
@@ -45,21 +46,31 @@ def pytest_collection_modifyitems(items):
 def pytest_configure():
     """Two threads at most, here and in child processes: sums, and so bits, depend on their number.
 
-    One in each of several processes that share the tests.
+    One in each of several processes that share the tests, unless TEST_THREADS says otherwise.
     """
     threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads())
+    threads = int(os.environ.get("TEST_THREADS", threads))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """A run folder with every stage of the tiny quickstart in it; tests only read it."""
+    """A run folder with every stage of the tiny quickstart in it; tests only read it.
+
+    Of several processes that share the tests, the first makes it for all; each has its own copy.
+    """
     from copgen_fast.train import main
 
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main([*TINY, "--out", str(folder)]) == 0
-    return folder
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            made = shared.with_suffix(".part")
+            assert main([*TINY, "--out", str(made)]) == 0
+            made.rename(shared)
+    return shutil.copytree(shared, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture

@@ -139,14 +139,14 @@ def test_another_runs_folder_is_refused(finished_run, tmp_path, capsys):
 
 def test_evaluations_and_their_data_may_change_until_there_is_a_result(copied_run, capsys):
     same = [*TINY, "--out", str(copied_run)]
-    other = [*same, "--data.image-size", "16", "--probe.evals", "collapse", "--stages", "probe"]
-    assert "data.image_size (32 there, 16 here); probe.evals" in fails(other, capsys)
+    other = [*same, "--data.image-size", "8", "--probe.evals", "collapse", "--stages", "probe"]
+    assert "data.image_size (16 there, 8 here); probe.evals" in fails(other, capsys)
     shutil.rmtree(copied_run / "probe")
     assert "pretrain.data (pairs there, real here)" in fails([*other, "--pretrain.data", "real"], capsys)
     assert main(other) == 0
     capsys.readouterr()
-    assert json.loads((copied_run / "config.json").read_text())["data.image_size"] == 16
-    assert "data.image_size (16 there, 32 here)" in fails(same, capsys)
+    assert json.loads((copied_run / "config.json").read_text())["data.image_size"] == 8
+    assert "data.image_size (8 there, 16 here)" in fails(same, capsys)
 
 
 def opened(arguments):
@@ -217,7 +217,7 @@ def test_images_pretrained_on_are_a_runs_own(tmp_path, capsys):
     config = parse(real)
     with train.open_run(config, torch.device("cpu")) as run:
         (run.folder / "pretrain").mkdir()
-    assert "data.image_size (32 there, 16 here)" in fails([*real, "--data.image-size", "16"], capsys)
+    assert "data.image_size (16 there, 32 here)" in fails([*real, "--data.image-size", "32"], capsys)
 
 
 def test_dali_that_is_missing_is_said_at_once(tmp_path, monkeypatch, capsys):
@@ -263,7 +263,7 @@ def test_a_run_keeps_the_level_of_its_generator_whatever_device_it_goes_on_with(
     assert main([*TINY, "--out", str(copied_run), "--stages", "report"]) == 0
     assert json.loads(record.read_text())["generator.level"] == "half"
     real = [*TINY, "--pretrain.data", "real", "--pretrain.epochs", "1", "--out", str(tmp_path / "real")]
-    assert main([*real, "--stages", "pretrain"]) == 0
+    assert main([*real, "--pretrain.batch", "480", "--stages", "pretrain"]) == 0
     record = tmp_path / "real" / "config.json"
     assert json.loads(record.read_text())["generator.level"] == "auto", "no stage has drawn an image"
 

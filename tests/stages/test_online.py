@@ -42,8 +42,6 @@ def words(tmp_path):
         *TINY,
         "--generator.name",
         str(tmp_path / "waves.py"),
-        "--pretrain.encoder.width",
-        "8",
         "--pretrain.epochs",
         "3",
     ]

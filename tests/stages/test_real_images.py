@@ -111,7 +111,7 @@ def test_images_left_out_are_counted_in_the_results(tmp_path):
     data = class_folders(tmp_path / "data", classes=("a", "b"))
     (tmp_path / "data/train/b/07.png").write_bytes(b"no image")
     out = tmp_path / "run"
-    command = [*TINY, *data, *REAL, *COLLAPSE, "--out", str(out), "--pretrain.epochs", "1", "--data.image-size", "16"]
+    command = [*TINY, *data, *REAL, *COLLAPSE, "--out", str(out), "--pretrain.epochs", "1"]
     command += ["--pretrain.batch", "40"]  # all of them
     assert main([*command, "--data.on-corrupt", "skip", "--stages", "pretrain", "probe"]) == 0
     assert json.loads((out / "pretrain/real/simclr/summary.json").read_text())["corrupt_pairs"] == 1
@@ -149,7 +149,7 @@ def test_packed_images_are_pretrained_on_and_evaluated_as_their_source_is(tmp_pa
     shards = ["--data.name", "packed", "--data.root", str(tmp_path / "packed")]
     for name, source in (("of files", data), ("of shards", shards)):
         out = tmp_path / name
-        options = ["--pretrain.epochs", "1", "--data.image-size", "16", "--stages", "pretrain", "probe"]
+        options = ["--pretrain.epochs", "1", "--stages", "pretrain", "probe"]
         assert main([*TINY, *source, *REAL, *COLLAPSE, "--out", str(out), *options]) == 0
         losses = [row["loss"] for row in read_rows(out / "pretrain/real/simclr/metrics.jsonl")]
         results.append((losses, json.loads((out / "probe/real.json").read_text())["feature_std"]))
