@@ -37,7 +37,8 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cpu: $(READY)
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest tests/test_encoders.py tests/training \
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 TEST_THREADS=2 $(BIN)/python -m pytest -n 2 --dist loadfile \
+		tests/test_encoders.py tests/training \
 		tests/stages/test_navigator.py tests/bench/areas/test_navigator.py tests/bench/areas/test_pretrain.py \
 		-k 'not the_command_writes_its_rows'
 
