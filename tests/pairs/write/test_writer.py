@@ -335,7 +335,7 @@ def test_full_disk_within_a_shard(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tarfile, "copyfileobj", full)
+    monkeypatch.setattr(writer, "add_member", full)
     with pytest.raises(CopgenError, match=r"disk full while writing .*shard-000000\.tar"):
         write(tmp_path)
     assert contents(tmp_path) == {}
