@@ -16,6 +16,7 @@ from copgen_fast.pairs.read.sampler import Sampler
 from copgen_fast.pairs.write.pinned import MOST
 from copgen_fast.pairs.write.source import PairSource, each_positive
 from copgen_fast.runtime import devices
+from copgen_fast.runtime.latents import NamedPrior
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,30 @@ class OnlinePairs(Dataset):
         anchors, positives, labels = self.draw([number])
         return anchors[0], positives[..., 0, :, :, :], int(labels[0])
 
-    @torch.no_grad()
     def draw(self, numbers: Sequence[int]) -> PairBatch:
-        """The pairs of these numbers, by one forward of the generator; images lie on its device, labels on the CPU.
+        """The pairs of these numbers; raises as `latents` and `generate` do."""
+        return self.generate(numbers, self.latents(numbers))
+
+    @torch.no_grad()
+    def latents(self, numbers: Sequence[int]) -> Tensor:
+        """Latents [(1 + K) N, L] of the pairs of these N numbers on the CPU, anchors first.
+
+        Raises:
+            NonFiniteError: NaN or infinity; the message names the pair.
+            TypeError, ValueError: `source` returned another dtype or shape.
+        """
+        z, z_positive = self.source.draw([self.start_seed + number for number in numbers], numbers)
+        return torch.cat([z, *each_positive(z_positive)])
+
+    @torch.no_grad()
+    def generate(self, numbers: Sequence[int], latents: Tensor) -> PairBatch:
+        """The pairs of `latents`, by one forward of the generator; images lie on its device, labels on the CPU.
 
         Raises:
             NonFiniteError, CopgenError: NaN, infinity or another scale than [-1, 1]; the message names the pair.
             TypeError, ValueError: `source` returned another dtype or shape.
         """
         source = self.source
-        z, z_positive = source.draw([self.start_seed + number for number in numbers], numbers)
-        latents = torch.cat([z, *each_positive(z_positive)])
         classes = source.labels(numbers)
         given = None if classes is None else devices.send(classes.repeat(1 + self.positives), source.device)
         images = source.images(devices.send(latents, source.device), given)
@@ -84,7 +98,8 @@ class OnlineBatches(Batches):
     On a GPU the batch after the requested one is generated meanwhile, in a thread, on a separate stream.
 
     Args:
-        prefetched: whether it is.
+        device: the generator's, where batches are returned.
+        prefetched: whether a GPU generates the next batch meanwhile.
     """
 
     def __init__(self, pairs: OnlinePairs, sampler: Sampler, device: torch.device, prefetched: bool = True) -> None:
@@ -100,10 +115,14 @@ class OnlineBatches(Batches):
     def _plan(self, step: int) -> Callable[[], Ready]:
         indices, pairs = self.sampler.indices(step), self.dataset
         before = step // self.steps_per_epoch * pairs.count if pairs.endless else 0
-        return lambda: self._draw(indices, [before + index for index in indices])
+        numbers = [before + index for index in indices]
+        # A generator's own `sample` seeds torch's global generator, which the step may use beside a thread.
+        latents = None if isinstance(pairs.source.sample, NamedPrior) else pairs.latents(numbers)
+        return lambda: self._generate(indices, numbers, latents)
 
-    def _draw(self, indices: list[int], numbers: list[int]) -> Ready:
+    def _generate(self, indices: list[int], numbers: list[int], latents: Tensor | None) -> Ready:
+        pairs = self.dataset
         with torch.cuda.stream(self._stream):  # None: no stream
-            batch = self.dataset.draw(numbers)
+            batch = pairs.generate(numbers, pairs.latents(numbers) if latents is None else latents)
             batch = batch._replace(labels=devices.send(batch.labels, self.device))
             return Ready(indices, batch, self._stream and self._stream.record_event())

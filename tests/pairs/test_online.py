@@ -1,6 +1,7 @@
 """Pairs generated while training are those that shards would hold."""
 
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -93,6 +94,18 @@ def test_a_latent_that_is_not_finite_is_named_by_its_pair():
 
     with pytest.raises(NonFiniteError, match="z_positive: NaN or infinity in sample 7"):
         online(source(exact, bad)).draw([3, 7, 1])
+
+
+@needs_gpu
+def test_a_generators_own_sample_is_called_by_the_steps_thread():
+    threads, of = set(), dataclasses.replace(source(exact), device=torch.device("cuda"))
+
+    def sample(seed, count):
+        threads.add(threading.get_ident())
+        return of.sample(seed, count)
+
+    OnlineBatches(online(dataclasses.replace(of, sample=sample)), Sampler(10, 5, 0, steps=6), of.device)(0)
+    assert threads == {threading.get_ident()}
 
 
 @needs_gpu
