@@ -56,7 +56,7 @@ def _allocate(
     images: Tensor, drawn: Sequence[Tensor], out_size: Sequence[int], out_dtype: torch.dtype, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    n = len(drawn[0])
+    n = drawn[0].shape[0]  # len would fix it in a compiled graph
     views = torch.empty((n, 3, *out_size), dtype=out_dtype, device=images.device, memory_format=layout)
     return views, torch.empty(n, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
 

@@ -133,6 +133,16 @@ def _extract(a, at, count):
     return np.where(count > 0, (a << left.astype(a.dtype)) >> right.astype(a.dtype), 0)
 
 
+def _insert(a, b, at, count):
+    """b with the lowest `count` bits of a from bit `at` on."""
+    at, field = at.astype(np.uint64), (np.uint64(1) << count.astype(np.uint64)) - np.uint64(1)
+    return (b & ~(field << at) | (a & field) << at).astype(b.dtype)
+
+
+def _leading_zeros(a):
+    return 8 * a.dtype.itemsize - np.frexp(a.astype(np.float64))[1]
+
+
 _COMMON = {
     **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "abs": np.abs, "mov": np.asarray},
     "selp": lambda a, b, p: np.where(p, a, b),
@@ -144,12 +154,15 @@ _FLOATS = {
 _INTEGERS = {
     **{"min": _of_all(np.minimum), "max": _of_all(np.maximum), "not": np.invert},
     **{"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor},
-    **{"shl": _shift_left, "shr": _shift_right, "bfe": _extract},
+    **{"shl": _shift_left, "shr": _shift_right, "bfe": _extract, "bfi": _insert, "clz": _leading_zeros},
     "div": lambda a, b: _divide(a, b)[0],
     "rem": lambda a, b: _divide(a, b)[1],
     "mad": lambda a, b, c: a * b + c,
 }
-_INPUTS = {"shl": (None, "u32"), "shr": (None, "u32"), "bfe": (None, "u32", "u32"), "selp": (None, None, "pred")}
+_INPUTS = {
+    **{"shl": (None, "u32"), "shr": (None, "u32"), "selp": (None, None, "pred")},
+    **{"bfe": (None, "u32", "u32"), "bfi": (None, None, "u32", "u32")},
+}
 """Types of inputs that differ from the opcode's (None: its)."""
 _RELATIONS = {
     **{"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater},

@@ -76,14 +76,14 @@ def _refuse(lanes, wrong, why):
         raise BadAccessError(lanes, wrong, why())
 
 
-class Shared:
-    """Shared memory of each block, of `size` bytes; reads of what is not yet written are refused."""
+class Own:
+    """Memory of each block or thread, of `size` bytes; reads of what is not yet written are refused."""
 
-    def __init__(self, size: int, blocks: int, per_block: int) -> None:
-        self._size, self._per_block = size, per_block
+    def __init__(self, name: str, size: int, owners: int, threads: int) -> None:
+        self._size, self._threads = size, threads
         self._stride = size + -size % WIDEST
-        flags = np.zeros(blocks * self._stride, bool)
-        self._bytes = Bytes("shared memory", np.zeros(len(flags), np.uint8), 0, len(flags), None, flags)
+        flags = np.zeros(owners * self._stride, bool)
+        self._bytes = Bytes(name, np.zeros(len(flags), np.uint8), 0, len(flags), None, flags)
 
     def read(self, at: np.ndarray, lanes: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
         return self._bytes.read(self._place(at, lanes, dtype.itemsize * count), lanes, dtype, count)
@@ -93,9 +93,9 @@ class Shared:
 
     def _place(self, at, lanes, size):
         outside = (at < 0) | (at + size > self._size)
-        why = "accesses {} bytes at {} of the {} bytes of shared memory"
-        _refuse(lanes, outside, lambda: why.format(size, int(at[outside][0]), self._size))
-        return lanes // self._per_block * self._stride + at
+        why = "accesses {} bytes at {} of the {} bytes of {}"
+        _refuse(lanes, outside, lambda: why.format(size, int(at[outside][0]), self._size, self._bytes.name))
+        return lanes // self._threads * self._stride + at
 
 
 class Global:

@@ -30,8 +30,8 @@ class Instruction:
 class Kernel:
     name: str
     registers: dict[str, str] = field(default_factory=dict)  # types, by name
-    symbols: dict[str, int] = field(default_factory=dict)  # addresses of parameters and in shared memory
-    shared: int = 0  # bytes of the arrays whose size is known
+    symbols: dict[str, int] = field(default_factory=dict)  # addresses of parameters, then in shared and local memory
+    arrays: dict[str, int] = field(default_factory=lambda: {"shared": 0, "local": 0})  # bytes of those of known size
     blocks: list[list[Instruction]] = field(default_factory=lambda: [[]])
     labels: dict[str, int] = field(default_factory=dict)
 
@@ -45,9 +45,9 @@ def parse(text: str, name: str) -> Kernel:
     pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s[^,]*?\s)?([\w$]+)(?:\[(\d+)\])?(?=\s*(?:,|$))"
     for align, kind, param, count in re.findall(pattern, params.strip()):
         kernel.symbols[param], end = _place(end, align, kind, count or 1)
-    arrays = r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;"
-    for align, kind, symbol, count in re.findall(arrays, text.partition(".entry")[0] + body):
-        kernel.symbols[symbol], kernel.shared = _place(kernel.shared, align, kind, count or 0)
+    arrays = r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;"
+    for space, align, kind, symbol, count in re.findall(arrays, text.partition(".entry")[0] + body):
+        kernel.symbols[symbol], kernel.arrays[space] = _place(kernel.arrays[space], align, kind, count or 0)
     _fill(kernel, body, files)
     return kernel
 

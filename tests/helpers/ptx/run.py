@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.helpers.ptx import warp
 from tests.helpers.ptx.arithmetic import DTYPES, operation
-from tests.helpers.ptx.memory import BadAccessError, Bytes, Global, Shared, room
+from tests.helpers.ptx.memory import BadAccessError, Bytes, Global, Own, room
 from tests.helpers.ptx.operands import address, listed, reader, readers, register_type, writer, writers
 from tests.helpers.ptx.parse import Instruction, Kernel
 
@@ -92,8 +92,10 @@ def launch(
     with np.errstate(all="ignore"):
         for first in range(0, number, at_once):
             threads = Threads(kernel, np.arange(first, min(first + at_once, number)), grid, block)
-            shared = Shared(kernel.shared + dynamic_shared, threads.count // threads.per_block, threads.per_block)
-            threads.spaces = {"param": given, "global": memory, "shared": shared}
+            of_block, of_thread = kernel.arrays["shared"] + dynamic_shared, kernel.arrays["local"]
+            shared = Own("shared memory", of_block, threads.count // threads.per_block, threads.per_block)
+            local = Own("local memory", of_thread, threads.count, 1)
+            threads.spaces = {"param": given, "global": memory, "shared": shared, "local": local}
             threads.run(program)
 
 
@@ -142,7 +144,7 @@ def _unguarded(kernel, instruction):
         return warp.STEPS[name](kernel, instruction)
     if name == "mov" and "{" in "".join(operands):
         return _repack(kernel, rest[-1], *operands)
-    of = operation(instruction.opcode, len(operands) - 1)
+    of = operation(("mov", rest[-1]) if name == "cvta" else instruction.opcode, len(operands) - 1)
     inputs = [reader(kernel, x, kind) for x, kind in zip(operands[1:], of.inputs, strict=True)]
     store, compute = writer(kernel, operands[0], of.result), of.compute
 
@@ -165,7 +167,7 @@ def _repack(kernel, kind, into, source):
 def _access(kernel, name, space, kind, operands):
     """ld and st."""
     into, source = operands
-    if space not in ("param", "global", "shared"):
+    if space not in ("param", "global", "shared", "local"):
         raise KeyError(space)
     if name == "st":
         where, gather = address(kernel, into), readers(kernel, source, kind)

@@ -13,29 +13,39 @@ ROW, PAIR = LANE[:, None] // 4, LANE[:, None] % 4 * 2 + [0, 1]
 """What a thread has of a matrix of 8 x 8: two neighbouring numbers of a row."""
 
 
-def _present(threads, instruction, lanes):
-    """Refuse to go on without all threads of each one's warp."""
+def _present(threads, instruction, lanes, needed=True):
+    """Refuse to go on without `needed` [lanes, 32] threads of each one's warp; all where nothing is said."""
     here = np.zeros(threads.count, bool)
     here[lanes] = True
-    alone = ~here.reshape(-1, 32).all(1)[lanes // 32]
+    alone = (needed & ~here.reshape(-1, 32)[lanes // 32]).any(1)
     if alone.any():
         raise threads.fault(instruction, lanes[alone][0], "acts with threads of its warp that are elsewhere")
 
 
 def _shuffle(kernel, instruction):
-    """shfl of whole warps: what another thread has."""
-    into, source, by, *limits = instruction.operands
-    mode = instruction.opcode[2]
-    if mode not in ("bfly", "idx") or limits != ["31", "-1"]:
-        raise KeyError(mode)
-    store, value, other = writer(kernel, into, "b32"), reader(kernel, source, "b32"), reader(kernel, by, "b32")
+    """shfl: what another thread of the warp, or of a part of it, has."""
+    into, _, valid = instruction.operands[0].partition("|")
+    choose = {
+        "bfly": lambda lane, by, first, part: lane ^ by,
+        "idx": lambda lane, by, first, part: first | (by & ~part),
+    }[instruction.opcode[2]]
+    value, other, clamp, members = (reader(kernel, x, "b32") for x in instruction.operands[1:])
+    store, tell = writer(kernel, into, "b32"), writer(kernel, valid or "_", "pred")
 
     def step(threads, lanes):
-        of, number = threads.lane[lanes], other(threads, lanes)
-        _present(threads, instruction, of)
+        of = threads.lane[lanes]
+        lane, by, limit = of % 32, other(threads, lanes).astype(int), clamp(threads, lanes).astype(int)
+        part = limit >> 8 & 31
+        first = lane & part
+        chosen = choose(lane, by, first, part)
+        inside = chosen <= (first | (limit & 31 & ~part))
+        chosen = np.where(inside, chosen, lane)
+        named = np.broadcast_to(members(threads, lanes), len(of)).astype(int)[:, None] >> LANE & 1 == 1
+        _present(threads, instruction, of, named | (chosen[:, None] == LANE))
         everyone = np.zeros(threads.count, np.uint32)
         everyone[lanes] = value(threads, lanes)
-        store(threads, lanes, everyone[of ^ number if mode == "bfly" else of - of % 32 + number])
+        store(threads, lanes, everyone[of - lane + chosen])
+        tell(threads, lanes, inside)
 
     return step
 
