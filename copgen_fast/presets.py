@@ -79,9 +79,9 @@ PRESETS: dict[str, RunConfig] = {
         ),
         steering=SteeringConfig(ranges="digits", samples=12_800, lr=1e-2),
         pairs=PairsConfig(
-            positives=(*POSITIVES, "steering"),
+            positives=("identity", "gaussian", "navigator", "steering"),
             # As far as the trained T_z.
-            options=("gaussian.std=0.286", "untrained-navigator.distance=2.0", "steering.distance=2.0"),
+            options=("gaussian.std=0.286", "steering.distance=2.0"),
             count=2_048,
             shard_size=512,
             size=16,
