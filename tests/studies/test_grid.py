@@ -54,10 +54,7 @@ def test_arms_are_the_product_of_what_varies():
 @pytest.mark.parametrize(
     ("vary", "names"),
     [
-        (
-            [],
-            ["identity", "gaussian", "untrained-navigator", "navigator", "steering"],
-        ),  # the preset's ways, an arm each
+        ([], ["identity", "gaussian", "navigator", "steering"]),  # the preset's ways, an arm each
         (["pairs.positives=gaussian", "pretrain.data=pairs,real"], ["gaussian pairs", "real"]),
         (
             ["pairs.positives=identity,gaussian", "positive.options.gaussian.std=0.1,0.2"],
