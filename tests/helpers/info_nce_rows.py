@@ -280,7 +280,7 @@ class OnPtx(OnCpu):
     def _launch(self, named, x, y, threads, *arguments):
         name = next(name for name in re.findall(r"\.entry (\w+)", self._text) if re.search(named, name))
         kernel, params = parse(self._text, name), bytearray(256)
-        for at, argument in zip(kernel.symbols.values(), arguments, strict=False):  # shared memory's come after them
+        for at, argument in zip(kernel.params, arguments, strict=True):
             raw = bytes(argument) if isinstance(argument, ctypes.Structure | ctypes._SimpleCData) else argument
             raw = raw.to_bytes(8, "little", signed=True) if isinstance(raw, int) else raw
             params[at : at + len(raw)] = raw

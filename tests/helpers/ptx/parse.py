@@ -30,7 +30,8 @@ class Instruction:
 class Kernel:
     name: str
     registers: dict[str, str] = field(default_factory=dict)  # types, by name
-    symbols: dict[str, int] = field(default_factory=dict)  # addresses of parameters, then in shared and local memory
+    symbols: dict[str, int] = field(default_factory=dict)  # addresses of parameters and in shared and local memory
+    params: tuple[int, ...] = ()  # addresses of the parameters, in order
     arrays: dict[str, int] = field(default_factory=lambda: {"shared": 0, "local": 0})  # bytes of those of known size
     blocks: list[list[Instruction]] = field(default_factory=lambda: [[]])
     labels: dict[str, int] = field(default_factory=dict)
@@ -45,6 +46,7 @@ def parse(text: str, name: str) -> Kernel:
     pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s[^,]*?\s)?([\w$]+)(?:\[(\d+)\])?(?=\s*(?:,|$))"
     for align, kind, param, count in re.findall(pattern, params.strip()):
         kernel.symbols[param], end = _place(end, align, kind, count or 1)
+    kernel.params = tuple(kernel.symbols.values())
     arrays = r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;"
     for space, align, kind, symbol, count in re.findall(arrays, text.partition(".entry")[0] + body):
         kernel.symbols[symbol], kernel.arrays[space] = _place(kernel.arrays[space], align, kind, count or 0)
