@@ -58,6 +58,7 @@ def test_all_sources_start_alike_and_differ_by_their_positives(finished_run):
         assert len(rows) == 6  # 2 epochs of 48 // 16
         losses[name] = rows[0]["loss"]
     assert len(set(losses.values())) == 4
+    assert losses["identity"] == min(losses.values()), "two views of one image agree most"
 
 
 @pytest.mark.parametrize(
