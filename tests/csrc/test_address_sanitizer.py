@@ -13,7 +13,8 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).parents[2]
 COMPILER = os.environ.get("CXX", "c++")
-FLAGS = "-std=c++20 -fPIC -O1 -g1 -fsanitize=address -fno-omit-frame-pointer -fopenmp -Wno-psabi -Icsrc".split()
+FLAGS = "-std=c++20 -fPIC -O1 -U_FORTIFY_SOURCE -g1 -fsanitize=address -fno-omit-frame-pointer -fopenmp".split()
+FLAGS += ["-Wno-psabi", "-Icsrc"]
 
 
 def library(name):

@@ -30,7 +30,7 @@ def drawn(n, size, policy=EVERYTHING, views=1, out_size=None, seed=0):
 def arguments(images, params, out_size, out_dtype=torch.float32, channels_last=False, straight_through=False):
     tensors = [getattr(params, name) for name in FIELDS]
     statistics = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
-    return (images, tensors, list(out_size), *statistics, out_dtype, channels_last, straight_through, "cpp")
+    return (images, tensors, list(out_size), *statistics, out_dtype, channels_last, straight_through, "cpp", True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])

@@ -34,7 +34,7 @@ def fused_augment(
     channels_last: bool,
     straight_through: bool,
     backend: str,
-    check_range: bool = True,
+    check_range: bool,
 ) -> tuple[Tensor, Tensor]:
     """Views [V N, 3, h, w] of checked images [N, 3, H, W] without the blur, and their contrast pivots [V N].
 
