@@ -30,7 +30,7 @@ def drawn(n, size, policy=EVERYTHING, views=1, out_size=None, seed=0):
 def arguments(images, params, out_size, out_dtype=torch.float32, channels_last=False, straight_through=False):
     tensors = [getattr(params, name) for name in FIELDS]
     statistics = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
-    return (images, tensors, list(out_size), *statistics, out_dtype, channels_last, straight_through, "cpp", True)
+    return (images, *tensors, list(out_size), *statistics, out_dtype, channels_last, straight_through, "cpp", True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -53,7 +53,7 @@ def test_opcheck_backward_and_filter():
     images, params = drawn(3, (6, 7))
     views, pivot = fused_augment(*arguments(images, params, (5, 8)))
     tensors = [getattr(params, name) for name in FIELDS]
-    torch.library.opcheck(fused_augment_backward, (views, images, tensors, pivot, [0.2] * 3, False, "cpp"))
+    torch.library.opcheck(fused_augment_backward, (views, images, *tensors, pivot, [0.2] * 3, False, "cpp"))
     weights = torch.rand(3, 5, generator=seeded())
     for transposed in (False, True):
         torch.library.opcheck(fused_filter, (images.requires_grad_(), weights, transposed, "cpp"))

@@ -227,6 +227,18 @@ def test_inplace_writes_into_x_where_nothing_needs_it(backend, layout):
 
 
 @needs_cpp
+def test_overwriting_what_another_backward_needs_is_noticed():
+    x, scale, shift = (y.detach() for y in drawn((2, 3, 4, 5), torch.float32))
+    z = x * torch.ones_like(x, requires_grad=True)
+    cond_norm(x, scale, shift, inplace=True, backend="cpp")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+    with torch.inference_mode():
+        y = x.clone()
+        assert cond_norm(y, scale, shift, inplace=True, backend="cpp") is y
+
+
+@needs_cpp
 @each_layout
 def test_bits_depend_on_neither_run_nor_threads_nor_batch(layout):
     inputs = drawn((3, 20, 33, 30), torch.float32, layout)

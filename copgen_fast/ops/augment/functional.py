@@ -108,13 +108,13 @@ def augment(
     rand = params.rand_augment
     if params.blur.shape[1] == 1 and rand is None:
         statistics = neutral if mean is None else (mean, std)
-        return fused_augment(images, drawn, size, *statistics, out_dtype, last, straight_through, backend, in_cpp)[0]
+        return fused_augment(images, *drawn, size, *statistics, out_dtype, last, straight_through, backend, in_cpp)[0]
     # A blur reads neighbouring pixels, so it and what follows are separate launches.
     drawn[-1] = torch.full_like(params.solarize, torch.inf)
     if rand is not None:
         drawn[-2] = torch.zeros_like(params.gray)
     arithmetic = torch.promote_types(images.dtype, torch.float32)
-    views, _ = fused_augment(images, drawn, size, *neutral, arithmetic, False, straight_through, backend, in_cpp)
+    views, _ = fused_augment(images, *drawn, size, *neutral, arithmetic, False, straight_through, backend, in_cpp)
     if params.blur.shape[1] > 1:
         views = fused_filter(views, params.blur, False, backend)
     if rand is not None:

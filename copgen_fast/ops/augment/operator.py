@@ -12,21 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from copgen_fast.ops.augment import reference
 from copgen_fast.ops.augment.params import AugmentParams
 from copgen_fast.ops.backend import load
 from copgen_fast.ops.checks import expect_intensities
 from copgen_fast.ops.derivatives import differentiated_again, pull
+from copgen_fast.ops.library import operator, register_autograd
 
 # The tensors of AugmentParams that the operators and their backends take, in this order.
 FIELDS = ("crop", "flip", "order", "factors", "jitter", "gray", "solarize")
 
 
-@torch.library.custom_op("copgen_fast::augment", mutates_args=())
+@operator("augment")
 def fused_augment(
     images: Tensor,
-    drawn: Sequence[Tensor],
+    crop: Tensor,
+    flip: Tensor,
+    order: Tensor,
+    factors: Tensor,
+    jitter: Tensor,
+    gray: Tensor,
+    solarize: Tensor,
     out_size: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
@@ -38,39 +46,46 @@ def fused_augment(
 ) -> tuple[Tensor, Tensor]:
     """Views [V N, 3, h, w] of checked images [N, 3, H, W] without the blur, and their contrast pivots [V N].
 
-    `drawn` are the parameters of FIELDS. View v is of image v mod N. A pivot is the mean luminance that the contrast
+    The parameters are those of FIELDS. View v is of image v mod N. A pivot is the mean luminance that the contrast
     blends with, 0 where there is none.
     """
-    views, pivot = _allocate(images, drawn, out_size, out_dtype, channels_last)
-    params = dict(zip(FIELDS, drawn, strict=True))
-    expect_valid(images, params["crop"], params["order"])
+    views, pivot = _allocate(images, crop, out_size, out_dtype, channels_last)
+    expect_valid(images, crop, order)
     if views.numel():
+        drawn = (crop, flip, order, factors, jitter, gray, solarize)
         forward = load(backend, "augment").augment_forward
-        outside = forward(images, *drawn, mean=list(mean), std=list(std), views=views, pivot=pivot)
+        outside = forward(images, *drawn, mean=mean, std=std, views=views, pivot=pivot)
         if outside and check_range:  # C++ looks at the pixels that it loads; Triton would have to be waited for
             expect_intensities("images", images)
     return views, pivot
 
 
 def _allocate(
-    images: Tensor, drawn: Sequence[Tensor], out_size: Sequence[int], out_dtype: torch.dtype, channels_last: bool
+    images: Tensor, crop: Tensor, out_size: Sequence[int], out_dtype: torch.dtype, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    n = drawn[0].shape[0]  # len would fix it in a compiled graph
+    n = crop.shape[0]  # len would fix it in a compiled graph
     views = torch.empty((n, 3, *out_size), dtype=out_dtype, device=images.device, memory_format=layout)
     return views, torch.empty(n, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
 
 
-@fused_augment.register_fake
-def _(images, drawn, out_size, mean, std, out_dtype, channels_last, *_: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN001
-    return _allocate(images, drawn, out_size, out_dtype, channels_last)
+@register_fake(fused_augment)
+def _(images: Tensor, crop: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, out_size, _, _, out_dtype, channels_last, _, _, _ = rest
+    return _allocate(images, crop, out_size, out_dtype, channels_last)
 
 
-@torch.library.custom_op("copgen_fast::augment_backward", mutates_args=())
+@operator("augment_backward")
 def fused_augment_backward(
     grad: Tensor,
     images: Tensor,
-    drawn: Sequence[Tensor],
+    crop: Tensor,
+    flip: Tensor,
+    order: Tensor,
+    factors: Tensor,
+    jitter: Tensor,
+    gray: Tensor,
+    solarize: Tensor,
     pivot: Tensor,
     std: Sequence[float],
     straight_through: bool,
@@ -79,35 +94,34 @@ def fused_augment_backward(
     """Gradient with respect to the images, in their dtype and layout, of the views' gradient [V N, 3, h, w]."""
     grad_images = torch.empty_like(images)
     if grad.numel():
-        load(backend, "augment").augment_backward(
-            grad, images, *drawn, pivot=pivot, std=list(std), straight_through=straight_through, grad_images=grad_images
-        )
+        drawn = (crop, flip, order, factors, jitter, gray, solarize)
+        backward = load(backend, "augment").augment_backward
+        backward(grad, images, *drawn, pivot=pivot, std=std, straight_through=straight_through, grad_images=grad_images)
     return grad_images
 
 
-fused_augment_backward.register_fake(lambda grad, images, *_: torch.empty_like(images))
+register_fake(fused_augment_backward, lambda grad, images, *_: torch.empty_like(images))
 
 
 def _setup_augment(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    images, drawn, _, _, ctx.std, _, _, ctx.straight_through, ctx.backend, _ = inputs
-    ctx.save_for_backward(images, *drawn, output[1])
+    *tensors, _, _, ctx.std, _, _, ctx.straight_through, ctx.backend, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # zeros for it would cost a launch
 
 
-def _augment_vjp(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
-    of_others = [[None] * len(FIELDS), *[None] * 8]
+def _augment_vjp(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    of_others = (None,) * (len(FIELDS) + 8)
     if grad is None:
-        return (None, *of_others)
-    (images, *drawn, pivot), options = ctx.saved_tensors, (ctx.std, ctx.straight_through)
+        return None, *of_others
+    tensors, options = ctx.saved_tensors, (ctx.std, ctx.straight_through)
     if differentiated_again(grad):
-        grad_images = _by_definition(grad, images, drawn, *options)
-    else:
-        grad_images = fused_augment_backward(grad, images, drawn, pivot, *options, ctx.backend)
-    return (grad_images, *of_others)
+        images, *drawn, _ = tensors
+        return _by_definition(grad, images, drawn, *options), *of_others
+    return fused_augment_backward(grad, *tensors, *options, ctx.backend), *of_others
 
 
-fused_augment.register_autograd(_augment_vjp, setup_context=_setup_augment)
+register_autograd(fused_augment, _augment_vjp, _setup_augment)
 
 
 def _by_definition(
@@ -122,7 +136,7 @@ def _by_definition(
     return pull(views, (images,), grad)[0]
 
 
-@torch.library.custom_op("copgen_fast::separable_filter", mutates_args=())
+@operator("separable_filter")
 def fused_filter(images: Tensor, weights: Tensor, transposed: bool, backend: str) -> Tensor:
     """Contiguous [N, 3, h, w] filtered along both axes by each sample's own weights [N, 2R + 1], borders reflected.
 
@@ -135,7 +149,7 @@ def fused_filter(images: Tensor, weights: Tensor, transposed: bool, backend: str
     return filtered
 
 
-fused_filter.register_fake(lambda images, *_: torch.empty_like(images, memory_format=torch.contiguous_format))
+register_fake(fused_filter, lambda images, *_: torch.empty_like(images, memory_format=torch.contiguous_format))
 
 
 def _setup_filter(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -152,7 +166,7 @@ def _filter_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return fused_filter(grad, weights, not ctx.transposed, ctx.backend), None, None, None
 
 
-fused_filter.register_autograd(_filter_vjp, setup_context=_setup_filter)
+register_autograd(fused_filter, _filter_vjp, _setup_filter)
 
 
 def expect_valid(images: Tensor, crop: Tensor, order: Tensor) -> None:

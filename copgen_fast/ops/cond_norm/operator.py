@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from copgen_fast.ops.backend import load
 from copgen_fast.ops.cond_norm import reference
 from copgen_fast.ops.cond_norm.reference import layout_of
 from copgen_fast.ops.derivatives import differentiated_again, pull
+from copgen_fast.ops.library import operator, register_autograd
 
 
 def dense(x: Tensor) -> bool:
@@ -23,7 +25,7 @@ def dense(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=layout_of(x))
 
 
-@torch.library.custom_op("copgen_fast::cond_norm", mutates_args=())
+@operator("cond_norm")
 def fused_cond_norm(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, backend: str) -> Tensor:
     """relu(x scale + shift) of x [N, C, H, W], upsampled by nearest 2 x or not."""
     y = _allocate(x, upsample)
@@ -33,7 +35,7 @@ def fused_cond_norm(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, bac
     return y
 
 
-fused_cond_norm.register_fake(lambda x, scale, shift, upsample, backend: _allocate(x, upsample))
+register_fake(fused_cond_norm, lambda x, scale, shift, upsample, backend: _allocate(x, upsample))
 
 
 def _allocate(x: Tensor, upsample: bool) -> Tensor:
@@ -47,14 +49,19 @@ def _rows(affine: Tensor) -> Tensor:
     return affine if affine.stride(1) == 1 else affine.contiguous()
 
 
-@torch.library.custom_op("copgen_fast::cond_norm_", mutates_args={"x"})
+@operator("cond_norm_", mutates=("x",))
 def fused_cond_norm_(x: Tensor, scale: Tensor, shift: Tensor, backend: str) -> None:
     """Overwrite dense x by relu(x scale + shift)."""
     if x.numel():
         load(backend, "cond_norm").cond_norm(x, _rows(scale), _rows(shift), False, x)
+    if not x.is_inference():
+        torch.autograd.graph.increment_version(x)
 
 
-@torch.library.custom_op("copgen_fast::cond_norm_backward", mutates_args=())
+register_fake(fused_cond_norm_, lambda *_: None)
+
+
+@operator("cond_norm_backward")
 def fused_cond_norm_backward(
     grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, with_affine: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,8 +80,9 @@ def fused_cond_norm_backward(
     return grads
 
 
-fused_cond_norm_backward.register_fake(
-    lambda grad, x, scale, shift, upsample, with_affine, backend: _allocate_grads(x, scale, with_affine)
+register_fake(
+    fused_cond_norm_backward,
+    lambda grad, x, scale, shift, upsample, with_affine, backend: _allocate_grads(x, scale, with_affine),
 )
 
 
@@ -96,4 +104,4 @@ def _vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*(grads if with_affine else (grads[0], None, None)), None, None)
 
 
-fused_cond_norm.register_autograd(_vjp, setup_context=_setup)
+register_autograd(fused_cond_norm, _vjp, _setup)

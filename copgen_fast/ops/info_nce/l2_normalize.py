@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from copgen_fast.ops.backend import load
 from copgen_fast.ops.derivatives import differentiated_again, pull
+from copgen_fast.ops.library import operator, register_autograd
 
 # Rows no longer than this stay almost zero and take no gradient, which would be 1e12 times that of other rows.
 EPSILON = 1e-12
 
 
-@torch.library.custom_op("copgen_fast::l2_normalize", mutates_args=())
+@operator("l2_normalize")
 def l2_normalize(anchors: Tensor, positives: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Rows x / max(|x|, 1e-12) of anchors and positives, floating [N, D]: [2N, D], and their norms |x|, [2N].
 
@@ -36,10 +38,10 @@ def allocate(anchors: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
     return anchors.new_empty((2 * n, d), dtype=dtype), anchors.new_empty(2 * n, dtype=dtype)
 
 
-l2_normalize.register_fake(lambda anchors, positives, backend: allocate(anchors, positives))
+register_fake(l2_normalize, lambda anchors, positives, backend: allocate(anchors, positives))
 
 
-@torch.library.custom_op("copgen_fast::l2_normalize_backward", mutates_args=())
+@operator("l2_normalize_backward")
 def l2_normalize_backward(
     grad: Tensor, anchors: Tensor, positives: Tensor, units: Tensor, norms: Tensor, backend: str
 ) -> Tensor:
@@ -63,7 +65,7 @@ def allocate_grads(anchors: Tensor, positives: Tensor) -> Tensor:
     return anchors.new_empty((2 * anchors.shape[0], anchors.shape[1]), dtype=dtype)
 
 
-l2_normalize_backward.register_fake(lambda grad, anchors, positives, *_: allocate_grads(anchors, positives))
+register_fake(l2_normalize_backward, lambda grad, anchors, positives, *_: allocate_grads(anchors, positives))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -83,7 +85,7 @@ def _vjp(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor 
     return *l2_normalize_backward(grad.contiguous(), *saved, ctx.backend).chunk(2), None
 
 
-l2_normalize.register_autograd(_vjp, setup_context=_setup)
+register_autograd(l2_normalize, _vjp, _setup)
 
 
 def l2_normalize_reference(x: Tensor) -> Tensor:

@@ -25,10 +25,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import register_fake
 
 from copgen_fast.ops.backend import load
 from copgen_fast.ops.derivatives import differentiated_again, pull
 from copgen_fast.ops.info_nce import chunked, reference
+from copgen_fast.ops.library import operator, register_autograd
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def _backend(name: str) -> Any:
     return chunked if name == "chunked" else load(name, "info_nce")
 
 
-@torch.library.custom_op("copgen_fast::row_losses", mutates_args=())
+@operator("row_losses")
 def row_losses(
     rows: Tensor,
     columns: Tensor | None,
@@ -93,14 +95,14 @@ def _allocate(rows: Tensor, with_nearest: bool) -> tuple[Tensor, Tensor, Tensor,
     return rows.new_empty(m), rows.new_empty(m), nearest, rows.new_empty(m_nearest)
 
 
-row_losses.register_fake(lambda rows, *rest: _allocate(rows, with_nearest=rest[6]))
+register_fake(row_losses, lambda rows, *rest: _allocate(rows, with_nearest=rest[6]))
 
 
 def _rounded(x: Tensor | None, precision: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(precision).contiguous()
 
 
-@torch.library.custom_op("copgen_fast::row_gradients", mutates_args=())
+@operator("row_gradients")
 def row_gradients(
     rows: Tensor,
     columns: Tensor | None,
@@ -130,7 +132,7 @@ def row_gradients(
     return grad_rows
 
 
-row_gradients.register_fake(lambda rows, *_: torch.empty_like(rows, memory_format=torch.contiguous_format))
+register_fake(row_gradients, lambda rows, *_: torch.empty_like(rows, memory_format=torch.contiguous_format))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -159,7 +161,7 @@ def _vjp(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     return grad_rows, grad_columns, *[None] * 8
 
 
-row_losses.register_autograd(_vjp, setup_context=_setup)
+register_autograd(row_losses, _vjp, _setup)
 
 
 def _by_definition(

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from copgen_fast.ops.backend import load
 from copgen_fast.ops.derivatives import differentiated_again, pull
 from copgen_fast.ops.info_nce import reference
 from copgen_fast.ops.info_nce.l2_normalize import allocate, allocate_grads, l2_normalize_reference
 from copgen_fast.ops.info_nce.operator import ROUGH, allow_for_rounding
+from copgen_fast.ops.library import operator, register_autograd
 
 MOST_ROWS = 1024
 """Most rows, anchors and positives, of a batch whose matrix is kept: 4 MB of float32."""
 
 
-@torch.library.custom_op("copgen_fast::pair_losses", mutates_args=())
+@operator("pair_losses")
 def pair_losses(
     anchors: Tensor, positives: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -42,10 +44,10 @@ def _allocate(anchors: Tensor, positives: Tensor) -> tuple[Tensor, Tensor, Tenso
     return torch.empty_like(norms), torch.empty_like(norms), units, norms, units.new_empty(units.shape[0] ** 2)
 
 
-pair_losses.register_fake(lambda anchors, positives, temperature: _allocate(anchors, positives))
+register_fake(pair_losses, lambda anchors, positives, temperature: _allocate(anchors, positives))
 
 
-@torch.library.custom_op("copgen_fast::pair_gradients", mutates_args=())
+@operator("pair_gradients")
 def pair_gradients(
     grad: Tensor,
     anchors: Tensor,
@@ -62,7 +64,7 @@ def pair_gradients(
     return grads
 
 
-pair_gradients.register_fake(lambda grad, anchors, positives, *_: allocate_grads(anchors, positives))
+register_fake(pair_gradients, lambda grad, anchors, positives, *_: allocate_grads(anchors, positives))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -86,4 +88,4 @@ def _vjp(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor
     return *pair_gradients(grad.contiguous(), anchors, positives, ctx.temperature, *saved).chunk(2), None
 
 
-pair_losses.register_autograd(_vjp, setup_context=_setup)
+register_autograd(pair_losses, _vjp, _setup)

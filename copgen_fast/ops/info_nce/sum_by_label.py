@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from copgen_fast.ops.derivatives import differentiated_again
+from copgen_fast.ops.library import operator, register_autograd
 
 
-@torch.library.custom_op("copgen_fast::sum_by_label", mutates_args=())
+@operator("sum_by_label")
 def sum_by_label(x: Tensor, labels: Tensor) -> Tensor:
     """For each row of floating [M, D] the sum of all rows with its label; labels are int64 [M].
 
@@ -29,7 +31,7 @@ def sum_by_label(x: Tensor, labels: Tensor) -> Tensor:
     return torch.segment_reduce(x[order], "sum", lengths=lengths, unsafe=True)[index]
 
 
-sum_by_label.register_fake(lambda x, labels: torch.empty_like(x, memory_format=torch.contiguous_format))
+register_fake(sum_by_label, lambda x, labels: torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -43,4 +45,4 @@ def _vjp(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return sum_by_label(grad, labels), None
 
 
-sum_by_label.register_autograd(_vjp, setup_context=_setup)
+register_autograd(sum_by_label, _vjp, _setup)

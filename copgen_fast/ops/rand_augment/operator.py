@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from copgen_fast.ops.backend import load
+from copgen_fast.ops.library import operator
 
 
-@torch.library.custom_op("copgen_fast::rand_augment", mutates_args=())
+@operator("rand_augment")
 def compiled_rand_augment(images: Tensor, operation: Tensor, argument: Tensor, cubic: Tensor, affine: Tensor) -> Tensor:
     """Views [N, 3, h, w] of contiguous float32 or float64 images; `affine` from `params.matrices`."""
     views = torch.empty_like(images)
@@ -18,4 +20,4 @@ def compiled_rand_augment(images: Tensor, operation: Tensor, argument: Tensor, c
     return views
 
 
-compiled_rand_augment.register_fake(lambda images, *_: torch.empty_like(images))
+register_fake(compiled_rand_augment, lambda images, *_: torch.empty_like(images))
