@@ -13,22 +13,22 @@ the second. So the first writes the gradient without it, and what each unit of i
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import triton.language as tl
 from copgen_fast.kernels.augment_backward import augment_backward
 from copgen_fast.kernels.color import Drawn, apply_jitter, before_contrast, load_jitter, luminance, poison, tie
 from copgen_fast.kernels.filter import separable_filter
-from copgen_fast.kernels.launch import on_device
+from copgen_fast.kernels.launch import PLANS, Launch, Layout, on_device
 from copgen_fast.kernels.resize import Sizes, Strides, load_crop, open_crop, pixels_of, plane_pointers, read_rows
 from copgen_fast.kernels.views import (
     PIXELS,
     ROWS,
     constants_of,
     kernel,
-    new_parts,
     part_of,
+    parts_of,
     precise,
     sizes_of,
     split,
@@ -136,14 +136,28 @@ def augment_forward(
     pivot: Tensor,
 ) -> None:
     """Fill `views` [V N, 3, h, w] from `images` [N, 3, H, W], and `pivot` [V N]; see ops/augment/operator.py."""
-    drawn = Drawn(*(x.contiguous() for x in drawn))
-    grid, tiling = tiling_of(views, PIXELS, ROWS)
-    shared = (images, *images.stride(), drawn, *sizes_of(images, views), new_parts(pivot, grid))
-    meta = constants_of(images, views) | tiling
-    scale, shift = split([1 / s for s in std]), split([-m / s for m, s in zip(mean, std, strict=True)])
+    launch = _forward_of(Layout.of(images), Layout.of(views), tuple(mean), tuple(std))
     with on_device(images):
-        pivot_parts_kernel[grid](*shared, **meta)
-        forward_kernel[grid](*shared, scale, shift, views, *views.stride(), pivot, **meta)
+        launch(images, Drawn(*(x.contiguous() for x in drawn)), views, pivot)
+
+
+@lru_cache(PLANS)
+def _forward_of(
+    images: Layout, views: Layout, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[Tensor, Drawn, Tensor, Tensor], None]:
+    """Both launches for images and views of these sizes: what they have in common is found once."""
+    grid, tiling = tiling_of(views, PIXELS, ROWS)
+    meta = constants_of(images, views) | tiling
+    pivot_parts, forward = (Launch(kernel, grid, **meta) for kernel in (pivot_parts_kernel, forward_kernel))
+    sizes, parts = sizes_of(images, views), parts_of(grid)
+    scale, shift = split([1 / s for s in std]), split([-m / s for m, s in zip(mean, std, strict=True)])
+
+    def launch(x: Tensor, drawn: Drawn, y: Tensor, pivot: Tensor) -> None:
+        shared = (x, *images.strides, drawn, *sizes, pivot.new_empty(parts))
+        pivot_parts(*shared)
+        forward(*shared, scale, shift, y, *views.strides, pivot)
+
+    return launch
 
 
 def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:

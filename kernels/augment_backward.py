@@ -1,11 +1,12 @@
 """Triton kernels of the augmentation's backward; see augment.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import triton
 import triton.language as tl
 from copgen_fast.kernels.color import Drawn, apply_jitter, jitter_vjp, load_jitter, luminance, tie
-from copgen_fast.kernels.launch import on_device
+from copgen_fast.kernels.launch import PLANS, Launch, Layout, on_device
 from copgen_fast.kernels.resize import (
     Sizes,
     Strides,
@@ -23,8 +24,8 @@ from copgen_fast.kernels.views import (
     PIXELS,
     constants_of,
     kernel,
-    new_parts,
     part_of,
+    parts_of,
     precise,
     sizes_of,
     split,
@@ -247,23 +248,34 @@ def augment_backward(
     grad_images: Tensor,
 ) -> None:
     """Fill `grad_images`, the gradient of `images`, from that of the views; see ops/augment/operator.py."""
-    drawn = Drawn(*(x.contiguous() for x in drawn))
-    grid, tiling = tiling_of(grad, PIXELS, ROWS)
-    parts = new_parts(pivot, grid)
-    meta, sizes = constants_of(images, grad), sizes_of(images, grad)
-    rows, columns = tiling["ROWS"] + meta["TWO_TAPS"], tiling["COLUMNS"]
-    # Not in half precision for half images: that would round twice.
-    kept = pivot.new_empty(len(grad), grid[1] * tiling["STRIPS"], grid[2], rows, 6, columns)
-    given = (parts, split([1 / s for s in std]), grad, *grad.stride(), pivot, kept, kept.stride(-1))
+    launch = _backward_of(*map(Layout.of, (images, grad, grad_images)), tuple(std), straight_through)
+    with on_device(images):
+        launch(grad, images, Drawn(*(x.contiguous() for x in drawn)), pivot, grad_images)
+
+
+@lru_cache(PLANS)
+def _backward_of(
+    images: Layout, grads: Layout, grad_images: Layout, std: tuple[float, ...], straight_through: bool
+) -> Callable[[Tensor, Tensor, Drawn, Tensor, Tensor], None]:
+    """Both launches for images and views of these sizes: what they have in common is found once."""
+    grid, tiling = tiling_of(grads, PIXELS, ROWS)
     gathered, tiles = tiling_of(grad_images, GATHERED, 1)
+    meta, sizes, parts = constants_of(images, grads), sizes_of(images, grads), parts_of(grid)
+    rows, columns = tiling["ROWS"] + meta["TWO_TAPS"], tiling["COLUMNS"]
+    scale = split([1 / s for s in std])
+    of_views = (grads.shape[0], grid[1] * tiling["STRIPS"], grid[2], rows, 6, columns)
     # For narrow views, of which a program makes several strips at once, the assembler would spill a little.
     registers = REGISTERS if tiling["STRIPS"] == 1 else 112
-    with on_device(images):
-        resized_grad_kernel[grid](
-            images, *images.stride(), drawn, *sizes, *given,
-            STRAIGHT=straight_through, KEPT=rows, maxnreg=registers, **meta | tiling | {"num_warps": WARPS},
-        )  # fmt: skip
-        gather_kernel[gathered](
-            grad_images, *grad_images.stride(), drawn, *sizes, parts, parts.shape[1], kept, *kept.shape[1:3],
-            KEPT=rows, KEPT_OF=tiling["ROWS"], TILE=columns, **meta, **tiles,
-        )  # fmt: skip
+    first = meta | tiling | {"STRAIGHT": straight_through, "KEPT": rows, "num_warps": WARPS, "maxnreg": registers}
+    resized_grad = Launch(resized_grad_kernel, grid, **first)
+    gather = Launch(gather_kernel, gathered, KEPT=rows, KEPT_OF=tiling["ROWS"], TILE=columns, **meta, **tiles)
+
+    def launch(grad: Tensor, x: Tensor, drawn: Drawn, pivot: Tensor, grad_x: Tensor) -> None:
+        sums = pivot.new_empty(parts)
+        # Not in half precision for half images: that would round twice.
+        kept = pivot.new_empty(of_views)
+        given = (sums, scale, grad, *grads.strides, pivot, kept, 1)
+        resized_grad(x, *images.strides, drawn, *sizes, *given)
+        gather(grad_x, *grad_images.strides, drawn, *sizes, sums, parts[1], kept, *of_views[1:3])
+
+    return launch

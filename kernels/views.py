@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from copgen_fast.kernels.launch import Layout
 from copgen_fast.kernels.resize import Sizes
-from torch import Tensor
 
 # What a program makes at once, two pixels a thread, and how often: reading a view's parameters takes some 500
 # instructions.
@@ -51,13 +51,13 @@ def precise(numbers, channel: tl.constexpr, COMPUTE: tl.constexpr):
     return number
 
 
-def sizes_of(images: Tensor, views: Tensor) -> Sizes:
+def sizes_of(images: Layout, views: Layout) -> Sizes:
     n, _, height, width = images.shape
     m, _, out_height, out_width = views.shape
     return Sizes(n, m, height, width, out_height, out_width)
 
 
-def tiling_of(images: Tensor, pixels: int, rows: int) -> tuple[tuple[int, int, int], dict[str, int]]:
+def tiling_of(images: Layout, pixels: int, rows: int) -> tuple[tuple[int, int, int], dict[str, int]]:
     """The grid, and which pixels of an image a program makes: `pixels` at a time, of strips of at most `rows` rows."""
     count, _, height, width = images.shape
     columns, rows = (128, rows) if width > 64 else (32, min(rows, 2))
@@ -66,14 +66,15 @@ def tiling_of(images: Tensor, pixels: int, rows: int) -> tuple[tuple[int, int, i
     return (count, triton.cdiv(height, strips * rows), triton.cdiv(width, columns)), tiling
 
 
-def new_parts(pivot: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    return pivot.new_empty(grid[0], grid[1] * grid[2])
+def parts_of(grid: tuple[int, int, int]) -> tuple[int, int]:
+    """Shape of the parts of a sum over each view."""
+    return grid[0], grid[1] * grid[2]
 
 
-def constants_of(images: Tensor, views: Tensor) -> dict[str, Any]:
+def constants_of(images: Layout, views: Layout) -> dict[str, Any]:
     """Compile-time arguments of the kernels."""
     two_taps = images.shape[2] <= views.shape[2] and images.shape[3] <= views.shape[3]
-    extents = ((x.shape[2] - 1) * x.stride(2) + (x.shape[3] - 1) * x.stride(3) for x in (images, views))
+    extents = ((x.shape[2] - 1) * x.strides[2] + (x.shape[3] - 1) * x.strides[3] for x in (images, views))
     return {
         "TWO_TAPS": two_taps,
         "OFFSET": tl.int64 if max(extents) >= 2**31 else tl.int32,

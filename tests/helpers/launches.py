@@ -133,6 +133,7 @@ def main(folder, cache):
         for module in (module for module in modules if hasattr(module, "examples")):
             for name, call in module.examples(thorough, "cpu"):
                 call()
+                call()  # as launched from the second call on
                 note(name)
         for name, call in large(device == 0):
             call()
