@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,20 +144,13 @@ class JigsawParams:
         """Device of the tensors."""
         return self.order.device
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> JigsawParams:
-        """Move to `device`; `non_blocking` as for a tensor."""
-        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> JigsawParams:
-        """Copy to page-locked memory, from which transfers to a GPU are asynchronous."""
-        return self._map(lambda part: part.pin_memory())
-
     def __getitem__(self, rows: slice) -> JigsawParams:
         """Parameters of some of the views."""
-        return self._map(lambda part: part[rows])
+        return self.map(lambda tensor: tensor[rows])
 
-    def _map(self, change: Callable[[Any], Any]) -> JigsawParams:
-        return JigsawParams(change(self.crop), change(self.place), change(self.order))
+    def map(self, change: Callable[[Tensor], Tensor]) -> JigsawParams:
+        """The parameters whose tensors are `change` of these."""
+        return JigsawParams(self.crop.map(change), change(self.place), change(self.order))
 
 
 def piece_size(height: int, width: int) -> tuple[int, int]:

@@ -35,9 +35,10 @@ def expect_tensor(
     elif value.dtype not in dtypes:
         wanted = " or ".join(str(dtype) for dtype in dtypes)
         raise TypeError(f"{argument}: expected {wanted}, got {value.dtype}")
-    fits = value.ndim == len(shape) and all(
-        isinstance(want, str) or want == got for want, got in zip(shape, value.shape, strict=True)
-    )
+    sizes = value.shape
+    fits = len(sizes) == len(shape)
+    for want, size in zip(shape, sizes, strict=False):
+        fits = fits and (isinstance(want, str) or want == size)
     if not fits:
         wanted = ", ".join(str(size) for size in shape)
         raise ValueError(f"{argument}: expected shape [{wanted}], got {list(value.shape)}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from copgen_fast.errors import UsageError
 
@@ -16,25 +17,41 @@ if TYPE_CHECKING:
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class Movable(Protocol):
-    """A tensor, or a dataclass of tensors like AugmentParams."""
+class Tensors(Protocol):
+    """A dataclass of tensors, all on one device, like AugmentParams."""
 
     @property
     def device(self) -> torch.device: ...
 
-    def pin_memory(self) -> Self: ...
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The dataclass whose tensors are `change` of these."""
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self: ...
 
-
-_Values = TypeVar("_Values", bound=Movable)
+_Values = TypeVar("_Values", bound=Tensor | Tensors)
 
 
 def send(values: _Values, device: torch.device) -> _Values:
     """Copy to `device`; from the host to a GPU through pinned memory, without waiting for the GPU."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
+    through_pinned = device.type == "cuda" and values.device.type == "cpu"
+    if isinstance(values, Tensor):
+        return values.pin_memory().to(device, non_blocking=True) if through_pinned else values.to(device)
+    return together(values, device, pinned=True) if through_pinned else values.map(lambda x: x.to(device))
+
+
+def together(values: Tensors, device: torch.device, pinned: bool = False) -> Tensors:
+    """Copy all tensors of a dataclass to `device` by one transfer, as each takes the host some 30 us."""
+    tensors: list[Tensor] = []
+    values.map(lambda x: tensors.append(x) or x)
+    # Aligned, as Triton and vectorised copies like it.
+    sizes = [size for x in tensors for size in (x.nbytes, -x.nbytes % 64)]
+
+    def parts(buffer: Tensor) -> list[Tensor]:
+        return [y.view(x.dtype).view(x.shape) for x, y in zip(tensors, buffer.split(sizes)[::2], strict=True)]
+
+    host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
+    torch._foreach_copy_(parts(host), tensors)
+    there = iter(parts(host.to(device, non_blocking=pinned)))
+    return values.map(lambda _: next(there))
 
 
 def resolve(device: str, precision: str) -> torch.device:

@@ -25,7 +25,8 @@ def sample(prior: Prior, seed: Seed, size: tuple[int, ...], scale: float = 1.0) 
     Args:
         seed: see `Seed`.
     """
-    return _latents(prior, _numbers(prior, np.random.RandomState(seed), size), scale)
+    (random,) = random_states([seed])
+    return _latents(prior, _numbers(prior, random, size), scale)
 
 
 def sample_each(prior: Prior, seeds: Iterable[Seed], latent_dim: int, scale: float = 1.0) -> Tensor:

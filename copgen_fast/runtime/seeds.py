@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 Key = int | str
+_OF_THREAD = threading.local()
 Seed = int | Sequence[int]
 """Of NumPy's generators: an int in [0, 2**32), or a sequence of them for an independent stream."""
 
@@ -34,14 +36,15 @@ def generator(*key: Key) -> torch.Generator:
 
 
 def random_states(seeds: Iterable[Seed]) -> Iterator[np.random.RandomState]:
-    """RandomState(seed) of each seed; use one before the next, as it is one object, seeded anew.
+    """RandomState(seed) of each seed; use one before the next, as it is one object a thread, seeded anew.
 
     Making an object takes ten times as long as drawing a latent.
     """
-    random = np.random.RandomState(0)
     for seed in seeds:
-        random.seed(seed)
-        yield random
+        if not hasattr(_OF_THREAD, "random"):
+            _OF_THREAD.random = np.random.RandomState(0)
+        _OF_THREAD.random.seed(seed)
+        yield _OF_THREAD.random
 
 
 @contextlib.contextmanager

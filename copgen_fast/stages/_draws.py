@@ -57,10 +57,6 @@ def draw_batch(config: RunConfig, G: nn.Module, index: int, device: torch.device
     )
     labels = draw_labels(G, options.batch, device, config.seed, "navigator labels", index)
     rows = ranks.rows(options.batch)
-    prime = slice(options.batch + rows.start, options.batch + rows.stop)
-    return Batch(
-        z[rows],
-        devices.send(params[rows], device),
-        devices.send(params[prime], device),
-        None if labels is None else labels[rows],
-    )
+    own = devices.send(params if ranks.alone else params[ranks.joint_rows(options.batch)], device)
+    n = len(own) // 2
+    return Batch(z[rows], own[:n], own[n:], None if labels is None else labels[rows])

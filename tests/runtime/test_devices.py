@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from copgen_fast import augmentations
+from copgen_fast.augmentations import JigsawParams
 from copgen_fast.errors import UsageError
 from copgen_fast.ops import AugmentParams
 from copgen_fast.runtime import devices
@@ -46,24 +48,18 @@ def test_values_are_sent_whole():
     assert params.device == torch.device("cpu")
 
 
-def test_values_go_to_a_gpu_from_pinned_memory_without_waiting():
-    class Recorded:
-        device = torch.device("cpu")
-
-        def __init__(self, history=()):
-            self.history = history
-
-        def pin_memory(self):
-            return Recorded((*self.history, "pinned"))
-
-        def to(self, device, non_blocking=False):
-            return Recorded((*self.history, device, non_blocking))
-
-    device = torch.device("cuda")
-    assert devices.send(Recorded(), device).history == ("pinned", device, True)
-    there = Recorded()
-    there.device = device
-    assert devices.send(there, device).history == (device, False), "what is there is not pinned"
+def test_a_batch_of_parameters_goes_in_one_transfer():
+    policy, generator = augmentations.get("infomin"), torch.Generator()
+    for sent in (
+        JigsawParams.sample(5, (9, 8), policy, generator),
+        AugmentParams.sample(5, (40, 40), policy, generator=generator),
+    ):
+        arrived = devices.together(sent, torch.device("cpu"))
+        assert type(arrived) is type(sent)
+        parts = list(tensors(arrived))
+        assert all(torch.equal(*both) for both in zip(parts, tensors(sent), strict=True))
+        assert len({x.untyped_storage().data_ptr() for x in parts}) == 1
+        assert all(x.data_ptr() % 16 == 0 and x.is_contiguous() for x in parts)
 
 
 def test_autocast_computes_in_its_precision():

@@ -209,20 +209,21 @@ class AugmentParams:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> AugmentParams:
         """Move to `device`; `non_blocking` as for a tensor."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> AugmentParams:
         """Copy to page-locked memory, from which transfers to a GPU are asynchronous."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
     def __len__(self) -> int:
         return len(self.crop)
 
     def __getitem__(self, rows: slice) -> AugmentParams:
         """Parameters of some of the views."""
-        return self._map(lambda tensor: tensor[rows])
+        return self.map(lambda tensor: tensor[rows])
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> AugmentParams:
+    def map(self, change: Callable[[Tensor], Tensor]) -> AugmentParams:
+        """The parameters whose tensors are `change` of these."""
         names = (field.name for field in fields(self) if field.name != "rand_augment")
         rand = None if self.rand_augment is None else self.rand_augment.map(change)
         return AugmentParams(*(change(getattr(self, name)) for name in names), rand_augment=rand)
@@ -241,8 +242,8 @@ def _draw_crops(tries: Tensor, place: Tensor, image_size: tuple[int, int], polic
     u, v = tries.chunk(2, dim=1)
     area = height * width * (low + u * (high - low))
     ratio = torch.exp(math.log(narrow) + v * (math.log(wide) - math.log(narrow)))
-    w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-    fits = (0 < w) & (w <= width) & (0 < h) & (h <= height)
+    w, h = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(dim=1, keepdim=True)
     w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
     top, left = (place[:, 0] * (height - h + 1)).floor(), (place[:, 1] * (width - w + 1)).floor()
@@ -250,8 +251,8 @@ def _draw_crops(tries: Tensor, place: Tensor, image_size: tuple[int, int], polic
     h_most = min(height, max(1, round(width / narrow)))
     w_most = min(width, max(1, round(height * wide)))
     centred = ((height - h_most) // 2, (width - w_most) // 2, h_most, w_most)
-    drawn = zip((top, left, h, w), centred, strict=True)
-    return torch.stack([torch.where(fits.any(1), box, side) for box, side in drawn], dim=1).long()
+    drawn, none = zip((top, left, h, w), centred, strict=True), ~fits.any(1)
+    return torch.stack([box.masked_fill(none, side) for box, side in drawn], dim=1).long()
 
 
 def _factor_ranges(policy: AugmentPolicy) -> list[tuple[float, float]]:
