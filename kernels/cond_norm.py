@@ -4,13 +4,15 @@ Forward each program writes a run of the result, NCHW or NHWC, upsampled or not.
 of some pixels of a sample, and stores partial sums of the gradients of scale and shift, which are added in one order.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.launch import on_device
+from copgen_fast.kernels.launch import PLANS, Launch, Layout, on_device
 from torch import Tensor
 
 __all__ = ["cond_norm", "cond_norm_backward"]
@@ -102,12 +104,18 @@ def cond_norm(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, y: Tensor
 
     y may be x itself where nothing is upsampled.
     """
-    chunks = triton.cdiv(y[0].numel(), BLOCK)
+    launch, chunks = _forward_of(Layout.of(x), Layout.of(y), scale.dtype, upsample)
     with on_device(x):
-        cond_norm_kernel[(len(x) * chunks,)](
-            x, scale, scale.stride(0), shift, shift.stride(0), y, chunks,
-            **_meta(x, y, scale, upsample), BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
+        launch(x, scale, scale.stride(0), shift, shift.stride(0), y, chunks)
+
+
+@lru_cache(PLANS)
+def _forward_of(x: Layout, y: Layout, computed: torch.dtype, upsample: bool) -> tuple[Launch, int]:
+    """The launch for images of these sizes, and programs a sample."""
+    n, *sizes = y.shape
+    chunks = triton.cdiv(math.prod(sizes), BLOCK)
+    meta = _meta(x, y, computed, upsample) | {"BLOCK": BLOCK, "num_warps": WARPS}
+    return Launch(cond_norm_kernel, (n * chunks,), specialized=True, **meta), chunks
 
 
 def cond_norm_backward(
@@ -121,29 +129,39 @@ def cond_norm_backward(
     grad_shift: Tensor | None,
 ) -> None:
     """Fill the gradients of x [N, C, H, W] and, unless None, of scale and shift [N, C] from that of the result."""
+    with_sums = grad_scale is not None
+    launch, steps, of_sums = _backward_of(Layout.of(x), Layout.of(grad), scale.dtype, upsample, with_sums)
+    sums = scale.new_empty(of_sums) if with_sums else None
+    with on_device(x):
+        launch(grad, x, scale, scale.stride(0), shift, shift.stride(0), grad_x, sums, of_sums[2], steps)
+    if with_sums:
+        torch.sum(sums[0], 1, out=grad_scale)
+        torch.sum(sums[1], 1, out=grad_shift)
+
+
+@lru_cache(PLANS)
+def _backward_of(
+    x: Layout, grad: Layout, computed: torch.dtype, upsample: bool, with_sums: bool
+) -> tuple[Launch, int, tuple[int, ...]]:
+    """The launch for images of these sizes, steps of a program, and the shape of the partial sums, if there are any."""
     n, channels, height, width = x.shape
-    meta = _meta(x, grad, scale, upsample)
+    meta = _meta(x, grad, computed, upsample)
     beside = min(BESIDE, triton.next_power_of_2(channels if meta["LAST"] else height * width))
     across = min(TILE // beside, triton.next_power_of_2(height * width if meta["LAST"] else channels))
     pixels, group = (across, beside) if meta["LAST"] else (beside, across)
     steps = min(STEPS, triton.cdiv(height * width, pixels))
     parts = triton.cdiv(height * width, pixels * steps)
-    sums = None if grad_scale is None else scale.new_empty((2, n, parts, channels))
-    with on_device(x):
-        cond_norm_backward_kernel[(n * parts * triton.cdiv(channels, group),)](
-            grad, x, scale, scale.stride(0), shift, shift.stride(0), grad_x, sums, parts, steps,
-            **meta, PIXELS=pixels, CHANNELS=group, num_warps=WARPS,
-        )  # fmt: skip
-    if sums is not None:
-        torch.sum(sums[0], 1, out=grad_scale)
-        torch.sum(sums[1], 1, out=grad_shift)
+    grid = (n * parts * triton.cdiv(channels, group),)
+    meta |= {"PIXELS": pixels, "CHANNELS": group, "num_warps": WARPS}
+    launch = Launch(cond_norm_backward_kernel, grid, specialized=True, **meta)
+    return launch, steps, (2, n, parts, channels)
 
 
-def _meta(x: Tensor, y: Tensor, scale: Tensor, upsample: bool) -> dict[str, object]:
+def _meta(x: Layout, y: Layout, computed: torch.dtype, upsample: bool) -> dict[str, Any]:
     _, channels, height, width = x.shape
-    compute = tl.float64 if scale.dtype == torch.float64 else tl.float32
+    compute = tl.float64 if computed == torch.float64 else tl.float32
     # y decides: x may be so small that both layouts fit it.
-    layout = {"UPSAMPLE": upsample, "LAST": not y.is_contiguous(), "COMPUTE": compute}
+    layout = {"UPSAMPLE": upsample, "LAST": not y.contiguous, "COMPUTE": compute}
     return {"C": channels, "H": height, "W": width, **layout}
 
 

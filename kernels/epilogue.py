@@ -4,12 +4,13 @@ Each chunk is read once. For GPUs, sizes and precisions without a fused kernel; 
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.launch import on_device
+from copgen_fast.kernels.launch import PLANS, Launch, on_device
 from torch import Tensor
 
 __all__ = ["losses_of", "weigh"]
@@ -108,11 +109,9 @@ def losses_of(
 ) -> None:
     """row_losses of rows `first` and on, of `m`, whose products [C, K] with the columns are given."""
     count, k = products.shape
+    launch = _launch(losses_of_kernel, (count,), exclude_self, nearest is None)
     with on_device(products):
-        losses_of_kernel[(count,)](
-            products, 1 / temperature, k, first, m, offset, shift, losses, lse, nearest, nearest_logit,
-            EXCLUDE_SELF=exclude_self, BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
+        launch(products, 1 / temperature, k, first, m, offset, shift, losses, lse, nearest, nearest_logit)
 
 
 def weigh(
@@ -130,11 +129,16 @@ def weigh(
 ) -> None:
     """Replace products [C, K] by the weights of the columns in row_gradients, times the temperature."""
     count, k = products.shape
+    grid = (count, triton.cdiv(k, BLOCK))
+    launch = _launch(weigh_kernel, grid, exclude_self, row_lse is None, column_lse is None)
     with on_device(products):
-        weigh_kernel[(count, triton.cdiv(k, BLOCK))](
-            products, 1 / temperature, k, first, m, offset, shift, row_lse, row_grad, column_lse, column_grad,
-            EXCLUDE_SELF=exclude_self, BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
+        launch(products, 1 / temperature, k, first, m, offset, shift, row_lse, row_grad, column_lse, column_grad)
+
+
+@lru_cache(PLANS)
+def _launch(kernel: Any, grid: tuple[int, ...], exclude_self: bool, *_: bool) -> Launch:
+    """The launch on this grid, and for these arguments that are None."""
+    return Launch(kernel, grid, specialized=True, EXCLUDE_SELF=exclude_self, BLOCK=BLOCK, num_warps=WARPS)
 
 
 def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:

@@ -1,12 +1,12 @@
 """Triton kernel of a separable filter with weights per sample, and of its adjoint: the augmentation's blur."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.launch import on_device
+from copgen_fast.kernels.launch import PLANS, Launch, on_device
 from torch import Tensor
 
 # Two pixels a thread share a division.
@@ -60,11 +60,17 @@ def separable_filter(images: Tensor, weights: Tensor, transposed: bool, filtered
     between = torch.empty_like(images)
     sizes = (weights.shape[1], height, width, chunks)
     weights = weights.contiguous()
+    across, down = (_launch(m * channels * chunks, images.dtype, vertical, transposed) for vertical in (False, True))
     with on_device(images):
-        for vertical, source, target in ((False, images, between), (True, between, filtered)):
-            filter_kernel[(m * channels * chunks,)](
-                source, weights, target, *sizes, VERTICAL=vertical, TRANSPOSED=transposed, BLOCK=BLOCK, num_warps=WARPS
-            )
+        across(images, weights, between, *sizes)
+        down(between, weights, filtered, *sizes)
+
+
+@lru_cache(PLANS)
+def _launch(programs: int, dtype: torch.dtype, vertical: bool, transposed: bool) -> Launch:
+    """The launch along one axis of images of this type."""
+    constants = {"VERTICAL": vertical, "TRANSPOSED": transposed, "BLOCK": BLOCK, "num_warps": WARPS}
+    return Launch(filter_kernel, (programs,), specialized=True, **constants)
 
 
 def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:

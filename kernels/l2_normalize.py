@@ -1,12 +1,13 @@
 """Triton kernels of L2 normalisation and its gradient: one launch each for anchors and positives."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.launch import on_device
+from copgen_fast.kernels.launch import PLANS, Launch, on_device
 from torch import Tensor
 
 __all__ = ["l2_normalize", "l2_normalize_backward"]
@@ -78,11 +79,10 @@ def l2_normalize(anchors: Tensor, positives: Tensor, units: Tensor, norms: Tenso
 
     The inputs may have any strides. Computed in the dtype of `norms`; units divide by 1e-12 at least.
     """
-    n, d = anchors.shape
-    inputs = (anchors, *anchors.stride(), positives, *positives.stride(), n)
+    launch = _launch(l2_normalize_kernel, anchors.shape, norms.dtype, anchors.dtype, positives.dtype, units.dtype)
+    inputs = (anchors, *anchors.stride(), positives, *positives.stride(), len(anchors))
     with on_device(anchors):
-        grid, meta = _launch(n, d, norms)
-        l2_normalize_kernel[grid](*inputs, units, norms, **meta)
+        launch(*inputs, units, norms)
 
 
 def l2_normalize_backward(
@@ -92,20 +92,23 @@ def l2_normalize_backward(
 
     A row whose norm is at most 1e-12 gets no gradient.
     """
-    n, d = anchors.shape
-    inputs = (anchors, *anchors.stride(), positives, *positives.stride(), n, norms)
+    dtypes = (anchors.dtype, positives.dtype, grad.dtype, grad_anchors.dtype)
+    launch = _launch(l2_normalize_backward_kernel, anchors.shape, norms.dtype, *dtypes)
+    inputs = (anchors, *anchors.stride(), positives, *positives.stride(), len(anchors), norms)
     outputs = (grad_anchors, *grad_anchors.stride(), grad_positives, *grad_positives.stride())
     with on_device(anchors):
-        grid, meta = _launch(n, d, norms)
-        l2_normalize_backward_kernel[grid](grad, *inputs, *outputs, **meta)
+        launch(grad, *inputs, *outputs)
 
 
-def _launch(n: int, d: int, norms: Tensor) -> tuple[tuple[int], dict[str, object]]:
+@lru_cache(PLANS)
+def _launch(kernel: Any, shape: tuple[int, int], computed: torch.dtype, *dtypes: torch.dtype) -> Launch:
+    """The launch for rows of this shape, and tensors of these types."""
+    n, d = shape
     width = triton.next_power_of_2(d)
     count = max(1, BLOCK // max(width, 32))
-    compute = tl.float64 if norms.dtype == torch.float64 else tl.float32
+    compute = tl.float64 if computed == torch.float64 else tl.float32
     meta = {"D": d, "COMPUTE": compute, "COUNT": count, "WIDTH": width, "num_warps": WARPS}
-    return (triton.cdiv(2 * n, count),), meta
+    return Launch(kernel, (triton.cdiv(2 * n, count),), specialized=True, **meta)
 
 
 def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:

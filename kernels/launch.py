@@ -18,10 +18,11 @@ class Layout(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    contiguous: bool
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Layout":
-        return cls(tensor.dtype, tensor.shape, tensor.stride())
+        return cls(tensor.dtype, tensor.shape, tensor.stride(), tensor.is_contiguous())
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager:
@@ -34,8 +35,9 @@ def on_device(tensor: Tensor) -> AbstractContextManager:
 class Launch:
     """A kernel's launch on one grid, with compile-time constants and options, as a function of its other arguments.
 
-    Calls must agree in all that Triton compiles for: the dtypes of tensors, and which arguments are None; with
-    `specialized`, also the values of its numbers, while tensors may be anywhere.
+    Calls must agree in all that Triton compiles for: the dtypes of tensors, which arguments are None, and the values of
+    numbers. With `specialized` its code depends on where tensors are, too, and numbers that the kernel doesn't
+    specialise may differ.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], specialized: bool = False, **constants: Any) -> None:
@@ -44,7 +46,7 @@ class Launch:
         self.compiled = {}  # what the first call on each device compiled, with the constants as the last arguments
 
     def __call__(self, *arguments: Any) -> None:
-        ready = self.compiled and not (self.specialized and _misaligned(arguments))
+        ready = self.compiled and not (self.specialized and _is_rare(arguments))
         compiled = self.compiled.get(driver.active.get_current_device()) if ready else None
         if compiled is not None:
             launch, values = compiled
@@ -53,11 +55,11 @@ class Launch:
         made = self.kernel[self.grid](*arguments, **self.constants)
         # Otherwise it is an interpreter's, or only compiled.
         launched = getattr(made, "module", None) is not None
-        if launched and not (self.specialized and _misaligned(arguments)):
+        if launched and not (self.specialized and _is_rare(arguments)):
             values = [self.constants[name] for name in self.kernel.arg_names if name in self.constants]
             self.compiled[driver.active.get_current_device()] = made[self.grid], values
 
 
-def _misaligned(arguments: tuple[Any, ...]) -> bool:
-    """Whether Triton compiles for these addresses anew: it does so where they are no multiples of 16 bytes."""
-    return any(isinstance(x, Tensor) and x.data_ptr() % 16 for x in arguments)
+def _is_rare(arguments: tuple[Any, ...]) -> bool:
+    """Whether Triton compiles anew for these: for addresses that are no multiples of 16, and for large numbers."""
+    return any(x.data_ptr() % 16 if isinstance(x, Tensor) else x is not None and x >= 2**31 for x in arguments)

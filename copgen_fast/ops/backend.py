@@ -99,9 +99,10 @@ def resolve(
             those that do.
     """
     device = torch.device(device)
-    names = [name for name in _FASTEST[op].get(device.type, ("reference",)) if _runs(name, device)]
+    every = _FASTEST[op].get(device.type, ("reference",))
     if backend is None:
-        return next(name for name in names if _is_default(op, name, device, dtype, dimension))
+        return next(x for x in every if _runs(x, device) and _is_default(op, x, device, dtype, dimension))
+    names = [name for name in every if _runs(name, device)]
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and "triton" in INSTALLED
     if interpreted and "triton" in _FASTEST[op]["cuda"]:
         names.append("triton")

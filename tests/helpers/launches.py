@@ -139,6 +139,11 @@ def main(folder, cache):
             call()
             note(f"large: {name}")
     set_device(0)
+    normalize = importlib.import_module("copgen_fast.kernels.l2_normalize").l2_normalize
+    for start in (0, 1, 0):  # from an address that is a multiple of 16, and from another
+        few = torch.zeros(8 * 32 + 1, dtype=torch.float16)[start : start + 8 * 32].view(8, 32)
+        normalize(few, few, torch.zeros(16, 32), torch.zeros(16))
+        note(f"from element {start}")
     rows = torch.zeros(224, 128, dtype=torch.float16).as_subclass(OnSecond)
     numbers = torch.zeros(224)
     nce = importlib.import_module("copgen_fast.kernels.info_nce")
@@ -151,7 +156,7 @@ def main(folder, cache):
     for i in range(library.stand_in_count()):
         launch, (kernel, sizes) = found[i], names[found[i].function]
         record = {name: list(getattr(launch, name)) for name in ("grid", "block")}
-        record |= {name: getattr(launch, name) for name in ("stream", "device", "shared")}
+        record |= {name: getattr(launch, name) for name in ("function", "stream", "device", "shared")}
         values = [launch.values[k] for k in range(launch.count)]
         record |= {"kernel": kernel, "sizes": sizes, "values": values, "expected": expected[i], "variant": variants[i]}
         result.append(record)

@@ -71,6 +71,11 @@ def test_grids_and_shared_memory_are_within_the_cards_limits(launches):
     assert max(math.prod(launch["grid"]) for launch in launches) > 2**20, "large sizes are among them"
 
 
+def test_a_kernel_for_aligned_tensors_gets_no_others(launches):
+    first, second, third = (launch["function"] for launch in launches if "from element" in launch["variant"])
+    assert first == third != second
+
+
 def test_launches_go_to_the_current_stream_of_the_tensors_device(launches):
     assert all(launch["stream"] == STREAMS[launch["device"]] for launch in launches)
     *others, last = launches
