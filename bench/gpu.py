@@ -62,8 +62,9 @@ def parts(folder: Path) -> list[Part]:
             80,
             "ops/test_info_nce_gpu.py",
             "ops/test_cond_norm.py",
+            "ops/test_add_upsampled.py",
             "csrc/test_info_nce_cuda.py",
-            *(f"kernels/test_{name}.py" for name in ("info_nce", "augment", "cond_norm", "epilogue")),
+            *(f"kernels/test_{name}.py" for name in ("info_nce", "augment", "cond_norm", "add_upsampled", "epilogue")),
         ),
         tests(
             "stages",

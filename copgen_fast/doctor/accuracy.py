@@ -13,6 +13,7 @@ from copgen_fast.ops import (
     AugmentParams,
     RandAugmentParams,
     RandAugmentPolicy,
+    add_upsampled,
     augment,
     cond_norm,
     info_nce,
@@ -117,6 +118,10 @@ def op_cases(device: torch.device) -> dict[str, OpCase]:
         "cond_norm": OpCase(
             on_device(drawn(4, 96, 32, 32).to(memory_format=torch.channels_last), *drawn(2, 4, 96)),
             lambda x, backend: cond_norm(*x, backend=backend),
+        ),
+        "add_upsampled": OpCase(
+            on_device(*(drawn(4, 96, n, n).to(memory_format=torch.channels_last) for n in (32, 16)), drawn(96)),
+            lambda x, backend: add_upsampled(*x, backend=backend),
         ),
     }
 

@@ -14,7 +14,7 @@ from copgen_fast.generators._folding import (
     FoldedAttention,
     FoldedConv,
     Normalisation,
-    add_upsampled,
+    conv_add_upsampled,
     three_by_three,
 )
 from copgen_fast.generators._rewrites import Rewrites
@@ -41,8 +41,8 @@ class FoldedBlock(nn.Module):
         # Before x is overwritten.
         shortcut = self.conv_sc(x if self.shortcut_first else F.interpolate(x, scale_factor=2))
         h = self.conv1(first(x, inplace=True))
-        h = self.conv2(second(h, inplace=True))
-        return add_upsampled(h, shortcut) if self.shortcut_first else h + shortcut
+        h = second(h, inplace=True)
+        return conv_add_upsampled(self.conv2, h, shortcut) if self.shortcut_first else self.conv2(h) + shortcut
 
 
 class FoldedBigBiGAN(Folded):

@@ -14,7 +14,7 @@ from copgen_fast.generators._folding import (
     FoldedAttention,
     FoldedConv,
     Normalisation,
-    add_upsampled,
+    conv_add_upsampled,
     three_by_three,
 )
 from copgen_fast.generators._rewrites import Rewrites
@@ -47,12 +47,12 @@ class FoldedBottleneck(nn.Module):
 
     def forward(self, x: Tensor, *normalise: Callable[..., Tensor]) -> Tensor:
         h = self.inner[0](normalise[0](x))  # x is read again, by the shortcut
-        for conv, norm in zip((*self.inner[1:], self.last), normalise[1:], strict=True):
+        for conv, norm in zip(self.inner[1:], normalise[1:-1], strict=True):
             h = conv(norm(h, inplace=True))
-        shortcut = x[:, : self.kept]
-        if not self.upsampled:
-            return h.add_(shortcut)
-        return add_upsampled(h, shortcut) if self.shortcut_first else h + F.interpolate(shortcut, scale_factor=2)
+        h, shortcut = normalise[-1](h, inplace=True), x[:, : self.kept]
+        if self.upsampled and self.shortcut_first:
+            return conv_add_upsampled(self.last, h, shortcut)
+        return self.last(h).add_(F.interpolate(shortcut, scale_factor=2) if self.upsampled else shortcut)
 
 
 class FoldedBigGANDeep(Folded):

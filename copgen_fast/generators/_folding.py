@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from copgen_fast.generators import _convolutions as convolutions
@@ -19,7 +18,8 @@ from copgen_fast.generators._convolutions import Method
 from copgen_fast.generators._interface import copy_attributes, expect_labels
 from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators._spectral import normalised_weight
-from copgen_fast.ops import cond_norm
+from copgen_fast.ops import add_upsampled, cond_norm
+from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_finite, expect_tensor
 
 # Channels from which saved multiplications outweigh the copies around them, on a CPU.
@@ -54,12 +54,22 @@ class FoldedConv(nn.Module):
         self.method, self.lean = method, False
         self.register_buffer("bias", None if bias is None else bias[:outputs].detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        arguments = x, self.weight(), self.bias
+    def forward(self, x: Tensor, biased: bool = True) -> Tensor:
+        """With or without the bias."""
+        arguments = x, self.weight(), self.bias if biased else None
         lean = self.lean and self.method.adjoint is not None and torch.is_grad_enabled() and x.requires_grad
         if lean:
             return convolutions.ByConstant.apply(*arguments, self.method.run, self.method.adjoint)
         return self.method.run(*arguments)
+
+
+def conv_add_upsampled(conv: FoldedConv, x: Tensor, small: Tensor) -> Tensor:
+    """conv(x) + small, upsampled by nearest 2 x: the end of a residual block.
+
+    cuDNN adds a bias in a pass of its own, where the fused addition gets it for nothing.
+    """
+    fused = resolve("add_upsampled", x.device) != "reference"
+    return add_upsampled(conv(x, not fused), small, conv.bias if fused else None, inplace=True)
 
 
 def three_by_three(channels: int, out: int, upsampled: bool, rewrites: Rewrites) -> Method:
@@ -251,24 +261,3 @@ def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor, inplace: bool = Fa
     """`cond_norm` in two passes of PyTorch's operators, in x's dtype; x is never overwritten, even with `inplace`."""
     scale, shift = (y.to(x.dtype)[:, :, None, None] for y in (scale, shift))
     return torch.addcmul(shift, x, scale).relu_()
-
-
-def add_upsampled(x: Tensor, small: Tensor) -> Tensor:
-    """Add small [N, C, H, W], upsampled by nearest, to x [N, C, 2H, 2W] in place."""
-    return _AddUpsampled.apply(x, small)
-
-
-class _AddUpsampled(torch.autograd.Function):
-    """Addition in place without a view of x, for which autograd would copy x's whole gradient twice."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, small: Tensor) -> Tensor:  # noqa: ANN001
-        ctx.mark_dirty(x)
-        by_four = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-        by_four += small[:, :, :, None, :, None]
-        return x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
-        return gradient, F.avg_pool2d(gradient, 2, divisor_override=1)

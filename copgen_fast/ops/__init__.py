@@ -1,5 +1,6 @@
 """Batched augmentation, InfoNCE and conditional normalisation: differentiable ops that need torch only."""
 
+from copgen_fast.ops.add_upsampled.functional import add_upsampled
 from copgen_fast.ops.augment.functional import Augment, AugmentParams, AugmentPolicy, augment
 from copgen_fast.ops.backend import backends
 from copgen_fast.ops.cond_norm.functional import cond_norm
@@ -14,6 +15,7 @@ __all__ = [
     "InfoNCEStats",
     "RandAugmentParams",
     "RandAugmentPolicy",
+    "add_upsampled",
     "augment",
     "backends",
     "cond_norm",

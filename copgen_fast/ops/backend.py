@@ -49,6 +49,7 @@ _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
     "info_nce": {"cpu": ("cpp", "chunked", "reference"), "cuda": ("triton", "cuda", "chunked", "reference")},
     "l2_normalize": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
     "cond_norm": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
+    "add_upsampled": {"cpu": ("reference",), "cuda": ("triton", "reference")},
 }
 
 # The inputs for which a GPU's backend is the default, where these are not all.

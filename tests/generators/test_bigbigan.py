@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from copgen_fast import generators
 from copgen_fast.errors import UsageError
-from copgen_fast.generators import _folding, bigbigan, optimize
 from copgen_fast.generators import _optimize as levels
+from copgen_fast.generators import bigbigan, optimize
 from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators.bigbigan import BigBiGAN
 from tests.helpers.bigbigan_fixtures import bigbigan as unfolded
@@ -155,16 +155,6 @@ def test_a_gpus_graph_runs_only_what_it_was_made_for():
     graph = levels.Graphed(optimize(generators.build("digits").cuda(), "half"), 3)
     z = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).cuda()
     check_a_graph_runs_only_what_it_was_made_for(graph, z, lambda: None)
-
-
-def test_upsampled_is_added_in_place_and_its_gradient_pooled():
-    random = torch.Generator().manual_seed(0)
-    x, small = (torch.randn(2, 3, n, n, generator=random, dtype=torch.float64, requires_grad=True) for n in (6, 3))
-    assert torch.autograd.gradcheck(lambda x, small: _folding.add_upsampled(x.clone(), small), (x, small))
-    expected, given = x + torch.nn.functional.interpolate(small, scale_factor=2), x.clone()
-    found = _folding.add_upsampled(given, small)
-    assert torch.equal(found, expected) and found.data_ptr() == given.data_ptr()
-    assert "CopySlices" not in type(found.grad_fn).__name__
 
 
 def test_differences_are_counted_in_levels():

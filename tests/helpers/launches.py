@@ -168,7 +168,7 @@ def large(turing):
     """Launches at sizes beyond those that anybody trains with."""
     import torch
 
-    from copgen_fast.kernels import augment, cond_norm, info_nce
+    from copgen_fast.kernels import add_upsampled, augment, cond_norm, info_nce
 
     def empty(*shape, dtype=torch.float32, layout=torch.contiguous_format):
         return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
@@ -186,6 +186,9 @@ def large(turing):
     of = (numbers, numbers, None, None, 0, 65536, True, rows.float())
     yield "row_gradients", partial(info_nce.row_gradients, rows, None, 0.1, 10.0, *of)
     x = empty(4096, 192, 64, 64, dtype=half, layout=torch.channels_last)
+    small = empty(4096, 192, 32, 32, dtype=half, layout=torch.channels_last)
+    yield "add_upsampled", partial(add_upsampled.add_upsampled, x, small, None, x)
+    yield "add_upsampled backward", partial(add_upsampled.sum_by_four, x, small)
     affine = empty(4096, 192)
     yield "cond_norm", partial(cond_norm.cond_norm, x, affine, affine, False, x)
     backward = (x, x, affine, affine, False, x, affine, affine)

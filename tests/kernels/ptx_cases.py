@@ -19,7 +19,7 @@ def cases(target: int) -> dict[str, Callable[[], None]]:
     import torch
 
     from tests.helpers.info_nce_rows import rectangular, square
-    from tests.kernels import test_augment, test_cond_norm, test_epilogue, test_info_nce
+    from tests.kernels import test_add_upsampled, test_augment, test_cond_norm, test_epilogue, test_info_nce
 
     half, single = torch.float16, torch.float32
     pictures, drawn, augmented = test_augment.pictures, test_augment.drawn, test_augment.assert_same
@@ -28,7 +28,7 @@ def cases(target: int) -> dict[str, Callable[[], None]]:
         test_info_nce.check_losses,
         test_info_nce.check_gradients,
     )
-    last = torch.channels_last
+    added, last = test_add_upsampled.assert_same, torch.channels_last
     return {
         "augment of uint8": partial(test_augment.test_dtypes, torch.uint8),
         "augment of float16 to fewer pixels": partial(test_augment.test_dtypes_down, half),
@@ -42,6 +42,8 @@ def cases(target: int) -> dict[str, Callable[[], None]]:
         "augment with bad rows": test_augment.test_bad_rows_are_nan_and_have_no_gradient,
         "cond_norm, odd": lambda: normalized(test_cond_norm.drawn((2, 3, 5, 7), single, last), True),
         "cond_norm, large": lambda: normalized(test_cond_norm.drawn((1, 192, 64, 64), half, last)),
+        "add_upsampled, odd": lambda: added(test_add_upsampled.drawn((1, 97, 3, 5), single, last)),
+        "add_upsampled, large": lambda: added(test_add_upsampled.drawn((1, 96, 32, 32), half, last), True),
         "epilogue, symmetric": partial(test_epilogue.test_a_chunk_read_once_gives_the_same, "symmetric", 0.1),
         "epilogue of a rank": partial(test_epilogue.test_a_chunk_read_once_gives_the_same, "a rank's rows", 0.01),
         "l2_normalize": partial(test_info_nce.test_l2_normalize, 17, 128, half, half, "rows"),

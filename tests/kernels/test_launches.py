@@ -17,7 +17,7 @@ import triton
 from copgen_fast.ops.backend import triton_lacks
 from tests.helpers.launches import STREAMS
 from tests.kernels.conftest import COMPILING, ROOT
-from tests.kernels.test_compile import AUGMENT, COND_NORM, INFO_NCE
+from tests.kernels.test_compile import ADD_UPSAMPLED, AUGMENT, COND_NORM, INFO_NCE
 
 COMPILER = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(bool(triton_lacks()), reason=f"Triton's launcher needs {triton_lacks()}")
@@ -52,7 +52,7 @@ def launches(kernel_cache, tmp_path_factory):
 @pytest.mark.parametrize("device", [0, 1], ids=["sm_75", "sm_90"])
 def test_every_kernel_is_launched(launches, device):
     launched = {launch["kernel"] for launch in launches if launch["device"] == device}
-    assert launched == AUGMENT | INFO_NCE | COND_NORM
+    assert launched == AUGMENT | INFO_NCE | COND_NORM | ADD_UPSAMPLED
 
 
 def test_each_argument_fits_the_parameter_of_the_compiled_kernel(launches):

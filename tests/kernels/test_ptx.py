@@ -20,7 +20,7 @@ from tests.helpers.ptx.parse import parse
 from tests.helpers.ptx.run import FaultError, launch
 from tests.helpers.ptx.tensors import Written, region
 from tests.kernels.conftest import COMPILING, ROOT
-from tests.kernels.test_compile import AUGMENT, COND_NORM, INFO_NCE
+from tests.kernels.test_compile import ADD_UPSAMPLED, AUGMENT, COND_NORM, INFO_NCE
 
 MODULE = """
 .version 8.0
@@ -180,14 +180,14 @@ def outcome(kernel_cache):
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("op", ["augment", "cond_norm", "epilogue", "l2_normalize", "info_nce"])
+@pytest.mark.parametrize("op", ["augment", "cond_norm", "add_upsampled", "epilogue", "l2_normalize", "info_nce"])
 def test_what_the_compiler_made_gives_the_references_results(outcome, op):
     errors = {name: error for name, error in outcome["results"].items() if name.startswith(op)}
     assert errors and not any(errors.values()), "\n".join(f"{name}: {error}" for name, error in errors.items())
 
 
 def test_every_kernel_is_executed(outcome):
-    assert set(outcome["kernels"]) >= AUGMENT | INFO_NCE | COND_NORM
+    assert set(outcome["kernels"]) >= AUGMENT | INFO_NCE | COND_NORM | ADD_UPSAMPLED
 
 
 def test_a_read_outside_the_filter_is_found(outcome):
