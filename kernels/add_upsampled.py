@@ -5,12 +5,13 @@ each, NCHW or NHWC: 16 bytes at a time in NHWC, where the number of channels all
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.launch import on_device
+from copgen_fast.kernels.launch import PLANS, Launch, Layout, on_device
 from torch import Tensor
 
 __all__ = ["add_upsampled", "sum_by_four"]
@@ -81,26 +82,29 @@ def sum_by_four_kernel(
 
 def add_upsampled(x: Tensor, small: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """Fill `y`, which may be x, from dense x [N, C, 2H, 2W] of the same layout, any small [N, C, H, W] and bias [C]."""
-    grid, chunks, constants = _plan(y)
     bias = None if bias is None else bias.contiguous()
+    types = (x.dtype, small.dtype, small.stride(), None if bias is None else bias.dtype)
+    launch, chunks = _launch(add_upsampled_kernel, Layout.of(y), *types)
     with on_device(x):
-        add_upsampled_kernel[grid](x, small, *small.stride(), bias, y, chunks, **constants)
+        launch(x, small, *small.stride(), bias, y, chunks)
 
 
 def sum_by_four(grad: Tensor, grad_small: Tensor) -> None:
     """Fill dense `grad_small` [N, C, H, W] with the sums of 2 x 2 pixels of dense grad of the same layout."""
-    grid, chunks, constants = _plan(grad)
+    launch, chunks = _launch(sum_by_four_kernel, Layout.of(grad), grad_small.dtype)
     with on_device(grad):
-        sum_by_four_kernel[grid](grad, grad_small, chunks, **constants)
+        launch(grad, grad_small, chunks)
 
 
-def _plan(large: Tensor) -> tuple[tuple[int], int, dict[str, object]]:
-    """Grid, chunks of a sample and compile-time constants of launches on dense large [N, C, 2H, 2W]."""
+@lru_cache(PLANS)
+def _launch(kernel: Any, large: Layout, *_: Any) -> tuple[Launch, int]:
+    """The launch on dense large [N, C, 2H, 2W], and for others of these types and strides; chunks of a sample."""
     n, channels, height, width = large.shape
     chunks = triton.cdiv(channels * height * width // 4, BLOCK)
     compute = tl.float64 if large.dtype == torch.float64 else tl.float32
-    sizes = {"C": channels, "H": height // 2, "W": width // 2, "LAST": not large.is_contiguous()}
-    return (n * chunks,), chunks, sizes | {"COMPUTE": compute, "BLOCK": BLOCK, "num_warps": WARPS}
+    sizes = {"C": channels, "H": height // 2, "W": width // 2, "LAST": not large.contiguous}
+    constants = sizes | {"COMPUTE": compute, "BLOCK": BLOCK, "num_warps": WARPS}
+    return Launch(kernel, (n * chunks,), specialized=True, **constants), chunks
 
 
 def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:

@@ -129,7 +129,7 @@ def weigh(
 ) -> None:
     """Replace products [C, K] by the weights of the columns in row_gradients, times the temperature."""
     count, k = products.shape
-    grid = (count, triton.cdiv(k, BLOCK))
+    grid = (count, -(-k // BLOCK))  # triton.cdiv takes 6 us on the host
     launch = _launch(weigh_kernel, grid, exclude_self, row_lse is None, column_lse is None)
     with on_device(products):
         launch(products, 1 / temperature, k, first, m, offset, shift, row_lse, row_grad, column_lse, column_grad)

@@ -56,7 +56,7 @@ def separable_filter(images: Tensor, weights: Tensor, transposed: bool, filtered
     `transposed` applies the adjoint; the axes commute, so it takes them in the same order.
     """
     m, channels, height, width = images.shape
-    chunks = triton.cdiv(height * width, BLOCK)
+    chunks = -(-height * width // BLOCK)  # triton.cdiv takes 6 us on the host
     between = torch.empty_like(images)
     sizes = (weights.shape[1], height, width, chunks)
     weights = weights.contiguous()

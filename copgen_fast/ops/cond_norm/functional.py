@@ -55,11 +55,13 @@ def cond_norm(
     affine = []
     for name, value in (("scale", scale), ("shift", shift)):
         expect_tensor(name, value, ("N", channels))
-        if len(value) != 1:
+        one = value.shape[0] == 1
+        if not one:
             expect_tensor(name, value, (n, channels))
         if value.device != x.device:
             raise ValueError(f"{name}: on {value.device}, but x is on {x.device}")
-        affine.append(value.to(compute).expand(n, -1))
+        value = value if value.dtype == compute else value.to(compute)
+        affine.append(value.expand(n, -1) if one else value)
     if inplace and upsample:
         raise ValueError("inplace: an upsampled result does not fit into x; leave out inplace or upsample")
     backend = backend_for(resolve("cond_norm", x.device, backend), backend, x, scale, shift)
