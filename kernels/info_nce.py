@@ -3,8 +3,9 @@
     s_ij = (rows_i . columns_j) / temperature,  loss_i = log sum_j exp(s_ij) - s_{i, target(i)}
 
 Forward and backward are one launch each for few rows and columns. Where the rows alone don't fill the GPU, many columns
-are split, and a second launch adds up the parts, in one order. Of a large symmetric matrix half is computed: the
-exponentials of a tile are summed along both axes, and a second launch adds up those sums.
+are split, and a second launch adds up the parts, in one order; before a large backward another one makes factors. Of a
+large symmetric matrix half is computed: the exponentials of a tile are summed along both axes, and a second launch adds
+up those sums.
 
 For sm_80 and newer: on older GPUs Triton uses no matrix instructions, which is slow.
 """
@@ -16,20 +17,14 @@ from typing import NamedTuple
 import torch
 import triton
 from copgen_fast.kernels.launch import on_device
-from copgen_fast.kernels.similarity import (
-    LOG2_E,
-    finish_kernel,
-    gradients_kernel,
-    losses_kernel,
-    merge_kernel,
-    triangle_kernel,
-)
+from copgen_fast.kernels.similarity import LOG2_E, finish_kernel, losses_kernel, merge_kernel, triangle_kernel
+from copgen_fast.kernels.similarity_gradients import factors_kernel, gradients_kernel
 from torch import Tensor
 
 __all__ = ["row_gradients", "row_losses"]
 
-# exp(s - bound) stays a normal float32 for |s| <= bound, with room for both ends to be off by 1 %.
-LARGEST_BOUND = 40
+# exp(s - bound) stays a normal float32 for |s| <= bound, and exp(bound - s) times 2^14, with room for both to be off.
+LARGEST_BOUND = 38
 
 
 class Blocks(NamedTuple):
@@ -115,7 +110,7 @@ def _triangle(
         last = min(first + band, distances)
         sizes = (first, last, each, count, parts)
         triangle_kernel[(count, triton.cdiv(last - first, each))](
-            rows, scale, limit, m, *sizes, BLOCK=blocks.m, **blocks.meta(d)
+            rows, scale, limit, m, *sizes, BLOCK=blocks.m, STEP=blocks.n, **blocks.meta(d)
         )
         finish_kernel[(count,)](rows, scale, limit, m, shift, *sizes, losses, lse, D=d, BLOCK=blocks.m)
 
@@ -134,24 +129,39 @@ def row_gradients(
     exclude_self: bool,
     grad_rows: Tensor,
     *,
+    factors_from: int = 2048,
     split_from: int = 2048,
     scratch_bytes: int = 2**25,
 ) -> None:
-    """Fill `grad_rows` [M, D]; see ops/info_nce/operator.py, and `row_losses` for the keywords."""
+    """Fill `grad_rows` [M, D]; see ops/info_nce/operator.py, and `row_losses` for other keywords.
+
+    From `factors_from` rows or columns on a launch makes factors, which programs would else find themselves.
+    """
     m, d = rows.shape
-    if columns is None:
+    symmetric = columns is None
+    if symmetric:
         columns, column_lse, column_grad = rows, row_lse, row_grad
+    k = len(columns)
     bounded = bound <= LARGEST_BOUND
+    scale, limit = LOG2_E.value / temperature, bound * LOG2_E.value if bounded else 0.0
     shift = shift % m if shift >= 0 else -1
+    statistics = (row_lse, row_grad, column_lse, column_grad)
+    factors: tuple[Tensor | None, ...] = (None, None, None)
     with on_device(rows):
-        k = len(columns)
+        if max(m, k) >= factors_from:
+            of_rows, of_columns = (None if x is None else torch.empty_like(x) for x in (row_grad, column_grad))
+            unit = grad_rows.new_empty(1)
+            factors_kernel[(triton.cdiv(max(m, k), 1024),)](
+                scale, limit, m, k, *statistics, of_rows, None if symmetric else of_columns, unit,
+                BLOCK=1024, BOUNDED=bounded,
+            )  # fmt: skip
+            factors = (of_rows, of_rows if symmetric else of_columns, unit)
         blocks = _blocks(rows, k, "gradients")
         grid = (triton.cdiv(m, blocks.m), triton.cdiv(d, blocks.width))
         splits, each = _split(k, grid[0] * grid[1], blocks, split_from, scratch_bytes // (4 * m * d))
         parts = grad_rows.new_empty(splits, m, d) if splits > 1 else grad_rows
         gradients_kernel[(*grid, splits)](
-            rows, columns, LOG2_E.value / temperature, bound * LOG2_E.value if bounded else 0.0, m, k,
-            row_lse, row_grad, column_lse, column_grad, offset, shift, parts, each,
+            rows, columns, scale, limit, m, k, *statistics, *factors, offset, shift, parts, each,
             BLOCK_M=blocks.m, BLOCK_N=blocks.n, WIDTH=blocks.width, BOUNDED=bounded, EXCLUDE_SELF=exclude_self,
             **blocks.meta(d),
         )  # fmt: skip
@@ -172,35 +182,43 @@ def _split(k: int, programs: int, blocks: Blocks, split_from: int, most: int) ->
 
 
 def _blocks(rows: Tensor, k: int, kind: str) -> Blocks:
-    """Blocks of `rows` against `k` columns for "losses", "triangle" (where m = n) or "gradients".
+    """Blocks of `rows` against `k` columns for "losses", "triangle" (n rows at a time) or "gradients".
 
-    Chosen so that no registers spill and shared memory fits the 99 KB of sm_86 and sm_120. Low blocks make many
-    programs of few rows; high ones read columns less often.
+    Chosen so that no registers spill and shared memory fits the 99 KB of sm_86 and sm_120; for sm_90 on an H100. Low
+    blocks make many programs of few rows; high ones read columns less often.
     """
     m, d = rows.shape
     gradients, triangle = kind == "gradients", kind == "triangle"
     narrow = _power(d, 128)
     if triton.knobs.runtime.interpret:
-        precision = "interpreted"
-    elif triton.runtime.driver.active.get_current_target().arch < 80:
-        # Without matrix instructions both factors of a product go through registers.
-        return Blocks(32, 32, 16, _power(d, 64), 4, 1, "ieee")
+        arch, precision = 90, "interpreted"
     else:
+        arch = triton.runtime.driver.active.get_current_target().arch
         # Six products of bfloat16 make one of float32, faster than fused multiply-adds.
         precision = "bf16x6" if rows.dtype == torch.float32 else "ieee"
+        if arch < 80:
+            # Without matrix instructions both factors of a product go through registers.
+            return Blocks(32, 16 if gradients else 32, 16, _power(d, 64), 4, 1, "ieee")
+    # Its matrix instructions take both factors from shared memory, which leaves registers for larger blocks.
+    hopper = arch == 90
     few = max(m, k) <= 2048
     if rows.dtype == torch.float32:
         if triangle:
-            return Blocks(64, 64, _power(d, 16), 0, 8, 2, precision)
+            # Or three of TF32, nearly as precise.
+            return Blocks(64, 64, _power(d, 32), 0, 4, 2, "tf32x3" if hopper and precision == "bf16x6" else precision)
         if few:
-            return Blocks(16, 32, _power(d, 32), narrow, 4, 2, precision)
-        return Blocks(64, 32, _power(d, 32), narrow, 8 if gradients else 4, 2, precision)
+            return Blocks(16, 32, _power(d, 32), narrow, 8 if gradients else 4, 2, precision)
+        if hopper or not gradients:
+            return Blocks(64, 32, _power(d, 32), narrow, 4, 2, precision)
+        return Blocks(64, 32, 16, narrow, 8, 2, precision)
     if triangle:
-        side, warps = (64, 4) if m <= 8192 else (128, 8)
-        return Blocks(side, side, narrow if d <= 128 else 64, 0, warps, 3, precision)
+        return Blocks(128, 64, narrow if d <= 128 else 64, 0, 4 if d <= 128 else 8, 3, precision)
     height = 16 if few else 64 if m <= 4096 else 128
     if d <= 128:
-        return Blocks(height, 64, narrow, narrow, 8 if height == 128 else 4, 3, precision)
+        if gradients and hopper and not few:
+            return Blocks(64, 64 if m <= 8192 else 128, narrow, narrow, 4, 3 if m <= 8192 else 2, precision)
+        high = height == 128
+        return Blocks(height, 64, narrow, narrow, 8 if high else 4, 2 if high and gradients else 3, precision)
     if gradients:
         # Products are computed again for every WIDTH columns: as wide as the registers allow.
         return Blocks(min(height, 64), 32, 64, _power(d, 512), 8, 3, precision)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.baselines import augment as baselines
-from bench.harness import Call
+from bench.harness import Call, captured
 from bench.limits import Limit, copies, device_copy, instructions_per_pixel
 from bench.rows import DIRECTIONS, DTYPES, Candidate, Options, Row, chosen, compare, in_direction
 from copgen_fast.augmentations import POLICIES
@@ -25,6 +25,7 @@ class Case:
         uint8: channels_last bytes come in, which take no gradient.
         drawing: each call draws its parameters too; elsewhere they are drawn beforehand.
         devices: device types it is measured on.
+        graph: as a CUDA graph, beside the same call launched by the host.
     """
 
     policy: str
@@ -34,10 +35,11 @@ class Case:
     uint8: bool = False
     drawing: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
+    graph: bool = False
 
     def __str__(self) -> str:
-        kind = ", uint8 channels_last" if self.uint8 else ""
-        return f"{self.policy} B={self.batch} {self.side}px{kind}{', drawing included' if self.drawing else ''}"
+        kinds = {"uint8 channels_last": self.uint8, "drawing included": self.drawing, "CUDA graph": self.graph}
+        return ", ".join([f"{self.policy} B={self.batch} {self.side}px", *(name for name, it in kinds.items() if it)])
 
 
 # The paper's batch on a GPU alone: on a CPU the per-sample loops would take minutes for the same ratios.
@@ -50,7 +52,10 @@ CASES = (
     Case("simclr", 512, 32),
     Case("simclr", 352, 128, devices=("cuda",)),
     Case("simclr", 352, 128, precision="fp16", devices=("cuda",)),
+    Case("simclr", 352, 128, precision="fp16", devices=("cuda",), graph=True),
 )
+
+HOST = "same call, launched by the host"
 
 # Parts of the op, and the policy's fields that leave each out.
 ABLATIONS = {
@@ -99,6 +104,10 @@ class Measurement:
     def against_peers(self) -> Iterator[Row]:
         """A row for each peer, all measured together."""
         side, policy = self.case.side, self.policy
+        if self.case.graph:
+            own = self.ours(policy, self.params)
+            yield from self.compare({str(self.case): own}, {HOST: own})
+            return
         if self.case.drawing:
             peers = baselines.drawing_peers(policy, side)
         else:
@@ -135,7 +144,9 @@ class Measurement:
             return in_direction(self.direction, run, [self.images], self.gradient)
 
         columns, bound = (self.backend, self.case.precision, self.direction), self.limit()
-        candidates = [Candidate("augment", case, *columns, call(run), bound) for case, run in ours.items()]
+        graph = self.case.graph
+        mine = {case: captured(call(run)) if graph else call(run) for case, run in ours.items()}
+        candidates = [Candidate("augment", case, *columns, run, bound, graph) for case, run in mine.items()]
         calls = {name: call(run) for name, run in peers.items()}
         return compare(candidates, calls, self.options, self.device)
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from bench.baselines import info_nce as baselines
+from bench.harness import captured
 from bench.limits import Limit, matrix_products
 from bench.rows import DTYPES, Candidate, Options, Row, compare, in_both_directions, in_direction
 from copgen_fast.ops import info_nce
@@ -22,15 +23,19 @@ PEERS_UP_TO = {"cpu": 4096, "cuda": 16384}
 
 @dataclass(frozen=True)
 class Case:
-    """N pairs of embeddings of D dimensions, and the device types it is measured on."""
+    """N pairs of embeddings of D dimensions, and the device types it is measured on.
+
+    `graph`: as a CUDA graph, beside the same call launched by the host.
+    """
 
     n: int
     d: int = 128
     precision: str = "fp32"
     devices: tuple[str, ...] = ("cpu", "cuda")
+    graph: bool = False
 
     def __str__(self) -> str:
-        return f"N={self.n} D={self.d}"
+        return f"N={self.n} D={self.d}{', CUDA graph' if self.graph else ''}"
 
 
 # A CPU would take minutes for one step of 65536 pairs.
@@ -38,6 +43,7 @@ CASES = (
     *(Case(n) for n in (224, 1024, 4096, 16384)),
     *(Case(n, precision="fp16", devices=("cuda",)) for n in (224, 1024, 4096, 16384, 65536)),
     *(Case(n, precision="bf16", devices=("cuda",)) for n in (4096, 16384)),
+    Case(224, precision="fp16", devices=("cuda",), graph=True),
 )
 
 
@@ -55,8 +61,10 @@ def _rows(case: Case, direction: str, device: torch.device, options: Options) ->
         peers |= baselines.peers(_TEMPERATURE)
     ours = in_direction(direction, partial(info_nce, temperature=_TEMPERATURE), inputs)
     calls = {name: in_direction(direction, peer, inputs) for name, peer in peers.items()}
+    if case.graph:
+        ours, calls = captured(ours), {"same call, launched by the host": ours}
     bound = limit(case, direction, device)
-    mine = Candidate("info_nce", str(case), backend, case.precision, direction, ours, bound)
+    mine = Candidate("info_nce", str(case), backend, case.precision, direction, ours, bound, case.graph)
     yield from compare([mine], calls, options, device)
 
 

@@ -22,7 +22,7 @@ from copgen_fast.config import EncoderConfig, PretrainConfig, RunConfig
 from copgen_fast.pairs.read.loader import NO_LABEL, Batches, PairBatch, open_batches
 from copgen_fast.presets import PRESETS
 from copgen_fast.runtime import devices, machine
-from copgen_fast.stages.pretrain import make_batch, make_learner, pretrain_step
+from copgen_fast.stages.pretrain import make_batch, make_learner, make_step
 
 Fetch = Callable[[int], PairBatch]
 
@@ -119,21 +119,27 @@ def profiles(options: Options) -> Iterator[str]:
 
 
 def our_steps(case: Case, device: torch.device) -> Iterator[_steps.Step]:
-    """The stage's step in each precision: from uint8 pairs on the host, drawing its augmentation."""
+    """The stage's step in each precision: from uint8 pairs on the host, drawing its augmentation.
+
+    On a GPU, where it is not compiled, also as one CUDA graph.
+    """
     pairs = case.pairs()
     for precision in _steps.precisions(device, case.precisions):
         step = our_step(case.config(precision), device)
         yield _steps.Step(precision, partial(step, 0, lambda _: pairs))
+        if device.type == "cuda" and not case.compiled:
+            step = our_step(case.config(precision), device, graph=True)
+            yield _steps.Step(precision, partial(step, 0, lambda _: pairs), "CUDA graph")
 
 
-def our_step(config: RunConfig, device: torch.device) -> Callable[[int, Fetch], object]:
+def our_step(config: RunConfig, device: torch.device, graph: bool = False) -> Callable[[int, Fetch], object]:
     """The stage's step by its index and where its pairs come from."""
-    learner = make_learner(config, device)
+    update = make_step(make_learner(config, device), graph, device)
 
     def step(index: int, fetch: Fetch) -> object:
         with record_function("data"):
             batch = make_batch(config, index, fetch(index), config.pretrain.lr, device)
-        return pretrain_step(learner, batch)
+        return update(batch)
 
     return step
 

@@ -48,6 +48,7 @@ def cases(target: int) -> dict[str, Callable[[], None]]:
         "epilogue of a rank": partial(test_epilogue.test_a_chunk_read_once_gives_the_same, "a rank's rows", 0.01),
         "l2_normalize": partial(test_info_nce.test_l2_normalize, 17, 128, half, half, "rows"),
         "info_nce gradients": lambda: gradients(square(40, 128, 0.1, half)),
+        "info_nce gradients by factors": lambda: gradients(square(70, 128, 0.1, half), factors_from=1),
         "info_nce gradients without a bound": lambda: gradients(square(33, 128, 0.1, single, bounded=False)),
         "info_nce by triangles": lambda: losses(square(97, 128, 0.1, single), triangle_from=1),
         "info_nce of split columns": lambda: losses(

@@ -20,6 +20,7 @@ AUGMENT = {
     "resized_grad_kernel",
 }
 INFO_NCE = {
+    "factors_kernel",
     "finish_kernel",
     "gradients_kernel",
     "losses_kernel",

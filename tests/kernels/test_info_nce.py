@@ -173,6 +173,13 @@ def test_gradients_without_a_bound_and_of_split_columns():
     check_gradients(SPLIT(), (ROW,), split_from=1)
 
 
+@pytest.mark.parametrize("bounded", [True, False])
+def test_gradients_by_factors_of_a_launch_of_their_own(bounded):
+    check_gradients(square(97, 64, 0.07, HALF, bounded=bounded), factors_from=1)
+    for kinds in ((ROW,), (COLUMN,), (ROW, COLUMN)):
+        check_gradients(rectangular(33, 130, 64, 0.07, HALF, 97, 16, True, bounded=bounded), kinds, factors_from=1)
+
+
 @pytest.mark.parametrize("dtype", [HALF, FLOAT])
 @pytest.mark.parametrize("bounded", [True, False])
 def test_gradients_of_any_size(dtype, bounded):
