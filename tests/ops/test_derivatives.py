@@ -9,7 +9,7 @@ import torch.autograd.forward_ad as forward_ad
 import torch.distributed as dist
 
 from copgen_fast.augmentations import get
-from copgen_fast.ops import Augment, AugmentParams, augment, cond_norm, info_nce
+from copgen_fast.ops import Augment, AugmentParams, add_upsampled, augment, cond_norm, info_nce
 from copgen_fast.ops.backend import INSTALLED
 from copgen_fast.ops.info_nce.sum_by_label import sum_by_label
 
@@ -61,6 +61,7 @@ OPS = {
         (ROWS[0], torch.tensor(0.3, dtype=torch.float64)),
     ),
     "cond_norm": (cond_norm, (random(2, 3, 4, 4), *AFFINE)),
+    "add_upsampled": (add_upsampled, (random(2, 3, 4, 6), random(2, 3, 2, 3, seed=1), random(3, seed=2))),
     "cond_norm, upsampled": (partial(cond_norm, upsample=True), (random(2, 3, 4, 4), AFFINE[0], AFFINE[1, :1])),
 }
 each_op = pytest.mark.parametrize(("op", "inputs"), OPS.values(), ids=OPS.keys())
@@ -96,6 +97,7 @@ BY_BACKEND = [
     for name in OPS
     for backend in ("cpp", "chunked", "reference")
     if backend in INSTALLED and (backend != "chunked" or name.startswith("info_nce"))
+    if (name, backend) != ("add_upsampled", "cpp")
 ]
 
 

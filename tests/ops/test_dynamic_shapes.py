@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from copgen_fast.augmentations import get
 from copgen_fast.methods import nt_xent
-from copgen_fast.ops import Augment, AugmentParams, InfoNCELoss, cond_norm, info_nce
+from copgen_fast.ops import Augment, AugmentParams, InfoNCELoss, add_upsampled, cond_norm, info_nce
 
 SIZES = (16, 12, 7)
 
@@ -51,6 +51,7 @@ CASES = {  # what is compiled, and its arguments of a size
     "info_nce, chunked": (InfoNCELoss(0.1, backend="chunked"), pairs),
     "info_nce, everything": (stats, lambda n: (*pairs(n), torch.arange(n) % 3, random(n + 5, 8))),
     "cond_norm": (cond_norm, lambda n: (random(n, 5, n, 4).requires_grad_(), random(n, 5), random(1, 5))),
+    "add_upsampled": (add_upsampled, lambda n: (random(n, 5, 2 * n, 4).requires_grad_(), random(n, 5, n, 2))),
     "nt_xent": (lambda h: nt_xent(h, 0.1, 0.07), lambda n: (random(2 * n, 8).requires_grad_(),)),
 }
 

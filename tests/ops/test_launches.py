@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, cond_norm, info_nce
+from copgen_fast.ops import AugmentParams, AugmentPolicy, add_upsampled, augment, cond_norm, info_nce
 from copgen_fast.ops.backend import resolve
 from tests.helpers.operators import Operators
 
@@ -84,3 +84,11 @@ def test_cond_norm_takes_one_launch_each_way_where_scale_and_shift_take_no_gradi
         return lambda: cond_norm(x, scale, shift)
 
     assert launches(prepare) == (["cond_norm_kernel"], ["cond_norm_backward_kernel"])
+
+
+def test_an_upsampled_shortcut_and_a_bias_take_one_launch_each_way():
+    def prepare(mode):
+        x, small = torch.rand(2, 8, 4, 4), torch.rand(2, 8, 2, 2, requires_grad=True)
+        return lambda: add_upsampled(x, small, torch.empty(8))
+
+    assert launches(prepare) == (["add_upsampled_kernel"], ["sum_by_four_kernel"])
