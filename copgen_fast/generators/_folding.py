@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from copgen_fast.generators import _convolutions as convolutions
@@ -143,16 +144,53 @@ class FoldedAttention(nn.Module):
         self.outward = Derived(lambda layer: scaled(normalised_weight(layer), gamma), (outward,), once)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = F.conv2d(x, self.inward()).split(self.sizes, 1)
-        keys, values = F.max_pool2d(keys, 2), F.max_pool2d(values, 2)
-        queries, keys, values = (y.flatten(2).transpose(1, 2) for y in (queries, keys, values))
+        own, _, width = self.sizes
+        queries, pooled = SplitPooled.apply(F.conv2d(x, self.inward()), own, width if self.fused else own)
+        queries, keys, values = (y.flatten(2).transpose(1, 2) for y in (queries, *pooled.split(self.sizes[1:], 1)))
         if self.fused:
             # A kernel that keeps no matrix of weights, as the CPU's, takes one width for all three, and heads: one.
-            queries, keys = (F.pad(y, (0, values.shape[2] - y.shape[2])) for y in (queries, keys))
-            found = F.scaled_dot_product_attention(*(y[:, None] for y in (queries, keys, values)), scale=1.0)[:, 0]
+            # What queries have beyond their own channels is multiplied by zeros.
+            keys = F.pad(keys, (0, width - own))
+            three = (_aligned(y)[:, None] for y in (queries, keys, values))
+            found = F.scaled_dot_product_attention(*three, scale=1.0)[:, 0]
         else:
             found = (queries @ keys.transpose(1, 2)).softmax(2) @ values
-        return x + F.conv2d(found.transpose(1, 2).unflatten(2, x.shape[2:]), self.outward())
+        outward, rows = self.outward(), x.permute(0, 2, 3, 1)
+        if rows.is_contiguous() and not (torch.is_grad_enabled() and x.requires_grad):
+            rows.view(-1, rows.shape[3]).addmm_(found.flatten(0, 1), outward.flatten(1).T)  # one pass over x
+            return x
+        return x + F.conv2d(found.transpose(1, 2).unflatten(2, x.shape[2:]), outward)
+
+
+class SplitPooled(torch.autograd.Function):
+    """Some channels of [N, C, H, W], a view, and those from `own` on, max-pooled over 2 x 2.
+
+    All are pooled, as pooling copies slices. The gradient of the view counts only up to `own`, and is put in the place
+    of the gradient that pooling leaves there: no two of all channels are added.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, own: int, width: int) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+        pooled, indices = torch.ops.aten.max_pool2d_with_indices(x, [2, 2], [2, 2])
+        ctx.save_for_backward(x, indices)
+        ctx.own = own
+        return x[:, :width], pooled[:, own:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_view: Tensor, of_pooled: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN001
+        of_pooled = F.pad(of_pooled, (0, 0, 0, 0, ctx.own, 0))
+        x, indices = ctx.saved_tensors
+        window = [2, 2], [2, 2], [0, 0], [1, 1], False
+        gradient = torch.ops.aten.max_pool2d_with_indices_backward(of_pooled, x, *window, indices)
+        gradient[:, : ctx.own] = of_view[:, : ctx.own]
+        return gradient, None, None
+
+
+def _aligned(rows: Tensor) -> Tensor:
+    """[N, L, C], copied unless all rows start at multiples of 16 bytes, as GPUs' kernels of attention expect."""
+    step = 16 // rows.element_size()
+    return rows if rows.stride(1) % step == 0 and rows.storage_offset() % step == 0 else rows.contiguous()
 
 
 class Folded(nn.Module):
