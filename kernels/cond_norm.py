@@ -25,10 +25,8 @@ STEPS = 8
 # Channels of a tile in NHWC, pixels of one in NCHW.
 BESIDE = 64
 
-_kernel = triton.jit(do_not_specialize=("apart", "shift_apart"))
 
-
-@_kernel
+@triton.jit
 def cond_norm_kernel(
     x, scale, apart, shift, shift_apart, y, chunks,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, UPSAMPLE: tl.constexpr, LAST: tl.constexpr,
@@ -64,7 +62,7 @@ def _given(grad, pixel, c, exists, C, H, W, UPSAMPLE: tl.constexpr, LAST: tl.con
     return top + (tl.load(at + below, exists, 0.0).to(COMPUTE) + tl.load(at + below + right, exists, 0.0).to(COMPUTE))
 
 
-@_kernel
+@triton.jit
 def cond_norm_backward_kernel(
     grad, x, scale, apart, shift, shift_apart, grad_x, sums, parts, steps,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, UPSAMPLE: tl.constexpr, LAST: tl.constexpr,
@@ -104,14 +102,20 @@ def cond_norm(x: Tensor, scale: Tensor, shift: Tensor, upsample: bool, y: Tensor
 
     y may be x itself where nothing is upsampled.
     """
-    launch, chunks = _forward_of(Layout.of(x), Layout.of(y), scale.dtype, upsample)
+    apart = scale.stride(0), shift.stride(0)
+    launch, chunks = _forward_of(Layout.of(x), Layout.of(y), scale.dtype, apart, upsample)
     with on_device(x):
-        launch(x, scale, scale.stride(0), shift, shift.stride(0), y, chunks)
+        launch(x, scale, apart[0], shift, apart[1], y, chunks)
 
 
 @lru_cache(PLANS)
-def _forward_of(x: Layout, y: Layout, computed: torch.dtype, upsample: bool) -> tuple[Launch, int]:
-    """The launch for images of these sizes, and programs a sample."""
+def _forward_of(
+    x: Layout, y: Layout, computed: torch.dtype, apart: tuple[int, int], upsample: bool
+) -> tuple[Launch, int]:
+    """The launch for images of these sizes and rows so far apart, and programs a sample.
+
+    16 bytes of scales and shifts are loaded at once only where Triton knows that distances are multiples of 16.
+    """
     n, *sizes = y.shape
     chunks = triton.cdiv(math.prod(sizes), BLOCK)
     meta = _meta(x, y, computed, upsample) | {"BLOCK": BLOCK, "num_warps": WARPS}
@@ -130,10 +134,11 @@ def cond_norm_backward(
 ) -> None:
     """Fill the gradients of x [N, C, H, W] and, unless None, of scale and shift [N, C] from that of the result."""
     with_sums = grad_scale is not None
-    launch, steps, of_sums = _backward_of(Layout.of(x), Layout.of(grad), scale.dtype, upsample, with_sums)
+    apart = scale.stride(0), shift.stride(0)
+    launch, steps, of_sums = _backward_of(Layout.of(x), Layout.of(grad), scale.dtype, apart, upsample, with_sums)
     sums = scale.new_empty(of_sums) if with_sums else None
     with on_device(x):
-        launch(grad, x, scale, scale.stride(0), shift, shift.stride(0), grad_x, sums, of_sums[2], steps)
+        launch(grad, x, scale, apart[0], shift, apart[1], grad_x, sums, of_sums[2], steps)
     if with_sums:
         torch.sum(sums[0], 1, out=grad_scale)
         torch.sum(sums[1], 1, out=grad_shift)
@@ -141,7 +146,7 @@ def cond_norm_backward(
 
 @lru_cache(PLANS)
 def _backward_of(
-    x: Layout, grad: Layout, computed: torch.dtype, upsample: bool, with_sums: bool
+    x: Layout, grad: Layout, computed: torch.dtype, apart: tuple[int, int], upsample: bool, with_sums: bool
 ) -> tuple[Launch, int, tuple[int, ...]]:
     """The launch for images of these sizes, steps of a program, and the shape of the partial sums, if there are any."""
     n, channels, height, width = x.shape
