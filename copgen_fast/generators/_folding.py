@@ -152,7 +152,7 @@ class FoldedAttention(nn.Module):
             # What queries have beyond their own channels is multiplied by zeros.
             keys = F.pad(keys, (0, width - own))
             three = (_aligned(y)[:, None] for y in (queries, keys, values))
-            found = F.scaled_dot_product_attention(*three, scale=1.0)[:, 0]
+            found = F.scaled_dot_product_attention(*three, scale=1.0).squeeze(1)
         else:
             found = (queries @ keys.transpose(1, 2)).softmax(2) @ values
         outward, rows = self.outward(), x.permute(0, 2, 3, 1)
@@ -272,7 +272,10 @@ class Folded(nn.Module):
             x = self.run(layer, x, *islice(normalise, layer.normalisations))
             yield name, x
         x = self.affine_relu(x, self.last_scale[None], self.last_shift[None], inplace=True)
-        yield "images", self.last(x).to(z.dtype).tanh()
+        if x.dtype == z.dtype:
+            yield "images", self.last(x).tanh()
+        else:  # images are converted as the bias is added
+            yield "images", (self.last(x, False) + self.last.bias.to(z.dtype)[:, None, None]).tanh()
 
     def run(self, layer: nn.Module, *inputs: Any) -> Tensor:
         """Call a layer; with checkpointing its activations are computed again in the backward."""
