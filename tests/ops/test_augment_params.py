@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from copgen_fast.augmentations import get
 from copgen_fast.ops import Augment, AugmentParams, AugmentPolicy, augment
@@ -33,6 +35,27 @@ def test_sampling_replays_from_the_generator():
     first = AugmentParams.sample(9, (32, 24), get("simclr"))
     torch.manual_seed(3)
     assert_equal_params(first, AugmentParams.sample(9, (32, 24), get("simclr")))
+
+
+class Sizes(TorchDispatchMode):
+    """Most numbers that each operator was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__.rstrip("_")
+        self.most[name] = max(self.most[name], *(x.numel() for x in args if isinstance(x, torch.Tensor)), 0)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_batch_is_drawn_without_waiting_for_other_threads():
+    for name in ("simclr", "simclr-paper"):
+        with Sizes() as seen:
+            AugmentParams.sample(352, (128, 128), get(name), generator=seeded())
+        assert max(seen.most[name] for name in ("exp", "sqrt")) < 100, "MKL shares more"
+        assert seen.most["round"] < 2048, "PyTorch shares more"
 
 
 def test_policies_share_the_draws_they_have_in_common():
