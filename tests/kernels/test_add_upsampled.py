@@ -66,9 +66,8 @@ def test_slices(layout):
     assert torch.equal(add_upsampled(*slices, inplace=True, backend="triton"), wanted) and torch.equal(x[:, :4], wanted)
 
 
-@each_layout
-def test_operators(layout):
-    x, small, bias = drawn((2, 3, 2, 3), torch.float32, layout)
+def test_operators():
+    x, small, bias = drawn((2, 3, 2, 3), torch.float32, torch.channels_last)
     torch.library.opcheck(fused_add_upsampled, (x, small, bias, "triton"))
     torch.library.opcheck(fused_sum_by_four, (x.detach(), "triton"))
     torch.library.opcheck(fused_add_upsampled_, (x.detach().clone(), small.detach(), None, "triton"))

@@ -59,10 +59,9 @@ def test_slices_are_taken_and_overwritten():
     assert torch.equal(wide[:, :2, ::2], y) and not wide[:, :, 1::2].any()
 
 
-@each_layout
 @pytest.mark.parametrize("inplace", [False, True])
-def test_compiles_to_one_graph(layout, inplace):
-    inputs = drawn(torch.float32, layout)
+def test_compiles_to_one_graph(inplace):
+    inputs = drawn(torch.float32, torch.channels_last)
 
     def loss(x, *others):
         return add_upsampled(x * 1, *others, inplace=inplace).square().sum()
