@@ -52,12 +52,16 @@ class Launch:
             launch, values = compiled
             launch(*arguments, *values)
             return
-        made = self.kernel[self.grid](*arguments, **self.constants)
+        made = self.anew(*arguments)
         # Otherwise it is an interpreter's, or only compiled.
         launched = getattr(made, "module", None) is not None
         if launched and not (self.specialized and _is_rare(arguments)):
             values = [self.constants[name] for name in self.kernel.arg_names if name in self.constants]
             self.compiled[driver.active.get_current_device()] = made[self.grid], values
+
+    def anew(self, *arguments: Any) -> Any:
+        """Launch as if for the first time, through Triton's own look at the arguments."""
+        return self.kernel[self.grid](*arguments, **self.constants)
 
 
 def _is_rare(arguments: tuple[Any, ...]) -> bool:

@@ -246,7 +246,7 @@ def _by_definition(anchors: Tensor, positives: Tensor, form: Form) -> tuple[Tens
 
 def _stats(losses: Tensor, correct: Tensor, form: Form) -> InfoNCEStats:
     ranks = 1 if form.group is None else dist.get_world_size(form.group)
-    candidates = len(losses) * ranks - form.symmetric if form.in_batch else 1
+    candidates = len(losses) * ranks - int(form.symmetric) if form.in_batch else 1
     candidates += 0 if form.negatives is None else len(form.negatives)
     # A tensor's logarithm, as a number's would fix the batch size of a compiled graph.
     bound = losses.new_full((), candidates).log() - losses.mean()
