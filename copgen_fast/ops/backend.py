@@ -23,9 +23,21 @@ INSTALLED = {"reference", "chunked", *(name for name, need in _MODULES.items() i
 """Names of the backends of this installation, whatever the device."""
 
 
-@functools.cache
 def triton_lacks() -> str | None:
-    """What keeps Triton from launching on a GPU: it compiles its launcher in C at first use; None: nothing does."""
+    """What keeps Triton from launching on a GPU; None: nothing does. A constant where a function is compiled."""
+    return launcher_lacks()
+
+
+# As torch.compiler.assume_constant_result does, which would import PyTorch's compiler, and that Triton.
+triton_lacks._dynamo_marked_constant = True
+
+
+@functools.cache
+def launcher_lacks() -> str | None:
+    """What Triton's launcher lacks, which it compiles in C at first use.
+
+    PyTorch's compiler looks through a cache, and can't trace a look at files: hence `triton_lacks`.
+    """
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or shutil.which(compiler) is None:
         return "a C compiler: install gcc, or name one in CC"

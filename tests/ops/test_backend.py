@@ -5,7 +5,7 @@ import torch
 
 from copgen_fast.ops import augment, backends, info_nce
 from copgen_fast.ops.augment.functional import AugmentParams, AugmentPolicy
-from copgen_fast.ops.backend import INSTALLED, reason, resolve, support_table, triton_lacks
+from copgen_fast.ops.backend import INSTALLED, launcher_lacks, reason, resolve, support_table, triton_lacks
 
 
 def test_every_op_and_device_has_a_default_that_resolves():
@@ -67,9 +67,9 @@ def bare(monkeypatch, tmp_path):
     monkeypatch.setattr("copgen_fast.ops.backend.INSTALLED", {"triton", "chunked", "reference"})
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    triton_lacks.cache_clear()
+    launcher_lacks.cache_clear()
     yield monkeypatch
-    triton_lacks.cache_clear()
+    launcher_lacks.cache_clear()
 
 
 def test_triton_is_not_offered_on_a_gpu_without_a_c_compiler(bare):
@@ -78,7 +78,7 @@ def test_triton_is_not_offered_on_a_gpu_without_a_c_compiler(bare):
     with pytest.raises(ValueError, match=r"only reference \(on a GPU Triton needs a C compiler"):
         resolve("augment", "cuda", "triton")
     bare.setenv("CC", "no-such-compiler")
-    triton_lacks.cache_clear()
+    launcher_lacks.cache_clear()
     assert "a C compiler" in triton_lacks()
 
 
@@ -87,7 +87,7 @@ def test_triton_is_not_offered_on_a_gpu_without_pythons_headers(bare, tmp_path):
     bare.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
     assert "install Python's headers" in reason("l2_normalize", "cuda")
     (tmp_path / "Python.h").touch()
-    triton_lacks.cache_clear()
+    launcher_lacks.cache_clear()
     assert resolve("l2_normalize", "cuda") == "triton"
 
 
@@ -98,3 +98,8 @@ def test_the_support_table_names_every_default():
     assert found == {(op, device): name for op, table in backends().items() for device, name in table.items()}
     installed = {line.split()[2] for line in lines[1:] if line.split()[3] != "no"}
     assert installed <= INSTALLED
+
+
+def test_a_compiled_function_knows_whether_triton_can_launch():
+    compiled = torch.compile(lambda x: x + (triton_lacks() is None), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.ones(2)), torch.ones(2) + (triton_lacks() is None))
