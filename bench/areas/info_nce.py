@@ -43,7 +43,7 @@ CASES = (
     *(Case(n) for n in (224, 1024, 4096, 16384)),
     *(Case(n, precision="fp16", devices=("cuda",)) for n in (224, 1024, 4096, 16384, 65536)),
     *(Case(n, precision="bf16", devices=("cuda",)) for n in (4096, 16384)),
-    Case(224, precision="fp16", devices=("cuda",), graph=True),
+    *(Case(n, precision="fp16", devices=("cuda",), graph=True) for n in (224, 16384)),
 )
 
 

@@ -73,7 +73,10 @@ def _vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_small = None
     if of_small:
         grad_small = reference.sum_by_four(grad) if by_definition else fused_sum_by_four(grad, ctx.backend)
-    return grad, grad_small, grad.sum((0, 2, 3), dtype=ctx.of_bias) if of_bias else None, None
+    grad_bias = None
+    if of_bias:  # of the sums where there are any: a quarter of the numbers, and of the roundings
+        grad_bias = (grad if grad_small is None else grad_small).sum((0, 2, 3), dtype=ctx.of_bias)
+    return grad, grad_small, grad_bias, None
 
 
 register_autograd(fused_add_upsampled, _vjp, _setup)
