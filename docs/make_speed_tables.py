@@ -18,9 +18,11 @@ PAIRS = 512  # of an epoch in area loader
 Cells = tuple[str, ...]
 
 
-def row(area: str, case: str, peer: str = "", direction: str = "", precision: str = "fp32", backend: str = "") -> dict:
-    """The first row of an area's results for the case whose other names start as given."""
-    rows = json.loads((ROOT / "bench" / "results" / f"{area}-cpu.json").read_text())["rows"]
+def row(
+    area: str, case: str, peer: str = "", direction: str = "", precision: str = "fp32", backend: str = "", of: str = "cpu"
+) -> dict:
+    """The first row of an area's results of a device for the case whose other names start as given."""
+    rows = json.loads((ROOT / "bench" / "results" / f"{area}-{of}.json").read_text())["rows"]
     wanted = {"peer": peer, "direction": direction, "precision": precision, "backend": backend}
     fits = (r for r in rows if r["case"] == case and all(r[name].startswith(wanted[name]) for name in wanted))
     return next(r for r in fits if direction != "forward" or r["direction"] == "forward")
@@ -115,6 +117,37 @@ def steps() -> list[Cells]:
         ("", "this", "compared with", "ratio", "of its limit"),
         *((name, *against(*line)) for name, line in lines.items()),
     ]
+
+
+def gpu() -> list[Cells]:
+    """Rows of the GPU that has run the benchmarks."""
+    both, half, graph = "forward+backward", "fp16", "CUDA graph"
+    on = partial(row, of="gpu")
+    sampling, pairs = "bigbigan B=256 128px", "resnet50 B=224 128px"
+    views, nce = "simclr B=352 128px", "N=16384 D=128"
+    step = partial(on, "pretrain", pairs, "reference form, fp32, views at hand")
+    augmented, losses = partial(on, "augment", views, "kornia 0.9.0, same"), partial(on, "info_nce", nce, "PyTorch")
+    published, reference, host = "as published, float32,", "the reference code's form, float32,", "launched by the host"
+    lines = [
+        ("BigBiGAN-128, 256 images, float16", published, on("generator", f"{sampling} half", "", "forward", half)),
+        ("... and the gradient of z", published, on("generator", f"{sampling} half", "", both, half)),
+        ("... in float32", published, on("generator", f"{sampling} exact", "", "forward")),
+        ("... in float32, and the gradient of z", published, on("generator", f"{sampling} exact", "", both)),
+        ("pretraining step, ResNet-50, 224 pairs, float16", reference, step("", half, "pytorch")),
+        ("... with `--pretrain.graph`", reference, step("", half, graph)),
+        ("... in bfloat16", reference, step("", "bf16", "pytorch")),
+        ("... in bfloat16, with `--pretrain.graph`", reference, step("", "bf16", graph)),
+        ("augmentation, 352 images, float16", "kornia", augmented("forward", half)),
+        ("... forward + backward", "kornia", augmented(both, half)),
+        ("... as a CUDA graph", host, on("augment", f"{views}, {graph}", "", "forward", half)),
+        ("... as a CUDA graph, forward + backward", host, on("augment", f"{views}, {graph}", "", both, half)),
+        ("InfoNCE, 16,384 pairs, float16", "PyTorch", losses("forward", half)),
+        ("... forward + backward", "PyTorch", losses(both, half)),
+        ("... in float32", "PyTorch", losses("forward")),
+        ("... in float32, forward + backward", "PyTorch", losses(both)),
+    ]
+    table = [("on an H100, 128 px", "this", "compared with", "ratio", "of its limit")]
+    return [*table, *((name, *against(*line)) for name, *line in lines)]
 
 
 def augment() -> list[Cells]:
@@ -250,7 +283,7 @@ def roofline(step: str) -> list[Cells]:
     return roofline.table(json.loads(roofline.RESULTS.read_text()), step)
 
 
-_TABLES = (readme, steps, augment, info_nce, cond_norm, loader, images, codecs, methods, online)
+_TABLES = (readme, steps, gpu, augment, info_nce, cond_norm, loader, images, codecs, methods, online)
 TABLES = {f.__name__: f for f in _TABLES}
 TABLES |= {f"roofline_{step}": partial(roofline, step) for step in ("navigator", "pretrain")}
 
