@@ -19,7 +19,13 @@ Cells = tuple[str, ...]
 
 
 def row(
-    area: str, case: str, peer: str = "", direction: str = "", precision: str = "fp32", backend: str = "", of: str = "cpu"
+    area: str,
+    case: str,
+    peer: str = "",
+    direction: str = "",
+    precision: str = "fp32",
+    backend: str = "",
+    of: str = "cpu",
 ) -> dict:
     """The first row of an area's results of a device for the case whose other names start as given."""
     rows = json.loads((ROOT / "bench" / "results" / f"{area}-{of}.json").read_text())["rows"]

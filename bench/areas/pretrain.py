@@ -50,7 +50,9 @@ class Case:
     def __str__(self) -> str:
         encoder = self.options.encoder
         width = "" if encoder.width == 64 else f"/{encoder.width}"
-        return f"{encoder.name}{width} B={self.batch} {self.side}px" + ", torch.compile" * self.compiled
+        if self.compiled:  # whose minute no choice of the other's name brings in
+            return f"torch.compile of {encoder.name}{width}, B={self.batch} {self.side}px"
+        return f"{encoder.name}{width} B={self.batch} {self.side}px"
 
     @property
     def processes(self) -> int:
