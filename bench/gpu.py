@@ -56,7 +56,7 @@ def parts(folder: Path) -> list[Part]:
         options += ("--json", str(folder / f"{name}-gpu.json"))
         return Part(name, seconds, ("-m", "bench", area, *options), required)
 
-    # Results that are wrong first, then slow ones; the budgets, by times on an H100, fill nine minutes with the summary.
+    # Results that are wrong first, then slow ones; budgets by times on an H100 fill nine minutes with the summary.
     return [
         tests("graphs", 30, "training/test_cuda_graph.py"),
         tests(
