@@ -64,5 +64,5 @@ def test_only_narrows_the_cases(tiny, capsys):
 def test_unknown_areas_are_refused_by_name(capsys):
     assert main(["augmnt"]) == 2
     said = capsys.readouterr().err
-    assert "choose from augment, codecs, " in said and "rand_augment, all, compare, check" in said
+    assert "choose from add_upsampled, augment, codecs, " in said and "rand_augment, all, compare, check" in said
     assert "info_nce" in AREAS and not any(name.startswith("_") for name in AREAS)
