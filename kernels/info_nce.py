@@ -232,6 +232,10 @@ def _power(d: int, most: int) -> int:
 
 def examples(thorough: bool, device: str = "meta") -> Iterator[tuple[str, Callable[[], None]]]:
     """Named launches on meta tensors, or a device's: all kernels in both precisions, or a few."""
+    many = torch.empty(16384, 128, dtype=torch.float16, device=device)  # larger blocks on sm_90
+    numbers = torch.empty(len(many), device=device)
+    given = (numbers, numbers, None, None, 0, 0, True, many.float())
+    yield f"float16 M={len(many)} gradients", partial(row_gradients, many, None, 0.1, 10.0, *given)
     for dtype, m in ((torch.float16, 8192), (torch.float32, 8192 if thorough else 224)):
         rows = torch.empty(m, 128, dtype=dtype, device=device)
         numbers, nearest = torch.empty(m, device=device), torch.empty(m, dtype=torch.int64, device=device)
