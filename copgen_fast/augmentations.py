@@ -149,7 +149,7 @@ class JigsawParams:
         return self.map(lambda tensor: tensor[rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> JigsawParams:
-        """The parameters whose tensors are `change` of these."""
+        """A copy with `change` applied to every tensor."""
         return JigsawParams(self.crop.map(change), change(self.place), change(self.order))
 
 

@@ -3,8 +3,8 @@
 Logits are in units of log 2, so that an exponential is one multiply-add and one exp2. Where they are bounded (BOUNDED),
 one shift `bound` serves all; otherwise each row keeps its largest product so far, and only differences of products are
 scaled (a large scaled product is rounded by more than 1). lse is in units of products. Masks apply only to tiles at the
-end of the columns, on the diagonal or with targets, in loops of their own: within one loop the compiler would make a
-branch around them into selections for every tile. Launchers: kernels/info_nce.py.
+end of the columns, on the diagonal or with targets, which have loops of their own: in a loop with the others the
+compiler turns a branch around the masks into selects that every tile executes. Launchers: kernels/info_nce.py.
 """
 
 import triton

@@ -103,7 +103,7 @@ def _compile(target: int, stem: str, name: str) -> list[dict[str, Any]]:
 
 
 def _kept(compiled: Any) -> Path:
-    """Where the assembler's report of a kernel is kept."""
+    """The file in Triton's cache that keeps the report of ptxas on a compiled kernel."""
     return Path(os.environ["TRITON_CACHE_DIR"], f"{compiled.hash}.ptxas")
 
 

@@ -56,7 +56,7 @@ class FoldedConv(nn.Module):
         self.register_buffer("bias", None if bias is None else bias[:outputs].detach().clone())
 
     def forward(self, x: Tensor, biased: bool = True) -> Tensor:
-        """With or without the bias."""
+        """The convolution of x [N, C, H, W]; unless `biased`, without its bias."""
         arguments = x, self.weight(), self.bias if biased else None
         lean = self.lean and self.method.adjoint is not None and torch.is_grad_enabled() and x.requires_grad
         if lean:
@@ -67,7 +67,7 @@ class FoldedConv(nn.Module):
 def conv_add_upsampled(conv: FoldedConv, x: Tensor, small: Tensor) -> Tensor:
     """conv(x) + small, upsampled by nearest 2 x: the end of a residual block.
 
-    cuDNN adds a bias in a pass of its own, where the fused addition gets it for nothing.
+    cuDNN would add the bias in a pass of its own; the fused addition adds it in the pass that it makes anyway.
     """
     fused = resolve("add_upsampled", x.device) != "reference"
     return add_upsampled(conv(x, not fused), small, conv.bias if fused else None, inplace=True)

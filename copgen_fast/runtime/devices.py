@@ -24,7 +24,7 @@ class Tensors(Protocol):
     def device(self) -> torch.device: ...
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The dataclass whose tensors are `change` of these."""
+        """A copy with `change` applied to every tensor."""
 
 
 _Values = TypeVar("_Values", bound=Tensor | Tensors)

@@ -20,7 +20,7 @@ def add_upsampled(
 ) -> Tensor:
     """x + small, upsampled by nearest 2 x, + bias; differentiable in all three inputs.
 
-    This ends a residual block whose shortcut is computed before it is upsampled. The fused backend reads x and small
+    The last step of a residual block whose shortcut is computed at half the size. The fused backend reads x and small
     once and writes the result once; backward it reads the gradient once for that of small, and x's is the gradient
     itself. Second and forward-mode derivatives and torch.func's transforms are the reference's.
 

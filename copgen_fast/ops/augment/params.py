@@ -223,7 +223,7 @@ class AugmentParams:
         return self.map(lambda tensor: tensor[rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> AugmentParams:
-        """The parameters whose tensors are `change` of these."""
+        """A copy with `change` applied to every tensor."""
         names = (field.name for field in fields(self) if field.name != "rand_augment")
         rand = None if self.rand_augment is None else self.rand_augment.map(change)
         return AugmentParams(*(change(getattr(self, name)) for name in names), rand_augment=rand)

@@ -130,7 +130,7 @@ class RandAugmentParams:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> RandAugmentParams:
-        """The parameters whose tensors are `change` of these."""
+        """A copy with `change` applied to every tensor."""
         return RandAugmentParams(*(change(getattr(self, field.name)) for field in fields(self)))
 
     def __len__(self) -> int:
