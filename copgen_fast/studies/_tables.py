@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from copgen_fast.runtime import artifacts
 from copgen_fast.stages.report import table
 from copgen_fast.statistics.paired import Difference, Interval
 from copgen_fast.statistics.summary import DISTANCE, ArmSummary, Summary
+from copgen_fast.studies import _latex
 
 HOLDS_ZERO = "holds 0"
 """Stands beside an interval that does."""
@@ -22,8 +22,9 @@ _WIDTH = 120  # characters of a line of notes in the terminal
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text, and what a reader must know of them."""
+    """Cells of text, what they are, and what a reader must know of them."""
 
+    title: str
     heading: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ def results_table(summary: Summary) -> Table:
     if len(summary.baselines) > 1:
         heading.insert(1, "its baseline")
         cells = [[row[0], arm.baseline, *row[1:]] for row, arm in zip(cells, summary.arms, strict=True)]
-    return Table(tuple(heading), tuple(map(tuple, cells)), notes(summary))
+    return Table(summary.title or "Results", tuple(heading), tuple(map(tuple, cells)), notes(summary))
 
 
 def images_table(summary: Summary) -> Table:
@@ -96,7 +97,8 @@ def images_table(summary: Summary) -> Table:
         f"Bootstrap over the {' or '.join(map(str, sorted(counts)))} test images, paired by image. Over test images: "
         "these encoders on other images. Over seeds and images: other seeds on other images, too narrow for few seeds."
     )
-    return Table(heading, tuple(rows), (note,))
+    title = f"{summary.title or 'Results'}: intervals over seeds and test images"
+    return Table(title, heading, tuple(rows), (note,))
 
 
 def against(summary: Summary) -> str:
@@ -218,38 +220,15 @@ def markdown(summary: Summary) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "|": r"\textbar{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-
-
-def tex_escaped(cell: str) -> str:
-    """Text as LaTeX sets it; E||dz|| and the signs of numbers in mathematics, two hyphens as such and no dash."""
-    plain = "".join(_TEX.get(character, character) for character in cell.replace("E||dz||", "\0"))
-    signed = re.sub(r"(?<![\w.-])([-+])(?=\d)", r"$\1$", plain).replace("--", "-{}-")
-    return signed.replace("\0", r"$\mathrm{E}\|dz\|$")
-
-
 def latex(summary: Summary) -> str:
-    """The tables, each in a table environment: \\input it in a document that loads booktabs."""
-    parts = ["% needs \\usepackage{booktabs}"]
+    """The tables in `table` environments: \\input it in a document that loads booktabs. ° is short for `HOLDS_ZERO`."""
+    parts = []
     for part in tables(summary):
-        rows = [f"{' & '.join(map(tex_escaped, row))} \\\\" for row in (part.heading, *part.rows)]
-        caption = tex_escaped(" ".join([*([f"{summary.title}."] if summary.title else []), *part.notes]))
-        parts += [
-            "\\begin{table}\n\\centering",
-            f"\\begin{{tabular}}{{l{'r' * (len(part.heading) - 1)}}}\n\\toprule",
-            *(rows[0], "\\midrule", *rows[1:], "\\bottomrule\n\\end{tabular}"),
-            f"\\caption{{{caption}}}\n\\end{{table}}",
-        ]
-    return "\n".join(parts) + "\n"
+        rows = [[cell.replace(f" {HOLDS_ZERO}", "°") for cell in row] for row in part.rows]
+        marked = any("°" in cell for row in rows for cell in row)
+        notes = (*(["°: the interval holds 0."] if marked else []), *part.notes)
+        parts.append(_latex.table(part.title, part.heading, rows, notes))
+    return "\n".join([_latex.NEEDS, *parts]) + "\n"
 
 
 def numbers_csv(summary: Summary) -> str:

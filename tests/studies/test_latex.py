@@ -1,0 +1,101 @@
+"""Tables in LaTeX: nothing is lost, and no part is wider or higher than a page."""
+
+import re
+
+import pytest
+
+from copgen_fast.studies import _latex
+from tests.helpers.latex import log_of, needs_latex
+
+HEADING = (
+    "arm", "seeds", "linear augmented top1 last %", "difference to untrained-navigator [95 % interval]",
+    *(f"published transfer set{number} top1 %" for number in range(12)), "E||dz||",
+)  # fmt: skip
+ARMS = ("identity", "untrained-navigator", "navigator d=1.4 T_x=none temperature=0.2 delta=None samples=200000")
+PIECE = re.compile(r"\\begin\{tabular\}\[[bt]\]\{@\{\}[lr]@\{\}\}(.*?)\\end\{tabular\}")
+
+
+def rows_of(arms):
+    """Rows whose cells are all different, but for the arms' names."""
+    return [
+        (arm, str(row), f"{row}.25 ± 0.01", f"-{row}.50 [-3.00, +4.00]°, 2 paired")
+        + tuple(f"{row}.{column:03}" for column in range(len(HEADING) - 4))
+        for row, arm in enumerate(arms)
+    ]
+
+
+def parts_of(page):
+    """Rows of cells of each part, broken cells in one line."""
+    found = re.findall(r"\\toprule\n(.*?)\\bottomrule", page, re.DOTALL)
+    rows = [[line for line in part.splitlines() if line.endswith(r" \\")] for part in found]
+    whole = [
+        [PIECE.sub(lambda cell: cell[1].replace(r" \\ ", " "), row.removesuffix(r" \\")) for row in part]
+        for part in rows
+    ]
+    return [[row.replace("{[}", "[").split(" & ") for row in part] for part in whole]
+
+
+def test_a_table_that_fits_is_one():
+    page = _latex.table("Title", HEADING[:3], [row[:3] for row in rows_of(ARMS[:2])], ["Note."])
+    assert page.count("\\begin{table}") == page.count("\\end{table}") == 1
+    assert "\\caption{Title}" in page and page.count("Note.") == 1 and "continued" not in page
+    (rows,) = parts_of(page)
+    assert rows[1:] == [["identity", "0", r"0.25 $\pm$ 0.01"], ["untrained-navigator", "1", r"1.25 $\pm$ 0.01"]]
+
+
+def test_a_wider_one_is_split_and_loses_nothing():
+    rows = rows_of(ARMS)
+    page = _latex.table("Title", HEADING, rows, ["Note."])
+    parts = parts_of(page)
+    assert len(parts) == page.count("\\begin{table}") > 2
+    assert re.findall(r"\\caption\{(.*)\}", page) == ["Title", *["Title (continued)"] * (len(parts) - 1)]
+    assert page.count("Note.") == 1 and page.index("Note.") < page.index("(continued)")
+    for part in parts:
+        assert [row[0] for row in part] == [_latex.escaped(cell) for cell in ("arm", *ARMS)]
+    joined = [[cell for part in parts for cell in part[row][1:]] for row in range(len(rows) + 1)]
+    assert joined == [[_latex.escaped(cell) for cell in row[1:]] for row in (HEADING, *rows)]
+
+
+def test_parts_are_as_few_as_fit_and_about_equally_wide():
+    assert _latex.split([100, 100, 100]) == [[0, 1, 2]]
+    assert _latex.split([100, 80, 80, 80, 80]) == [[0, 1, 2], [0, 3, 4]], "not three columns, and one left over"
+    assert _latex.split([100, 300, 80, 80]) == [[0, 1], [0, 2, 3]], "one that fits nowhere stands alone"
+
+
+def test_more_rows_than_a_page_holds_are_split_too():
+    arms = [f"arm {number}" for number in range(_latex.MOST_ROWS + 2)]
+    parts = parts_of(_latex.table("Title", HEADING[:3], [row[:3] for row in rows_of(arms)], ()))
+    assert [len(part) - 1 for part in parts] == [_latex.MOST_ROWS // 2 + 1] * 2
+    assert [row[0] for part in parts for row in part[1:]] == arms
+
+
+def test_headings_are_broken_where_cells_are_narrower():
+    page = _latex.table("Title", ("arm", "linear top1 %", "p (Holm)"), [("a", "40.14 ± 1.18", "0.5")], ())
+    assert "@{}}linear \\\\ top1 \\%\\end" in page and "@{}}p \\\\ (Holm)\\end" in page
+    assert not re.search(r"\\\\\s*\[", page), "LaTeX would take it for a distance"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("50 % & a_b #1", r"50 \% \& a\_b \#1"),
+        ("$ { } ~ ^ \\", r"\$ \{ \} \textasciitilde{} \textasciicircum{} \textbackslash{}"),
+        ("1 ± 2 < 3 > 2 | 1", r"1 $\pm$ 2 \textless{} 3 \textgreater{} 2 \textbar{} 1"),
+        ("-1 +2.5 [-3, +4] x-1 1e-05 d=1.4", r"$-$1 $+$2.5 [$-$3, $+$4] x-1 1e-05 d=1.4"),
+        ("[95 % interval]", r"{[}95 \% interval]"),
+        ("E||dz|| of --pairs.count", r"$\mathrm{E}\|dz\|$ of -{}-pairs.count"),
+    ],
+)
+def test_text_is_set_as_it_is(text, expected):
+    assert _latex.escaped(text) == expected
+
+
+@needs_latex
+def test_it_compiles_and_nothing_is_wider_or_higher_than_the_page(tmp_path):
+    special = "50 % & a_b #1 $ { } ~ ^ \\ ± ° < > | -1 E||dz|| --x"
+    many = [row[:4] for row in rows_of(ARMS[:1] * _latex.MOST_ROWS)]
+    pages = (
+        _latex.table("Title", HEADING, rows_of(ARMS), [special]),
+        _latex.table("Title", HEADING[:4], many, ["words " * 120]),
+    )
+    assert not re.search("Overfull|too large", log_of("\n".join(pages), tmp_path))
