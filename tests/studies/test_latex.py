@@ -12,7 +12,7 @@ HEADING = (
     *(f"published transfer set{number} top1 %" for number in range(12)), "E||dz||",
 )  # fmt: skip
 ARMS = ("identity", "untrained-navigator", "navigator d=1.4 T_x=none temperature=0.2 delta=None samples=200000")
-PIECE = re.compile(r"\\begin\{tabular\}\[[bt]\]\{@\{\}[lr]@\{\}\}(.*?)\\end\{tabular\}")
+STACKED = re.compile(r"\\shortstack\[r\]\{(.*)\}$")
 
 
 def rows_of(arms):
@@ -25,14 +25,15 @@ def rows_of(arms):
 
 
 def parts_of(page):
-    """Rows of cells of each part, broken cells in one line."""
+    """Rows of cells of each part, titles of two lines in one."""
     found = re.findall(r"\\toprule\n(.*?)\\bottomrule", page, re.DOTALL)
     rows = [[line for line in part.splitlines() if line.endswith(r" \\")] for part in found]
-    whole = [
-        [PIECE.sub(lambda cell: cell[1].replace(r" \\ ", " "), row.removesuffix(r" \\")) for row in part]
-        for part in rows
-    ]
-    return [[row.replace("{[}", "[").split(" & ") for row in part] for part in whole]
+    cells = [[row.removesuffix(r" \\").split(" & ") for row in part] for part in rows]
+    return [[[STACKED.sub(in_one_line, cell) for cell in row] for row in part] for part in cells]
+
+
+def in_one_line(title):
+    return title[1].replace(r" \\ ", " ").replace("{[}", "[")
 
 
 def test_a_table_that_fits_is_one():
@@ -56,22 +57,22 @@ def test_a_wider_one_is_split_and_loses_nothing():
     assert joined == [[_latex.escaped(cell) for cell in row[1:]] for row in (HEADING, *rows)]
 
 
-def test_parts_are_as_few_as_fit_and_about_equally_wide():
-    assert _latex.split([100, 100, 100]) == [[0, 1, 2]]
-    assert _latex.split([100, 80, 80, 80, 80]) == [[0, 1, 2], [0, 3, 4]], "not three columns, and one left over"
-    assert _latex.split([100, 300, 80, 80]) == [[0, 1], [0, 2, 3]], "one that fits nowhere stands alone"
+@pytest.mark.parametrize(("count", "expected"), [(6, [6]), (7, [3, 4]), (12, [6, 6]), (13, [4, 4, 5])])
+def test_parts_are_as_few_as_hold_all_and_about_equal(count, expected):
+    parts = _latex.equal_parts(range(count), 6)
+    assert [len(part) for part in parts] == expected and [x for part in parts for x in part] == list(range(count))
 
 
 def test_more_rows_than_a_page_holds_are_split_too():
-    arms = [f"arm {number}" for number in range(_latex.MOST_ROWS + 2)]
+    arms = [f"arm {number}" for number in range(_latex.ROWS + 2)]
     parts = parts_of(_latex.table("Title", HEADING[:3], [row[:3] for row in rows_of(arms)], ()))
-    assert [len(part) - 1 for part in parts] == [_latex.MOST_ROWS // 2 + 1] * 2
+    assert [len(part) - 1 for part in parts] == [_latex.ROWS // 2 + 1] * 2
     assert [row[0] for part in parts for row in part[1:]] == arms
 
 
-def test_headings_are_broken_where_cells_are_narrower():
-    page = _latex.table("Title", ("arm", "linear top1 %", "p (Holm)"), [("a", "40.14 ± 1.18", "0.5")], ())
-    assert "@{}}linear \\\\ top1 \\%\\end" in page and "@{}}p \\\\ (Holm)\\end" in page
+def test_what_a_heading_has_in_brackets_is_below_the_rest():
+    page = _latex.table("Title", ("arm", "difference to a [95 % interval]", "p (Holm)"), [("a", "1", "0.5")], ())
+    assert r"\shortstack[r]{difference to a \\ {[}95 \% interval]} & \shortstack[r]{p \\ (Holm)} \\" in page
     assert not re.search(r"\\\\\s*\[", page), "LaTeX would take it for a distance"
 
 
@@ -93,7 +94,7 @@ def test_text_is_set_as_it_is(text, expected):
 @needs_latex
 def test_it_compiles_and_nothing_is_wider_or_higher_than_the_page(tmp_path):
     special = "50 % & a_b #1 $ { } ~ ^ \\ ± ° < > | -1 E||dz|| --x"
-    many = [row[:4] for row in rows_of(ARMS[:1] * _latex.MOST_ROWS)]
+    many = [row[:4] for row in rows_of(ARMS[:1] * _latex.ROWS)]
     pages = (
         _latex.table("Title", HEADING, rows_of(ARMS), [special]),
         _latex.table("Title", HEADING[:4], many, ["words " * 120]),

@@ -106,7 +106,7 @@ def test_every_format_has_every_row(summary, tmp_path):
 
 def test_latex_has_every_table_and_says_what_its_mark_is(summary):
     page = _tables.latex(summary)
-    assert page.startswith("% needs \\usepackage{booktabs}\n")
+    assert page.startswith("% needs \\usepackage{booktabs,graphicx}\n")
     captions = re.findall(r"\\caption\{(.*)\}", page)
     assert captions[0] == "Positives on noise" and captions[-1].startswith("Positives on noise: intervals over")
     assert "holds 0" in re.search(r"\$\^\\circ\$: .*", page)[0] and "$+$0.97]$^\\circ$" in page
