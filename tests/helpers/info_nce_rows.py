@@ -6,11 +6,10 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from copgen_fast.ops.info_nce.operator import allow_for_rounding
-from tests.helpers.ptx.memory import Global, room
+from tests.helpers.ptx.memory import BEFORE, NEVER, Global, room, users
 from tests.helpers.ptx.parse import parse
 from tests.helpers.ptx.run import launch
 
@@ -274,8 +273,8 @@ class OnPtx(OnCpu):
         tensor = place if isinstance(place, torch.Tensor) else self._tensors.get(place)
         if tensor is None:
             return 0
-        written = np.zeros(room(tensor.data_ptr(), tensor.nbytes)[1], bool) if fresh else None
-        return self._memory.add(name, tensor.data_ptr(), tensor.nbytes, None, written)
+        last = users(room(tensor.data_ptr(), tensor.nbytes)[1], NEVER if fresh else BEFORE)
+        return self._memory.add(name, tensor.data_ptr(), tensor.nbytes, None, last)
 
     def _launch(self, named, x, y, threads, *arguments):
         name = next(name for name in re.findall(r"\.entry (\w+)", self._text) if re.search(named, name))

@@ -1,7 +1,8 @@
 """The Triton kernels as compiled: their PTX is executed by tests/helpers/ptx, instruction by instruction.
 
 Triton's own interpreter runs the kernels' source; here it is what the compiler made of it, for sm_75, sm_80 and sm_120.
-Every access is checked against the tensors' exact elements, and no read may come before a write.
+Every access is checked against the tensors' exact elements, no read may come before a write, and what threads do in no
+order must not depend on one.
 """
 
 import json
@@ -29,7 +30,7 @@ MODULE = """
 .visible .entry tested(.param .u64 given, .param .u64 made)
 {{
     .reg .pred %p<9>; .reg .b32 %r<30>; .reg .b64 %rd<9>;
-    .shared .align 16 .b8 kept[64];
+    .shared .align 16 .b8 kept[256];
     ld.param.b64 %rd1, [given];
     ld.param.b64 %rd2, [made];
     mov.u32 %r1, %tid.x;
@@ -43,14 +44,14 @@ MODULE = """
 """
 
 
-def executed(body, given, threads=32):
+def executed(body, given, threads=32, blocks=1):
     """What a kernel makes of int32 or float32 numbers: %r1 is the thread, %r2 its number, and %r3 its result."""
     memory, written = Global(), Written()
     with written.noting():
         made = torch.empty(threads, dtype=given.dtype)
     pointers = [region(memory, name, x, written) for name, x in (("given", given), ("made", made))]
     kernel = parse(MODULE.format(body=body), "tested")
-    launch(kernel, (1, 1, 1), (threads, 1, 1), struct.pack("<QQ", *pointers), memory)
+    launch(kernel, (blocks, 1, 1), (threads, 1, 1), struct.pack("<QQ", *pointers), memory)
     return made.tolist()
 
 
@@ -91,6 +92,10 @@ def test_fused_and_separate_differ():
         ("shl.b32 %r3, %r2, 32;", lambda i: 0),
         ("bfe.s32 %r3, %r2, 1, 2;", lambda i: ((i >> 1) + 2) % 4 - 2),
         ("mul.hi.s32 %r3, %r2, 1431655766;", lambda i: i * 1431655766 >> 32),
+        ("ld.global.s8 %r3, [%rd3];", lambda i: i),
+        ("cvt.s8.s32 %r3, %r2;", lambda i: i),
+        ("setp.lt.s32 %p1, %r2, 3; mov.pred %p2, !%p1; selp.b32 %r3, 7, %r2, %p2;", lambda i: i if i < 3 else 7),
+        ("mov.b64 %rd5, {%r2, %r1}; mov.b64 {%r4, %r3}, %rd5;", lambda i: i + 16),
         ("cvt.rn.f32.s32 %r4, %r2; mul.f32 %r4, %r4, 0f3F000000; cvt.rmi.f32.f32 %r3, %r4;", lambda i: _bits(i // 2)),
         ("cvt.rn.f32.s32 %r4, %r2; cvt.rn.bf16x2.f32 %r3, %r4, 0f00000000;", lambda i: _bits(float(i)) >> 16 << 16),
     ],
@@ -98,6 +103,30 @@ def test_fused_and_separate_differ():
 def test_integers(body, wanted):
     given = torch.arange(-16, 16, dtype=torch.int32)
     assert executed(body, given) == [wanted(i) for i in given.tolist()]
+
+
+def test_what_nothing_sets_is_not_zero():
+    assert executed("mov.b32 %r3, %r20;", torch.arange(32, dtype=torch.int32)) == [-1] * 32
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "add.bf16 %r3, %r2, %r2;",
+        "add.f16x2 %r3, %r2, %r2;",
+        "fma.rn.f64 %rd5, %rd3, %rd3, %rd3;",
+        "sub.rn.f32.bf16 %r3, %r2, %r2;",
+        "cvt.rn.f32.bf16x2 %r3, %r2;",
+        "cvt.rzi.s32.f32 %r3, %r2;",
+        "ld.volatile.global.b32 %r3, [%rd3];",
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r3, %r4, %r5, %r6}, {%r2, %r2, %r2, %r2}, {%r2, %r2}, "
+        "{%r3, %r4, %r5, %r6};",
+    ],
+)
+def test_what_is_not_interpreted_is_named(instruction):
+    with pytest.raises(NotImplementedError) as error:
+        executed(instruction, torch.arange(32, dtype=torch.int32))
+    assert instruction[:-1] in str(error.value)
 
 
 def _bits(number):
@@ -125,7 +154,9 @@ def test_threads_that_part_meet_again():
     assert executed(LOOP + meet, given) == [496] * 32
 
 
-SHARED = "mov.b32 %r6, kept; shl.b32 %r7, %r1, 2; and.b32 %r7, %r7, 63; add.s32 %r7, %r7, %r6;"
+SHARED = "mov.b32 %r6, kept; shl.b32 %r7, %r1, 2; add.s32 %r7, %r7, %r6;"
+STORE, LOAD = "st.shared.b32 [%r7], %r2;", "ld.shared.b32 %r3, [%r7];"
+COPY = "cp.async.ca.shared.global [%r7], [%rd3], 4; cp.async.commit_group;"
 FEW = "setp.lt.u32 %p1, %r1, 8;"
 
 
@@ -136,17 +167,17 @@ FEW = "setp.lt.u32 %p1, %r1, 8;"
         ("ld.global.b32 %r3, [%rd3+-4];", "thread (0, 0, 0) of block (0, 0, 0) accesses 4 bytes 4 bytes before given"),
         ("ld.global.b16 %r3, [%rd3+1];", "at no multiple of 2"),
         ("ld.global.b32 %r3, [%rd4];", "reads bytes of made that nothing has written"),
-        (SHARED + "ld.shared.b32 %r3, [%r7];", "reads bytes of shared memory that nothing has written"),
-        (SHARED + "ld.shared.b32 %r3, [%r7+64];", "of the 64 bytes of shared memory"),
-        (SHARED + "st.shared.b32 [%r7], %r2; ld.shared.b32 %r3, [%r7];", ""),
-        (SHARED + "cp.async.ca.shared.global [%r7], [%rd3], 4; ld.shared.b32 %r3, [%r7];", "nothing has written"),
-        (
-            SHARED + "cp.async.ca.shared.global [%r7], [%rd3], 4; cp.async.commit_group; cp.async.wait_group 0;"
-            "ld.shared.b32 %r3, [%r7];",
-            "",
-        ),
+        (SHARED + LOAD, "reads bytes of shared memory that nothing has written"),
+        (SHARED + "ld.shared.b32 %r3, [%r7+256];", "accesses 4 bytes 0 bytes beyond shared memory of 256 bytes"),
+        (SHARED + STORE + LOAD, ""),
+        (SHARED + "st.shared.b32 [%r6], %r2;" + LOAD, "where another writes something else"),
+        (SHARED + "st.shared.b32 [%r6], 7; mov.b32 %r3, %r2;", ""),
+        (SHARED + COPY + LOAD, "nothing has written"),
+        (SHARED + COPY + "cp.async.wait_group 0;" + LOAD, ""),
+        (SHARED + STORE + COPY + "cp.async.wait_group 1;" + LOAD, "nothing has written"),
         (FEW + "@%p1 bra THERE; bar.sync 0;\nTHERE: bar.sync 0; mov.b32 %r3, %r2;", "others of its block at another"),
         (FEW + "mov.b32 %r3, %r2; @%p1 bra THERE; shfl.sync.idx.b32 %r3, %r2, 0, 31, -1;\nTHERE:", "are elsewhere"),
+        ("shfl.sync.idx.b32 %r3, %r2, 0, 31, 255;", "acts with some threads of its warp only"),
     ],
 )
 def test_what_is_refused(body, refused):
@@ -156,7 +187,54 @@ def test_what_is_refused(body, refused):
             executed(body, given)
         assert refused in str(error.value) and "`" in str(error.value)
     else:
-        assert executed(body, given) == [i % 16 + 16 for i in range(32)]
+        assert executed(body, given) == list(range(32))
+
+
+OTHERS = SHARED + "xor.b32 %r8, %r1, 32; shl.b32 %r8, %r8, 2; add.s32 %r8, %r8, %r6;"
+TURN = "ld.shared.b32 %r3, [%r8];"
+EARLY, LATE = "reads bytes of shared memory that another may write later", "that another uses at the same time"
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        (OTHERS + STORE + "bar.sync 0;" + TURN, ""),
+        (OTHERS + STORE + TURN, EARLY),
+        (OTHERS + STORE + "bar.sync 0;" + TURN + "st.shared.b32 [%r7], 0;", LATE),
+        (OTHERS + STORE + "bar.sync 0;" + TURN + "bar.sync 0; st.shared.b32 [%r7], 0;", ""),
+        (OTHERS + COPY + "cp.async.wait_group 0; bar.sync 0;" + TURN, ""),
+        (OTHERS + COPY + "cp.async.wait_group 0;" + TURN, EARLY),
+        (OTHERS + STORE + "bar.sync 0;" + TURN + COPY, LATE),
+    ],
+)
+def test_what_warps_do_in_no_order_is_refused(body, refused):
+    given = torch.arange(64, dtype=torch.int32)
+    if refused:
+        with pytest.raises(FaultError, match=refused):
+            executed(body, given, threads=64)
+    else:
+        assert executed(body, given, threads=64) == [i ^ 32 for i in range(64)]
+
+
+BLOCK = "mov.u32 %r4, %ctaid.x; setp.eq.s32 %p1, %r4, 0; mov.b32 %r3, %r2;"
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        (BLOCK, ""),
+        (BLOCK + "mov.b32 %r3, %r4;", "writes bytes of made where another writes something else"),
+        (BLOCK + "@%p1 st.global.b32 [%rd3], 99;", "changes bytes of given that another uses at the same time"),
+        (BLOCK + "@%p1 st.global.b32 [%rd4], %r3; @!%p1 ld.global.b32 %r3, [%rd4];", "that another may write later"),
+    ],
+)
+def test_what_blocks_do_in_no_order_is_refused(body, refused):
+    given = torch.arange(32, dtype=torch.int32)
+    if refused:
+        with pytest.raises(FaultError, match=refused):
+            executed(body, given, blocks=2)
+    else:
+        assert executed(body, given, blocks=2) == list(range(32))
 
 
 def test_memory_between_the_elements_is_not_the_tensors():

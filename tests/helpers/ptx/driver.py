@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,20 +35,20 @@ class _InterpretingDriver(CudaDriver):
             """Gives a kernel's arguments to the interpreter."""
 
             def __init__(self, source, metadata):
-                self.names, self.types = source.signature.keys(), tuple(source.signature.values())
+                self.signature = source.signature.items()
                 self.block, self.shared = (32 * metadata.num_warps, 1, 1), metadata.shared
 
             def __call__(self, x, y, z, stream, function, *given):
                 name, text = texts[function]
                 memory, params = Global(), b""
-                names = [name for name, kind in zip(self.names, self.types, strict=True) for _ in flat([kind], [kind])]
-                for argument, (kind, value) in zip(names, flat(self.types, given[4:]), strict=True):
-                    if kind.startswith("*"):
-                        number, size = (0 if value is None else region(memory, argument, value, written)), 8
-                    else:
-                        number, size = bits(kind, value)
-                    params += bytes(-len(params) % size) + number.to_bytes(size, "little")
-                params += bytes(-len(params) % 8) + struct.pack("<QQ", 0, 0)  # no scratch
+                for (argument, types), values in zip(self.signature, given[4:], strict=True):
+                    for kind, value in flat([types], [values]):
+                        if kind.startswith("*"):
+                            number, size = (0 if value is None else region(memory, argument, value, written)), 8
+                        else:
+                            number, size = bits(kind, value)
+                        params += bytes(-len(params) % size) + number.to_bytes(size, "little")
+                params += bytes(-len(params) % 8 + 16)  # no scratch
                 launched.add(name)
                 launch(parse(text, name), (x, y, z), self.block, params, memory, self.shared)
 

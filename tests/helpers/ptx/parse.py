@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from tests.helpers.ptx.arithmetic import DTYPES
+from tests.helpers.ptx.arithmetic import BITS, DTYPES
 
 # What a thread may be alone at, or wait at: the next instruction begins a block.
 _ENDS = ("bra", "ret", "bar")
@@ -29,10 +29,10 @@ class Instruction:
 @dataclass(eq=False)
 class Kernel:
     name: str
-    registers: dict[str, str] = field(default_factory=dict)  # types, by name
-    symbols: dict[str, int] = field(default_factory=dict)  # addresses of parameters and in shared and local memory
+    registers: dict = field(default_factory=dict)  # types of their bits, by name
+    symbols: dict[str, int] = field(default_factory=dict)  # addresses within their spaces
     params: tuple[int, ...] = ()  # addresses of the parameters, in order
-    arrays: dict[str, int] = field(default_factory=lambda: {"shared": 0, "local": 0})  # bytes of those of known size
+    sizes: dict[str, int] = field(default_factory=lambda: {"param": 0, "shared": 0, "local": 0})  # of spaces, in bytes
     blocks: list[list[Instruction]] = field(default_factory=lambda: [[]])
     labels: dict[str, int] = field(default_factory=dict)
 
@@ -42,23 +42,24 @@ def parse(text: str, name: str) -> Kernel:
     """A kernel of a PTX module."""
     files = {number: PurePath(path).name for number, path in re.findall(r'\.file\s+(\d+)\s+"([^"]+)"', text)}
     params, body = re.search(rf"\.entry\s+{re.escape(name)}\s*\((.*?)\)(.*?)(?=\.entry|\Z)", text, re.DOTALL).groups()
-    kernel, end = Kernel(name), 0
+    kernel = Kernel(name)
     pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s[^,]*?\s)?([\w$]+)(?:\[(\d+)\])?(?=\s*(?:,|$))"
     for align, kind, param, count in re.findall(pattern, params.strip()):
-        kernel.symbols[param], end = _place(end, align, kind, count or 1)
+        _place(kernel, "param", align, kind, param, count or 1)
     kernel.params = tuple(kernel.symbols.values())
-    arrays = r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;"
-    for space, align, kind, symbol, count in re.findall(arrays, text.partition(".entry")[0] + body):
-        kernel.symbols[symbol], kernel.arrays[space] = _place(kernel.arrays[space], align, kind, count or 0)
+    pattern = r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(\[\d*\])?\s*;"
+    arrays = [x for x in re.findall(pattern, text.partition(".entry")[0] + body) if x[3] in body]
+    for *which, count in sorted(arrays, key=lambda x: x[-1] == "[]"):  # one of any size is behind the others
+        _place(kernel, *which, (count or "[1]").strip("[]") or 0)
     _fill(kernel, body, files)
     return kernel
 
 
-def _place(end, align, kind, count):
-    """Where `count` numbers begin and end that follow what ends at `end`."""
-    size = DTYPES[kind].itemsize
-    at = end + -end % int(align or size)
-    return at, at + size * int(count)
+def _place(kernel, space, align, kind, symbol, count):
+    """Put `count` numbers behind what is in a space."""
+    size, end = DTYPES[kind].itemsize, kernel.sizes[space]
+    kernel.symbols[symbol] = end + -end % int(align or size)
+    kernel.sizes[space] = kernel.symbols[symbol] + size * int(count)
 
 
 def _fill(kernel, body, files):
@@ -91,7 +92,7 @@ def _registers(kernel, text):
     _, kind, names = text.split(maxsplit=2)
     for name, count in re.findall(r"([%\w]+)(?:<(\d+)>)?", names):
         numbers = range(int(count)) if count else [""]
-        kernel.registers |= {f"{name}{i}": kind[1:] for i in numbers}
+        kernel.registers |= {f"{name}{i}": BITS[kind[1:]] for i in numbers}
 
 
 def _instruction(text, where):

@@ -11,8 +11,8 @@ import numpy as np
 
 from tests.helpers.ptx import warp
 from tests.helpers.ptx.arithmetic import DTYPES, operation
-from tests.helpers.ptx.memory import BadAccessError, Bytes, Global, Own, room
-from tests.helpers.ptx.operands import address, listed, reader, readers, register_type, writer, writers
+from tests.helpers.ptx.memory import BEFORE, PERIOD, BadAccessError, Bytes, Global, own, room, users
+from tests.helpers.ptx.operands import address, listed, reader, writer
 from tests.helpers.ptx.parse import Instruction, Kernel
 
 LANES = 8192
@@ -31,10 +31,13 @@ class Threads:
         self.kernel, self.per_block = kernel, int(np.prod(block))
         self.count = len(numbers) * self.per_block
         self.lane = np.arange(self.count)
-        self.registers = {name: np.zeros(self.count, register_type(kind)) for name, kind in kernel.registers.items()}
+        # All bits are set at first: NaN, or an index that nothing has.
+        self.registers = {name: ~np.zeros(self.count, bits) for name, bits in kernel.registers.items()}
         self.at, self.waiting = np.zeros(self.count, np.int32), np.zeros(self.count, bool)
         self.copies = warp.Copies(self.count)
         thread, number = self.lane % self.per_block, np.repeat(numbers, self.per_block)
+        # As users of memory: warps, from one barrier of their block to the next, and blocks.
+        self.warp, self.block = (self.lane // 32).astype(np.int32), number.astype(np.int32)
         self.special = {"%laneid": thread % 32, "%warpid": thread // 32}
         for name, flat, shape in (("tid", thread, block), ("ctaid", number, grid)):
             for axis, size in zip("xyz", shape, strict=True):
@@ -61,19 +64,18 @@ class Threads:
                 step(self, lanes)
 
     def wait(self, lanes: np.ndarray | slice) -> None:
-        """Let threads wait at a barrier until all of their block do, or have ended."""
+        """Let threads wait at a barrier until all have come to one, or have ended."""
         self.waiting[lanes] = True
-        self._release()
 
     def _release(self):
         waiting, at = (x.reshape(-1, self.per_block) for x in (self.waiting, self.at))
-        met = (waiting | (at == _DONE)).all(1) & waiting.any(1)
-        apart = waiting & met[:, None] & (at != np.where(waiting, at, 0).max(1, keepdims=True))
+        apart = waiting & (at != np.where(waiting, at, 0).max(1, keepdims=True))
         if apart.any():
             lane = int(np.flatnonzero(apart)[0])
             instruction = self.kernel.blocks[self.at[lane] - 1][-1]
             raise self.fault(instruction, lane, "waits here, and others of its block at another barrier")
-        waiting[met] = False
+        self.waiting[:] = False
+        self.warp += PERIOD
 
 
 def launch(
@@ -82,19 +84,22 @@ def launch(
     """Run a grid; pointers in `params` are addresses of `memory`.
 
     Raises:
-        FaultError: a thread accesses memory that isn't there, reads some that nothing has written, or acts with threads
-            that are elsewhere in the code.
+        FaultError: a thread accesses memory that isn't there, reads some that nothing has written, changes some that
+            another uses at the same time, or acts with threads that are elsewhere in the code.
         NotImplementedError: an instruction that no kernel of the project had.
     """
     program = _program(kernel)
-    given = Bytes("the parameters", np.frombuffer(params.ljust(room(0, len(params))[1]), np.uint8), 0, len(params))
+    content = np.frombuffer(params.ljust(room(0, len(params))[1]), np.uint8)
+    given = Bytes("the parameters", content, users(len(content), BEFORE), 0, len(params))
     number, at_once = int(np.prod(grid)), max(1, LANES // int(np.prod(block)))
+    memory.launches += 1
     with np.errstate(all="ignore"):
         for first in range(0, number, at_once):
             threads = Threads(kernel, np.arange(first, min(first + at_once, number)), grid, block)
-            of_block, of_thread = kernel.arrays["shared"] + dynamic_shared, kernel.arrays["local"]
-            shared = Own("shared memory", of_block, threads.count // threads.per_block, threads.per_block)
-            local = Own("local memory", of_thread, threads.count, 1)
+            of_block, of_thread = kernel.sizes["shared"] + dynamic_shared, kernel.sizes["local"]
+            shared = own("shared memory", of_block, threads.per_block, threads.warp)
+            local = own("local memory", of_thread, 1, threads.lane)
+            given.who, memory.who = threads.lane, threads.block + PERIOD * memory.launches
             threads.spaces = {"param": given, "global": memory, "shared": shared, "local": local}
             threads.run(program)
 
@@ -121,7 +126,7 @@ def _step(kernel, instruction):
         try:
             unguarded(threads, lanes)
         except BadAccessError as error:
-            raise threads.fault(instruction, error.lane, str(error)) from error
+            raise threads.fault(instruction, *error.args) from error
 
     return step
 
@@ -139,45 +144,39 @@ def _unguarded(kernel, instruction):
     if name == "bar" and rest == ["sync"] and operands == ("0",):
         return Threads.wait
     if name in ("ld", "st"):
-        return _access(kernel, name, rest[0].split("::")[0], rest[-1], operands)
+        return _access(kernel, name, rest[0].split("::")[0], rest[-1], *operands)
     if name in warp.STEPS:
         return warp.STEPS[name](kernel, instruction)
-    if name == "mov" and "{" in "".join(operands):
-        return _repack(kernel, rest[-1], *operands)
-    of = operation(("mov", rest[-1]) if name == "cvta" else instruction.opcode, len(operands) - 1)
-    inputs = [reader(kernel, x, kind) for x, kind in zip(operands[1:], of.inputs, strict=True)]
-    store, compute = writer(kernel, operands[0], of.result), of.compute
-
-    def step(threads, lanes):
-        store(threads, lanes, compute(*[read(threads, lanes) for read in inputs]))
-
-    return step
+    if name == "mov" or rest[:2] == ["to", "global"]:
+        return _move(kernel, rest[-1], *operands)
+    compute, kinds = operation(instruction.opcode, len(operands) - 1)
+    inputs = [reader(kernel, x, kind) for x, kind in zip(operands[1:], kinds, strict=True)]
+    write = writer(kernel, operands[0])
+    return lambda threads, lanes: write(threads, lanes, compute(*[read(threads, lanes) for read in inputs]))
 
 
-def _repack(kernel, kind, into, source):
-    """mov of registers to the parts of a wider one, or from them."""
-    count = len(listed(into if "{" in into else source))
-    part = f"b{8 * DTYPES[kind].itemsize // count}"
-    # Of the two only one has several operands.
-    kinds = (part, kind) if "{" in into else (kind, part)
-    store, gather = writers(kernel, into, kinds[0]), readers(kernel, source, kinds[1])
-    return lambda threads, lanes: store(threads, lanes, gather(threads, lanes).view(DTYPES[kinds[0]]))
+def _move(kernel, kind, into, source):
+    """mov, of whole registers or between one and its parts; cvta.to.global."""
+    bits = 8 * DTYPES[kind].itemsize
+    made, given = (f"b{bits // len(listed(x))}" if "{" in x else kind for x in (into, source))
+    write, read = writer(kernel, into), reader(kernel, source, given)
+    return lambda threads, lanes: write(threads, lanes, read(threads, lanes).view(DTYPES[made]))
 
 
-def _access(kernel, name, space, kind, operands):
+def _access(kernel, name, space, kind, into, source):
     """ld and st."""
-    into, source = operands
     if space not in ("param", "global", "shared", "local"):
         raise KeyError(space)
     if name == "st":
-        where, gather = address(kernel, into), readers(kernel, source, kind)
-        return lambda threads, lanes: threads.spaces[space].write(
-            where(threads, lanes), threads.lane[lanes], gather(threads, lanes)
-        )
-    where, store, count = address(kernel, source), writers(kernel, into, kind), len(listed(into))
+        where, read = address(kernel, into), reader(kernel, source, kind)
 
-    def load(threads, lanes):
-        at, of = where(threads, lanes), threads.lane[lanes]
-        store(threads, lanes, threads.spaces[space].read(at, of, DTYPES[kind], count))
+        def step(threads, lanes):
+            threads.spaces[space].write(where(threads, lanes), threads.lane[lanes], read(threads, lanes))
+    else:
+        where, write, count = address(kernel, source), writer(kernel, into), len(listed(into))
 
-    return load
+        def step(threads, lanes):
+            at, memory = where(threads, lanes), threads.spaces[space]
+            write(threads, lanes, memory.read(at, threads.lane[lanes], DTYPES[kind], count))
+
+    return step

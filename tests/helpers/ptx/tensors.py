@@ -9,15 +9,15 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tests.helpers.ptx.memory import WIDEST, Global, room
+from tests.helpers.ptx.memory import BEFORE, NEVER, WIDEST, Global, room, users
 
 _EMPTY = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty"))
 
 
 class Written:
-    """Flags of the bytes that kernels have written of tensors made by torch.empty and its like.
+    """Tensors made by torch.empty and its like, and which of their bytes kernels have written.
 
-    Tensors that PyTorch itself has written since are taken to be written throughout.
+    Those that PyTorch itself has written since are taken to be written throughout.
     """
 
     def __init__(self) -> None:
@@ -36,25 +36,26 @@ class Written:
         def make(*given, **options):
             tensor = function(*given, **options)
             storage = tensor.untyped_storage()
-            flags = np.zeros(storage.nbytes() + 2 * WIDEST, bool)
-            self._made[storage.data_ptr()] = tensor, tensor._version, flags
+            self._made[storage.data_ptr()] = tensor, tensor._version, users(storage.nbytes() + 2 * WIDEST, NEVER)
             return tensor
 
         return make
 
-    def flags(self, tensor: torch.Tensor, before: int, length: int) -> np.ndarray | None:
-        """Those of `length` bytes from `before` bytes before a tensor; None: all are written."""
-        start = tensor.untyped_storage().data_ptr()
-        made, version, flags = self._made.get(start, (tensor, None, None))
-        first = WIDEST + tensor.data_ptr() - start - before
-        return flags[first : first + length] if made._version == version else None
+    def users(self, tensor: torch.Tensor) -> np.ndarray:
+        """The last users of the bytes of a tensor's storage, and of WIDEST bytes before and after, as of a launch."""
+        storage = tensor.untyped_storage()
+        made, version, last = self._made.get(storage.data_ptr(), (tensor, None, None))
+        if made._version != version:
+            return users(storage.nbytes() + 2 * WIDEST, BEFORE)
+        last[last != NEVER] = BEFORE
+        return last
 
 
 def region(memory: Global, name: str, tensor: torch.Tensor, written: Written) -> int:
     """Address, for kernels, of a tensor's elements: no byte between or beside them may be accessed."""
     if tensor.numel() == 0:
         return 0
-    item = tensor.element_size()
+    item, start = tensor.element_size(), tensor.untyped_storage().data_ptr()
     size = item * (1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)))
     before, length = room(tensor.data_ptr(), size)
     exists = None
@@ -62,4 +63,6 @@ def region(memory: Global, name: str, tensor: torch.Tensor, written: Written) ->
         exists = np.zeros(length, bool)
         steps = [item * step for step in tensor.stride()]
         np.lib.stride_tricks.as_strided(exists[before:], (*tensor.shape, item), (*steps, 1))[...] = True
-    return memory.add(name, tensor.data_ptr(), size, exists, written.flags(tensor, before, length))
+    last = memory.storages.setdefault(start, written.users(tensor))
+    first = WIDEST + tensor.data_ptr() - start - before
+    return memory.add(name, tensor.data_ptr(), size, exists, last[:, first : first + length])

@@ -6,18 +6,27 @@ Each maker takes a kernel and an instruction, and returns a function of (threads
 import numpy as np
 
 from tests.helpers.ptx.arithmetic import from_bfloat
-from tests.helpers.ptx.operands import address, listed, reader, readers, writer, writers
+from tests.helpers.ptx.operands import address, listed, reader, writer
 
 LANE = np.arange(32)
-ROW, PAIR = LANE[:, None] // 4, LANE[:, None] % 4 * 2 + [0, 1]
-"""What a thread has of a matrix of 8 x 8: two neighbouring numbers of a row."""
 
 
-def _present(threads, instruction, lanes, needed=True):
-    """Refuse to go on without `needed` [lanes, 32] threads of each one's warp; all where nothing is said."""
-    here = np.zeros(threads.count, bool)
-    here[lanes] = True
-    alone = (needed & ~here.reshape(-1, 32)[lanes // 32]).any(1)
+def _gathered(pairs):
+    """[warps, matrices, 8, 8] of [lanes, numbers]: of each matrix a thread has two neighbours in a row."""
+    count = pairs.shape[1] // 2
+    return pairs.reshape(-1, 8, 4, count, 2).transpose(0, 3, 1, 2, 4).reshape(-1, count, 8, 8)
+
+
+def _scattered(matrices):
+    """The other way round."""
+    count = matrices.shape[1]
+    return matrices.reshape(-1, count, 8, 4, 2).transpose(0, 2, 3, 1, 4).reshape(-1, 2 * count)
+
+
+def _present(threads, instruction, lanes):
+    """Refuse to go on without all threads of each one's warp."""
+    lanes = threads.lane[lanes]
+    alone = np.bincount(lanes // 32)[lanes // 32] < 32
     if alone.any():
         raise threads.fault(instruction, lanes[alone][0], "acts with threads of its warp that are elsewhere")
 
@@ -26,26 +35,23 @@ def _shuffle(kernel, instruction):
     """shfl: what another thread of the warp, or of a part of it, has."""
     into, _, valid = instruction.operands[0].partition("|")
     choose = {
-        "bfly": lambda lane, by, first, part: lane ^ by,
-        "idx": lambda lane, by, first, part: first | (by & ~part),
+        "bfly": lambda by, first, part: LANE ^ by,
+        "idx": lambda by, first, part: first | (by & ~part),
     }[instruction.opcode[2]]
-    value, other, clamp, members = (reader(kernel, x, "b32") for x in instruction.operands[1:])
-    store, tell = writer(kernel, into, "b32"), writer(kernel, valid or "_", "pred")
+    reads = [reader(kernel, x, "b32") for x in instruction.operands[1:]]
+    write, tell = writer(kernel, into), writer(kernel, valid or "_")
 
     def step(threads, lanes):
-        of = threads.lane[lanes]
-        lane, by, limit = of % 32, other(threads, lanes).astype(int), clamp(threads, lanes).astype(int)
+        _present(threads, instruction, lanes)
+        values, by, limit, members = (read(threads, lanes).reshape(-1, 32) for read in reads)
+        if (members != 0xFFFFFFFF).any():
+            raise threads.fault(instruction, threads.lane[lanes][0], "acts with some threads of its warp only")
         part = limit >> 8 & 31
-        first = lane & part
-        chosen = choose(lane, by, first, part)
-        inside = chosen <= (first | (limit & 31 & ~part))
-        chosen = np.where(inside, chosen, lane)
-        named = np.broadcast_to(members(threads, lanes), len(of)).astype(int)[:, None] >> LANE & 1 == 1
-        _present(threads, instruction, of, named | (chosen[:, None] == LANE))
-        everyone = np.zeros(threads.count, np.uint32)
-        everyone[lanes] = value(threads, lanes)
-        store(threads, lanes, everyone[of - lane + chosen])
-        tell(threads, lanes, inside)
+        first = LANE & part
+        chosen = choose(by, first, part)
+        inside = chosen <= (first | limit & 31 & ~part)
+        write(threads, lanes, np.take_along_axis(values, np.where(inside, chosen, LANE), 1).reshape(-1, 1))
+        tell(threads, lanes, inside.reshape(-1, 1))
 
     return step
 
@@ -54,21 +60,19 @@ def _matrices(kernel, instruction):
     """ldmatrix and stmatrix: 8 x 8 numbers of 16 bits, whose rows' addresses the threads give in turn."""
     loads = instruction.opcode[0] == "ldmatrix"
     names, where = instruction.operands if loads else reversed(instruction.operands)
-    use, at, count = (writers if loads else readers)(kernel, names, "b32"), address(kernel, where), len(listed(names))
-    row, column = (PAIR, ROW) if "trans" in instruction.opcode else (ROW, PAIR)
+    use = writer(kernel, names) if loads else reader(kernel, names, "b32")
+    at, count = address(kernel, where), len(listed(names))
+    turned = (0, 1, 3, 2) if "trans" in instruction.opcode else (0, 1, 2, 3)
 
     def step(threads, lanes):
-        of, shared = threads.lane[lanes], threads.spaces["shared"]
-        _present(threads, instruction, of)
-        acting, rows = (x.reshape(-1, 32)[:, : 8 * count].reshape(-1) for x in (of, at(threads, lanes)))
+        _present(threads, instruction, lanes)
+        shared, rows = threads.spaces["shared"], (threads.lane[lanes], at(threads, lanes))
+        acting, rows = (x.reshape(-1, 32)[:, : 8 * count].reshape(-1) for x in rows)
         if loads:
             matrices = shared.read(rows, acting, np.dtype("u2"), 8).reshape(-1, count, 8, 8)
-            pairs = np.ascontiguousarray(np.moveaxis(matrices[:, :, row, column], 1, 2))
-            use(threads, lanes, pairs.view(np.uint32).reshape(-1, count))
+            use(threads, lanes, _scattered(matrices.transpose(turned)).view(np.uint32))
         else:
-            pairs = use(threads, lanes).view(np.uint16).reshape(-1, 32, count, 2)
-            matrices = np.empty((len(pairs), count, 8, 8), np.uint16)
-            matrices[:, :, row, column] = np.moveaxis(pairs, 2, 1)
+            matrices = _gathered(use(threads, lanes).view(np.uint16)).transpose(turned)
             shared.write(rows, acting, matrices.reshape(-1, 8))
 
     return step
@@ -76,32 +80,22 @@ def _matrices(kernel, instruction):
 
 def _multiply(kernel, instruction):
     """mma.m16n8k8 and k16 of half precision: products and their sum in float64, rounded once to float32."""
-    _, _, _, shape, *_, into, kind, other_kind, sum_kind = instruction.opcode
-    if shape not in ("m16n8k8", "m16n8k16") or kind != other_kind or {into, sum_kind} != {"f32"}:
+    _, _, _, shape, _, _, into, kind, _, sum_kind = instruction.opcode
+    if shape not in ("m16n8k8", "m16n8k16") or {into, sum_kind} != {"f32"} or kind not in ("f16", "bf16"):
         raise KeyError(shape)
-    depth = int(shape.partition("k")[2])
-    result, *factors, added = instruction.operands
-    store, sums = writers(kernel, result, "f32"), readers(kernel, added, "f32")
-    lefts, rights = (readers(kernel, x, "b32") for x in factors)
+    write = writer(kernel, instruction.operands[0])
+    left, right, added = instruction.operands[1:]
+    factors, sums = [reader(kernel, x, "b32") for x in (left, right)], reader(kernel, added, "f32")
 
     def step(threads, lanes):
-        _present(threads, instruction, threads.lane[lanes])
-
-        def halves(gather):
-            bits = gather(threads, lanes).view(np.uint16)
-            numbers = from_bfloat(bits) if kind == "bf16" else bits.view(np.float16)
-            return numbers.reshape(-1, 32, numbers.shape[1] // 2, 2)
-
-        left, right, summed = halves(lefts), halves(rights), sums(threads, lanes).reshape(-1, 32, 2, 2)
-        a, b, c = (np.empty((len(left), *size)) for size in ((16, depth), (depth, 8), (16, 8)))
-        for i in range(depth // 4):
-            a[:, ROW + i % 2 * 8, PAIR + i // 2 * 8] = left[:, :, i]
-        for i in range(depth // 8):
-            b[:, PAIR + i * 8, ROW] = right[:, :, i]
-        for i in range(2):
-            c[:, ROW + i * 8, PAIR] = summed[:, :, i]
-        made = (a @ b + c).astype(np.float32)
-        store(threads, lanes, np.stack([made[:, ROW, PAIR], made[:, ROW + 8, PAIR]], 2).reshape(-1, 4))
+        _present(threads, instruction, lanes)
+        halves = (read(threads, lanes).view(np.uint16) for read in factors)
+        numbers = (from_bfloat(x) if kind == "bf16" else x.view(np.float16).astype(np.float64) for x in halves)
+        a, b, c = map(_gathered, (*numbers, sums(threads, lanes)))
+        a = a.reshape(len(a), -1, 2, 8, 8).transpose(0, 2, 3, 1, 4).reshape(len(a), 16, -1)
+        b = b.transpose(0, 1, 3, 2).reshape(len(b), -1, 8)
+        made = a.astype(np.float64) @ b + c.reshape(-1, 16, 8)
+        write(threads, lanes, _scattered(made.astype(np.float32).reshape(-1, 2, 8, 8)))
 
     return step
 
@@ -115,12 +109,10 @@ class Copies:
 
     def wait(self, threads, lanes, most):
         """Finish all groups of these threads but their last `most`."""
-        waits = np.zeros(threads.count, bool)
-        waits[lanes] = True
         pending, self.pending = self.pending, []
         for copy in pending:
             of, group, at, values = copy
-            ready = waits[of] & (group < self.groups[of] - most)
+            ready = np.isin(of, threads.lane[lanes]) & (group < self.groups[of] - most)
             threads.spaces["shared"].write(at[ready], of[ready], values[ready])
             if not ready.all():
                 self.pending.append([x[~ready] for x in copy])
@@ -139,12 +131,13 @@ def _copy(kernel, instruction):
     filled = reader(kernel, operands[-1], "b32")  # as many as are copied, where nothing else is given
 
     def step(threads, lanes):
-        acting = threads.lane[lanes]
-        here = np.broadcast_to(filled(threads, lanes), len(acting)) > 0  # zeros elsewhere
-        values = np.zeros((len(acting), count), np.uint8)
-        at = of(threads, lanes)[here]
-        values[here] = threads.spaces["global"].read(at, acting[here], np.dtype("u1"), count)
-        threads.copies.pending.append((acting, threads.copies.groups[acting], to(threads, lanes), values))
+        acting, into, copied = threads.lane[lanes], to(threads, lanes), filled(threads, lanes)[:, 0]
+        values = np.full((len(acting), count), 0xFF, np.uint8)
+        threads.spaces["shared"].write(into, acting, values, pending=True)
+        here = copied > 0
+        values[here] = threads.spaces["global"].read(of(threads, lanes)[here], acting[here], np.dtype("u1"), count)
+        values[np.arange(count) >= copied[:, None]] = 0
+        threads.copies.pending.append((acting, threads.copies.groups[acting], into, values))
 
     return step
 
