@@ -155,8 +155,10 @@ def _marks(hint: Any) -> Iterator[Any]:
 
 
 def one_line(box: str) -> str:
-    """tyro's framed message as one plain line, without its title and its pointer to --help."""
-    text = " ".join(line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|")))
-    text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]|-{4,}", " ", text or box)
-    text = re.sub(r"\s+", " ", text.partition("For full helptext")[0]).strip()
-    return re.sub(r"^(Value error )?Error parsing \w+: ", "", text)  # of a dataclass's own checks
+    """tyro's message, framed or plain, as one line without its title and what it tells of help."""
+    title, *lines = box.splitlines() or [""]
+    text = " ".join(line.strip("│| ") for line in lines or [title])
+    text = re.split("For full helptext|Argument helptext:|Got errors:", text)[0]
+    text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]|-{4,}", " ", text)
+    text = re.sub(r"\s+", " ", text).strip()
+    return re.sub(r"^Error parsing \w+: ", "", text)  # of a dataclass's own checks

@@ -47,6 +47,31 @@ def sections(cls):
 
 
 @pytest.mark.parametrize(
+    "box",
+    [
+        """╭─ Value error ─────────────────╮
+│ Error parsing --jobs: no type │
+│ matches ['x'].                │
+│                               │
+│ Got errors:                   │
+│ - of int: invalid             │
+│ ───────────────────────────── │
+│ Argument helptext:            │
+│     --jobs INT                │
+│ ───────────────────────────── │
+│ For full helptext, see --help │
+╰───────────────────────────────╯
+""",
+        " Value error    \n -----------------\n  Error parsing --jobs: no type \n  matches ['x'].  \n  -------\n"
+        "  Argument helptext: \n      --jobs INT\n  -------\n  For full helptext, see --help\n",
+    ],
+    ids=["framed", "plain"],
+)
+def test_a_value_that_does_not_fit_is_told_without_title_and_help(box):
+    assert options.one_line(box) == "Error parsing --jobs: no type matches ['x']."
+
+
+@pytest.mark.parametrize(
     "cls", dict.fromkeys(section for cls in (RunConfig, *PARTS, *OTHERS) for section in sections(cls))
 )
 def test_every_number_has_a_range_that_its_default_is_in(cls):

@@ -72,7 +72,8 @@ def _shape(archive: zipfile.ZipFile, path: Path, key: str, count: int | None = N
         count: of the images, for labels.
     """
     if f"{key}.npy" not in archive.namelist():
-        found = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UsageError(f"{path} has no array {key!r} (it holds: {found}): add it")
     with archive.open(f"{key}.npy") as file:
         version = np.lib.format.read_magic(file)

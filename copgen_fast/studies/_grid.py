@@ -44,7 +44,7 @@ def seeds(text: str) -> tuple[int, ...]:
             raise UsageError(f"--seeds {text}: write them as 0..4, or 0,3,7")
         first, last = int(match[1]), int(match[2] or match[1])
         if not 0 <= last - first < MOST:
-            raise UsageError(f"--seeds {part}: expected a range of 1 to {MOST} seeds")
+            raise UsageError(f"--seeds {part}: expected a range of 1 to {MOST} seeds, from the first to the last")
         found += range(first, last + 1)
     if twice := sorted({seed for seed in found if found.count(seed) > 1} if len(found) <= MOST else ()):
         raise UsageError(f"--seeds {text}: {twice[0]} comes twice")
@@ -91,8 +91,11 @@ def expand(study: Study, varied: Vary) -> Study:
     fixed = {canonical(name): value for name, value in study.settings.items()}
     arms = [Arm(arm.name, _canonical(arm)) for arm in study.arms] or [Arm("")]
     for name in varied:
-        if name in fixed or any(name in arm.settings for arm in arms):
-            raise UsageError(f"{name} is given and varied: leave one of both out")
+        if any(name in arm.settings for arm in arms):
+            raise UsageError(f"--vary {name}: the study's arms differ in it: leave it out")
+        if name in fixed:
+            value = " ".join(as_tuple(fixed[name]))
+            raise UsageError(f"{name} is given and varied: leave it out of --vary, or what makes it {value}")
     found: dict[str, Arm] = {}
     for arm, values in itertools.product(arms, itertools.product(*varied.values())):
         own = dict(zip(varied, values, strict=True))
@@ -161,11 +164,12 @@ def _is_word(text: str) -> bool:
 
 
 def _expect_used(study: Study) -> None:
-    """Raises UsageError for an option of a part that no arm has."""
+    """Raises UsageError for an option of a part that no arm has, or ways of making positives where all are real."""
     every = [{**study.settings, **arm.settings} for arm in study.arms]
-    for name in dict.fromkeys(name for settings in every for name in settings if family_of(name)):
+    for name in dict.fromkeys(name for settings in every for name in settings):
         if not any(name in one and applied(name, parts_of(study.preset, one)) for one in every):
-            raise UsageError(f"{name}: no arm of the study has a part with this option")
+            what = "has a part with this option" if family_of(name) else "uses it, with --pretrain.data real"
+            raise UsageError(f"{name}: no arm of the study {what}")
 
 
 def _expect_folders(study: Study) -> None:

@@ -21,6 +21,7 @@ from copgen_fast import augmentations, generators, registry, train
 from copgen_fast.config import RunConfig
 from copgen_fast.errors import CopgenError, UsageError
 from copgen_fast.record import defaults, identity
+from copgen_fast.runtime import devices
 from copgen_fast.stages import Run
 from copgen_fast.studies import Arm, Study
 from copgen_fast.studies._grid import folder_of
@@ -277,7 +278,7 @@ def link(links: tuple[tuple[str, Unit], ...], run: Run) -> None:
 
 
 def validate(study: Study, planned: list[Planned]) -> None:
-    """Check, before anything runs, what the runs that are not done need: their settings, weights and data.
+    """Check, before anything runs, what the runs that are not done need: their device, settings, weights and data.
 
     Raises:
         UsageError: the first fault, with the arm's name.
@@ -293,6 +294,8 @@ def validate(study: Study, planned: list[Planned]) -> None:
         stages = [stage for stage in config.stages if stage != "probe" or data not in checked]
         checked.add(data)  # real images are opened once for all arms that read the same
         try:
+            if config.device not in ("auto", "cuda") or not torch.cuda.is_available():  # a GPU is left to the runs
+                devices.resolve(config.device, config.precision)
             train.validate(dataclasses.replace(config, stages=tuple(stages)))
             if config.generator not in checked and any(not unit.done for unit in run.unit.needs):
                 checked.add(config.generator)

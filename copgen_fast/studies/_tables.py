@@ -167,7 +167,8 @@ def notes(summary: Summary) -> tuple[str, ...]:
         found.append(f"Published numbers: {summary.source or 'not of these runs'}.")
     known = dict.fromkeys(name for arm in summary.arms for name in arm.numbers)
     if known and (missing := [name for name in summary.shown if name not in known]):
-        found.append(f"No run gave {', '.join(missing)}; there are {', '.join(known)}.")
+        there = f"there are {', '.join(known)}: choose by --metric and --columns"
+        found.append(f"No run gave {', '.join(missing)}; {there}.")
     for arm in summary.arms:
         found += [f"{arm.name}, seed {seed} failed: {error}" for seed, error in arm.failed.items()]
         if arm.waiting:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -155,6 +156,18 @@ def test_seeds_and_arms_are_added_but_no_other_study(finished, tmp_path, capsys)
     assert re.search(r"holds \S+ and no study", capsys.readouterr().err)
 
 
+def test_a_metric_that_no_run_gave_may_be_corrected(finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "study", symlinks=True)
+    record = artifacts.read_record(folder / "study.json")
+    artifacts.write_record(folder / "study.json", record | {"metric": "knn_top_1"})
+    assert study.main(words(folder, "--metric", "knn_top_2")) == 0
+    assert "No run gave knn_top_2; there are knn_top1" in " ".join(capsys.readouterr().out.split())
+    assert study.main(words(folder)) == 0
+    assert (folder / "table.csv").read_text() == (finished / "table.csv").read_text()
+    assert study.main(words(folder, "--metric", "knn_top_2")) == 2
+    assert "of other metric" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -167,6 +180,13 @@ def test_seeds_and_arms_are_added_but_no_other_study(finished, tmp_path, capsys)
         (["quickstart", "--jobs", "0"], "--jobs"),
         (["quickstart", "--study.options", "a=b"], "is a preset and has none"),
         (["quickstart", "--pretrain.epochs", "x"], "arm identity: "),
+        (["quickstart", "--device", "abacus"], "arm identity: --device abacus is not usable here"),
+        (
+            ["quickstart", "--pretrain.data", "real", "--vary", "pairs.positives=identity,gaussian"],
+            "no arm of the study",
+        ),
+        (["table5", "--navigator.samples", "9"], "--navigator.samples: the study's arms differ in it"),
+        (["table5", "--vary", "navigator.samples=1,2"], "--vary navigator.samples: the study's arms differ in it"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(arguments, message, tmp_path, capsys):
