@@ -13,6 +13,7 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -115,7 +116,7 @@ class PackedSplit:
     """The images of one split of a packed data set, read one by one.
 
     Attributes:
-        checks: compares each shard with its digest as it is first read.
+        checks: reads shards, each compared with its digest as it is first read.
         labels: int64 [N].
     """
 
@@ -157,13 +158,14 @@ class PackedSplit:
         """What `view` takes of an image as it is stored, uint8 [3, S, S], and the label.
 
         Raises:
-            CorruptArtifactError: its shard is altered.
-            UnreadableImageError: it can't be decoded.
+            UsageError: its shard is missing, also where it was there before.
+            CorruptArtifactError: it is truncated or altered.
+            UnreadableImageError: the image can't be decoded.
         """
-        self.checks(self.shard_of(index))
         member = self._member(index)
+        data = self.checks.read(self.shard_of(index), member.offset, member.size)
         try:
-            pixels = self._decode(member.read(), tuple(self.places.shape[index].tolist()))
+            pixels = self._decode(data, tuple(self.places.shape[index].tolist()))
         except decode.UndecodableImageError as error:
             raise UnreadableImageError(Fault(str(member), str(error))) from error
         return view(pixels, index), int(self.places.label[index])
@@ -227,11 +229,14 @@ def _open_split(folder: Path, codec: Codec, stored: StoredSplit) -> PackedSplit:
         raise CorruptArtifactError(f"{path} and {INDEX} disagree on the number of images: {REMEDY}")
     for shard in stored.shards:
         check_shard(folder / shard.name, shard, with_digest=False)
+    checks = FirstReads(
+        [(str(folder / shard.name), shard.sha256) for shard in stored.shards], partial(_compare, folder, stored)
+    )
+    return PackedSplit(folder, codec, stored, places, torch.from_numpy(places.label).long(), checks)
 
-    def compare(number: int, data: bytes | None) -> None:
-        check_shard(folder / stored.shards[number].name, stored.shards[number])
 
-    return PackedSplit(folder, codec, stored, places, torch.from_numpy(places.label).long(), FirstReads(compare))
+def _compare(folder: Path, stored: StoredSplit, number: int, data: bytes | None) -> None:
+    check_shard(folder / stored.shards[number].name, stored.shards[number])
 
 
 def read_places(path: Path, digest: str) -> Places:
@@ -254,7 +259,10 @@ def check_shard(path: Path, shard: StoredShard, with_digest: bool = True) -> Non
         UsageError: it is missing.
         CorruptArtifactError: it is truncated or altered.
     """
-    found = files.expect_file(path).stat().st_size
+    try:
+        found = files.expect_file(path).stat().st_size
+    except UsageError as error:
+        raise UsageError(f"{error}: put it back, or pack again into another folder") from error
     if found != shard.bytes:
         raise CorruptArtifactError(f"{path} has {found} bytes, {shard.bytes} in {INDEX}: {REMEDY}")
     if with_digest and files.sha256(path) != shard.sha256:
@@ -268,9 +276,9 @@ def verify(root: Path) -> int:
         UsageError, CorruptArtifactError: as `open_splits`, and a shard is altered.
     """
     splits = open_splits(root, list(read_index(root).splits))
-    shards = [(split, number) for split in splits.values() for number in range(len(split.stored.shards))]
+    shards = [(split.folder / shard.name, shard) for split in splits.values() for shard in split.stored.shards]
     with progress(len(shards), "check", "shards") as bar:
-        for split, number in shards:
-            split.checks(number)
+        for path, shard in shards:
+            check_shard(path, shard)
             bar.update()
     return len(shards)

@@ -23,7 +23,7 @@ from copgen_fast.images.views import Centre, RandomCrop, Whole
 from copgen_fast.pairs.read.loader import PairBatches, Sampler
 from copgen_fast.runtime import artifacts
 from copgen_fast.verify import main
-from tests.helpers import processes, sparse_store
+from tests.helpers import altered_files, processes, sparse_store
 
 NAMES = ("a.JPG", "grün.png", "c.PNG", "d.webp", "e.ppm")
 
@@ -170,6 +170,31 @@ def test_an_altered_shard_is_never_skipped(source, tmp_path):
     pairs = RealPairs(opened(tmp_path / "out", ("train",)).splits["train"], Centre(16))
     with pytest.raises(CorruptArtifactError, match=r"shard-000001\.tar is altered"):
         PairBatches(pairs, Sampler(10, 10, 0), on_corrupt="skip")(0)
+
+
+@pytest.mark.parametrize("harm", altered_files.HARMS)
+def test_a_shard_that_changes_while_it_is_read_is_never_skipped(source, tmp_path, harm):
+    packed(source, tmp_path / "out")
+    data = sets.open_set(DataConfig("packed", str(tmp_path / "out"), 16, "skip"), ("train",))
+    batches = PairBatches(RealPairs(data.splits["train"], Centre(16)), Sampler(10, 5, 0), on_corrupt="skip")
+    for step in range(2):
+        batches(step)
+    change, said = altered_files.HARMS[harm]
+    change(tmp_path / "out/train/shard-000001.tar")
+    for read in (lambda: [batches(step) for step in range(4, 8)], lambda: list(data.stream("train", Centre(16)))):
+        with pytest.raises(CopgenError, match=rf"shard-000001\.tar.*{said}.*pack again") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert not batches.skipped and not data.faults
+
+
+def test_a_shard_that_was_copied_anew_is_read_on(source, tmp_path):
+    packed(source, tmp_path / "out")
+    split, path = opened(tmp_path / "out").splits["train"], tmp_path / "out/train/shard-000001.tar"
+    before = split.read(5, Centre(16))[0]
+    shutil.copy(path, tmp_path / "copy")
+    (tmp_path / "copy").replace(path)
+    assert split.read(5, Centre(16))[0].equal(before)
 
 
 def test_corrupt_images_are_left_out_counted_and_listed(source, tmp_path, capsys):

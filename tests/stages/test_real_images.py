@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from copgen_fast import files
 from copgen_fast.images.pack import PackConfig, pack
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages import Run, probe
@@ -141,11 +143,12 @@ def test_encoders_are_measured_on_the_pairs_that_they_were_pretrained_on(tmp_pat
     assert probe.pairs_of(Run(parse([*TINY, *REAL]), tmp_path, "cpu"), "real") is None
 
 
-def test_packed_images_are_pretrained_on_and_evaluated_as_their_source_is(tmp_path):
-    """Lossless, the logged losses and the results are the same."""
+def test_packed_images_are_pretrained_on_and_evaluated_as_their_source_is(tmp_path, monkeypatch):
+    """Lossless, the logged losses and the results are the same; and the whole run hashes each shard once."""
     data = class_folders(tmp_path / "data", classes=("a", "b"))
     pack(PackConfig(tmp_path / "data", tmp_path / "packed", size=16, codec="png", shard_size=8))
-    results = []
+    results, hashed, sha256 = [], Counter(), files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: hashed.update([str(path)]) or sha256(path))
     shards = ["--data.name", "packed", "--data.root", str(tmp_path / "packed")]
     for name, source in (("of files", data), ("of shards", shards)):
         out = tmp_path / name
@@ -154,3 +157,5 @@ def test_packed_images_are_pretrained_on_and_evaluated_as_their_source_is(tmp_pa
         losses = [row["loss"] for row in read_rows(out / "pretrain/real/simclr/metrics.jsonl")]
         results.append((losses, json.loads((out / "probe/real.json").read_text())["feature_std"]))
     assert results[0] == results[1]
+    packed = {name: count for name, count in hashed.items() if name.startswith(f"{tmp_path}/packed")}
+    assert packed == {str(path): 1 for path in (tmp_path / "packed").rglob("*.tar")}

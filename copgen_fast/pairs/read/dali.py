@@ -112,7 +112,7 @@ class DaliBatches(Batches):
 
     def _read(self, step: int, indices: list[int], shards: Shards, first_read: list[int]) -> _Encoded:
         for number in first_read:
-            self.dataset.checks(number)
+            self.dataset.checks.compare(number)
         pairs, labels = zip(*(self._reader.encoded(index, shards) for index in indices), strict=True)
         files = [file for view in zip(*(pair.images for pair in pairs), strict=True) for file in view]
         return _Encoded(

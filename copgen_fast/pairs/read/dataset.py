@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -61,10 +60,11 @@ class PairDataset(Dataset):
 
     Args:
         folder: as `write_pairs` wrote it.
-        check: compare every shard's size with the index at once, and its sha256 as it is first read.
+        check: compare every shard's size with the index at once, and its sha256 as it is first read. Otherwise only
+            shards that change after they were first read are compared.
 
     Attributes:
-        checks: does the latter.
+        checks: reads them so.
 
     Raises:
         UsageError: the index or shards are missing, or the folder holds shards that the index does not list.
@@ -76,7 +76,8 @@ class PairDataset(Dataset):
         self.index = read_complete_index(self.folder)
         self._spans = plan(self.index.count, self.index.shard_size)
         self._tables: dict[int, np.ndarray] = {}
-        self.checks = FirstReads(self._compare if check else None)
+        shards = [(str(self.folder / shard.name), shard.sha256) for shard in self.index.shards]
+        self.checks = FirstReads(shards, self._compare, trusting=not check)
         for shard in self.index.shards:
             path = require(self.folder / shard.name, "pairs")
             if check:
@@ -128,34 +129,32 @@ class PairDataset(Dataset):
         """The encoded pair, from `shard` (its shard's bytes from `read_shard`) or from the file.
 
         Raises:
-            CorruptArtifactError: its shard is altered.
+            UsageError: its shard is missing, also where it was there before.
+            CorruptArtifactError: it is truncated or altered.
         """
         if not 0 <= index < self.index.count:
             raise IndexError(f"index: expected 0 .. {self.index.count - 1}, got {index}")
         number, row = divmod(index, self.index.shard_size)
         span = self._spans[number]
         path = self.folder / span.name
-        self.checks(number, shard)
         if number not in self._tables:
+            if shard is None:
+                self.checks.expect(number)
             self._tables[number] = member_table(
                 path, span.first, span.count, self.index.codec, shard, self.index.positives
             )
         places = self._tables[number][row].tolist()
         start, end = places[0][0], sum(places[-1])
-        if shard is not None:
-            data = memoryview(shard)[start:end]
+        if shard is None:
+            data = memoryview(self.checks.read(number, start, end - start))
         else:
-            # Opened anew each time: thousands of shards would pass the limit on open files.
-            with open(path, "rb", buffering=0) as file:
-                data = memoryview(os.pread(file.fileno(), end - start, start))
+            data = memoryview(shard)[start:end]
         *images, record = (data[offset - start : offset - start + size] for offset, size in places)
         return EncodedPair(index, tuple(images), record)
 
     def read_shard(self, number: int) -> bytes:
         """A shard's bytes, compared with their digest."""
-        data = (self.folder / self._spans[number].name).read_bytes()
-        self.checks(number, data)
-        return data
+        return self.checks.read(number)
 
     def decode(self, pair: EncodedPair) -> Pair:
         """Anchor, positive and label.

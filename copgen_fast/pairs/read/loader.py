@@ -128,7 +128,7 @@ class PairBatches(Batches):
 
     def _make(self, indices: list[int], shards: Shards, first_read: list[int]) -> Ready:
         for number in first_read:
-            self.dataset.checks(number)
+            self.dataset.checks.compare(number)
         on_gpu = self._stream is not None
         images = torch.empty(self._views, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
         labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=on_gpu)

@@ -13,6 +13,7 @@ from copgen_fast.pairs.format import member_table, read_index
 from copgen_fast.pairs.read import dali, dataset
 from copgen_fast.pairs.read.loader import PairBatches, PairDataset, Sampler
 from copgen_fast.pairs.read.reader import Reader
+from tests.helpers import altered_files
 from tests.helpers.pairs_fixtures import CONFIG, update_digest, write
 
 needs_dali = pytest.mark.skipif(not dali.available(), reason="DALI is not installed")
@@ -201,7 +202,7 @@ def test_a_shard_that_could_not_be_read_is_read_again(png):
     moved = png / "shard-000000.tar"
     moved.rename(png / "elsewhere")
     shards = reader.load_shards([0])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UsageError, match=r"shard-000000\.tar is missing: run `--stages pairs`"):
         shards[0].result()
     (png / "elsewhere").rename(moved)
     assert len(reader.load_shards([0])[0].result()) == moved.stat().st_size
@@ -280,3 +281,26 @@ def test_each_shard_is_hashed_once_by_all_ranks_together(png, loader, window, mo
             rank(step)
     assert hashed.count("shard-000000.tar") <= 2, "each may read the first pair for its size"
     assert sorted(name for name in hashed if "000000" not in name) == ["shard-000001.tar", "shard-000002.tar"]
+
+
+@pytest.mark.parametrize("window", [None, 1])
+@pytest.mark.parametrize("harm", altered_files.HARMS)
+@pytest.mark.parametrize("loader", ["alone", pytest.param("dali", marks=needs_dali)])
+def test_a_shard_that_changes_while_it_is_read_is_never_skipped(png, loader, harm, window):
+    pairs, sampler = PairDataset(png), Sampler(10, 2, 0, shard_size=4, window=window)
+    batches = LOADERS[loader](pairs, sampler, "skip")
+    all_batches(batches, 0, 5)
+    change, said = altered_files.HARMS[harm]
+    change(png / "shard-000001.tar")
+    with pytest.raises(CopgenError, match=rf"shard-000001\.tar.*{said}.*--stages pairs") as caught:
+        all_batches(batches, 5, 10)
+    assert "\n" not in str(caught.value) and not batches.skipped
+
+
+def test_pairs_that_are_read_without_comparing_are_compared_once_they_change(png):
+    pairs = PairDataset(png, check=False)
+    altered_files.flip(png / "shard-000001.tar", 700)
+    assert pairs.record(4)["index"] == 4
+    altered_files.flip(png / "shard-000001.tar", 701)
+    with pytest.raises(CorruptArtifactError, match=r"shard-000001\.tar is altered"):
+        pairs.record(4)
