@@ -53,16 +53,12 @@ def results_table(summary: Summary) -> Table:
     """A row an arm: the metric, its difference to the baseline with interval and p, E||dz|| and further numbers."""
     columns = columns_of(summary)
     metric = columns[summary.metric]
-    heading = [
-        "arm",
-        "seeds",
-        metric.title,
-        f"difference to {against(summary)} [95 % interval]",
-        "p",
-        "p (Holm)",
-        "t test p (Holm)",
-    ]
+    heading = ["arm", "seeds", metric.title, f"difference to {against(summary)} [95 % interval]"]
     cells = [_first_cells(arm, summary, metric) for arm in summary.arms]
+    if any(any(row[len(heading) :]) for row in cells):
+        heading += ["p", "p (Holm)", "t test p (Holm)"]
+    else:  # one seed tests nothing
+        cells = [row[: len(heading)] for row in cells]
     further = {name: columns[name] for name in summary.columns if any(name in arm.numbers for arm in summary.arms)}
     if DISTANCE not in further and any(DISTANCE in arm.numbers for arm in summary.arms):
         further = {DISTANCE: table.Column(DISTANCE, None, False)} | further

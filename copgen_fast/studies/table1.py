@@ -1,8 +1,8 @@
 """The paper's Table 1: ImageNet-1K's linear evaluation and VOC's detection, by method and way of making positives.
 
 Beside the paper's eleven rows, `untrained-navigator`, a control that the paper lacks: T_z as initialised. Needs the
-folder of VOCdevkit at the paper's scale: --evals.options detection.root=FOLDER. At small scale nothing is detected, and
-NNCLR has smaller heads.
+folder of VOCdevkit at the paper's scale: --evals.options detection.root=FOLDER. At small scale nothing is detected,
+NNCLR has smaller heads, and CIFAR-10 has five times as many real images as there are pairs, and so steps an epoch.
 
 The paper's numbers are of one run each. It leaves open how NNCLR and Neg FT were set (queue, predictor, temperature),
 whether InfoMin had its jigsaw branch, and how many trainings of a detector stand behind a number. The settings here are

@@ -2,7 +2,7 @@
 
 Needs the folder of the seven sets at the paper's scale, --evals.options transfer.root=FOLDER; they are evaluated by
 VISSL's settings (evaluation `transfer`). At small scale CIFAR-10 itself stands for the sets (`linear`), with ten labels
-a class (`lowshot`) for the few.
+a class (`lowshot`) for the few, and has five times as many real images as there are pairs, and so steps an epoch.
 
 The encoders are four of Table 1's: to spare their pretraining, evaluate those of a finished study `table1` by
 `python -m copgen_fast.evaluate ENCODER --evals transfer semi-supervised` instead. The mean over sets, which is tested,
