@@ -42,7 +42,7 @@ class ToyGenerator(nn.Module):
 
 def make_players(tmp_path, precision="fp32", device=torch.device("cpu"), classes=0, **options):  # noqa: B008
     torch.manual_seed(0)
-    navigator = NavigatorConfig(batch=N, estimator=EncoderConfig(width=16), **options)
+    navigator = NavigatorConfig(batch=N, estimator=EncoderConfig(width=8), **options)
     config = dataclasses.replace(PRESETS["quickstart"], navigator=navigator, precision=precision, out=str(tmp_path))
     made = ToyGenerator(classes).to(device), Navigator(DIM).to(device)
     players = stage.make_players(Run(config, tmp_path, device), *made)
