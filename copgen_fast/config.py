@@ -222,7 +222,8 @@ class PretrainConfig:
     """Threads that load pairs ahead of the step; 0: the step itself loads them."""
     loader: PairLoader = "auto"
     """What loads shards; the batches are the same, but for JPEG that a GPU decodes, in its own rounding. auto: NVIDIA
-    DALI where it is installed, the device is a GPU and the pairs don't fit the cache. plain: PyTorch and Pillow."""
+    DALI where it is installed, the device is a GPU and the pairs don't fit the cache. plain: PyTorch and Pillow. Packed
+    real images are shards, too, where they were packed at --data.image-size."""
     shuffle_shards: Count | None = None
     """None: an epoch is one permutation of all pairs, read at random (for SSDs). W: shards come in random order and
     W of them at a time are shuffled together, each read whole (for disks and network stores; 2 W shards in memory)."""
@@ -374,11 +375,16 @@ def _pretrain_faults(config: RunConfig) -> list[str]:
     options, found = config.pretrain, []
     if options.data != "real" and options.batch > config.pairs.count:
         found.append(f"pretrain.batch: expected at most pairs.count {config.pairs.count}, got {options.batch}")
-    images = {"real": "real images are", "online": "online pairs are"}.get(options.data)
-    if images and options.loader == "dali":
-        found.append(f"pretrain.loader: dali reads shards of pairs, and {images} in none: choose plain")
-    if images and options.shuffle_shards is not None:
-        found.append(f"pretrain.shuffle_shards: {images} in no shards: leave it out")
+    if options.loader == "dali" and options.data == "online":
+        found.append("pretrain.loader: dali reads shards, and online pairs are in none: choose plain")
+    if options.loader == "dali" and options.data == "real" and config.data.name != "packed":
+        found.append(
+            f"pretrain.loader: dali reads shards, and images of data set {config.data.name} are in none: pack them by "
+            "`python -m copgen_fast.images.pack`, or choose plain"
+        )
+    if options.shuffle_shards is not None and options.data != "pairs":
+        images = {"real": "real images", "online": "online pairs"}[options.data]
+        found.append(f"pretrain.shuffle_shards: {images} are in no shards of pairs: leave it out")
     return found
 
 

@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from copgen_fast.config import Codec as Name
-from copgen_fast.errors import CorruptArtifactError
+from copgen_fast.errors import CorruptItemError
 from copgen_fast.images import decode, jpeg
 
 REMEDY = "delete it and run `--stages pairs` again"
@@ -29,6 +30,21 @@ _PNG_UP = 2  # the filter that subtracts the byte above
 _PNG_RGB8 = (8, 2, 0, 0, 0)  # bits, colours, and the only compression, filters and order there are
 _JPEG_QUALITY = 95
 _JPEG_444 = 0  # colour at full resolution
+
+
+class Encoded(NamedTuple):
+    """Images of one item of a data set as files, for a decoder elsewhere.
+
+    Attributes:
+        index: of the item.
+        images: the files.
+        corner: top and left of the part that is taken of each.
+    """
+
+    index: int
+    images: tuple[bytes | memoryview, ...]
+    label: int
+    corner: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -56,13 +72,13 @@ class Codec:
             where: name of the file, for the message.
 
         Raises:
-            CorruptArtifactError: the file does not decode, or has another shape; the message starts with `where`.
+            CorruptItemError: the file does not decode, or has another shape; the message starts with `where`.
         """
         self.expect_size(data, shape, where)
         try:
             return self._pixels(data, shape)
         except ValueError as error:
-            raise CorruptArtifactError(f"{where} does not decode ({error}): {REMEDY}") from error
+            raise CorruptItemError(f"{where} does not decode ({error}): {REMEDY}") from error
 
     def expect_size(self, data: bytes, shape: tuple[int, int, int], where: str) -> None:
         """Check the size that a file's header claims, for decoders that would decode any size.
@@ -71,11 +87,15 @@ class Codec:
             shape, where: as for `decode`.
 
         Raises:
-            CorruptArtifactError: it is another one, or too large; the message starts with `where`.
+            CorruptItemError: it is another one, or too large; the message starts with `where`.
         """
+        if not self.has_size(data, shape):
+            raise CorruptItemError(f"{where} is {[3, *self._size(data)]}, the index says {list(shape)}: {REMEDY}")
+
+    def has_size(self, data: bytes, shape: tuple[int, int, int]) -> bool:
+        """Whether the size that a file's header claims, if it is found, is that of (3, H, W), and not too large."""
         size = self._size(data)
-        if size is not None and (size != tuple(shape[1:]) or size[0] * size[1] > decode.MAX_PIXELS):
-            raise CorruptArtifactError(f"{where} is {[3, *size]}, the index says {list(shape)}: {REMEDY}")
+        return size is None or size == tuple(shape[1:]) and size[0] * size[1] <= decode.MAX_PIXELS
 
 
 def _encode_png(image: np.ndarray) -> bytes:

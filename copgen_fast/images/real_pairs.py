@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from copgen_fast.errors import CorruptItemError
+from copgen_fast.images.codecs import CODECS, Encoded
 from copgen_fast.images.split import ArraySplit, Split, UnreadableImageError
 from copgen_fast.images.store import PackedSplit
-from copgen_fast.images.views import View
+from copgen_fast.images.views import Centre, View
 
 
 class RealPairs(Dataset):
@@ -29,8 +31,6 @@ class RealPairs(Dataset):
         # Where an array's labels were not requested there are none; files always tell theirs as they are read.
         self.labelled = labelled and (split.labels is not None or not isinstance(split, ArraySplit))
         self.in_memory = isinstance(split, ArraySplit)
-        if isinstance(split, PackedSplit):  # by which processes share the comparison of shards with their digests
-            self.checks, self.shard_of = split.checks, split.shard_of
 
     def __len__(self) -> int:
         return self.split.count
@@ -46,3 +46,51 @@ class RealPairs(Dataset):
         except UnreadableImageError as error:
             raise CorruptItemError(error.fault.remedy) from error
         return image, image, label if self.labelled else -1
+
+
+class PackedPairs(RealPairs):
+    """The images of a packed split, which decoders elsewhere may read, too.
+
+    Attributes:
+        views: images of an item; its positive is the same as its anchor.
+        checks: reads shards, by which processes share the comparison with their digests.
+        image_shape: (3, S, S), of what `view` takes.
+    """
+
+    views = 1
+
+    def __init__(self, split: PackedSplit, view: Centre, labelled: bool = False) -> None:
+        super().__init__(split, view, labelled)
+        self.checks, self.shard_of, self.codec = split.checks, split.shard_of, split.codec
+        self.image_shape = 3, view.size, view.size
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all images when decoded."""
+        return len(self) * int(np.prod(self.image_shape))
+
+    def encoded(self, index: int, shard: bytes | None = None) -> Encoded:
+        """An image as it is stored, of which `view` takes the part from `corner` on.
+
+        One that has to be resized, as it was smaller than its store's size, is decoded and comes as `view` takes it,
+        as raw images do, too: in PNG where others are encoded.
+
+        Args:
+            shard: images are read one by one, not from whole shards.
+
+        Raises:
+            CorruptItemError: it is of another size than the index says, or can't be decoded; the message names it.
+        """
+        corner = None if self.codec == "raw" else self.view.corner(self.split.shape(index))
+        if corner is None:
+            image, _, label = self[index]
+            pixels = image.permute(1, 2, 0).contiguous().numpy()
+            return Encoded(index, (CODECS["raw" if self.codec == "raw" else "png"].encode(pixels),), label)
+        data, where = self.split.file(index), self.split.where(index)
+        CODECS[self.codec].expect_size(data, (3, *self.split.shape(index)), where)
+        return Encoded(index, (data,), int(self.split.labels[index]) if self.labelled else -1, corner)
+
+
+def real_pairs(split: Split, view: Centre, labelled: bool = False) -> RealPairs:
+    """`RealPairs` of a split, or `PackedPairs`."""
+    return (PackedPairs if isinstance(split, PackedSplit) else RealPairs)(split, view, labelled)

@@ -25,7 +25,7 @@ from copgen_fast import files, schema
 from copgen_fast.config import Codec
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.images import decode
-from copgen_fast.images.split import Fault, TarMember, UnreadableImageError
+from copgen_fast.images.split import Fault, UnreadableImageError
 from copgen_fast.images.views import View
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.first_reads import FirstReads
@@ -116,11 +116,13 @@ class PackedSplit:
     """The images of one split of a packed data set, read one by one.
 
     Attributes:
+        size: pixels of the images' shorter sides; smaller images were left as they are.
         checks: reads shards, each compared with its digest as it is first read.
         labels: int64 [N].
     """
 
     folder: Path
+    size: int
     codec: Codec
     stored: StoredSplit
     places: Places
@@ -147,12 +149,8 @@ class PackedSplit:
 
     def where(self, index: int) -> str:
         """The shard of an image, and its source's name."""
-        return str(self._member(index))
-
-    def _member(self, index: int) -> TarMember:
-        places, shard = self.places, self.stored.shards[self.shard_of(index)]
-        place = int(places.offset[index]), int(places.bytes[index])
-        return TarMember(str(self.folder / shard.name), places.name_of(index), *place)
+        shard = self.stored.shards[self.shard_of(index)]
+        return f"{self.folder / shard.name}: {self.places.name_of(index)}"
 
     def read(self, index: int, view: View) -> tuple[Tensor, int]:
         """What `view` takes of an image as it is stored, uint8 [3, S, S], and the label.
@@ -162,13 +160,26 @@ class PackedSplit:
             CorruptArtifactError: it is truncated or altered.
             UnreadableImageError: the image can't be decoded.
         """
-        member = self._member(index)
-        data = self.checks.read(self.shard_of(index), member.offset, member.size)
+        data = self.file(index)
         try:
-            pixels = self._decode(data, tuple(self.places.shape[index].tolist()))
+            pixels = self._decode(data, self.shape(index))
         except decode.UndecodableImageError as error:
-            raise UnreadableImageError(Fault(str(member), str(error))) from error
+            raise UnreadableImageError(Fault(self.where(index), str(error))) from error
         return view(pixels, index), int(self.places.label[index])
+
+    def file(self, index: int) -> bytes:
+        """An image as it is stored, encoded.
+
+        Raises:
+            UsageError, CorruptArtifactError: as for `read`.
+        """
+        place = int(self.places.offset[index]), int(self.places.bytes[index])
+        return self.checks.read(self.shard_of(index), *place)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Height and width of an image."""
+        height, width = self.places.shape[index].tolist()
+        return height, width
 
     def _decode(self, data: bytes, shape: tuple[int, int]) -> np.ndarray:
         if self.codec != "raw":
@@ -219,10 +230,10 @@ def open_splits(root: Path, names: Sequence[str]) -> dict[str, PackedSplit]:
     for name in names:
         if name not in index.splits:
             raise UsageError(f"{root} has no split {name!r}, only {', '.join(index.splits)}: pack it with --splits")
-    return {name: _open_split(root / name, index.codec, index.splits[name]) for name in names}
+    return {name: _open_split(root / name, index, index.splits[name]) for name in names}
 
 
-def _open_split(folder: Path, codec: Codec, stored: StoredSplit) -> PackedSplit:
+def _open_split(folder: Path, index: StoreIndex, stored: StoredSplit) -> PackedSplit:
     path = folder / PLACES
     places = read_places(path, stored.places_sha256)
     if len(places.offset) != stored.count or sum(shard.count for shard in stored.shards) != stored.count:
@@ -232,7 +243,8 @@ def _open_split(folder: Path, codec: Codec, stored: StoredSplit) -> PackedSplit:
     checks = FirstReads(
         [(str(folder / shard.name), shard.sha256) for shard in stored.shards], partial(_compare, folder, stored)
     )
-    return PackedSplit(folder, codec, stored, places, torch.from_numpy(places.label).long(), checks)
+    labels = torch.from_numpy(places.label).long()
+    return PackedSplit(folder, index.size, index.codec, stored, places, labels, checks)
 
 
 def _compare(folder: Path, stored: StoredSplit, number: int, data: bytes | None) -> None:

@@ -41,6 +41,13 @@ class Centre:
     def __call__(self, pixels: np.ndarray, index: int = 0) -> Tensor:
         return resize_and_crop(_channels_first(pixels), self.size, self.shorter, self.mode)[0]
 
+    def corner(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        """Top and left of the part that is taken of an image [H, W] as it is; None: it is resized first."""
+        height, width = shape
+        if min(shape) != (self.shorter or self.size) or max(shape) > _LONGEST * min(shape):
+            return None
+        return (height - self.size) // 2, (width - self.size) // 2
+
 
 @dataclass(frozen=True)
 class Whole:

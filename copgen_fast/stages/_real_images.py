@@ -6,6 +6,9 @@ from copgen_fast import evals, methods
 from copgen_fast.config import RunConfig
 from copgen_fast.errors import UsageError
 from copgen_fast.images import sets
+from copgen_fast.images.real_pairs import real_pairs
+from copgen_fast.images.views import Centre
+from copgen_fast.pairs.read.loader import expect_for_dali
 from copgen_fast.stages.run import expect_comparable
 
 
@@ -33,6 +36,8 @@ def _check_pretraining(config: RunConfig) -> None:
         labels = data.splits["train"].labels
         expect_comparable(method, len(labels.unique()), len(labels))
     data.expect_decodable()
+    if config.pretrain.loader == "dali":
+        expect_for_dali(real_pairs(data.splits["train"], Centre(config.data.image_size)))
     count = data.splits["train"].count
     if count < config.pretrain.batch:
         raise UsageError(f"pretrain.batch: expected at most the {count} training images, got {config.pretrain.batch}")

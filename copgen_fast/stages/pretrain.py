@@ -17,7 +17,7 @@ from copgen_fast.config import PretrainConfig, RunConfig, pairs_drawn
 from copgen_fast.encoders import Encoder
 from copgen_fast.errors import UsageError
 from copgen_fast.images import sets
-from copgen_fast.images.real_pairs import RealPairs
+from copgen_fast.images.real_pairs import RealPairs, real_pairs
 from copgen_fast.images.views import Centre
 from copgen_fast.methods import Method
 from copgen_fast.ops import AugmentParams, AugmentPolicy
@@ -254,7 +254,7 @@ def open_dataset(run: Run, source: str) -> RealPairs | PairDataset:
     supervised = methods.needs_labels(method)
     if source == "real":
         real = sets.open_set(run.config.data, ("train",), supervised)
-        return RealPairs(real.splits["train"], Centre(run.config.data.image_size), takes_labels(method))
+        return real_pairs(real.splits["train"], Centre(run.config.data.image_size), takes_labels(method))
     pairs = PairDataset(run.pairs_folder(source), check=source not in run.checked)
     if supervised and not pairs.classes:
         raise UsageError(

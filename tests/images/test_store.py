@@ -18,7 +18,7 @@ from copgen_fast.config import DataConfig
 from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 from copgen_fast.images import pack, sets, store
 from copgen_fast.images.pack import PackConfig
-from copgen_fast.images.real_pairs import RealPairs
+from copgen_fast.images.real_pairs import real_pairs
 from copgen_fast.images.views import Centre, RandomCrop, Whole
 from copgen_fast.pairs.read.loader import PairBatches, Sampler
 from copgen_fast.runtime import artifacts
@@ -152,7 +152,7 @@ def test_pretraining_reads_packed_images_as_it_reads_files(source, tmp_path):
     packed(source, tmp_path / "out")
     direct = sets.open_set(DataConfig("folder", str(source), 16), ("train",)).splits["train"]
     stored = opened(tmp_path / "out", ("train",)).splits["train"]
-    views = [RealPairs(split, Centre(16), True) for split in (direct, stored)]
+    views = [real_pairs(split, Centre(16), True) for split in (direct, stored)]
     one, other = (PairBatches(pairs, Sampler(10, 4, 0)) for pairs in views)
     ranks = [PairBatches(views[1], Sampler(10, 4, 0, rank, 2)) for rank in (0, 1)]
     for step in (0, 1, 3):
@@ -167,7 +167,7 @@ def test_an_altered_shard_is_never_skipped(source, tmp_path):
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(data)
-    pairs = RealPairs(opened(tmp_path / "out", ("train",)).splits["train"], Centre(16))
+    pairs = real_pairs(opened(tmp_path / "out", ("train",)).splits["train"], Centre(16))
     with pytest.raises(CorruptArtifactError, match=r"shard-000001\.tar is altered"):
         PairBatches(pairs, Sampler(10, 10, 0), on_corrupt="skip")(0)
 
@@ -176,7 +176,7 @@ def test_an_altered_shard_is_never_skipped(source, tmp_path):
 def test_a_shard_that_changes_while_it_is_read_is_never_skipped(source, tmp_path, harm):
     packed(source, tmp_path / "out")
     data = sets.open_set(DataConfig("packed", str(tmp_path / "out"), 16, "skip"), ("train",))
-    batches = PairBatches(RealPairs(data.splits["train"], Centre(16)), Sampler(10, 5, 0), on_corrupt="skip")
+    batches = PairBatches(real_pairs(data.splits["train"], Centre(16)), Sampler(10, 5, 0), on_corrupt="skip")
     for step in range(2):
         batches(step)
     change, said = altered_files.HARMS[harm]

@@ -1,4 +1,4 @@
-"""Loading of pairs through NVIDIA DALI: its threads decode on the CPU, or the GPU decodes JPEG.
+"""Loading of pairs and packed images through NVIDIA DALI: its threads decode on the CPU, or the GPU decodes JPEG.
 
 DALI gets encoded images from our reader, in our sampler's order, instead of reading shards itself. Its
 `readers.webdataset` was tried (2.4.0, with index files of wds2idx). Its counts and resumes are exact; but its order
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from copgen_fast.config import OnCorrupt
 from copgen_fast.errors import CopgenError, UsageError
+from copgen_fast.images.real_pairs import PackedPairs
 from copgen_fast.pairs.read.batch import Batches, PairBatch, as_batch
 from copgen_fast.pairs.read.dataset import PairDataset
 from copgen_fast.pairs.read.prefetch import Prefetcher
@@ -60,6 +61,8 @@ class _Encoded(NamedTuple):
     """uint8 [bytes] each, anchors first."""
     indices: np.ndarray
     """int64 [(1 + K) B, 1]."""
+    corners: np.ndarray
+    """int32 [(1 + K) B, 2]: top and left of the part of each image that is taken."""
     labels: Tensor
 
 
@@ -80,7 +83,7 @@ class DaliBatches(Batches):
 
     def __init__(
         self,
-        dataset: PairDataset,
+        dataset: PairDataset | PackedPairs,
         sampler: Sampler,
         workers: int = 2,
         on_corrupt: OnCorrupt = "stop",
@@ -88,7 +91,7 @@ class DaliBatches(Batches):
     ) -> None:
         require()
         super().__init__(dataset, sampler, on_corrupt, device)
-        self._threads, self._views = max(1, workers), 1 + dataset.index.positives
+        self._threads, self._views = max(1, workers), dataset.views
         self._encoded = Prefetcher(self._plan, _DEPTH if workers else 0, sampler.steps)
         self._pipeline: Pipeline | None = None
         self._in_flight: deque[_Encoded] = deque()
@@ -113,13 +116,14 @@ class DaliBatches(Batches):
     def _read(self, step: int, indices: list[int], shards: Shards, first_read: list[int]) -> _Encoded:
         for number in first_read:
             self.dataset.checks.compare(number)
-        pairs, labels = zip(*(self._reader.encoded(index, shards) for index in indices), strict=True)
-        files = [file for view in zip(*(pair.images for pair in pairs), strict=True) for file in view]
+        items = [self._reader.encoded(index, shards) for index in indices]
+        files = [file for view in zip(*(item.images for item in items), strict=True) for file in view]
         return _Encoded(
             step,
             [np.frombuffer(file, np.uint8) for file in files],
             np.array(indices * self._views, np.int64)[:, None],
-            torch.tensor(labels),
+            np.array([item.corner for item in items] * self._views, np.int32),
+            torch.tensor([item.label for item in items]),
         )
 
     def _open(self, step: int) -> None:
@@ -136,6 +140,8 @@ class DaliBatches(Batches):
     def _feed(self, encoded: _Encoded) -> None:
         self._pipeline.feed_input("files", encoded.files)
         self._pipeline.feed_input("indices", encoded.indices)
+        if self._cropped:
+            self._pipeline.feed_input("corners", encoded.corners)
         self._in_flight.append(encoded)
 
     def _has_step(self, step: int) -> bool:
@@ -166,8 +172,13 @@ class DaliBatches(Batches):
         return taken[: self.sampler.rows], batch
 
     @property
+    def _cropped(self) -> bool:
+        """Whether images are larger than what is taken of them."""
+        return isinstance(self.dataset, PackedPairs) and self.dataset.codec != "raw"
+
+    @property
     def _shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.dataset.index.image_shape
+        channels, height, width = self.dataset.image_shape
         return height, width, channels
 
     def _copy(self, images: object, labels: Tensor) -> PairBatch:
@@ -203,12 +214,16 @@ class DaliBatches(Batches):
             ) from error
         anchors, positives, labels = zip(*pairs, strict=True)
         positives = torch.stack(positives).view(len(anchors), -1, *anchors[0].shape)
-        images = torch.cat([torch.stack(anchors), *positives.unbind(1)]).contiguous(memory_format=torch.channels_last)
+        views = (torch.stack(anchors), *positives.unbind(1))[: self._views]
+        images = torch.cat(views).contiguous(memory_format=torch.channels_last)
         batch = as_batch(images.unflatten(0, (self._views, -1)), torch.tensor(labels))
         return PairBatch(*(send(tensor, self.device) for tensor in batch))
 
     def _build(self, depth: int) -> Pipeline:
-        """A pipeline from files, uint8 [bytes], and indices to images [H, W, 3] and the same indices."""
+        """A pipeline from files, uint8 [bytes], and indices to images [H, W, 3] and the same indices.
+
+        Packed images are cropped, by integers that the view computes; DALI's own resizing would give other bits.
+        """
         from nvidia.dali import Pipeline, fn, types
 
         on_gpu = self.device.type == "cuda"
@@ -217,10 +232,13 @@ class DaliBatches(Batches):
         with pipeline:
             files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)
             indices = fn.external_source(name="indices", dtype=types.INT64, ndim=1)
-            if self.dataset.index.codec == "raw":
+            if self.dataset.codec == "raw":
                 images = fn.reshape(files.gpu() if on_gpu else files, shape=list(self._shape))
             else:
                 images = fn.decoders.image(files, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+            if self._cropped:
+                corners = fn.external_source(name="corners", dtype=types.INT32, ndim=1)
+                images = fn.slice(images, start=corners, shape=self._shape[:2], axes=(0, 1))
             pipeline.set_outputs(images, indices)
         pipeline.build()
         return pipeline

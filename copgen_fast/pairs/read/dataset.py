@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from copgen_fast import schema
-from copgen_fast.errors import CorruptArtifactError, UsageError
-from copgen_fast.images.codecs import CODECS, REMEDY
+from copgen_fast.config import Codec
+from copgen_fast.errors import CorruptItemError, UsageError
+from copgen_fast.images.codecs import CODECS, REMEDY, Encoded
 from copgen_fast.pairs.format import (
     check_file,
     check_size,
@@ -94,13 +95,27 @@ class PairDataset(Dataset):
         """Anchor, positive and label of a pair.
 
         Raises:
-            CorruptArtifactError: it can't be decoded; the message names the shard and the member.
+            CorruptItemError: it can't be decoded; the message names the shard and the member.
+            CopgenError: as for `read`.
         """
         return self.decode(self.read(index))
 
     def record(self, index: int) -> dict:
         """KEY.json of a pair: index, seed, pseudo_class, displacement, and label if the generator is conditional."""
         return self._parse(self.read(index))
+
+    @property
+    def views(self) -> int:
+        """Images of a pair."""
+        return 1 + self.index.positives
+
+    @property
+    def codec(self) -> Codec:
+        return self.index.codec
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.index.image_shape
 
     @property
     def positives(self) -> int:
@@ -160,35 +175,37 @@ class PairDataset(Dataset):
         """Anchor, positive and label.
 
         Raises:
-            CorruptArtifactError: the message names the shard and the member.
+            CorruptItemError: the message names the shard and the member.
         """
         codec, shape = CODECS[self.index.codec], self.index.image_shape
         images = (codec.decode(x, shape, self._where(pair.index, column)) for column, x in enumerate(pair.images))
         anchor, *positives = images
         return anchor, positives[0] if len(positives) == 1 else torch.stack(positives), self.label(pair)
 
-    def expect_sizes(self, pair: EncodedPair) -> None:
-        """Check the sizes that a pair's encoded images claim, where another decoder than `decode` will take them.
+    def encoded(self, index: int, shard: bytes | None = None) -> Encoded:
+        """A pair for another decoder than `decode`; the sizes that its images claim are checked.
 
         Raises:
-            CorruptArtifactError: the message names the shard and the member.
+            CorruptItemError: its record or the size of an image is corrupt; the message names the shard and the member.
+            CopgenError: as for `read`.
         """
-        codec = CODECS[self.index.codec]
+        pair, codec = self.read(index, shard), CODECS[self.index.codec]
         for column, data in enumerate(pair.images):
             codec.expect_size(data, self.index.image_shape, self._where(pair.index, column))
+        return Encoded(index, pair.images, self.label(pair))
 
     def label(self, pair: EncodedPair) -> int:
         """`label` of KEY.json where there is one, else its `pseudo_class`.
 
         Raises:
-            CorruptArtifactError: there is neither, or the record belongs to another pair.
+            CorruptItemError: there is neither, or the record belongs to another pair.
         """
         record = self._parse(pair)
         if record["index"] != pair.index:
-            raise CorruptArtifactError(f"{self._where(pair.index, -1)} belongs to pair {record['index']}: {REMEDY}")
+            raise CorruptItemError(f"{self._where(pair.index, -1)} belongs to pair {record['index']}: {REMEDY}")
         label = record.get("label", record.get("pseudo_class"))
         if not isinstance(label, int):
-            raise CorruptArtifactError(f"{self._where(pair.index, -1)} holds no label or pseudo_class: {REMEDY}")
+            raise CorruptItemError(f"{self._where(pair.index, -1)} holds no label or pseudo_class: {REMEDY}")
         return label
 
     def _parse(self, pair: EncodedPair) -> dict:
@@ -196,11 +213,11 @@ class PairDataset(Dataset):
             record = schema.parse(bytes(pair.record))
         except ValueError as error:
             message = f"{self._where(pair.index, -1)} is not valid JSON ({error}): {REMEDY}"
-            raise CorruptArtifactError(message) from error
+            raise CorruptItemError(message) from error
         try:
             schema.check(record, PairRecord)
         except ValueError as error:
-            raise CorruptArtifactError(f"{self._where(pair.index, -1)}: {error}: {REMEDY}") from error
+            raise CorruptItemError(f"{self._where(pair.index, -1)}: {error}: {REMEDY}") from error
         return record
 
     def _where(self, index: int, column: int) -> str:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from copgen_fast.config import OnCorrupt, PretrainConfig
 from copgen_fast.errors import UsageError
+from copgen_fast.images.real_pairs import PackedPairs
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.pairs.online import OnlineBatches, OnlinePairs
 from copgen_fast.pairs.read.batch import NO_LABEL, Batches, PairBatch, Ready, as_batch
@@ -49,26 +50,43 @@ def open_batches(
         epochs: after which nothing more is prefetched; None: unknown.
 
     Raises:
-        UsageError: DALI is chosen and missing or can't read this data, or the data don't form such batches.
+        UsageError: DALI is chosen, and missing or can't read these data, or the data don't form such batches.
     """
-    in_shards = isinstance(dataset, PairDataset)
-    shard_size = dataset.index.shard_size if in_shards else None
+    shard_size = dataset.index.shard_size if isinstance(dataset, PairDataset) else None
     steps = None if epochs is None else epochs * (len(dataset) // options.batch)
     sampler = Sampler(len(dataset), options.batch, seed, rank, world, shard_size, options.shuffle_shards, steps)
     if isinstance(dataset, OnlinePairs):
         return OnlineBatches(dataset, sampler, device, prefetched=options.workers > 0)
     wanted = options.loader == "dali"
-    if options.loader == "auto" and in_shards and device.type == "cuda":
+    if wanted:
+        expect_for_dali(dataset)
+    if options.loader == "auto" and device.type == "cuda" and fault_for_dali(dataset) is None:
         from copgen_fast.pairs.read import dali
 
         wanted = dali.available() and dataset.decoded_bytes > options.cache_gib * 2**30
     if not wanted:
         return PairBatches(dataset, sampler, options.cache_gib, options.workers, options.on_corrupt, device)
-    if not in_shards:
-        raise UsageError("--pretrain.loader dali reads shards of pairs, not real images: choose plain")
     from copgen_fast.pairs.read.dali import DaliBatches
 
     return DaliBatches(dataset, sampler, options.workers, options.on_corrupt, device)
+
+
+def expect_for_dali(dataset: Dataset) -> None:
+    """Raises UsageError where DALI can't read a data set."""
+    if fault := fault_for_dali(dataset):
+        raise UsageError(f"--pretrain.loader dali: {fault}, or choose plain")
+
+
+def fault_for_dali(dataset: Dataset) -> str | None:
+    """Why DALI can't read a data set, and what to do; None: it can."""
+    if isinstance(dataset, PackedPairs):
+        packed, wanted = dataset.split.size, dataset.view.size
+        if packed != wanted:  # all of them would be resized, in our threads, to keep the same bits
+            return f"images packed at {packed} px would all be resized to {wanted}: pack them by --size {wanted}"
+        return None
+    if isinstance(dataset, PairDataset):
+        return None
+    return "these images are in no shards: pack them by `python -m copgen_fast.images.pack`"
 
 
 class PairBatches(Batches):

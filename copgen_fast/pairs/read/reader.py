@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from torch.utils.data import Dataset
 
 from copgen_fast.config import OnCorrupt
 from copgen_fast.errors import CorruptArtifactError, CorruptItemError
-from copgen_fast.pairs.read.dataset import EncodedPair, Pair, PairDataset
+from copgen_fast.images.codecs import Encoded
+from copgen_fast.pairs.read.dataset import Pair, PairDataset
 
+Item = TypeVar("Item")
 Shards = dict[int, "Future[bytes]"]
 """Shards in memory or being read, by number."""
 
@@ -52,33 +55,32 @@ class Reader:
         Raises:
             CorruptArtifactError: it can't be decoded, and `on_corrupt` is stop.
         """
-        while True:
-            sound = self._sound(index)
-            try:
-                if not isinstance(self.dataset, PairDataset):
-                    return self.dataset[sound]
-            except CorruptItemError as error:
-                self._reject(sound, error)
-                continue
-            encoded = self._read(sound, shards)  # an altered shard is none to go on without
-            try:
-                return self.dataset.decode(encoded)
-            except CorruptArtifactError as error:
-                self._reject(sound, error)
+        return self._first_sound(index, lambda sound: self._pair(sound, shards))
 
-    def encoded(self, index: int, shards: Shards) -> tuple[EncodedPair, int]:
-        """The pair or its replacement, its images still encoded, and its label.
+    def encoded(self, index: int, shards: Shards) -> Encoded:
+        """The pair or its replacement, its images still encoded.
 
         Raises:
             CorruptArtifactError: its record or the size of an image is corrupt, and `on_corrupt` is stop.
         """
+        return self._first_sound(index, lambda sound: self.dataset.encoded(sound, self._shard(sound, shards)))
+
+    def _first_sound(self, index: int, read: Callable[[int], Item]) -> Item:
         while True:
-            encoded = self._read(self._sound(index), shards)
+            sound = self._sound(index)
             try:
-                self.dataset.expect_sizes(encoded)
-                return encoded, self.dataset.label(encoded)
-            except CorruptArtifactError as error:
-                self._reject(encoded.index, error)
+                return read(sound)
+            except CorruptItemError as error:  # an altered shard is none to go on without
+                self._reject(sound, error)
+
+    def _pair(self, index: int, shards: Shards) -> Pair:
+        shard = self._shard(index, shards)
+        return self.dataset[index] if shard is None else self.dataset.decode(self.dataset.read(index, shard))
+
+    def _shard(self, index: int, shards: Shards) -> bytes | None:
+        """The bytes of an item's shard, where whole ones are read."""
+        number = self.dataset.shard_of(index) if shards else None
+        return shards[number].result() if number in shards else None
 
     def _sound(self, index: int) -> int:
         """The pair itself, or the next one that is not known to be corrupt."""
@@ -89,10 +91,6 @@ class Reader:
             what = f"{self.dataset.folder}: every pair" if isinstance(self.dataset, PairDataset) else "every image"
             raise CorruptArtifactError(f"{what} is corrupt: make them again")
         return sound
-
-    def _read(self, index: int, shards: Shards) -> EncodedPair:
-        number = index // self.dataset.index.shard_size
-        return self.dataset.read(index, shards[number].result() if number in shards else None)
 
     def _reject(self, index: int, error: CorruptArtifactError) -> None:
         if self.on_corrupt == "stop":

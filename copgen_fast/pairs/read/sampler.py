@@ -74,9 +74,7 @@ class Sampler:
         if not 0 <= self.rank < self.world:
             raise UsageError(f"rank: expected 0 .. {self.world - 1}, got {self.rank}")
         if self.window is not None and (self.window < 1 or self.shard_size is None):
-            raise UsageError(
-                f"a window of {self.window} shards: expected at least 1, and pairs in shards (real images have none)"
-            )
+            raise UsageError(f"a window of {self.window} shards: expected at least 1, and shards of pairs")
 
     @property
     def rows(self) -> int:

@@ -157,7 +157,7 @@ def test_a_shard_gone_after_it_was_opened_does_not_hang(png, loader):
     pairs = PairDataset(png)
     (png / "shard-000001.tar").unlink()
     for window in (None, 2):
-        with pytest.raises((FileNotFoundError, UsageError), match=r"shard-000001\.tar"):
+        with pytest.raises(UsageError, match=r"shard-000001\.tar"):
             loader(pairs, Sampler(10, 10, 0, shard_size=4, window=window), "skip")(0)
 
 
@@ -251,7 +251,7 @@ def test_sizes_are_checked_before_another_decoder_takes_the_files(on_corrupt, pn
             reader.encoded(5, {})
     else:
         with pytest.warns(UserWarning, match="corrupt pair 5 skipped"):
-            assert reader.encoded(5, {})[0].index == 6
+            assert reader.encoded(5, {}).index == 6
 
 
 @pytest.mark.parametrize("window", [None, 1])
