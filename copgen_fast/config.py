@@ -245,7 +245,7 @@ class DataConfig:
 
     name: str = "digits"
     """`digits` (embedded in scikit-learn), a torchvision data set (cifar10, cifar100, mnist, ...), `folder`
-    (ROOT/train/CLASS/*, ROOT/test/CLASS/*), `packed` (by `python -m copgen_fast.images.pack`) or `npz`."""
+    (ROOT/train/CLASS/*, and ROOT/test/CLASS/* or else val), `packed` (`python -m copgen_fast.images.pack`) or `npz`."""
     root: Place | None = None
     """Folder of the data set, or the .npz file. Nothing is ever downloaded."""
     image_size: Annotated[int, Range(1, 4096)] = 32

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from copgen_fast.errors import UsageError
-from copgen_fast.images.split import ItemSplit
+from copgen_fast.images.split import ItemSplit, named
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those that torchvision's ImageFolder reads: the same images as elsewhere."""
@@ -38,7 +38,8 @@ def open_splits(root: Path, names: Sequence[str]) -> tuple[dict[str, ItemSplit],
         UsageError: a folder is missing, or there are no images in it.
     """
     found = Found()
-    return {name: _open_split(root / name, found) for name in names}, found.note(root)
+    lying = named(root, names, lambda name: (root / name).is_dir())
+    return {name: _open_split(root / own, found) for name, own in lying.items()}, found.note(root)
 
 
 def _open_split(folder: Path, found: Found) -> ItemSplit:

@@ -3,6 +3,10 @@
 Every image is decoded once, its shorter side resized (bicubic, antialiased) and stored in tar shards; data set `packed`
 reads them. SOURCE is a folder of class folders (SPLIT/CLASS/FILE), an .npz file, WebDataset tars made by others, or a
 torchvision data set (--name). Running the same command again goes on where it was stopped or killed.
+
+Threads of one process share the work, as libraries decode, resize and encode outside the interpreter's lock: 0.60 to
+0.66 of the CPU time for smooth pictures of 500 x 375 pixels. So they use up to three cores; --part spreads the work
+over more, and over hosts, in processes that share nothing but the folder.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from copgen_fast.config import Codec, DataConfig
 from copgen_fast.errors import CorruptArtifactError, UsageError, command
 from copgen_fast.images import sets, store, tars
 from copgen_fast.images.codecs import CODECS
-from copgen_fast.images.split import ItemSplit, Split, UnreadableImageError
+from copgen_fast.images.split import ItemSplit, Split, UnreadableImageError, names_of
 from copgen_fast.images.store import PLACES, Places, StoredShard, StoredSplit, StoreIndex
 from copgen_fast.images.views import Whole
 from copgen_fast.options import Count, CountOrZero, Range, parse
@@ -57,7 +61,7 @@ class PackConfig:
     name: str = "auto"
     """folder, npz, tars or a torchvision data set; auto tells the first three by what SOURCE holds."""
     splits: tuple[str, ...] = sets.SPLITS
-    """Splits to pack."""
+    """Splits to pack; `test` is val or validation where SOURCE has no test, as in ImageNet."""
     shard_size: Count = 1000
     """Images of the source in a shard."""
     workers: Count | None = None
@@ -125,10 +129,10 @@ def open_source(config: PackConfig) -> dict[str, Split]:
     if name == "auto":
         if source.suffix == ".npz":
             name = "npz"
-        elif any(tars.find(source, split) for split in config.splits):
-            name = "tars"
-        elif all((source / split).is_dir() for split in config.splits):
+        elif all(any(_is_folder(source / own) for own in names_of(split)) for split in config.splits):
             name = "folder"
+        elif any(tars.find(source, own) for split in config.splits for own in names_of(split)):
+            name = "tars"
         else:
             raise UsageError(
                 f"{source} holds no folders or tars of the splits {', '.join(config.splits)}, and is no .npz file: see "
@@ -141,6 +145,11 @@ def open_source(config: PackConfig) -> dict[str, Split]:
         raise UsageError(f"--name {name}: choose from auto, tars, {', '.join(known)}")
     opened = sets.open_set(DataConfig(name, str(source), image_size=config.size), config.splits)
     return dict(opened.splits)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it may hold class folders; beside them may lie the archives that they came from."""
+    return path.is_dir() and not any(path.glob("*.tar"))
 
 
 def settings_of(config: PackConfig, splits: dict[str, Split]) -> dict:

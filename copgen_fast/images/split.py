@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -153,6 +155,29 @@ class ItemSplit:
                 return view(pixels, index), int(label)
         except _UNREADABLE as error:
             raise UnreadableImageError(Fault(where, decode.reason(error))) from error
+
+
+def names_of(split: str) -> tuple[str, ...]:
+    """What a split may be called where it lies, the first that is there: `test`, val or validation where it is test.
+
+    ImageNet's validation images are what is tested on everywhere, as its test images have no labels.
+    """
+    return ("test", "val", "validation") if split == "test" else (split,)
+
+
+def named(root: Path, splits: Sequence[str], there: Callable[[str], bool]) -> dict[str, str]:
+    """What each of some splits is called in a data set (`names_of`); a warning tells where that is another name.
+
+    Args:
+        there: whether the data set has a split of this name.
+    """
+    found = {}
+    for split in splits:
+        names = (name for name in names_of(split) if name == split or name not in splits)
+        found[split] = next(filter(there, names), split)
+        if found[split] != split:
+            warnings.warn(f"{root} has no {split}, so {found[split]} is taken as {split}", stacklevel=2)
+    return found
 
 
 def expect_memory(count: int, size: int, file_bytes: int = 0) -> None:

@@ -25,7 +25,7 @@ from copgen_fast import files, schema
 from copgen_fast.config import Codec
 from copgen_fast.errors import CorruptArtifactError, UsageError
 from copgen_fast.images import decode
-from copgen_fast.images.split import Fault, UnreadableImageError
+from copgen_fast.images.split import Fault, UnreadableImageError, named
 from copgen_fast.images.views import View
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.first_reads import FirstReads
@@ -227,10 +227,11 @@ def open_splits(root: Path, names: Sequence[str]) -> dict[str, PackedSplit]:
         CorruptArtifactError: an index is altered, or a shard is of another size.
     """
     index = read_index(root)
-    for name in names:
+    found = named(root, names, index.splits.__contains__)
+    for name in found.values():
         if name not in index.splits:
             raise UsageError(f"{root} has no split {name!r}, only {', '.join(index.splits)}: pack it with --splits")
-    return {name: _open_split(root / name, index, index.splits[name]) for name in names}
+    return {name: _open_split(root / own, index, index.splits[own]) for name, own in found.items()}
 
 
 def _open_split(folder: Path, index: StoreIndex, stored: StoredSplit) -> PackedSplit:

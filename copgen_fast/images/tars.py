@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from copgen_fast.errors import UsageError
-from copgen_fast.images.split import ItemSplit, TarMember
+from copgen_fast.images.split import ItemSplit, TarMember, named
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = ("cls", "json", "txt")
@@ -36,8 +36,8 @@ def open_splits(root: Path, names: Sequence[str]) -> dict[str, ItemSplit]:
         UsageError: a split has no tars, a tar is damaged, an image has no label, or two files have one name.
     """
     found = {}
-    for name in names:
-        tars = find(root, name)
+    for name, own in named(root, names, lambda name: bool(find(root, name))).items():
+        tars = find(root, own)
         if not tars:
             raise UsageError(f"{root} holds no tars of split {name!r}: expected {name}/*.tar, or *{name}*.tar")
         found[name] = [sample for tar in tars for sample in _samples(tar)]

@@ -1,5 +1,8 @@
 """Real images as pairs: read as they are needed, the same bits as from memory, for any start and number of ranks."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +11,14 @@ from PIL import Image
 from copgen_fast.config import DataConfig
 from copgen_fast.errors import CorruptArtifactError
 from copgen_fast.images import sets
-from copgen_fast.images.real_pairs import RealPairs
+from copgen_fast.images.pack import PackConfig, pack
+from copgen_fast.images.real_pairs import RealPairs, real_pairs
 from copgen_fast.images.split import ArraySplit
 from copgen_fast.images.views import Centre
+from copgen_fast.pairs.read import dali
 from copgen_fast.pairs.read.loader import PairBatches, Sampler
+
+CIFAR10 = Path(os.environ.get("COPGEN_FAST_CIFAR10", Path(__file__).parents[3] / "shared" / "data" / "cifar10.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,7 @@ def files(tmp_path, pixels):
 
 
 def pairs_of(config, size=16, labelled=True):
-    return RealPairs(sets.open_set(config, ("train",)).splits["train"], Centre(size), labelled)
+    return real_pairs(sets.open_set(config, ("train",)).splits["train"], Centre(size), labelled)
 
 
 def batches_of(pairs, rank=0, world=1, cache=0.0, on_corrupt="stop"):
@@ -106,3 +113,28 @@ def test_an_image_that_cannot_be_decoded_stops_or_is_replaced_by_the_next(files,
 def test_labels_that_were_not_requested_are_none():
     images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
     assert not RealPairs(ArraySplit(4, None, lambda size: images), Centre(2), labelled=True).labelled
+
+
+@pytest.mark.skipif(not CIFAR10.exists(), reason="CIFAR-10 is not there (COPGEN_FAST_CIFAR10)")
+def test_streaming_cifar10_gives_what_reading_it_into_memory_does_to_the_bit(tmp_path):
+    """Its first 500 held-out images: pixels, labels and the batches of two epochs' steps, by every loader."""
+    with np.load(CIFAR10) as file:
+        images, labels = file["test_images"][:500], file["test_labels"][:500]
+    np.savez(tmp_path / "set.npz", train_images=images, train_labels=labels)
+    held = pairs_of(DataConfig("npz", str(tmp_path / "set.npz")), 32)
+    for codec in ("raw", "png"):
+        pack(
+            PackConfig(tmp_path / "set.npz", tmp_path / codec, 32, codec, splits=("train",), shard_size=150, workers=1)
+        )
+        streamed = pairs_of(DataConfig("packed", str(tmp_path / codec), 32), 32)
+        for index in range(500):
+            (one, _, label), (other, _, wanted) = streamed[index], held[index]
+            assert one.equal(other) and one.movedim(0, 2).equal(torch.from_numpy(images[index]))
+            assert label == wanted == labels[index]
+        for kind in (PairBatches, dali.DaliBatches) if dali.available() else (PairBatches,):
+            of_memory, of_shards = (
+                kinds(pairs, Sampler(500, 128, 0)) for kinds, pairs in ((PairBatches, held), (kind, streamed))
+            )
+            for step in range(6):
+                one, other = of_shards(step), of_memory(step)
+                assert one.images.equal(other.images) and one.labels.equal(other.labels)

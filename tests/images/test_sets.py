@@ -205,7 +205,7 @@ def test_folder_faults_are_named(image_folder):
     assert "bird" in refusal(config)  # empty
     Image.new("L", (9, 9)).save(extra / "0.png")
     assert "in one of them only: bird" in refusal(config)
-    (image_folder / "test").rename(image_folder / "val")
+    (image_folder / "test").rename(image_folder / "held-out")
     assert "test is missing" in refusal(config)
 
 

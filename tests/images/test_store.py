@@ -1,5 +1,6 @@
 """Packed images: the same pixels, labels and names as their source, read at random, altered files named."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -146,6 +147,34 @@ def test_a_split_that_was_not_packed_is_named(source, tmp_path):
     packed(source, tmp_path / "out", splits=("test",))
     with pytest.raises(UsageError, match="has no split 'train', only test: pack it with --splits"):
         opened(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", None)])
+def test_validation_images_are_tested_on_where_there_are_no_test_images(source, tmp_path, name, splits):
+    """As ImageNet has it, packed or not, whichever name --splits has; its archives may lie beside the folders."""
+    expected = sets.load(DataConfig("folder", str(source), 16))
+    (source / "test").rename(source / name)
+    (source / "ILSVRC2012_img_train.tar").write_bytes(b"a tar of tars")
+    told = pytest.warns(UserWarning, match=rf"has no test, so {name} is taken as test")
+    with told if splits[1] else contextlib.nullcontext():
+        packed(source, tmp_path / "out", splits=tuple(split or name for split in splits))
+    for data in (DataConfig("folder", str(source), 16), DataConfig("packed", str(tmp_path / "out"), 16)):
+        with told if data.name == "folder" or not splits[1] else contextlib.nullcontext():
+            found = sets.load(data)
+        assert found.test_images.equal(expected.test_images) and found.train_labels.equal(expected.train_labels)
+
+
+def test_test_is_test_where_both_are_there(source, tmp_path, recwarn):
+    shutil.copytree(source / "train", source / "val")
+    packed(source, tmp_path / "out", splits=("train", "val", "test"))
+    assert opened(tmp_path / "out").splits["test"].count == 4
+    packed(source, tmp_path / "other")
+    assert opened(tmp_path / "other").splits["test"].count == 4
+    assert not recwarn
+    shutil.rmtree(source / "test")
+    with pytest.raises(UsageError, match="test is missing"):
+        sets.open_set(DataConfig("folder", str(source), 16), ("train", "val", "test"))
 
 
 def test_pretraining_reads_packed_images_as_it_reads_files(source, tmp_path):

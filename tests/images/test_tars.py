@@ -99,3 +99,12 @@ def test_damaged_and_missing_tars_are_named(tmp_path):
     (tmp_path / "train/0.tar").write_bytes(b"x" * 2000)
     with pytest.raises(UsageError, match=r"0\.tar is truncated or no tar file"):
         tars.open_splits(tmp_path, ["train"])
+
+
+def test_validation_tars_are_tested_on_where_there_are_no_test_tars(tmp_path):
+    for name, level in (("imagenet1k-train-0000.tar", 10), ("imagenet1k-validation-00.tar", 90)):
+        write(tmp_path / "tars" / name, [("a.png", picture(level)), ("a.cls", b"0")])
+    with pytest.warns(UserWarning, match="has no test, so val is taken as test"):
+        pack.pack(pack.PackConfig(tmp_path / "tars", tmp_path / "out", size=8, codec="png", workers=1))
+    data = sets.open_set(DataConfig("packed", str(tmp_path / "out"), 8))
+    assert [int(data.splits[name].read(0, Centre(8))[0].max()) for name in sets.SPLITS] == [10, 90]
