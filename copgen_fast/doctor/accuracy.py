@@ -27,6 +27,8 @@ from copgen_fast.runtime import seeds
 ALLOWED = 2.0
 """Largest ratio of a fused op's error to that of PyTorch's operators."""
 _DIMENSION = 128
+_SIDE = 32
+_STEP = 1e-5  # several times the distance from a kink within which float32 takes a value to be at it
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,22 @@ def op_cases(device: torch.device) -> dict[str, OpCase]:
     def on_device(*tensors: Tensor) -> list[Tensor]:
         return [x.to(device) for x in tensors]
 
-    pictures = torch.rand(8, 3, 64, 64, generator=random, dtype=torch.float64)
-    params = AugmentParams.sample(8, (64, 64), augmentations.get("simclr"), generator=random).to(device)
-    # Not those that interpolate: in other precision they may fall on the next level.
-    policy = RandAugmentPolicy(operations=tuple(name for name in OPERATIONS if name not in AFFINE))
-    uniform = torch.rand(8, 5 * policy.steps, generator=random, dtype=torch.float64)
+    # Values of float16, so that a dtype's rounding moves none to a kink.
+    pictures = torch.rand(24, 3, _SIDE, _SIDE, generator=random).half().double()
+    params = AugmentParams.sample(24, (_SIDE, _SIDE), augmentations.get("simclr"), generator=random)
+    smooth = away_from_kinks(pictures, lambda x: _augmented(x, params, "reference"))
+    augmented, params = pictures[smooth], params.map(lambda x: x[smooth].to(device))
+    # Not those that interpolate: in other precision they may fall on the next level. Nor is the magnitude 10: at a
+    # factor of 1.9, which has other digits in other precision, whole levels fall on 0 and 255.
+    policy = RandAugmentPolicy(
+        probability=1.0, magnitude=7.0, operations=tuple(name for name in OPERATIONS if name not in AFFINE)
+    )
+    uniform = torch.rand(24, 5 * policy.steps, generator=random, dtype=torch.float64)
     operations = RandAugmentParams.from_uniform(uniform, policy).map(lambda x: x.to(device))
+    levels = torch.randint(256, pictures.shape, generator=random).double() / 255
     return {
-        "augment": OpCase(
-            on_device(pictures),
-            lambda x, backend: augment(x[0], params, 64, out_dtype=x[0].dtype, backend=backend),
-        ),
-        "rand_augment": OpCase(on_device(pictures), lambda x, backend: rand_augment(x[0], operations, backend=backend)),
+        "augment": OpCase(on_device(augmented), lambda x, backend: _augmented(x[0], params, backend)),
+        "rand_augment": OpCase(on_device(levels), lambda x, backend: rand_augment(x[0], operations, backend=backend)),
         "info_nce": OpCase(
             on_device(*drawn(2, 112, _DIMENSION)),
             lambda x, backend: info_nce(x[0], x[1], temperature=0.1, backend=backend),
@@ -124,6 +130,32 @@ def op_cases(device: torch.device) -> dict[str, OpCase]:
             lambda x, backend: add_upsampled(*x, backend=backend),
         ),
     }
+
+
+def away_from_kinks(pictures: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Which pictures, float64 [N, 3, h, w], have a gradient that is continuous around them: bool [N].
+
+    At a clamp's bound, or where two channels cross, the gradient jumps, and in another precision a value may be on the
+    other side: one such value would hide the errors of all others. A jump between x - d and x + d shows
+    in g(x + d) - 2 g(x) + g(x - d), for steps d that move all channels, or one against the others.
+    """
+
+    def gradients(x: Tensor) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        values = run(leaf)
+        weights = torch.linspace(-1, 1, values[0].numel(), dtype=x.dtype).view(values[0].shape)
+        return torch.autograd.grad(values, leaf, weights.expand_as(values))[0].flatten(1)
+
+    here, smooth = gradients(pictures), torch.ones(len(pictures), dtype=torch.bool)
+    for signs in ((1, 1, 1), (1, 1, -1), (1, -1, 1), (-1, 1, 1)):
+        step = _STEP * torch.tensor(signs, dtype=pictures.dtype)[:, None, None]
+        second = gradients(pictures + step) - 2 * here + gradients(pictures - step)
+        smooth &= second.norm(dim=1) <= 1e-9 * here.norm(dim=1)
+    return smooth
+
+
+def _augmented(images: Tensor, params: AugmentParams, backend: str) -> Tensor:
+    return augment(images, params, _SIDE, out_dtype=images.dtype, backend=backend)
 
 
 def _l2_normalize(x: Sequence[Tensor], backend: str) -> Tensor:

@@ -61,6 +61,37 @@ def test_errors_are_relative_and_as_large_as_they_are():
         assert check.ratio == pytest.approx(3, rel=1e-2) and not check.passed
 
 
+def test_pytorch_is_as_exact_as_its_precision_in_every_check():
+    """An error beyond that comes of a value at a kink, and would hide errors of ours that are as large."""
+    checks = list(accuracy.checks(CPU))
+    assert {check.op for check in checks} == set(backends())
+    for check in checks:
+        assert check.pytorch < 10 * torch.finfo(torch.float32).eps, check
+
+
+@pytest.mark.parametrize("op", ["augment", "rand_augment"])
+def test_a_small_fault_of_one_picture_is_noticed(op):
+    case = accuracy.op_cases(CPU)[op]
+
+    def wrong(x, backend):
+        y = case.run(x, "reference")
+        if backend == "wrong":
+            y = torch.cat([y[:1] * (1 + 1e-4), y[1:]])
+        return y
+
+    assert not any(x.passed for x in accuracy.compare(op, accuracy.OpCase(case.inputs, wrong), "wrong", torch.float32))
+
+
+def test_pictures_at_a_kink_are_found():
+    """At a clamp's bound, and where two channels are nearly equal."""
+    pictures = torch.tensor([0.5, 0.4, 0.3], dtype=torch.float64)[:, None, None].repeat(4, 1, 2, 2)
+    pictures[1, 0, 0, 0] = 1 - 1e-6
+    pictures[2, 0, 0, 0] = 1 - 1e-4
+    pictures[3, 1, 1, 1] = 0.3 + 1e-6
+    assert accuracy.away_from_kinks(pictures, lambda x: x.clamp(0, 1)).tolist() == [True, False, True, True]
+    assert accuracy.away_from_kinks(pictures, lambda x: x.amin(1)).tolist() == [True, True, True, False]
+
+
 def test_what_is_missing_says_what_it_is_for(monkeypatch):
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     facts = {fact.name: fact for fact in machine.facts(CPU)}
