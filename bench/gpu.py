@@ -45,9 +45,10 @@ class Part:
 def parts(folder: Path) -> list[Part]:
     """Tests and benchmarks in the order in which they run, writing their results to the folder."""
 
-    def tests(name: str, seconds: float, *arguments: str) -> Part:
+    def tests(name: str, seconds: float, *arguments: str, only: str = "") -> Part:
         xml = str(folder / f"tests-{name}.xml")
         pytest = ("-m", "pytest", "-n", str(min(12, max(4, cores()))), "--junitxml", xml)  # compiling takes cores
+        pytest += ("-k", only) if only else ()
         return Part(f"tests-{name}", seconds, (*pytest, *(f"tests/{argument}" for argument in arguments)))
 
     def measure(area: str, seconds: float, only: str = "", name: str = "", required: bool = True) -> Part:
@@ -61,13 +62,14 @@ def parts(folder: Path) -> list[Part]:
         tests("graphs", 30, "training/test_cuda_graph.py"),
         tests(
             "kernels",
-            80,
+            60,
             "ops/test_info_nce_gpu.py",
             "ops/test_cond_norm.py",
             "ops/test_add_upsampled.py",
-            "csrc/test_info_nce_cuda.py",
             *(f"kernels/test_{name}.py" for name in ("info_nce", "augment", "cond_norm", "add_upsampled", "epilogue")),
         ),
+        # The others emulate its kernels on the CPU.
+        tests("cuda", 30, "csrc/test_info_nce_cuda.py", only="gpu"),
         tests(
             "stages",
             40,

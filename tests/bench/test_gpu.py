@@ -129,6 +129,12 @@ def test_the_budgets_of_all_parts_fit_nine_minutes():
     assert sum(part.seconds for part in gpu.parts(Path("out"))) + 15 <= 540
 
 
+def test_kernels_that_a_gpu_runs_are_not_emulated_on_the_cpu():
+    (part,) = (part for part in gpu.parts(Path("out")) if "tests/csrc/test_info_nce_cuda.py" in part.arguments)
+    assert part.arguments[part.arguments.index("-k") + 1] == "gpu"
+    assert not any("gpu" in argument for argument in part.arguments if argument.startswith("tests/"))
+
+
 def test_tests_come_first_and_every_test_that_needs_a_gpu_is_among_them():
     parts = gpu.parts(Path("out"))
     tested = [part.name.startswith("tests-") for part in parts]
