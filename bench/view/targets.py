@@ -116,11 +116,13 @@ _AUGMENT_CPU = partial(Target, area="augment", device="cpu", case="simclr B=64 1
 _AUGMENT_GPU = partial(Target, area="augment", device="cuda", case="simclr B=352 128px", precision="fp16")
 _AUGMENT_GRAPH = partial(_AUGMENT_GPU, case="simclr B=352 128px, CUDA graph", measure="of_limit")
 _INFO_NCE_CPU = partial(Target, area="info_nce", device="cpu", precision="fp32", direction=_BOTH)
+_INFO_NCE_SMALL = partial(_INFO_NCE_CPU, case="N=224 D=128", peer=_PLAIN, at_least=1.3)
 _INFO_NCE_GPU = partial(Target, area="info_nce", device="cuda", case="N=16384 D=128", precision="fp16")
 _INFO_NCE_GRAPH = partial(_INFO_NCE_GPU, case="N=16384 D=128, CUDA graph", measure="of_limit")
 _GENERATOR = partial(Target, area="generator")
 _STEP = partial(Target, direction="step")
-_N4096, _N16384, _N224 = (f"N={n} D=128" for n in (4096, 16384, 224))
+_LINEAR_AUGMENTED = partial(Target, area="probes", device="cpu", case="linear-augmented resnet18 .*", direction="epoch")
+_N4096, _N16384 = (f"N={n} D=128" for n in (4096, 16384))
 _BIGBIGAN, _NAVIGATOR, _RESNET50 = "bigbigan B={} 128px {}", "bigbigan B=8 128px", "resnet50 B=224 128px"
 
 TARGETS = (
@@ -138,7 +140,8 @@ TARGETS = (
     _INFO_NCE_CPU(claim="N=4096, beside PyTorch", case=_N4096, peer=_PLAIN, at_least=3),
     _INFO_NCE_CPU(claim="N=4096, beside lightly", case=_N4096, peer=_LIGHTLY, at_least=6),
     _INFO_NCE_CPU(claim="N=4096, peak memory", case=_N4096, measure="peak_mb", at_most=40),
-    _INFO_NCE_CPU(claim="N=224, beside PyTorch", case=_N224, peer=_PLAIN, at_least=1),
+    _INFO_NCE_SMALL(claim="N=224 forward, beside PyTorch", direction=_FORWARD),
+    _INFO_NCE_SMALL(claim="N=224, beside PyTorch"),
     _INFO_NCE_CPU(claim="N=16384, peak memory", case=_N16384, measure="peak_mb", at_most=100),
     _INFO_NCE_GRAPH(claim="forward, of the product rate", direction=_FORWARD, at_least=0.5),
     _INFO_NCE_GRAPH(claim="forward+backward, of the product rate", direction=_BOTH, at_least=0.5),
@@ -160,6 +163,17 @@ TARGETS = (
     _STEP(area="images", claim="packed JPEG, beside ImageFolder", device="cpu", case="jpeg 128px read.*", at_least=5),
     _STEP(area="images", claim="packed raw, beside ImageFolder", device="cpu", case="raw 128px read.*", at_least=10),
     _STEP(area="images", claim="packing, beside Pillow", device="cpu", case="jpeg 128px packed", at_least=1.5),
+    _LINEAR_AUGMENTED(claim="linear-augmented, fp32", precision="fp32", at_least=2),
+    _LINEAR_AUGMENTED(claim="linear-augmented, bf16", precision="bf16", at_least=3.5, optional=True),
+    Target(
+        area="probes",
+        claim="linear-grid to its answer",
+        device="cpu",
+        case="linear-grid .*",
+        precision="fp32",
+        direction="answer",
+        at_least=20,
+    ),
     _STEP(
         area="navigator",
         claim="throughput",

@@ -11,7 +11,8 @@ from bench.view.check import findings, met
 from bench.view.targets import MEASURES, TARGETS
 
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
-COMMITTED = [RESULTS / f"{name}-cpu.json" for name in ("augment", "info_nce", "generator", "navigator", "loader")]
+AREAS = ("augment", "info_nce", "info_nce-small", "generator", "navigator", "loader", "probes", "probes-grid")
+COMMITTED = [RESULTS / f"{name}-cpu.json" for name in AREAS]
 PEERS = ("kornia 1, same parameters", "torchvision 1 per-sample loop, same parameters", "PyTorch 2", "lightly 1")
 PEERS = (*PEERS, "copgen_fast chunked backend, no symmetry", "reference form", "same steps, batch at hand")
 
@@ -76,6 +77,7 @@ def test_targets_are_of_one_kind_each():
             "navigator",
             "online",
             "pretrain",
+            "probes",
         )
 
 
