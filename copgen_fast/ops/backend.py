@@ -19,7 +19,14 @@ _MODULES = {
     "cuda": ("copgen_fast._cpp", "copgen_fast._cuda"),
     "triton": ("triton",),
 }
-INSTALLED = {"reference", "chunked", *(name for name, need in _MODULES.items() if all(map(find_spec, need)))}
+
+
+def installed() -> set[str]:
+    """Names of the backends that are there with all modules they need."""
+    return {"reference", "chunked", *(name for name, need in _MODULES.items() if all(map(find_spec, need)))}
+
+
+INSTALLED = installed()
 """Names of the backends of this installation, whatever the device."""
 
 

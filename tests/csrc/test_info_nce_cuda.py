@@ -259,6 +259,7 @@ def test_when_a_triangle_is_chosen(triangle):
     assert chosen(4096, multiprocessors=132) == THIN
     limit = 8 << 20
     assert triangle.library.choose_band(4096, limit) == 64  # all at once
+    assert triangle.library.choose_band(0, limit) == 1  # nothing to divide by
     assert triangle.library.choose_band(65536, limit) == 128 and triangle.library.choose_band(2**30, limit) == 1
 
 

@@ -5,7 +5,7 @@ import torch
 
 from copgen_fast.ops import augment, backends, info_nce
 from copgen_fast.ops.augment.functional import AugmentParams, AugmentPolicy
-from copgen_fast.ops.backend import INSTALLED, launcher_lacks, reason, resolve, support_table, triton_lacks
+from copgen_fast.ops.backend import INSTALLED, installed, launcher_lacks, reason, resolve, support_table, triton_lacks
 
 
 def test_every_op_and_device_has_a_default_that_resolves():
@@ -59,6 +59,15 @@ def test_a_gpu_gets_what_its_generation_can(monkeypatch, capability, dtype, dime
     monkeypatch.setattr("copgen_fast.ops.backend.INSTALLED", {"triton", "cuda", "chunked", "reference"})
     monkeypatch.setattr("copgen_fast.ops.backend.triton_lacks", lambda: None)
     assert resolve("info_nce", "cuda", dtype=dtype, dimension=dimension) == backend
+
+
+@pytest.mark.parametrize(
+    ("missing", "lost"),
+    [(None, set()), ("copgen_fast._cpp", {"cpp", "cuda"}), ("copgen_fast._cuda", {"cuda"}), ("triton", {"triton"})],
+)
+def test_a_backend_is_offered_where_all_its_modules_are(monkeypatch, missing, lost):
+    monkeypatch.setattr("copgen_fast.ops.backend.find_spec", lambda name: None if name == missing else object())
+    assert installed() == {"reference", "chunked", "cpp", "cuda", "triton"} - lost
 
 
 @pytest.fixture
