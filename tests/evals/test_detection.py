@@ -32,12 +32,10 @@ TINY = (
 ).split()
 
 
-def run_of(folder, *words, **config):
+def run_of(folder, *words, precision="fp32", **config):
     options = tuple(f"detection.{word}" for word in words)
-    config = RunConfig(
-        device="cpu", log_every=1, save_every=2, probe=ProbeConfig(evals=("detection",), options=options), **config
-    )
-    return Run(config, folder, CPU)
+    probe = ProbeConfig(evals=("detection",), options=options, precision=precision)
+    return Run(RunConfig(device="cpu", log_every=1, save_every=2, probe=probe, **config), folder, CPU)
 
 
 def options(**changes):
@@ -153,9 +151,15 @@ class Killed(BaseException):
     pass
 
 
-def test_a_killed_training_ends_as_one_that_was_not(root, tmp_path, monkeypatch):
-    encoder, words = tiny_encoder(), (f"root={root}", *TINY)
-    whole = evaluate("detection", encoder, run_of(tmp_path / "whole", *words))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_killed_training_ends_as_one_that_was_not(root, tmp_path, monkeypatch, precision):
+    encoder = tiny_encoder()
+
+    def evaluated(name):
+        run = run_of(tmp_path / name, f"root={root}", *TINY, precision=precision)
+        return evaluate("detection", encoder, run)
+
+    whole = evaluated("whole")
     make = training.Batches.__call__
 
     def killed(self, step):
@@ -165,11 +169,23 @@ def test_a_killed_training_ends_as_one_that_was_not(root, tmp_path, monkeypatch)
 
     monkeypatch.setattr(training.Batches, "__call__", killed)
     with pytest.raises(Killed):
-        evaluate("detection", encoder, run_of(tmp_path / "killed", *words))
+        evaluated("killed")
     monkeypatch.undo()
-    assert evaluate("detection", encoder, run_of(tmp_path / "killed", *words)) == whole
+    assert evaluated("killed") == whole
     one, other = checkpoint(tmp_path / "whole")["detector"], checkpoint(tmp_path / "killed")["detector"]
     assert all(value.equal(other[name]) for name, value in one.items())
+
+
+def test_bf16_trains_as_float32_does_but_for_rounding(root, tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run = run_of(tmp_path / precision, precision=precision)
+        model = FasterRCNN(tiny_encoder(), 2, (0.5,) * 3, (0.5,) * 3, options().shape())
+        images = voc.read(root, ["2007-trainval"]).images
+        training.train(model, images, options(iterations=20, precise_bn=0).recipe(), run.config, run.folder, ALONE)
+        losses[precision] = np.array([row["loss"] for row in read_rows(run.folder / "metrics.jsonl")])
+    assert 0 < abs(losses["bf16"][0] / losses["fp32"][0] - 1) < 0.05
+    assert losses["bf16"][-5:].mean() < 0.9 * losses["bf16"][:5].mean()
 
 
 def test_statistics_of_batch_norm_are_estimated_anew(root, tmp_path):
