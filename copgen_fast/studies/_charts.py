@@ -63,13 +63,13 @@ def against_distance(summary: Summary, column: Column) -> bytes | None:
     scale = 100 if column.percent else 1
     for index, (name, arms) in enumerate(groups.items()):
         arms = sorted(arms, key=lambda arm: arm.numbers[DISTANCE].mean)
-        colour, style = COLOURS[index % LINES], ("-", "--", ":")[index // LINES % 3]
+        colour, line, marker = style_of(index)
         x, found = [arm.numbers[DISTANCE].mean for arm in arms], [arm.numbers[summary.metric] for arm in arms]
         for at, known in zip(x, found, strict=True):
             y = [scale * value for value in known.values.values()]
-            axes.plot([at] * len(y), y, "o", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
+            axes.plot([at] * len(y), y, marker, color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
         means = [scale * known.mean for known in found]
-        axes.plot(x, means, style, color=colour, marker="o", markersize=6, linewidth=1.4, label=name)
+        axes.plot(x, means, line, color=colour, marker=marker, markersize=6, linewidth=1.4, label=name)
     low, high = axes.get_ylim()
     levels: dict[float, list[str]] = {}
     for arm in summary.arms:
@@ -84,6 +84,11 @@ def against_distance(summary: Summary, column: Column) -> bytes | None:
     axes.set_ylabel(column.title)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return png(axes)
+
+
+def style_of(index: int) -> tuple[str, str, str]:
+    """Colour, line and marker of a group of points: once the colours are used up, the others tell groups apart."""
+    return COLOURS[index % LINES], *(("-", "o"), ("--", "s"), (":", "^"))[index // LINES % 3]
 
 
 def group_of(arm: ArmSummary, summary: Summary) -> str:

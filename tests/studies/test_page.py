@@ -62,6 +62,12 @@ def test_arms_that_differ_in_distance_alone_are_one_line():
                       "navigator, augmentation simclr"]  # fmt: skip
 
 
+def test_more_groups_than_colours_are_told_apart():
+    assert len({_charts.style_of(index) for index in range(3 * _charts.LINES)}) == 3 * _charts.LINES
+    markers = [_charts.style_of(index)[2] for index in (0, _charts.LINES)]
+    assert markers[0] != markers[1], "single points have no line"
+
+
 def test_arms_without_distances_are_each_their_own():
     results = study_results()
     for arm in results["study"]["arms"]:
