@@ -22,9 +22,9 @@ install: $(READY)
 $(READY): setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.x")'
 	$(PYTHON) -m venv .venv
-	# csrc/ is built against the torch that is there.
 	$(PIP) setuptools wheel ninja torch
-	$(PIP) --no-build-isolation -e '.[dev]'
+	# csrc/ is built against that torch, while pip, which sees none as it builds, installs the rest.
+	$(BIN)/python setup.py build_ext --inplace >.venv/csrc.log 2>&1 & built=$$!; $(PIP) -e '.[dev]' && wait $$built
 	$(BIN)/python -c 'import copgen_fast.study'
 	touch $@
 

@@ -1,8 +1,9 @@
 """The compiled extensions and the package layout; metadata and dependencies are in pyproject.toml.
 
 `pip install .`, `pip install -e .` and `make install` all work without a compiler. The C++ operators are built when
-torch can be imported during the build (`--no-build-isolation`, as `make` does) and there is a C++ compiler, the CUDA
-operators when there is a CUDA compiler too; otherwise a line says so and PyTorch's operators are used.
+torch can be imported during the build (`pip install --no-build-isolation`, or `python setup.py build_ext --inplace`, as
+`make` does) and there is a C++ compiler, the CUDA operators when there is a CUDA compiler too; otherwise a line says so
+and PyTorch's operators are used.
 """
 
 import importlib.util
