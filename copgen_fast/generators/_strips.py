@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from copgen_fast.ops.winograd import Finish, divisor, strips
+from copgen_fast.ops.strips import Finish, divisor, strips
 
 VALUES = 2**21  # of a strip's outputs: 8 MB, so that with what they are made of they fit a shared cache
 

@@ -12,15 +12,13 @@ Where the C++ extension is built, it computes the sums around the products on th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from copgen_fast.ops.backend import INSTALLED, load
-
-Finish = Callable[[Tensor, Tensor, slice, slice], None]
-"""finish(values, out, images, rows): what follows a convolution; `values` may be `out`."""
+from copgen_fast.ops.strips import Finish, divisor, strips
 
 SIDE = 4
 """Outputs of a tile along an axis."""
@@ -164,35 +162,3 @@ def _outputs(products: Sequence[Tensor], out: Sequence[Tensor], spare: Sequence[
     torch.sub(of, of_inverse, alpha=0.5, out=out[1]).mul_(_A)
     torch.sub(of, of_inverse, alpha=0.125, out=of)
     torch.add(infinity, of, alpha=2 * _A, out=out[3])
-
-
-def strips(
-    x: Tensor, images: int, rows: int, scale: int = 1, styles: Tensor | None = None
-) -> Iterator[tuple[Tensor, slice, slice]]:
-    """Strips of images [N, H, W, C], their places among the images and among the rows of outputs `scale` times as high.
-
-    A strip [images, rows + 2, W + 2, C] is times `styles` [N, C], with a border of neighbours or of zeros; the next one
-    overwrites it. N and H are multiples of `images` and `rows`.
-    """
-    n, height, width, channels = x.shape
-    strip = x.new_zeros(images, rows + 2, width + 2, channels)
-    for image in range(0, n, images):
-        chosen = slice(image, image + images)
-        for first in range(0, height, rows):
-            last = first + rows
-            above, below = max(0, first - 1), min(height, last + 1)
-            into = strip[:, 1 + above - first : 1 + below - first, 1:-1]
-            if styles is None:
-                into.copy_(x[chosen, above:below])
-            else:
-                torch.mul(x[chosen, above:below], styles[chosen, None, None], out=into)
-            if first == 0:
-                strip[:, 0].zero_()
-            if last == height:
-                strip[:, -1].zero_()
-            yield strip, chosen, slice(scale * first, scale * last)
-
-
-def divisor(count: int, limit: int) -> int:
-    """The largest divisor of `count` up to `limit`, at least 1."""
-    return next(k for k in range(max(1, min(count, limit)), 0, -1) if count % k == 0)
