@@ -303,8 +303,9 @@ def test_the_emulator_notices_faults(library):
     assert launch_fault(library, "reads_what_is_unwritten").isnan().all()
     orders = [launch_fault(library, "lacks_a_barrier", order) for order in (0, 1, 2)]
     assert not torch.equal(orders[0], orders[1])
-    with pytest.raises(AssertionError, match="never come"):
-        launch_fault(library, "waits_alone")
+    for name in ("waits_alone", "waits_apart"):
+        with pytest.raises(AssertionError, match="never come"):
+            launch_fault(library, name)
     for name, at_start in (("reads_beyond", False), ("writes_before", True)):
         launch_fault(library, name, at_start=not at_start)
         with pytest.raises(AssertionError, match="beyond a tensor"):

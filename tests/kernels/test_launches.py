@@ -63,6 +63,25 @@ def test_each_argument_fits_the_parameter_of_the_compiled_kernel(launches):
         assert launch["values"] == [value for value, _ in launch["expected"]], where
 
 
+def test_a_launch_is_the_same_from_the_second_on(launches):
+    """Which pass Triton's look at the arguments by."""
+    what = ("kernel", "function", "grid", "block", "shared", "numbers")
+    made = {"first": {}, "again": {}}
+    for launch in launches:
+        if isinstance(launch["variant"], list):
+            name, time = launch["variant"]
+            made[time].setdefault((launch["device"], name), []).append([launch[x] for x in what])
+    assert made["first"] and made["first"] == made["again"]
+
+
+def test_no_kernel_gets_what_it_was_not_compiled_for(launches):
+    for launch in launches:
+        where = f"{launch['kernel']}, {launch['variant']}, device {launch['device']}"
+        assert math.prod(launch["block"]) == launch["threads"], where
+        assert not any(value % 16 for value in launch["multiples_of_16"]), where
+    assert any(any(launch["multiples_of_16"]) for launch in launches)
+
+
 def test_grids_and_shared_memory_are_within_the_cards_limits(launches):
     for launch in launches:
         where = f"{launch['kernel']}, {launch['variant']}: {launch['grid']}"

@@ -1,7 +1,7 @@
 // A stand-in for libcuda.so.1: two devices, sm_75 and sm_90, that record launches and run nothing.
 //
-// It refuses what a driver refuses: a grid, block or shared memory beyond the card's limits, a launch in another
-// context than the function's. Of a function's parameters, whose sizes a driver reads from the machine code,
+// It refuses what a driver refuses: a grid, block or shared memory beyond the card's limits, attributes that the card
+// lacks, a launch in another context than the function's. Of a function's parameters, whose sizes a driver reads from the machine code,
 // `stand_in_parameters` tells it, from the PTX.
 
 #include <cuda.h>
@@ -108,8 +108,10 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
   if (!config->gridDimX || !config->gridDimY || !config->gridDimZ) return CUDA_ERROR_INVALID_VALUE;
   if (config->gridDimX > 2147483647u || config->gridDimY > 65535 || config->gridDimZ > 65535)
     return CUDA_ERROR_INVALID_VALUE;
+  if (!config->blockDimX || !config->blockDimY || !config->blockDimZ) return CUDA_ERROR_INVALID_VALUE;
   if (config->blockDimX * config->blockDimY * config->blockDimZ > 1024) return CUDA_ERROR_INVALID_VALUE;
   if (config->sharedMemBytes > (unsigned)f->shared) return CUDA_ERROR_INVALID_VALUE;
+  if (config->numAttrs && limits[f->device].major < 9) return CUDA_ERROR_INVALID_VALUE;
   if (f->count < 0 || launched == LAUNCHES) return CUDA_ERROR_NOT_INITIALIZED;
   Launch *launch = &launches[launched++];
   launch->function = (uint64_t)function;

@@ -50,6 +50,8 @@ struct Fiber {
 struct Machine {
   std::vector<Fiber> fibers;
   int threads = 0, current = 0, waiting = 0;
+  int barrier = 0;                  // the line where threads wait for their block
+  bool apart = false;               // they wait at several
   int in_warp[32] = {};             // lanes that wait
   const void* operation[32] = {};   // for what
   unsigned order = 0;               // of blocks and warps: 0 as numbered, 1 backwards, else random, by this seed
@@ -124,7 +126,7 @@ inline void forget_shared_memory() {
 inline void run_block() {
   forget_shared_memory();
   for (int w = 0; w < 32; ++w) machine.in_warp[w] = 0;
-  machine.waiting = 0;
+  machine.waiting = 0, machine.apart = false;
   for (Fiber& fiber : machine.fibers) fiber.started = fiber.waiting = fiber.done = false;
   for (bool alive = true, progress = false, moved; alive;) {
     alive = false;
@@ -141,7 +143,7 @@ inline void run_block() {
         // As far as the warp gets without the others or, in a random order, at times not as far.
       } while (moved && (machine.order < 2 || machine.random() % 4));
     }
-    if (alive && !progress) throw std::runtime_error("threads wait for others that never come");
+    if (machine.apart || (alive && !progress)) throw std::runtime_error("threads wait for others that never come");
     progress = false;
   }
 }
@@ -191,8 +193,10 @@ void launch(void (*kernel)(Parameters...), int x, int y, int threads, Arguments.
 
 }  // namespace on_cpu
 
-inline void __syncthreads() {
+inline void __syncthreads(int line = __builtin_LINE()) {
   on_cpu::Machine& machine = on_cpu::machine;
+  if (machine.waiting && machine.barrier != line) machine.apart = true;
+  machine.barrier = line;
   if (++machine.waiting < machine.threads) return on_cpu::suspend();
   machine.waiting = 0;
   for (int t = 0; t < machine.threads; ++t) machine.fibers[t].waiting = false;
@@ -234,6 +238,7 @@ inline void multiply_add(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
 
 inline void load_transposed(uint32_t (&b)[4], const void* row) {
   static const char name = 0;
+  if (reinterpret_cast<uintptr_t>(row) % 16) abort();  // which a GPU takes for a fault
   on_cpu::together(&name, row, b, [](auto operand, auto result) {
     for (int l = 0; l < 32; ++l) {
       for (int matrix = 0; matrix < 4; ++matrix) {

@@ -32,6 +32,13 @@ inline void waits_alone(float*) {
   if (threadIdx.x) __syncthreads();
 }
 
+inline void waits_apart(float*) {
+  if (threadIdx.x < 32)
+    __syncthreads();
+  else
+    __syncthreads();
+}
+
 template <int kSize>
 void writes_beyond_shared_memory(float* values) {
   __shared__ float shared[kSize];
@@ -55,6 +62,7 @@ inline void launch_fault(const std::string& name, float* values) {
       {"reads_what_is_unwritten", reads_what_is_unwritten},
       {"lacks_a_barrier", lacks_a_barrier},
       {"waits_alone", waits_alone},
+      {"waits_apart", waits_apart},
       {"writes_beyond_shared_memory", writes_beyond_shared_memory<64>},
       {"indexes_beyond_registers", indexes_beyond_registers},
   };
