@@ -8,6 +8,9 @@ from copgen_fast.studies import Arm, Settings, Study
 
 MOVING = ("gaussian", "untrained-navigator", "navigator", "steering")
 COLUMNS = ("knn_top1", "displacement_norm", "pairs_agreement_top1", "mi_lower_bound")
+SEVERAL: Settings = {"pairs.positives_per_anchor": "3", "pairs.count": "2048", "pretrain.batch": "64"}
+"""Three positives an anchor, on digits: four images of each of 2,048 anchors are as many images, in as many steps, as
+two of each of 4,096."""
 
 
 def study(

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from copgen_fast.options import Range, Temperature, check_ranges
 from copgen_fast.studies import Arm, Study, positives_digits
-from copgen_fast.studies._positives import moved
+from copgen_fast.studies._positives import SEVERAL, moved
 
 _WAYS = ("gaussian", "untrained-navigator", "navigator")
 
@@ -48,17 +48,14 @@ def build(config: Config) -> Study:
             Arm(f"navigator trained at temperature={value}", ways["navigator"] | {"navigator.temperature": value})
             for value in temperatures
         ),
-        # Four images of each of 2,048 anchors, and two of each of 4,096, are as many images in as many steps.
-        Arm(
-            "gaussian 3 positives",
-            ways["gaussian"] | {"pairs.positives_per_anchor": "3", "pairs.count": "2048", "pretrain.batch": "64"},
-        ),
+        Arm("gaussian 3 positives", ways["gaussian"] | SEVERAL),
     )
     return Study(
         preset=base.preset,
         arms=arms,
         settings={**base.settings, "pretrain.augmentation": "none"},
         baseline="gaussian",
+        within=("method.options.temperature",),
         columns=base.columns,
         title="Ways of making positives under other losses, embedded digits without T_x",
     )

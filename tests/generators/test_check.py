@@ -70,7 +70,7 @@ def test_it_says_in_two_lines_what_it_found_once_a_process(write, capsys):
         ({"result": "x / (len(z) < 4)"}, r"images of latents \[4, 6\]: NaN or infinity"),
         ({"result": "0 * x - 0.5"}, "other latents give the same images: its forward must depend on z"),
         ({"declared": "import random; sample = lambda self, seed, n: torch.ones(n, 6) * self.random.random()"},
-         "sample\\(0, 4\) gives other latents at each call"),
+         r"sample\(0, 4\) gives other latents at each call"),
     ],
 )  # fmt: skip
 def test_what_no_stage_can_use_is_refused_with_the_layer(write, form, message):

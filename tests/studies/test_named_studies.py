@@ -4,6 +4,7 @@ ones.
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from copgen_fast import registry, study, train
 from copgen_fast.config import faults
 from copgen_fast.errors import UsageError
 from copgen_fast.record import identity
+from copgen_fast.statistics.summary import summarize
 from copgen_fast.studies import _plan, _settings
 
+FINDINGS = Path(__file__).parents[2] / "docs" / "findings"
 SIZES = {"table1": 12, "table2": 5, "table3": 9, "table4": 4, "table5": 3, "linear-tz": 2}
 """Arms of the paper's tables: its rows, and an untrained navigator where ways of making positives are compared."""
 TABLES = [(name, f"scale={scale}") for name in SIZES for scale in ("paper", "small")]
@@ -177,3 +180,21 @@ def test_losses_are_compared_over_as_many_images_and_share_navigators():
     assert configs["navigator trained at temperature=1"].navigator.temperature == 1
     needs = {unit.folder.name for run in _plan.plan(found, (0,), Path("out")) for unit in run.unit.needs}
     assert sum(name.startswith("navigator-") for name in needs) == 3
+
+
+def test_losses_are_compared_at_equal_temperature():
+    content = json.loads((FINDINGS / "loss-digits.json").read_text())
+    assert content["study"]["within"] == list(built("loss-digits").within)
+    baselines = {arm.name: arm.baseline for arm in summarize(content).arms if not arm.reference}
+    assert baselines["navigator pretrain temperature=0.5"] == "gaussian pretrain temperature=0.5"
+    assert baselines["gaussian pretrain temperature=0.5"] == baselines["gaussian"] == ""
+    assert baselines["navigator trained at temperature=0.5"] == baselines["gaussian 3 positives"] == "gaussian"
+
+
+@pytest.mark.parametrize("name", ["positives-digits", "navigator-digits", "loss-digits"])
+def test_results_on_digits_are_of_the_studies_as_they_are(name):
+    """Whoever runs the command of docs/findings.md runs these settings, whatever the quickstart becomes."""
+    recorded, found = json.loads((FINDINGS / f"{name}.json").read_text())["study"], built(name)
+    assert recorded["settings"] == json.loads(json.dumps(found.settings))
+    assert recorded["within"] == list(found.within)
+    assert {arm["name"]: arm["settings"] for arm in recorded["arms"]} == {arm.name: arm.settings for arm in found.arms}
