@@ -13,6 +13,7 @@ from torch import Tensor
 
 from copgen_fast.images.split import Fault, Split, UnreadableImageError
 from copgen_fast.images.views import Several, View
+from copgen_fast.runtime import threads
 
 _AHEAD = 2  # batches that are being decoded while one is used
 _AT_ONCE = 16  # images that a thread takes
@@ -37,9 +38,10 @@ def stream(split: Split, view: View, order: Iterable[Tensor], workers: int | Non
         view: what is taken of each image.
         order: indices of the images of each batch, int64 [B]; those that can't be decoded are left out of it.
         workers: threads that decode, which Pillow lets run side by side; None: as many as there are processors.
+            PyTorch's operators run in these alone.
     """
     batches = iter(order)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1, initializer=threads.alone) as pool:
         pending: deque[tuple[Tensor, list[Future]]] = deque()
         try:
             while True:

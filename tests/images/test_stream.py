@@ -42,6 +42,25 @@ def test_an_array_is_streamed_at_its_own_size():
     assert batch.images.shape == (5, 3, 12, 12) and batch.labels.tolist() == list(range(5))
 
 
+def test_operators_run_alone_in_the_threads_that_decode(files):
+    counts, before = [], torch.get_num_threads()
+
+    class Noted:
+        def read(self, index, view):
+            counts.append(torch.get_num_threads())
+            return files.read(0, view)
+
+    torch.set_num_threads(3)
+    try:
+        list(stream(Noted(), Centre(4), in_order(40, 10), workers=2))
+        another = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        another.start()
+        another.join()
+        assert counts == 40 * [1] + [3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_no_more_than_three_batches_are_decoded_before_they_are_used(files):
     taken, lock = [], threading.Lock()
 
