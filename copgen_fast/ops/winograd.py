@@ -24,6 +24,7 @@ SIDE = 4
 """Outputs of a tile along an axis."""
 
 TILES = 256  # of a strip: products of matrices that large, and few values
+_COMPILED = (torch.float32, torch.float64, torch.bfloat16)
 _A, _B = math.sqrt(2), math.sqrt(0.5)
 _ORDER = (0, 1, 2, 3, 4, 5)
 _REVERSED = (5, 3, 4, 1, 2, 0)  # the points' inverses
@@ -39,9 +40,9 @@ def prepare(weight: Tensor) -> Tensor:
 
 def compiled(x: Tensor) -> bool:
     """Whether C++ computes the sums for images like x; H and W may then be any."""
-    if "cpp" not in INSTALLED or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    if "cpp" not in INSTALLED or x.device.type != "cpu" or x.dtype not in _COMPILED:
         return False
-    return hasattr(load("cpp", "winograd"), "winograd_values")  # an extension built earlier may lack it
+    return hasattr(load("cpp", "winograd"), "winograd_inputs")  # an extension built earlier may lack it
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,7 +101,7 @@ def _by_cpp(
             lines = slice(SIDE * first, min(SIDE * (first + rows), height))
             tiles = (chosen.stop - image) * min(rows, high - first) * wide
             of_styles = None if styles is None else styles[chosen].contiguous()
-            sums.winograd_values(x[chosen], of_styles, lines.start, inverse, values[:, :tiles])
+            sums.winograd_inputs(x[chosen], of_styles, lines.start, inverse, values[:, :tiles])
             torch.bmm(values[:, :tiles], weight, out=products[:, :tiles])
             sums.winograd_outputs(products[:, :tiles], bias, inverse, out[chosen, lines])
             if finish is not None:

@@ -2,7 +2,8 @@
 // 36 products take, and from these to images. The points are 0, a, -a, 1/a, -1/a and infinity, a = sqrt(2); weights
 // and their order are copgen_fast/ops/winograd.py's.
 //
-// A tile is computed for some channels at once, whose values stay in the first-level cache.
+// A tile is computed for some channels at once, whose values stay in the first-level cache. Values of bfloat16 are sums in
+// float32, rounded once.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
@@ -10,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "half.h"
 #include "target_clones.h"
 
 namespace copgen {
@@ -49,17 +51,18 @@ COPGEN_INLINE void outputs(const T (&x)[kReach], T (&out)[kSide]) {
   out[3] = x[5] + T(2 * kA) * (difference - T(0.125) * difference_inverse);
 }
 
-template <typename T>
-COPGEN_INLINE void tile_values(const Places<const T>& in, const Places<T>& out, const T* scale, int64_t first,
+// S is stored, T computed with.
+template <typename T, typename S>
+COPGEN_INLINE void tile_values(const Places<const S>& in, const Places<S>& out, const S* scale, int64_t first,
                                int64_t count) {
   T rows[kReach][kReach][kLanes];
   for (int j = 0; j < kReach; ++j) {
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
       T x[kReach], y[kReach];
-      for (int i = 0; i < kReach; ++i) x[i] = in[i * kReach + j][first + c];
+      for (int i = 0; i < kReach; ++i) x[i] = widen(in[i * kReach + j][first + c]);
       values(x, y);
-      for (int i = 0; i < kReach; ++i) rows[i][j][c] = y[i] * scale[first + c];
+      for (int i = 0; i < kReach; ++i) rows[i][j][c] = y[i] * widen(scale[first + c]);
     }
   }
   for (int i = 0; i < kReach; ++i) {
@@ -68,20 +71,20 @@ COPGEN_INLINE void tile_values(const Places<const T>& in, const Places<T>& out, 
       T x[kReach], y[kReach];
       for (int j = 0; j < kReach; ++j) x[j] = rows[i][j][c];
       values(x, y);
-      for (int j = 0; j < kReach; ++j) out[i * kReach + j][first + c] = y[j];
+      for (int j = 0; j < kReach; ++j) out[i * kReach + j][first + c] = narrow<S>(y[j]);
     }
   }
 }
 
-template <typename T>
-COPGEN_INLINE void tile_outputs(const Places<const T>& in, T* out, int64_t row, int64_t column, const T* bias,
+template <typename T, typename S>
+COPGEN_INLINE void tile_outputs(const Places<const S>& in, S* out, int64_t row, int64_t column, const S* bias,
                                 int64_t first, int64_t count) {
   T rows[kSide][kReach][kLanes];
   for (int j = 0; j < kReach; ++j) {
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
       T x[kReach], y[kSide];
-      for (int i = 0; i < kReach; ++i) x[i] = in[i * kReach + j][first + c];
+      for (int i = 0; i < kReach; ++i) x[i] = widen(in[i * kReach + j][first + c]);
       outputs(x, y);
       for (int i = 0; i < kSide; ++i) rows[i][j][c] = y[i];
     }
@@ -92,40 +95,41 @@ COPGEN_INLINE void tile_outputs(const Places<const T>& in, T* out, int64_t row, 
       T x[kReach], y[kSide];
       for (int j = 0; j < kReach; ++j) x[j] = rows[i][j][c];
       outputs(x, y);
-      for (int j = 0; j < kSide; ++j) out[i * row + j * column + first + c] = y[j] + bias[first + c];
+      for (int j = 0; j < kSide; ++j) out[i * row + j * column + first + c] = narrow<S>(y[j] + widen(bias[first + c]));
     }
   }
 }
 
-template <typename T>
-COPGEN_INLINE void values_of_channels(const Places<const T>& in, const Places<T>& out, const T* scale,
+template <typename T, typename S>
+COPGEN_INLINE void values_of_channels(const Places<const S>& in, const Places<S>& out, const S* scale,
                                       int64_t channels) {
   int64_t first = 0;
-  for (; first + kLanes <= channels; first += kLanes) tile_values<T>(in, out, scale, first, kLanes);
-  if (first < channels) tile_values<T>(in, out, scale, first, channels - first);
+  for (; first + kLanes <= channels; first += kLanes) tile_values<T, S>(in, out, scale, first, kLanes);
+  if (first < channels) tile_values<T, S>(in, out, scale, first, channels - first);
 }
 
-template <typename T>
-COPGEN_INLINE void outputs_of_channels(const Places<const T>& in, T* out, int64_t row, int64_t column, const T* bias,
+template <typename T, typename S>
+COPGEN_INLINE void outputs_of_channels(const Places<const S>& in, S* out, int64_t row, int64_t column, const S* bias,
                                        int64_t channels) {
   int64_t first = 0;
-  for (; first + kLanes <= channels; first += kLanes) tile_outputs<T>(in, out, row, column, bias, first, kLanes);
-  if (first < channels) tile_outputs<T>(in, out, row, column, bias, first, channels - first);
+  for (; first + kLanes <= channels; first += kLanes) tile_outputs<T, S>(in, out, row, column, bias, first, kLanes);
+  if (first < channels) tile_outputs<T, S>(in, out, row, column, bias, first, channels - first);
 }
 
 }  // namespace body
 
-#define COPGEN_TILES(T)                                                                                              \
-  COPGEN_CLONES_##T void tile_values(const Places<const T>& in, const Places<T>& out, const T* scale, int64_t n) {    \
-    body::values_of_channels<T>(in, out, scale, n);                                                                  \
+#define COPGEN_TILES(T, S)                                                                                           \
+  COPGEN_CLONES_##T void tile_values(const Places<const S>& in, const Places<S>& out, const S* scale, int64_t n) {    \
+    body::values_of_channels<T, S>(in, out, scale, n);                                                               \
   }                                                                                                                  \
-  COPGEN_CLONES_##T void tile_outputs(const Places<const T>& in, T* out, int64_t row, int64_t column, const T* bias, \
+  COPGEN_CLONES_##T void tile_outputs(const Places<const S>& in, S* out, int64_t row, int64_t column, const S* bias, \
                                       int64_t n) {                                                                   \
-    body::outputs_of_channels<T>(in, out, row, column, bias, n);                                                     \
+    body::outputs_of_channels<T, S>(in, out, row, column, bias, n);                                                  \
   }
 
-COPGEN_TILES(float)
-COPGEN_TILES(double)
+COPGEN_TILES(float, float)
+COPGEN_TILES(double, double)
+COPGEN_TILES(float, BFloat16)
 
 // Calls run(image, row of tiles, number of that row among all) for every row, in threads.
 template <typename F>
@@ -147,42 +151,47 @@ void find(T* data, const at::Tensor& of, int64_t tile, bool inverse, Places<T>& 
                                tile * of.stride(1);
 }
 
-template <typename T>
+template <typename S>
+const S* read(const at::Tensor& x) {
+  return static_cast<const S*>(x.const_data_ptr());
+}
+
+template <typename S>
 void values(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t first, bool inverse,
             const at::Tensor& out) {
   const int64_t images = x.size(0), height = x.size(1), width = x.size(2), channels = x.size(3), wide = tiles(width);
-  const std::vector<T> zeros(channels, T(0)), ones(channels, T(1));
-  const T *in = x.const_data_ptr<T>(), *scales = scale ? scale->const_data_ptr<T>() : ones.data();
+  const std::vector<S> zeros(channels), ones(channels, narrow<S>(widen(S{}) + 1));
+  const S *in = read<S>(x), *scales = scale ? read<S>(*scale) : ones.data();
   const int64_t scale_stride = scale ? scale->stride(0) : 0;
-  T* into = out.mutable_data_ptr<T>();
+  S* into = static_cast<S*>(out.mutable_data_ptr());
   for_each_row(images, out.size(1) / (images * wide), 36 * wide * channels, [&](int64_t image, int64_t row, int64_t i) {
     for (int64_t tile = 0; tile < wide; ++tile) {
-      Places<const T> from;
+      Places<const S> from;
       for (int k = 0; k < kReach * kReach; ++k) {
         const int64_t y = first + row * kSide + k / kReach - 1, z = tile * kSide + k % kReach - 1;
         const bool inside = y >= 0 && y < height && z >= 0 && z < width;
         from[k] = inside ? in + image * x.stride(0) + y * x.stride(1) + z * x.stride(2) : zeros.data();
       }
-      Places<T> to;
+      Places<S> to;
       find(into, out, i * wide + tile, inverse, to);
       tile_values(from, to, scales + image * scale_stride, channels);
     }
   });
 }
 
-template <typename T>
+template <typename S>
 void outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, bool inverse, const at::Tensor& out) {
   const int64_t height = out.size(1), width = out.size(2), channels = out.size(3), wide = tiles(width);
-  const std::vector<T> zeros(channels, T(0));
-  const T *in = products.const_data_ptr<T>(), *biases = bias ? bias->const_data_ptr<T>() : zeros.data();
-  T* into = out.mutable_data_ptr<T>();
+  const std::vector<S> zeros(channels);
+  const S *in = read<S>(products), *biases = bias ? read<S>(*bias) : zeros.data();
+  S* into = static_cast<S*>(out.mutable_data_ptr());
   for_each_row(out.size(0), tiles(height), 36 * wide * channels, [&](int64_t image, int64_t row, int64_t i) {
-    std::vector<T> whole;  // a tile beyond the border
+    std::vector<S> whole;  // a tile beyond the border
     for (int64_t tile = 0; tile < wide; ++tile) {
-      Places<const T> from;
+      Places<const S> from;
       find(in, products, i * wide + tile, inverse, from);
       const int64_t y = row * kSide, z = tile * kSide, high = height - y, right = width - z;
-      T* at = into + image * out.stride(0) + y * out.stride(1) + z * out.stride(2);
+      S* at = into + image * out.stride(0) + y * out.stride(1) + z * out.stride(2);
       if (high >= kSide && right >= kSide) {
         tile_outputs(from, at, out.stride(1), out.stride(2), biases, channels);
         continue;
@@ -198,15 +207,23 @@ void outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, 
 
 }  // namespace
 
-void winograd_values(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t first, bool inverse,
+#define COPGEN_BY_DTYPE(dtype, function, ...) \
+  switch (dtype) {                            \
+    case at::kDouble:                         \
+      return function<double>(__VA_ARGS__);   \
+    case at::kBFloat16:                       \
+      return function<BFloat16>(__VA_ARGS__); \
+    default:                                  \
+      return function<float>(__VA_ARGS__);    \
+  }
+
+void winograd_inputs(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t first, bool inverse,
                      at::Tensor out) {
-  x.scalar_type() == at::kDouble ? values<double>(x, scale, first, inverse, out)
-                                 : values<float>(x, scale, first, inverse, out);
+  COPGEN_BY_DTYPE(x.scalar_type(), values, x, scale, first, inverse, out)
 }
 
 void winograd_outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, bool inverse, at::Tensor out) {
-  products.scalar_type() == at::kDouble ? outputs<double>(products, bias, inverse, out)
-                                        : outputs<float>(products, bias, inverse, out);
+  COPGEN_BY_DTYPE(products.scalar_type(), outputs, products, bias, inverse, out)
 }
 
 }  // namespace copgen

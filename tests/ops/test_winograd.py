@@ -57,6 +57,15 @@ def test_rounding_is_about_twice_a_convolutions(monkeypatch, cpp):
 
 
 @needs_cpp
+@pytest.mark.parametrize("shape", [(3, 3, 5, 17), (4, 16, 16, 64)])
+def test_bfloat16_rounds_what_is_multiplied_and_the_products(shape):
+    x, weight, bias = drawn(*shape), drawn(64, shape[3], 3, 3, seed=1), drawn(64, seed=2)
+    half = winograd.convolve(x.bfloat16(), winograd.prepare(weight).bfloat16(), bias.bfloat16())
+    exact = direct(x, weight, bias)
+    assert half.dtype == torch.bfloat16 and (half.double() - exact).norm() <= 0.016 * exact.norm()
+
+
+@needs_cpp
 def test_results_are_the_same_in_every_run_and_by_any_number_of_threads():
     x, prepared = drawn(2, 20, 24, 64).float(), winograd.prepare(drawn(64, 64, 3, 3, seed=1).float())
     before = torch.get_num_threads()
@@ -70,10 +79,11 @@ def test_results_are_the_same_in_every_run_and_by_any_number_of_threads():
 
 
 @needs_cpp
-def test_a_nan_stays_one():
-    x = torch.zeros(1, 8, 8, 3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_nan_stays_one(dtype):
+    x = torch.zeros(1, 8, 8, 3, dtype=dtype)
     x[0, 0, 0, 1] = torch.nan
-    found = winograd.convolve(x, winograd.prepare(drawn(2, 3, 3, 3).float()), None)
+    found = winograd.convolve(x, winograd.prepare(drawn(2, 3, 3, 3)).to(dtype), None)
     assert found[0, :2, :2].isnan().all() and found[0, 5:, 5:].isfinite().all()
 
 
