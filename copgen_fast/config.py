@@ -269,7 +269,8 @@ class ProbeConfig:
     batch: Count = 256
     """Images encoded at once."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Arithmetic of the frozen encoder (autocast); bf16 and fp16 are faster on GPUs, and round its features."""
+    """Arithmetic of the frozen encoder (autocast); bf16 and fp16 are faster on GPUs, bf16 also on CPUs that have it,
+    and round its features."""
 
 
 @dataclass(frozen=True)

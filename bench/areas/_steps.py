@@ -14,6 +14,7 @@ from bench.harness import Call
 from bench.limits import Limit, count_products, matrix_products
 from bench.rows import DTYPES, Candidate, Options, Row, chosen, compare
 from copgen_fast.config import RunConfig
+from copgen_fast.runtime import devices
 from copgen_fast.stages import Run
 
 
@@ -83,18 +84,10 @@ def profile(name: str, step: Call, device: torch.device, options: Options) -> It
 def precisions(device: torch.device, of_gpus: tuple[str, ...]) -> tuple[str, ...]:
     """Precisions to measure: float32 and bf16 on a CPU, `of_gpus` on a GPU; bf16 only with instructions for it."""
     wanted = ("fp32", "bf16") if device.type == "cpu" else of_gpus
-    if "bf16" in wanted and not multiplies_bf16(device):
+    if "bf16" in wanted and not devices.multiplies_bf16(device):
         print("left out: bf16 (this device has no instructions for it)", flush=True)
         return tuple(precision for precision in wanted if precision != "bf16")
     return wanted
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has bf16 instructions; elsewhere PyTorch emulates them."""
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def products(what: str, batch: int, step: Call, precision: str, device: torch.device) -> Limit:

@@ -54,7 +54,7 @@ class FrozenEncoder:
         mean, std: normalisation of images in [0, 1].
         device: where the encoder computes.
         batch: images encoded at once.
-        precision: arithmetic of the encoder, by autocast.
+        precision: arithmetic of the encoder, by autocast where it has none of its own.
         pairs: folder of the pairs that it was pretrained on, or is to be measured on; None: there are none.
         correct: by the name of a top-1 accuracy, which test images took their class, bool [N]: evaluations fill it.
     """
@@ -152,7 +152,7 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun, pairs: Path | None
         policy = augmentations.get(run.config.pretrain.augmentation)
         mean, std = getattr(run, "normalization", None) or (policy.mean, policy.std)
         probe = run.config.probe
-        fast = inference_form(encoder)
+        fast = inference_form(encoder, devices.resolve_precision(probe.precision, run.device))
         _frozen[encoder] = FrozenEncoder(fast, mean, std, run.device, probe.batch, probe.precision, pairs)
     return _frozen[encoder]
 

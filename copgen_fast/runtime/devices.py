@@ -94,6 +94,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 instructions; elsewhere PyTorch emulates them."""
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """torch.autocast to `precision`; nothing for fp32."""
     precision = resolve_precision(precision, device)

@@ -8,6 +8,7 @@ from torch import nn
 
 from copgen_fast.config import EncoderConfig
 from copgen_fast.encoders import Encoder
+from copgen_fast.evals import _inference
 from copgen_fast.evals._inference import inference_form
 
 
@@ -56,8 +57,45 @@ def test_autocast_and_gradients_take_the_convolutions_as_they_were():
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
 
 
-def test_a_nan_comes_through():
-    form, images = inference_form(trained().eval()), torch.zeros(2, 3, 32, 32)
+@pytest.fixture
+def multiplies_bf16(monkeypatch):
+    """Any CPU computes in bfloat16 here; one without instructions for it, slowly."""
+    monkeypatch.setattr(_inference.devices, "multiplies_bf16", lambda device: True)
+
+
+@pytest.mark.parametrize("fewest", [16, 128, 10**9])  # by fewer products: all convolutions, the last stage's, none
+def test_bfloat16_rounds_features_by_a_fiftieth_at_most(monkeypatch, multiplies_bf16, fewest):
+    monkeypatch.setattr(_inference, "_FEWEST_BF16", fewest)
+    encoder, images = trained().eval(), torch.randn(4, 3, 64, 64)
+    form = inference_form(encoder, "bf16")
+    assert {value.dtype for value in form.state_dict().values()} == {torch.bfloat16}
+    with torch.no_grad():
+        exact, ours = encoder(images), form(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert form(images).equal(ours), "autocast has nothing left to do"
+            autocast = encoder(images)
+    error, theirs = ((half.float() - exact).norm() for half in (ours, autocast))
+    assert 0 < error <= 0.02 * exact.norm() and error <= 3 * theirs
+
+
+def test_without_instructions_for_bfloat16_weights_stay_float32(monkeypatch):
+    monkeypatch.setattr(_inference.devices, "multiplies_bf16", lambda device: False)
+    form = inference_form(trained().eval(), "bf16")
+    assert {value.dtype for value in form.state_dict().values()} == {torch.float32}
+
+
+def test_a_network_with_another_forward_is_left_as_it_is():
+    class Early(Encoder):
+        def _forward_impl(self, x):
+            return self.maxpool(self.conv1(x)).flatten(1)
+
+    encoder = Early(EncoderConfig("resnet18", "imagenet", 16)).eval()
+    assert inference_form(encoder) is encoder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_nan_comes_through(multiplies_bf16, precision):
+    form, images = inference_form(trained().eval(), precision), torch.zeros(2, 3, 32, 32)
     images[0, 1, 9, 9] = torch.nan
     with torch.no_grad():
         assert form(images).isnan().any(1).tolist() == [True, False]

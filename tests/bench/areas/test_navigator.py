@@ -52,7 +52,7 @@ def test_on_a_gpu_one_precision_is_replayed_as_a_graph_too(monkeypatch, can, cap
     monkeypatch.setattr(published, "to", lambda device: published)
     monkeypatch.setattr(area, "our_step", our_step)
     monkeypatch.setattr(area.devices, "resolve_precision", lambda wanted, device: "bf16")
-    monkeypatch.setattr(_steps, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(_steps.devices, "multiplies_bf16", lambda device: True)
     found = [(step.precision, step.backend) for step in area.our_steps(TINY, Pretended())]
     assert found == [("fp16", "pytorch"), ("bf16", "pytorch"), ("bf16", "CUDA graph")][: 3 if can else 2]
     assert ("left out" in capsys.readouterr().out) != can
@@ -61,7 +61,7 @@ def test_on_a_gpu_one_precision_is_replayed_as_a_graph_too(monkeypatch, can, cap
 def test_precisions_are_those_the_device_computes_in(monkeypatch, capsys):
     gpu = torch.device("cuda")
     for able in (True, False):
-        monkeypatch.setattr(_steps, "multiplies_bf16", lambda device, able=able: able)
+        monkeypatch.setattr(_steps.devices, "multiplies_bf16", lambda device, able=able: able)
         assert _steps.precisions(CPU, ("fp16", "bf16")) == ("fp32", "bf16")[: 1 + able]
         assert _steps.precisions(gpu, ("fp16", "bf16")) == ("fp16", "bf16")[: 1 + able]
         assert ("left out: bf16" in capsys.readouterr().out) != able
