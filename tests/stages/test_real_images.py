@@ -10,6 +10,7 @@ from PIL import Image
 
 from copgen_fast import files
 from copgen_fast.images.pack import PackConfig, pack
+from copgen_fast.pairs.read import dali
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages import Run, probe
 from copgen_fast.train import main, parse, validate
@@ -106,6 +107,19 @@ def test_an_evaluation_of_the_users_own_may_do_without_labels(tmp_path, capsys):
     assert "evaluation mine needs two" in refusal([*data, "--probe.evals", str(own)], tmp_path, capsys)
     own.write_text("NEEDS_LABELS = False\ndef evaluate(encoder, config, run): ...\n")
     accepted([*data, "--probe.evals", str(own)])
+
+
+@pytest.mark.skipif(not dali.available(), reason="DALI is not installed")
+def test_dali_is_refused_for_images_packed_at_another_size_and_for_files(tmp_path, capsys):
+    data = class_folders(tmp_path / "data", splits=("train",))
+    pack(PackConfig(tmp_path / "data", tmp_path / "packed", size=8, codec="raw", splits=("train",), workers=1))
+    options = [*REAL, "--stages", "pretrain", "--pretrain.loader", "dali"]
+    packed = ["--data.name", "packed", "--data.root", str(tmp_path / "packed")]
+    accepted([*packed, *options, "--data.image-size", "8"])
+    capsys.readouterr()
+    line = refusal([*packed, *options, "--data.image-size", "16"], tmp_path, capsys)
+    assert "images packed at 8 px would all be resized to 16: pack them by --size 16, or choose plain" in line
+    assert "images of data set folder are in none: pack them by" in refusal([*data, *options], tmp_path, capsys)
 
 
 @pytest.mark.filterwarnings("ignore:left out", "ignore:corrupt pair")
