@@ -1,5 +1,6 @@
 """The README's size; links, pictures and numbers of README and docs."""
 
+import json
 import re
 
 import pytest
@@ -58,6 +59,19 @@ def test_findings_are_those_of_the_committed_results(page):
 def test_the_picture_of_the_structure_has_every_room():
     graph = make_structure_picture.read()
     assert {"ops", "generators", "stages", "train"} <= graph.keys() and "generators" in graph["stages"]
+
+
+def test_detection_is_that_of_the_committed_results():
+    page = (ROOT / "docs" / "evaluations.md").read_text()
+    files = list((ROOT / "docs" / "detection").glob("*.json"))
+    assert len(files) == 2
+    for path in files:
+        record = json.loads(path.read_text())
+        (steps,) = (x.partition("=")[2] for x in record["options"] if x.startswith("detection.iterations="))
+        names = ("ap", "ap50", "ap75", "coco_ap", "coco_ap50")
+        ap, ap50, ap75, *coco = (f"{100 * record['results'][f'detection_{name}']:.1f}" for name in names)
+        assert f"| {steps} | {ap} | {ap50} | {ap75} | {', '.join(coco)} |\n" in page
+        assert all(x in page for x in record["options"] if not x.startswith(("detection.root", "detection.iterations")))
 
 
 def test_a_ratio_that_noise_can_turn_round_is_not_quoted():
