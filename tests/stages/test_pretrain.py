@@ -133,7 +133,8 @@ def make_learner(precision="fp32", device="cpu", method="simclr", **options):
     words = METHODS.get(method, ())
     config = dataclasses.replace(PRESETS["quickstart"], precision=precision)
     config = dataclasses.replace(config, method=MethodConfig(method.partition(" ")[0], words))
-    options = {"augmentation": "digits"} | options
+    narrow = dataclasses.replace(config.pretrain.encoder, width=8)
+    options = {"augmentation": "digits", "encoder": narrow} | options
     config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, **options))
     device = torch.device(device)
     images = torch.randint(0, 256, (2, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
