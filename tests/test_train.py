@@ -110,7 +110,10 @@ def test_the_same_command_again_changes_no_result(finished_run, tmp_path):
         (["quickstart", "--method", "simklr"], "unknown name 'simklr' in methods: choose from .*simclr, "),
         (["quickstart", "--method.options", "temprature=1"], "option 'temprature' of simclr.*choose from"),
         (["quickstart", "--method.options", "temperature=0"], "temperature: expected 0.0001 to 10000, got 0"),
-        (["quickstart", "--generator.options", "truncation=1"], "option 'truncation' of digits.*it has none"),
+        (
+            ["quickstart", "--generator.name", "residual-flow", "--generator.options", "truncation=1"],
+            "option 'truncation' of residual-flow.*it has none",
+        ),
         (["quickstart", "--positive.options", "std=1"], "option 'std=1' .positives.: write it as NAME.field=value"),
         (["quickstart", "--evals.options", "knn.neighbours=x"], "options of knn .*neighbours.*'x'"),
         (["quickstart", "--pairs.positives", "./none.py"], "positives none.py: there is no such file"),

@@ -5,6 +5,7 @@ Made by `python -m copgen_fast.generators.fit.digits` from the training split of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,13 +15,22 @@ from torch import Tensor, nn
 from copgen_fast.generators._interface import expect_labels
 from copgen_fast.generators._weights import load_into
 from copgen_fast.ops.checks import expect_tensor
-from copgen_fast.registry import NoOptions
+from copgen_fast.options import Count
 
 EMBEDDED = Path(__file__).parent / "weights" / "digits.safetensors"
 LATENT_DIM = 64
 SCAN = 8
 SIZE = 32
 KNEE = 0.95
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the digits' generator."""
+
+    groups: tuple[Count, ...] = ()
+    """Sizes of latent groups, which sum to 64, as 32,32; (): one. All of z acts on one layer: what they are good for is
+    to let positives move in a part of its coordinates."""
 
 
 class Residual(nn.Module):
@@ -47,8 +57,9 @@ class DigitsGenerator(nn.Module):
     image_shape: tuple[int, int, int] = (3, SIZE, SIZE)
     upsampling: Tensor
 
-    def __init__(self, width: int = 256) -> None:
+    def __init__(self, width: int = 256, groups: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.latent_groups = groups
         self.inward = nn.Linear(LATENT_DIM, width)
         self.blocks = nn.Sequential(Residual(width), Residual(width))
         self.outward = nn.Linear(width, SCAN * SCAN)
@@ -90,13 +101,13 @@ def upsampling(side: int) -> Tensor:
     return F.interpolate(identity, size=(SIZE, side), mode="bicubic", antialias=True).view(SIZE, side)
 
 
-def build(weights: str | Path | None, config: NoOptions) -> DigitsGenerator:
+def build(weights: str | Path | None, config: Config) -> DigitsGenerator:
     """The generator with the embedded weights, or with those of a file of `generators.fit.digits`.
 
     Raises:
         UsageError: the file is missing, unreadable, or does not fit; the message names it and the fault.
     """
-    generator = DigitsGenerator()
+    generator = DigitsGenerator(groups=config.groups)
     path = Path(weights or EMBEDDED)
     remedy = "give a digits.safetensors of `python -m copgen_fast.generators.fit.digits --out DIR`"
     load_into(generator, "digits", path, remedy)

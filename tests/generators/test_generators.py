@@ -65,8 +65,17 @@ def test_the_weights_file_is_printed_with_its_sha256_and_recorded(tmp_path, caps
 
 
 def test_an_option_that_a_generator_does_not_have_is_refused():
-    with pytest.raises(UsageError, match="option 'truncation' of digits .* does not exist: it has none"):
-        generators.load(GeneratorConfig(name="digits", options=("truncation=0.5",)), torch.device("cpu"))
+    with pytest.raises(UsageError, match="option 'truncation' of residual-flow .* does not exist: it has none"):
+        generators.load(GeneratorConfig(name="residual-flow", options=("truncation=0.5",)), torch.device("cpu"))
+
+
+def test_groups_of_the_digits_latents_change_no_image(generator):
+    grouped = generators.build("digits", options=("groups=32,32",))
+    z = latents.sample("truncnorm", 3, (2, 64))
+    assert (generator.latent_groups, grouped.latent_groups) == ((), (32, 32))
+    assert torch.equal(grouped(z), generator(z)) and generators.digest(grouped) == generators.digest(generator)
+    with pytest.raises(UsageError, match="sizes that sum to latent_dim 64"):
+        generators.build("digits", options=("groups=32,31",))
 
 
 def test_the_gradient_is_that_of_the_image(generator):

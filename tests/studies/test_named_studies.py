@@ -53,7 +53,7 @@ def test_every_run_is_a_valid_one(key):
 
 
 def test_these_are_all():
-    on_digits = {"navigator-digits", "loss-digits"}
+    on_digits = {"navigator-digits", "loss-digits", "mends-digits"}
     assert set(registry.names("studies")) == {*SIZES, *(name for name, _ in POSITIVES), *on_digits}
 
 
@@ -180,6 +180,22 @@ def test_losses_are_compared_over_as_many_images_and_share_navigators():
     assert configs["navigator trained at temperature=1"].navigator.temperature == 1
     needs = {unit.folder.name for run in _plan.plan(found, (0,), Path("out")) for unit in run.unit.needs}
     assert sum(name.startswith("navigator-") for name in needs) == 3
+
+
+def test_mends_change_one_thing_each_at_one_distance():
+    found, configs = opened("mends-digits", "distance=2")
+    assert found.baseline == "untrained" and len(configs) == len(found.arms) == 9
+    base = configs["navigator"].navigator
+    assert (base.project, base.delta, base.groups) == (True, 2.0, ())
+    assert configs["navigator rescaled"].navigator == dataclasses.replace(base, project=False, delta=None)
+    for arm, config in configs.items():
+        assert [word for word in config.pairs.options if word.endswith("distance=2")], arm
+        images, steps = 1 + config.pairs.positives_per_anchor, config.pairs.count // config.pretrain.batch
+        assert (images * config.pairs.count, steps) == (8192, 32)
+    for half, group in (("first half", 0), ("second half", 1)):
+        config = configs[f"navigator {half}"]
+        assert config.navigator == dataclasses.replace(base, groups=(group,))
+        assert config.generator.options == ("groups=32,32",)
 
 
 def test_losses_are_compared_at_equal_temperature():
