@@ -11,12 +11,12 @@ For sm_80 and newer: on older GPUs Triton uses no matrix instructions, which is 
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 import triton
-from copgen_fast.kernels.launch import on_device
+from copgen_fast.kernels.launch import PLANS, Launch, current_device, on_device
 from copgen_fast.kernels.similarity import LOG2_E, finish_kernel, losses_kernel, merge_kernel, triangle_kernel
 from copgen_fast.kernels.similarity_gradients import factors_kernel, gradients_kernel
 from torch import Tensor
@@ -76,43 +76,71 @@ def row_losses(
             _triangle(rows, scale, limit, shift, losses, lse, scratch_bytes)
             return
         columns = rows if columns is None else columns
-        k = len(columns)
-        blocks = _blocks(rows, k, "losses")
-        programs = triton.cdiv(m, blocks.m)
-        splits, each = _split(k, programs, blocks, split_from, scratch_bytes // (16 * m))
+        k, outputs = len(columns), (losses, lse, nearest, nearest_logit)
+        sizes, options = (m, k, d), (bounded, exclude_self, split_from, scratch_bytes)
+        launch, merge, splits, each = _losses_of(rows.dtype, *sizes, *options, *_compiled_for(columns, *outputs))
         parts = parts_at = None
         if splits > 1:
             parts = losses.new_empty(2 if nearest is None else 3, splits, m)
             parts_at = None if nearest is None else nearest.new_empty(splits, m, dtype=torch.int32)
-        outputs = (losses, lse, nearest, nearest_logit, parts, parts_at)
-        losses_kernel[(programs, splits)](
-            rows, columns, scale, limit, m, k, offset, shift, each, *outputs,
-            BLOCK_M=blocks.m, BLOCK_N=blocks.n, BOUNDED=bounded, EXCLUDE_SELF=exclude_self, **blocks.meta(d),
-        )  # fmt: skip
+        launch(rows, columns, scale, limit, m, k, offset, shift, each, *outputs, parts, parts_at)
         if splits > 1:
-            merge_kernel[(triton.cdiv(m, 64),)](
-                rows, columns, scale, m, offset, shift, splits, *outputs, D=d, BLOCK=64, BOUNDED=bounded
-            )
+            merge(rows, columns, scale, m, offset, shift, splits, *outputs, parts, parts_at)
+
+
+@lru_cache(PLANS)
+def _losses_of(
+    dtype: torch.dtype,
+    m: int,
+    k: int,
+    d: int,
+    bounded: bool,
+    exclude_self: bool,
+    split_from: int,
+    scratch_bytes: int,
+    *_: Any,
+) -> tuple[Launch, Launch, int, int]:
+    """Launches of the losses, and of their merge if columns are split; the number of parts, and the columns of each."""
+    blocks = _blocks(dtype, m, k, d, "losses")
+    programs = triton.cdiv(m, blocks.m)
+    splits, each = _split(k, programs, blocks, split_from, scratch_bytes // (16 * m))
+    meta = {"BLOCK_M": blocks.m, "BLOCK_N": blocks.n} | blocks.meta(d)
+    meta |= {"BOUNDED": bounded, "EXCLUDE_SELF": exclude_self}
+    losses = Launch(losses_kernel, (programs, splits), specialized=True, **meta)
+    merge = Launch(merge_kernel, (triton.cdiv(m, 64),), specialized=True, D=d, BLOCK=64, BOUNDED=bounded)
+    return losses, merge, splits, each
 
 
 def _triangle(
     rows: Tensor, scale: float, limit: float, shift: int, losses: Tensor, lse: Tensor, scratch_bytes: int
 ) -> None:
     m, d = rows.shape
-    blocks = _blocks(rows, m, "triangle")
+    bands, height = _triangle_of(rows.dtype, m, d, scratch_bytes, *_compiled_for(losses, lse))
+    parts = lse.new_empty(height, m)
+    for triangle, finish, sizes in bands:
+        triangle(rows, scale, limit, m, *sizes, parts)
+        finish(rows, scale, limit, m, shift, *sizes, parts, losses, lse)
+
+
+@lru_cache(PLANS)
+def _triangle_of(
+    dtype: torch.dtype, m: int, d: int, scratch_bytes: int, *_: Any
+) -> tuple[list[tuple[Launch, Launch, tuple[int, int, int, int]]], int]:
+    """Both launches of each band of distances, with its `first`, `last`, `each` and `count`; the number of parts."""
+    blocks = _blocks(dtype, m, m, d, "triangle")
     count = triton.cdiv(m, blocks.m)
     distances = count // 2 + 1
     # Some hundreds of programs, of few tiles each where there are few.
     each = min(16, triton.cdiv(count * distances, 512))
     band = max(1, min(distances, scratch_bytes // (4 * m) * each // (each + 1)))
-    parts = lse.new_empty(band + triton.cdiv(band, each), m)
+    finish = Launch(finish_kernel, (count,), specialized=True, D=d, BLOCK=blocks.m)
+    bands = []
     for first in range(0, distances, band):
         last = min(first + band, distances)
-        sizes = (first, last, each, count, parts)
-        triangle_kernel[(count, triton.cdiv(last - first, each))](
-            rows, scale, limit, m, *sizes, BLOCK=blocks.m, STEP=blocks.n, **blocks.meta(d)
-        )
-        finish_kernel[(count,)](rows, scale, limit, m, shift, *sizes, losses, lse, D=d, BLOCK=blocks.m)
+        grid = (count, triton.cdiv(last - first, each))
+        meta = {"BLOCK": blocks.m, "STEP": blocks.n, **blocks.meta(d)}
+        bands.append((Launch(triangle_kernel, grid, specialized=True, **meta), finish, (first, last, each, count)))
+    return bands, band + triton.cdiv(band, each)
 
 
 def row_gradients(
@@ -148,25 +176,50 @@ def row_gradients(
     statistics = (row_lse, row_grad, column_lse, column_grad)
     factors: tuple[Tensor | None, ...] = (None, None, None)
     with on_device(rows):
-        if max(m, k) >= factors_from:
-            of_rows, of_columns = (None if x is None else torch.empty_like(x) for x in (row_grad, column_grad))
+        sizes, options = (m, k, d), (bounded, exclude_self, factors_from, split_from, scratch_bytes)
+        others = _compiled_for(columns, *statistics, grad_rows)
+        make_factors, launch, splits, each = _gradients_of(rows.dtype, *sizes, *options, symmetric, *others)
+        if make_factors is not None:
+            others = row_grad, None if symmetric else column_grad
+            of_rows, of_columns = (None if x is None else torch.empty_like(x) for x in others)
             unit = grad_rows.new_empty(1)
-            factors_kernel[(triton.cdiv(max(m, k), 1024),)](
-                scale, limit, m, k, *statistics, of_rows, None if symmetric else of_columns, unit,
-                BLOCK=1024, BOUNDED=bounded,
-            )  # fmt: skip
+            make_factors(scale, limit, m, k, *statistics, of_rows, of_columns, unit)
             factors = (of_rows, of_rows if symmetric else of_columns, unit)
-        blocks = _blocks(rows, k, "gradients")
-        grid = (triton.cdiv(m, blocks.m), triton.cdiv(d, blocks.width))
-        splits, each = _split(k, grid[0] * grid[1], blocks, split_from, scratch_bytes // (4 * m * d))
         parts = grad_rows.new_empty(splits, m, d) if splits > 1 else grad_rows
-        gradients_kernel[(*grid, splits)](
-            rows, columns, scale, limit, m, k, *statistics, *factors, offset, shift, parts, each,
-            BLOCK_M=blocks.m, BLOCK_N=blocks.n, WIDTH=blocks.width, BOUNDED=bounded, EXCLUDE_SELF=exclude_self,
-            **blocks.meta(d),
-        )  # fmt: skip
+        launch(rows, columns, scale, limit, m, k, *statistics, *factors, offset, shift, parts, each)
         if splits > 1:
             torch.sum(parts, 0, out=grad_rows)
+
+
+@lru_cache(PLANS)
+def _gradients_of(
+    dtype: torch.dtype,
+    m: int,
+    k: int,
+    d: int,
+    bounded: bool,
+    exclude_self: bool,
+    factors_from: int,
+    split_from: int,
+    scratch_bytes: int,
+    *_: Any,
+) -> tuple[Launch | None, Launch, int, int]:
+    """Launches of the factors, from `factors_from` on, and of the gradients; number of parts, and columns of each."""
+    factors = None
+    if max(m, k) >= factors_from:
+        of_factors = (triton.cdiv(max(m, k), 1024),)
+        factors = Launch(factors_kernel, of_factors, specialized=True, BLOCK=1024, BOUNDED=bounded)
+    blocks = _blocks(dtype, m, k, d, "gradients")
+    grid = (triton.cdiv(m, blocks.m), triton.cdiv(d, blocks.width))
+    splits, each = _split(k, grid[0] * grid[1], blocks, split_from, scratch_bytes // (4 * m * d))
+    meta = {"BLOCK_M": blocks.m, "BLOCK_N": blocks.n, "WIDTH": blocks.width} | blocks.meta(d)
+    meta |= {"BOUNDED": bounded, "EXCLUDE_SELF": exclude_self}
+    return factors, Launch(gradients_kernel, (*grid, splits), specialized=True, **meta), splits, each
+
+
+def _compiled_for(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The current device, and tensors' dtypes: with sizes and options, all that a launch is compiled for."""
+    return current_device(), *[None if x is None else x.dtype for x in tensors]
 
 
 def _split(k: int, programs: int, blocks: Blocks, split_from: int, most: int) -> tuple[int, int]:
@@ -181,13 +234,12 @@ def _split(k: int, programs: int, blocks: Blocks, split_from: int, most: int) ->
     return triton.cdiv(tiles, each), each * blocks.n
 
 
-def _blocks(rows: Tensor, k: int, kind: str) -> Blocks:
-    """Blocks of `rows` against `k` columns for "losses", "triangle" (n rows at a time) or "gradients".
+def _blocks(dtype: torch.dtype, m: int, k: int, d: int, kind: str) -> Blocks:
+    """Blocks of `m` rows of `d` numbers against `k` columns for "losses", "triangle" (n rows at a time) or "gradients".
 
     Chosen so that no registers spill and shared memory fits the 99 KB of sm_86 and sm_120; for sm_90 on an H100. Low
     blocks make many programs of few rows; high ones read columns less often.
     """
-    m, d = rows.shape
     gradients, triangle = kind == "gradients", kind == "triangle"
     narrow = _power(d, 128)
     if triton.knobs.runtime.interpret:
@@ -195,14 +247,14 @@ def _blocks(rows: Tensor, k: int, kind: str) -> Blocks:
     else:
         arch = triton.runtime.driver.active.get_current_target().arch
         # Six products of bfloat16 make one of float32, faster than fused multiply-adds.
-        precision = "bf16x6" if rows.dtype == torch.float32 else "ieee"
+        precision = "bf16x6" if dtype == torch.float32 else "ieee"
         if arch < 80:
             # Without matrix instructions both factors of a product go through registers.
             return Blocks(32, 16 if gradients else 32, 16, _power(d, 64), 4, 1, "ieee")
     # Its matrix instructions take both factors from shared memory, which leaves registers for larger blocks.
     hopper = arch == 90
     few = max(m, k) <= 2048
-    if rows.dtype == torch.float32:
+    if dtype == torch.float32:
         if triangle:
             # Or three of TF32, nearly as precise.
             return Blocks(64, 64, _power(d, 32), 0, 4, 2, "tf32x3" if hopper and precision == "bf16x6" else precision)

@@ -1,10 +1,12 @@
 """Launches that cost the host little: Triton's look at every argument, 20 to 40 us, is spared from the second on."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton import knobs
 from triton.runtime import driver
 
 PLANS = 256
@@ -32,6 +34,30 @@ def on_device(tensor: Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device)
 
 
+def current_device() -> int | None:
+    """The device that launches go to now; None in Triton's interpreter."""
+    return None if knobs.runtime.interpret else driver.active.get_current_device()
+
+
+class _Compiled(NamedTuple):
+    """What a first call compiled: its launch, the constants as the last arguments, and where arguments may be rare."""
+
+    launch: Callable[..., None]
+    constants: list[Any]
+    tensors: list[int]
+    integers: list[int]
+
+    def fits(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether Triton would take this one: addresses are multiples of 16, integers have 32 bits."""
+        for at in self.tensors:
+            if arguments[at].data_ptr() % 16:
+                return False
+        for at in self.integers:
+            if arguments[at] >= 2**31:
+                return False
+        return True
+
+
 class Launch:
     """A kernel's launch on one grid, with compile-time constants and options, as a function of its other arguments.
 
@@ -43,27 +69,23 @@ class Launch:
     def __init__(self, kernel: Any, grid: tuple[int, ...], specialized: bool = False, **constants: Any) -> None:
         self.kernel, self.constants, self.specialized = kernel, constants, specialized
         self.grid = (*grid, 1, 1)[:3]
-        self.compiled = {}  # what the first call on each device compiled, with the constants as the last arguments
+        self.compiled: dict[int, _Compiled] = {}  # by device
 
     def __call__(self, *arguments: Any) -> None:
-        ready = self.compiled and not (self.specialized and _is_rare(arguments))
-        compiled = self.compiled.get(driver.active.get_current_device()) if ready else None
-        if compiled is not None:
-            launch, values = compiled
-            launch(*arguments, *values)
+        known = self.compiled.get(driver.active.get_current_device()) if self.compiled else None
+        if known is not None and known.fits(arguments):
+            known.launch(*arguments, *known.constants)
             return
         made = self.anew(*arguments)
         # Otherwise it is an interpreter's, or only compiled.
-        launched = getattr(made, "module", None) is not None
-        if launched and not (self.specialized and _is_rare(arguments)):
-            values = [self.constants[name] for name in self.kernel.arg_names if name in self.constants]
-            self.compiled[driver.active.get_current_device()] = made[self.grid], values
+        if known is None and getattr(made, "module", None) is not None:
+            constants = [self.constants[name] for name in self.kernel.arg_names if name in self.constants]
+            looked_at = list(enumerate(arguments)) if self.specialized else []
+            places = ([at for at, x in looked_at if isinstance(x, kind)] for kind in (Tensor, int))
+            compiled = _Compiled(made[self.grid], constants, *places)
+            if compiled.fits(arguments):
+                self.compiled[driver.active.get_current_device()] = compiled
 
     def anew(self, *arguments: Any) -> Any:
         """Launch as if for the first time, through Triton's own look at the arguments."""
         return self.kernel[self.grid](*arguments, **self.constants)
-
-
-def _is_rare(arguments: tuple[Any, ...]) -> bool:
-    """Whether Triton compiles anew for these: for addresses that are no multiples of 16, and for large numbers."""
-    return any(x.data_ptr() % 16 if isinstance(x, Tensor) else x is not None and x >= 2**31 for x in arguments)

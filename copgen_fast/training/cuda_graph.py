@@ -52,8 +52,7 @@ class GraphedStep:
                 print("graph: a batch of another shape than the captured one is stepped without it", flush=True)
             self.said = True
             return self.step(batch)
-        for static, given in zip(tensors(self.inputs), tensors(batch), strict=True):
-            static.copy_(given)
+        copy_into(self.inputs, batch)
         self.replay()
         metrics = self.numbers.clone().unbind()  # the next replay overwrites them
         return StepResult(dict(zip(self.result.metrics, metrics, strict=True)), self.result.watched)
@@ -153,6 +152,13 @@ def copied(batch: Any) -> Any:
         for name, value in values.items()
     }
     return dataclasses.replace(batch, **made)
+
+
+def copy_into(static: Any, batch: Any) -> None:
+    """Copy a dataclass of tensors into another one of the same shapes and dtypes, those of a dtype in one launch."""
+    pairs = list(zip(tensors(static), tensors(batch), strict=True))
+    for dtype in {given.dtype for _, given in pairs}:
+        torch._foreach_copy_(*zip(*(pair for pair in pairs if pair[1].dtype == dtype), strict=True))
 
 
 def signature(batch: Any) -> list[tuple]:

@@ -11,16 +11,20 @@ import ctypes
 import functools
 import importlib
 import json
+import math
 import operator
 import os
 import re
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 STREAMS = (0x1000, 0x2000)
 """The current stream of each device."""
+ANOTHER_STREAM = 0x3000
+"""The first device's in the end."""
 CAPABILITIES = ((7, 5), (9, 0))
 
 
@@ -125,7 +129,8 @@ def main(folder, cache):
     made.launcher_cls = Recording
     # Those of torch.cuda, which has no driver here.
     made.get_current_device, made.get_device_capability = get_device, CAPABILITIES.__getitem__
-    made.get_current_stream = lambda device: STREAMS[device]
+    streams = list(STREAMS)
+    made.get_current_stream = streams.__getitem__
     torch.cuda.device = current
     driver.set_active(made)
     knobs.runtime.kernel_load_end_hook.add(loaded)
@@ -140,17 +145,31 @@ def main(folder, cache):
     def note(variant):
         variants.extend([variant] * (len(given_by_triton) - len(variants)))
 
+    def by_triton():
+        """Within, launches remember nothing."""
+        launch = importlib.import_module("copgen_fast.kernels.launch").Launch
+        return mock.patch.object(launch, "__call__", launch.anew)
+
     modules = [importlib.import_module(f"copgen_fast.kernels.{path.stem}") for path in sorted(KERNELS.glob("*.py"))]
     for device, thorough in ((0, True), (1, False)):
         set_device(device)
         for module in (module for module in modules if hasattr(module, "examples")):
-            for name, call in module.examples(thorough, "cpu"):
+            for example, call in module.examples(thorough, "cpu"):
+                name = f"{module.__name__}, {example}"
                 for time in ("first", "again"):  # which is how it is launched from the second call on
                     call()
                     note([name, time])
+                with by_triton():
+                    call()
+                note([name, "by Triton"])
         for name, call in large(device == 0):
             call()
             note(f"large: {name}")
+    for time, looked_at in (("first", contextlib.nullcontext), ("again", contextlib.nullcontext), ("by Triton", by_triton)):
+        with looked_at():
+            for name, call in alike():
+                call()
+                note([name, time])
     set_device(0)
     normalize = importlib.import_module("copgen_fast.kernels.l2_normalize").l2_normalize
     for start in (0, 1, 0):  # from an address that is a multiple of 16, and from another
@@ -163,6 +182,11 @@ def main(folder, cache):
     nce.row_losses(rows, None, 0.1, 10.0, 0, 112, True, numbers, numbers, None, None)
     note("on the second device")
     assert get_device() == 0
+    rows = rows.as_subclass(torch.Tensor)
+    for stream in (STREAMS[0], ANOTHER_STREAM):
+        streams[0] = stream
+        nce.row_losses(rows, None, 0.1, 10.0, 0, 112, True, numbers, numbers, None, None)
+        note(f"on stream {stream}")
 
     found = library.stand_in_launches()
     result = []
@@ -174,6 +198,57 @@ def main(folder, cache):
         result.append(record | names[launch.function] | given_by_triton[i])
     assert len(result) == len(given_by_triton)
     json.dump(result, sys.stdout)
+
+
+def alike():
+    """Calls of InfoNCE that differ from another one in one thing that Triton compiles for."""
+    import torch
+
+    from copgen_fast.kernels import epilogue, info_nce
+
+    def empty(*shape, dtype=torch.float32, start=0):
+        """From an address that is a multiple of 16, but for `start` elements."""
+        made = torch.empty(math.prod(shape) + 8, dtype=dtype)
+        return made[made.data_ptr() % 16 + start :][: math.prod(shape)].view(shape)
+
+    def losses(rows, lse, nearest=None, exclude_self=True, bound=10.0, columns=None, **sizes):
+        best = (None, None) if nearest is None else (nearest, empty(len(rows)))
+        info_nce.row_losses(rows, columns, 0.1, bound, 0, 0, exclude_self, empty(len(rows)), lse, *best, **sizes)
+
+    def gradients(rows, row_lse, row_grad, column_lse, column_grad, grad_rows, columns=None, **sizes):
+        given = (row_lse, row_grad, column_lse, column_grad)
+        info_nce.row_gradients(rows, columns, 0.1, 10.0, *given, 0, 0, True, grad_rows, **sizes)
+
+    half = empty(16, 16, dtype=torch.float16)
+    beside = empty(16, 16, dtype=torch.float16, start=1)
+    lse, grad, beside_lse, double = empty(16), empty(16), empty(16, start=1), empty(16, dtype=torch.float64)
+    nearest = empty(16, dtype=torch.int64)
+    yield "losses", partial(losses, half, lse)
+    yield "losses of unaligned rows", partial(losses, beside, lse)
+    yield "losses, unaligned lse", partial(losses, half, beside_lse)
+    yield "losses, float64 lse", partial(losses, half, double)
+    yield "losses of bfloat16", partial(losses, half.bfloat16(), lse)
+    yield "losses of one row", partial(losses, half[:1], lse)
+    yield "losses of fewer columns", partial(losses, half, lse, columns=half[:15])
+    yield "losses of odd D", partial(losses, half.flatten()[:240].view(16, 15), lse)
+    yield "losses with nearest", partial(losses, half, lse, nearest)
+    yield "losses with self", partial(losses, half, lse, exclude_self=False)
+    yield "losses without a bound", partial(losses, half, lse, bound=1000.0)
+    yield "triangle", partial(losses, half, lse, triangle_from=1)
+    yield "triangle of unaligned rows", partial(losses, beside, lse, triangle_from=1)
+    columns = empty(2048, 16, dtype=torch.float16)
+    yield "split losses", partial(losses, half, lse, columns=columns)
+    yield "split losses, unaligned columns", partial(losses, half, lse, columns=columns.flatten()[1:-15].view(-1, 16))
+    for name, sizes in (("", {}), (", by factors", {"factors_from": 1})):
+        yield f"gradients{name}", partial(gradients, half, lse, grad, None, None, half, **sizes)
+        yield f"both gradients{name}", partial(gradients, half, lse, grad, lse, grad, half, half, **sizes)
+        yield f"gradients of columns{name}", partial(gradients, half, None, None, lse, grad, half, half, **sizes)
+        yield f"gradients, unaligned lse{name}", partial(gradients, half, beside_lse, grad, None, None, half, **sizes)
+    for offset in (0, 2**31):
+        of_products = (empty(16, 16), 0.1, 0, 16, offset, 0, True, lse, lse, None, None)
+        yield f"losses of products from column {offset}", partial(epilogue.losses_of, *of_products)
+    yield "gradients to float32", partial(gradients, half, lse, grad, None, None, half.float())
+    yield "unaligned gradients", partial(gradients, half, lse, grad, None, None, beside)
 
 
 def large(turing):

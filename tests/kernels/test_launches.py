@@ -9,13 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import triton
 
 from copgen_fast.ops.backend import triton_lacks
-from tests.helpers.launches import STREAMS
+from tests.helpers.launches import ANOTHER_STREAM, STREAMS
 from tests.kernels.conftest import COMPILING, ROOT
 from tests.kernels.test_compile import ADD_UPSAMPLED, AUGMENT, COND_NORM, INFO_NCE
 
@@ -95,7 +96,20 @@ def test_a_kernel_for_aligned_tensors_gets_no_others(launches):
     assert first == third != second
 
 
+def test_a_remembered_launch_is_the_one_that_triton_makes_of_the_same_arguments(launches):
+    made = defaultdict(list)
+    for launch in launches:
+        made[launch["device"], launch["variant"]].append(
+            [launch[name] for name in ("function", "grid", "block", "shared")]
+        )
+    compared = [(device, variant) for device, variant in made if (device, f"{variant}, by Triton") in made]
+    for device, variant in compared:
+        assert made[device, variant] == 2 * made[device, f"{variant}, by Triton"], f"{variant}, device {device}"
+    assert len(compared) == sum(variant.endswith(", by Triton") for _, variant in made) > 50
+
+
 def test_launches_go_to_the_current_stream_of_the_tensors_device(launches):
-    assert all(launch["stream"] == STREAMS[launch["device"]] for launch in launches)
-    *others, last = launches
-    assert last["variant"] == "on the second device" and last["device"] == 1, "where the first one is current"
+    *others, second, before, after = launches
+    assert all(launch["stream"] == STREAMS[launch["device"]] for launch in (*others, second, before))
+    assert second["variant"] == "on the second device" and second["device"] == 1, "where the first one is current"
+    assert before["function"] == after["function"] and after["stream"] == ANOTHER_STREAM, "remembered for no stream"

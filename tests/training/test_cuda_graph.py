@@ -14,6 +14,7 @@ from copgen_fast.training import cuda_graph, optimizers
 from copgen_fast.training.loop import StepResult
 from tests.helpers.host_reads import HostReads
 from tests.helpers.on_gpu import needs_gpu, no_waiting
+from tests.helpers.operators import Operators
 from tests.stages.test_navigator import STEPS, make_players, state_of
 from tests.stages.test_pretrain import make_learner
 
@@ -109,6 +110,15 @@ def test_it_copies_into_its_own_buffers_without_a_look_at_them(tmp_path, recorde
     assert len(addresses) == 1 + 2 * len(list(cuda_graph.tensors(batches[0].params))), (
         "z, and the draws of t_x and t_x'"
     )
+
+
+def test_tensors_of_a_dtype_are_copied_together(tmp_path):
+    _, batches = make_players(tmp_path, update="alternating")
+    static = cuda_graph.copied(batches[0])
+    with Operators() as seen:
+        cuda_graph.copy_into(static, batches[1])
+    assert seen.names == {"_foreach_copy_": len({value.dtype for value in cuda_graph.tensors(static)})}
+    assert all(map(torch.equal, cuda_graph.tensors(static), cuda_graph.tensors(batches[1])))
 
 
 def test_another_shape_is_stepped_without_it_and_said_once(tmp_path, recorded, capsys):
