@@ -21,6 +21,14 @@ WARPS = 4
 
 
 @triton.jit
+def _run_of(chunks, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's sample, its BLOCK values of a dense small sample, and which of them exist."""
+    n = (tl.program_id(0) // chunks).to(tl.int64)
+    i = tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
+    return n, i, i < C * H * W
+
+
+@triton.jit
 def _pixels(i, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr):
     """Channel, row and column of values i of a dense small sample, and the first of their four places in a large."""
     c = i % C if LAST else i // (H * W)
@@ -38,9 +46,7 @@ def add_upsampled_kernel(
     COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Four times BLOCK values of a sample of y, which may be x, from BLOCK of small, whose strides are given."""
-    n = (tl.program_id(0) // chunks).to(tl.int64)
-    i = tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
-    exists = i < C * H * W
+    n, i, exists = _run_of(chunks, C, H, W, BLOCK)
     c, row, column, first = _pixels(i, C, H, W, LAST)
     source = row * below_small + column * right_small + c * beside
     value = tl.load(small + n * apart + source, exists, 0.0).to(COMPUTE)
@@ -68,9 +74,7 @@ def sum_by_four_kernel(
     COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK values of a sample of grad_small, each the sum of 2 x 2 pixels of grad."""
-    n = (tl.program_id(0) // chunks).to(tl.int64)
-    i = tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
-    exists = i < C * H * W
+    n, i, exists = _run_of(chunks, C, H, W, BLOCK)
     _, _, _, first = _pixels(i, C, H, W, LAST)
     right: tl.constexpr = C if LAST else 1
     below: tl.constexpr = 2 * W * right

@@ -108,6 +108,16 @@ def test_a_remembered_launch_is_the_one_that_triton_makes_of_the_same_arguments(
     assert len(compared) == sum(variant.endswith(", by Triton") for _, variant in made) > 50
 
 
+def test_a_launch_that_one_device_remembers_is_not_anothers(launches):
+    """Blocks of an sm_75 have fewer rows than those of an sm_90."""
+    grids = [set(), set()]
+    for launch in launches:
+        if launch["kernel"] == "gradients_kernel" and launch["variant"].endswith("info_nce, float16 M=16384 gradients"):
+            grids[launch["device"]].add(tuple(launch["grid"]))
+    (first,), (second,) = grids
+    assert first[0] > second[0]
+
+
 def test_launches_go_to_the_current_stream_of_the_tensors_device(launches):
     *others, second, before, after = launches
     assert all(launch["stream"] == STREAMS[launch["device"]] for launch in (*others, second, before))
