@@ -180,8 +180,8 @@ def row_gradients(
         others = _compiled_for(columns, *statistics, grad_rows)
         make_factors, launch, splits, each = _gradients_of(rows.dtype, *sizes, *options, symmetric, *others)
         if make_factors is not None:
-            others = row_grad, None if symmetric else column_grad
-            of_rows, of_columns = (None if x is None else torch.empty_like(x) for x in others)
+            given = row_grad, None if symmetric else column_grad
+            of_rows, of_columns = (None if x is None else torch.empty_like(x) for x in given)
             unit = grad_rows.new_empty(1)
             make_factors(scale, limit, m, k, *statistics, of_rows, of_columns, unit)
             factors = (of_rows, of_rows if symmetric else of_columns, unit)
