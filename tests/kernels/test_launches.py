@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -65,14 +64,14 @@ def test_each_argument_fits_the_parameter_of_the_compiled_kernel(launches):
 
 
 def test_a_launch_is_the_same_from_the_second_on(launches):
-    """Which pass Triton's look at the arguments by."""
+    """Which pass Triton's look at the arguments by: it is the one that Triton makes of them."""
     what = ("kernel", "function", "grid", "block", "shared", "numbers")
-    made = {"first": {}, "again": {}}
+    made = {"first": {}, "again": {}, "by Triton": {}}
     for launch in launches:
         if isinstance(launch["variant"], list):
             name, time = launch["variant"]
             made[time].setdefault((launch["device"], name), []).append([launch[x] for x in what])
-    assert made["first"] and made["first"] == made["again"]
+    assert made["first"] and made["first"] == made["again"] == made["by Triton"]
 
 
 def test_no_kernel_gets_what_it_was_not_compiled_for(launches):
@@ -96,23 +95,12 @@ def test_a_kernel_for_aligned_tensors_gets_no_others(launches):
     assert first == third != second
 
 
-def test_a_remembered_launch_is_the_one_that_triton_makes_of_the_same_arguments(launches):
-    made = defaultdict(list)
-    for launch in launches:
-        made[launch["device"], launch["variant"]].append(
-            [launch[name] for name in ("function", "grid", "block", "shared")]
-        )
-    compared = [(device, variant) for device, variant in made if (device, f"{variant}, by Triton") in made]
-    for device, variant in compared:
-        assert made[device, variant] == 2 * made[device, f"{variant}, by Triton"], f"{variant}, device {device}"
-    assert len(compared) == sum(variant.endswith(", by Triton") for _, variant in made) > 50
-
-
 def test_a_launch_that_one_device_remembers_is_not_anothers(launches):
     """Blocks of an sm_75 have fewer rows than those of an sm_90."""
     grids = [set(), set()]
     for launch in launches:
-        if launch["kernel"] == "gradients_kernel" and launch["variant"].endswith("info_nce, float16 M=16384 gradients"):
+        wanted = launch["variant"] == ["copgen_fast.kernels.info_nce, float16 M=16384 gradients", "again"]
+        if wanted and launch["kernel"] == "gradients_kernel":
             grids[launch["device"]].add(tuple(launch["grid"]))
     (first,), (second,) = grids
     assert first[0] > second[0]
