@@ -1,4 +1,4 @@
-"""The C++ operators read and write within their tensors: random calls under AddressSanitizer, beside the reference."""
+"""The C++ operators under AddressSanitizer and UBSan, beside the reference: random calls stay within their tensors."""
 
 import os
 import shutil
@@ -13,7 +13,8 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).parents[2]
 COMPILER = os.environ.get("CXX", "c++")
-FLAGS = "-std=c++20 -fPIC -O1 -U_FORTIFY_SOURCE -g1 -fsanitize=address -fno-omit-frame-pointer -fopenmp".split()
+FLAGS = "-std=c++20 -fPIC -O1 -U_FORTIFY_SOURCE -g1 -fno-omit-frame-pointer -fopenmp".split()
+FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 FLAGS += ["-Wno-psabi", "-Icsrc"]
 
 
@@ -25,14 +26,14 @@ def library(name):
     return found if os.path.isabs(found) else None
 
 
-# The second, since errors thrown before the operators are loaded need it there.
-PRELOADED = [library("libasan.so"), library("libstdc++.so.6")]
-pytestmark = pytest.mark.skipif(None in PRELOADED, reason="the C++ compiler comes without AddressSanitizer")
+# The last, since errors thrown before the operators are loaded need it there.
+PRELOADED = [library("libasan.so"), library("libubsan.so"), library("libstdc++.so.6")]
+pytestmark = pytest.mark.skipif(None in PRELOADED, reason="the C++ compiler comes without sanitizers")
 
 
 @pytest.fixture(scope="module")
 def operators(tmp_path_factory):
-    """The operators compiled with AddressSanitizer."""
+    """The operators compiled with both sanitizers."""
     folder = tmp_path_factory.mktemp("sanitized")
     sources = sorted(x for x in ROOT.glob("csrc/**/*.cpp") if not x.name.endswith("_cuda.cpp"))
     headers = [f"-I{x}" for x in (*include_paths(), sysconfig.get_paths()["include"])]
