@@ -207,7 +207,7 @@ def test_losses_are_compared_at_equal_temperature():
     assert baselines["navigator trained at temperature=0.5"] == baselines["gaussian 3 positives"] == "gaussian"
 
 
-@pytest.mark.parametrize("name", ["positives-digits", "navigator-digits", "loss-digits"])
+@pytest.mark.parametrize("name", ["positives-digits", "navigator-digits", "loss-digits", "mends-digits"])
 def test_results_on_digits_are_of_the_studies_as_they_are(name):
     """Whoever runs the command of docs/findings.md runs these settings, whatever the quickstart becomes."""
     recorded, found = json.loads((FINDINGS / f"{name}.json").read_text())["study"], built(name)
