@@ -70,9 +70,12 @@ def test_numbers_out_of_range_are_named():
         ({"pretrain": {"batch": 200}, "pairs": {"count": 199}}, "pretrain.batch: expected at most pairs.count 199"),
         (
             {"pretrain": {"data": "real", "loader": "dali"}},
-            "dali reads shards, and images of data set digits are in none",
+            "pretrain.loader: dali reads shards, and images of data set digits are in none",
         ),
-        ({"pretrain": {"data": "online", "loader": "dali"}}, "dali reads shards, and online pairs are in none"),
+        (
+            {"pretrain": {"data": "online", "loader": "dali"}},
+            "pretrain.loader: dali reads shards, and online pairs are in none",
+        ),
         ({"pretrain": {"data": "real", "shuffle_shards": 2}}, "pretrain.shuffle_shards: real images are in no shards"),
         ({"pairs": {"parts": 2}}, "pairs.parts: every part would run the other stages too: give --stages pairs"),
         ({"pairs": {"positives": ()}}, "pairs.positives: expected at least one"),

@@ -129,7 +129,7 @@ def test_a_supervised_network_keeps_its_accuracy(trained, tmp_path, capsys):
     assert main([str(path), *DIGITS, "--device", "cpu"]) == 2, "results are not replaced unless told so"
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "give --overwrite" in line
-    wrong = ["--mean", "0", "0", "0", "--std", "0.01", "0.01", "0.01", "--overwrite", "--evals", "knn"]
+    wrong = ["--mean", "1", "1", "1", "--std", "0.01", "0.01", "0.01", "--overwrite", "--evals", "knn"]
     assert main([str(path), *DIGITS, *wrong, "--device", "cpu"]) == 0
     assert artifacts.read_record(tmp_path / "net.digits.json")["results"]["knn_top1"] < accuracy - 0.05
 

@@ -19,7 +19,9 @@ def planned(settings, seeds=(0,), preset="quickstart", **fields):
 
 def shared(way, settings=None, seed=0):
     """Folders of what a run shares, by stage."""
-    run = planned({"pairs.positives": way} | (settings or {}), (seed,))[1][0]
+    settings = settings or {}
+    positives = {} if settings.get("pretrain.data") == "real" else {"pairs.positives": way}
+    run = planned(positives | settings, (seed,))[1][0]
     units = _plan.units([run])
     return {unit.folder.name.rpartition("-")[0]: unit.folder.name for unit in units if unit is not run.unit}
 
