@@ -70,7 +70,7 @@ def _suits(conv: nn.Conv2d, fewest: int) -> bool:
 
 
 class FewerProducts(nn.Module):
-    """A 3 x 3 convolution by `ops.winograd`, or as it was: with gradients, and where autocast changes the dtype."""
+    """A 3 x 3 convolution by `ops.winograd`; where gradients are asked or autocast changes the dtype, PyTorch's own."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()

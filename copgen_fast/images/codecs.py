@@ -33,7 +33,7 @@ _JPEG_444 = 0  # colour at full resolution
 
 
 class Encoded(NamedTuple):
-    """Images of one item of a data set as files, for a decoder elsewhere.
+    """The encoded image files of one item of a data set, as DALI decodes them.
 
     Attributes:
         index: of the item.

@@ -49,7 +49,7 @@ class RealPairs(Dataset):
 
 
 class PackedPairs(RealPairs):
-    """The images of a packed split, which decoders elsewhere may read, too.
+    """The images of a packed split as identical pairs, which DALI can decode, too.
 
     Attributes:
         views: images of an item; its positive is the same as its anchor.
@@ -92,5 +92,5 @@ class PackedPairs(RealPairs):
 
 
 def real_pairs(split: Split, view: Centre, labelled: bool = False) -> RealPairs:
-    """`RealPairs` of a split, or `PackedPairs`."""
+    """The images of a split as identical pairs: `PackedPairs` of a packed split, `RealPairs` of any other."""
     return (PackedPairs if isinstance(split, PackedSplit) else RealPairs)(split, view, labelled)

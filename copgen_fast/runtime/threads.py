@@ -10,7 +10,7 @@ import torch
 def alone() -> None:
     """Let PyTorch's operators in this thread take no other threads; in all others they take as many as before.
 
-    Threads that work side by side would each share small operators with threads of their own, and wait for these.
+    Threads that work side by side would else split small operators among further threads, and wait for those.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # of this thread, and of all that have not computed yet: for those, it is set back

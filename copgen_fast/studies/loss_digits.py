@@ -34,7 +34,6 @@ class Config:
 
 
 def build(config: Config) -> Study:
-    base = positives_digits.build(positives_digits.Config())
     ways = {way: moved(way, config.distance) for way in _WAYS}
     temperatures = [f"{temperature:g}" for temperature in config.temperatures]
     arms = (
@@ -50,12 +49,9 @@ def build(config: Config) -> Study:
         ),
         Arm("gaussian 3 positives", ways["gaussian"] | SEVERAL),
     )
-    return Study(
-        preset=base.preset,
-        arms=arms,
-        settings={**base.settings, "pretrain.augmentation": "none"},
+    return positives_digits.without_augmentation(
+        arms,
         baseline="gaussian",
         within=("method.options.temperature",),
-        columns=base.columns,
         title="Ways of making positives under other losses, embedded digits without T_x",
     )

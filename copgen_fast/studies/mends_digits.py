@@ -33,7 +33,6 @@ class Config:
 
 
 def build(config: Config) -> Study:
-    base = positives_digits.build(positives_digits.Config())
     ways = ("gaussian", "untrained-navigator", "navigator")
     gaussian, untrained, trained = (moved(way, config.distance) for way in ways)
     arms = (
@@ -47,11 +46,8 @@ def build(config: Config) -> Study:
         Arm("navigator first half", trained | _FIRST),
         Arm("navigator second half", trained | _SECOND),
     )
-    return Study(
-        preset=base.preset,
-        arms=arms,
-        settings={**base.settings, "pretrain.augmentation": "none"},
+    return positives_digits.without_augmentation(
+        arms,
         baseline="untrained",
-        columns=base.columns,
         title="Further changes of a trained navigator, embedded digits without T_x",
     )

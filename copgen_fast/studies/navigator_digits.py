@@ -41,7 +41,6 @@ class Config:
 
 
 def build(config: Config) -> Study:
-    base = positives_digits.build(positives_digits.Config())
     trained = moved("navigator", config.distance)
     untrained = moved("untrained-navigator", config.distance)
     arms = (
@@ -52,11 +51,8 @@ def build(config: Config) -> Study:
         *(Arm(name.replace(",", ""), trained | change) for name, change in _CHANGES.items()),
         Arm("auto", trained | {"navigator.delta": "auto", "positive.options.navigator.distance": "None"}),
     )
-    return Study(
-        preset=base.preset,
-        arms=arms,
-        settings={**base.settings, "pretrain.augmentation": "none"},
+    return positives_digits.without_augmentation(
+        arms,
         baseline="untrained",
-        columns=base.columns,
         title="Navigators kept in the class, embedded digits without T_x",
     )

@@ -15,11 +15,12 @@ test scans tell no differences below two points in one run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from copgen_fast.options import Range, check_ranges
-from copgen_fast.studies import Study
+from copgen_fast.studies import Arm, Study
 from copgen_fast.studies._positives import COLUMNS, study
 
 
@@ -55,3 +56,10 @@ def build(config: Config) -> Study:
     }
     columns = ("lowshot_top1", *COLUMNS)
     return study("quickstart", "embedded digits", config.distances, config.augmentations, settings, columns)
+
+
+def without_augmentation(arms: Sequence[Arm], baseline: str, title: str, within: tuple[str, ...] = ()) -> Study:
+    """A study of other arms with this one's settings and columns, pretrained without T_x."""
+    base = build(Config())
+    settings = {**base.settings, "pretrain.augmentation": "none"}
+    return replace(base, arms=tuple(arms), settings=settings, baseline=baseline, within=within, title=title)
