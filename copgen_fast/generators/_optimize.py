@@ -153,7 +153,8 @@ def capture(generator: nn.Module, latents: Tensor, labels: Tensor | None) -> tup
             generator(latents, labels)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.no_grad():
+    # By default CUDA refuses memory and events to all threads meanwhile, also to those that load data.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"), torch.no_grad():
         images = generator(latents, labels)
     return graph, images
 

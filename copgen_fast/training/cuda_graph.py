@@ -196,6 +196,7 @@ def warm_up(call: Callable[[], Any], times: int) -> None:
 def record(call: Callable[[], None]) -> Callable[[], None]:
     """Capture a call; returns the graph's replay."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # By default CUDA refuses memory and events to all threads meanwhile, also to those that load the next batches.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         call()
     return graph.replay

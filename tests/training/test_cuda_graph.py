@@ -1,12 +1,17 @@
 """The step as a CUDA graph: on the CPU everything but the graph itself, whose replay is there the step again."""
 
+import contextlib
 import copy
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
 
 from copgen_fast.errors import CopgenError
+from copgen_fast.generators import _optimize
 from copgen_fast.presets import PRESETS
 from copgen_fast.stages import Run, pretrain
 from copgen_fast.stages import navigator as stage
@@ -170,6 +175,22 @@ def test_memory_that_is_too_small_is_said_to_be_that(tmp_path, monkeypatch):
         graphed(players, "alternating")(batch)
 
 
+@pytest.mark.parametrize("capture", [cuda_graph.record, lambda call: _optimize.capture(lambda *_: call(), None, None)])
+def test_a_capture_leaves_other_threads_alone(monkeypatch, capture):
+    """Those that load batches: CUDA would refuse them memory and events, and the capture would fail."""
+    modes = []
+
+    def begin(graph, capture_error_mode="global"):
+        modes.append(capture_error_mode)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", begin)
+    for name in ("CUDAGraph", "Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    capture(lambda: None)
+    assert modes == ["thread_local"]
+
+
 def test_what_stands_in_its_way_is_said(monkeypatch):
     weight = [torch.nn.Parameter(torch.ones(2))]
     fused, listed = (optimizers.adam(weight, 1e-3, (0.5, 0.999), impl, CPU) for impl in ("fused", "foreach"))
@@ -215,6 +236,37 @@ def test_what_keeps_pretraining_from_a_graph_is_said(monkeypatch, capsys):
         "pretrain.graph: not used, the run is on the CPU",
         "pretrain.graph: not used, the method draws at random in each step",
     ]
+
+
+@needs_gpu
+def test_on_a_gpu_a_capture_goes_on_beside_a_thread_that_loads():
+    x, started, done = torch.zeros(8, device="cuda"), threading.Event(), threading.Event()
+
+    def load():
+        kept = []
+        with torch.cuda.stream(torch.cuda.Stream()):
+            while not done.wait(1e-3):
+                host = torch.ones(1 << 18, pin_memory=True)
+                kept.append(host.to("cuda", non_blocking=True))  # more memory each time
+                started.set()
+        torch.cuda.synchronize()
+        return sum(part.sum().item() for part in kept) == len(kept) << 18
+
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(load)
+        started.wait()
+
+        def call():
+            for _ in range(200):
+                x.add_(1)
+
+        try:
+            replay = cuda_graph.record(call)
+        finally:
+            done.set()
+        assert loaded.result()
+    replay()
+    assert x.tolist() == [200.0] * 8
 
 
 @needs_gpu
