@@ -184,13 +184,12 @@ def updated(text: str) -> str:
 
 
 def pictures() -> dict[Path, bytes]:
-    """Accuracy against E||dz|| of every study."""
+    """Accuracy against E||dz|| of every study of positives."""
     found = {}
-    for path in sorted(FOLDER.glob("*.json")):
+    for path in sorted(FOLDER.glob("positives-*.json")):
         summary = summarize(json.loads(path.read_text()))
         column = _tables.columns_of(summary)[summary.metric]
-        if path.stem.startswith("positives"):
-            found[path.with_suffix(".png")] = _charts.against_distance(summary, column)
+        found[path.with_suffix(".png")] = _charts.against_distance(summary, column)
     return found
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from docs import make_findings, make_speed_tables, make_structure_picture
+from docs import make_calibration_tables, make_findings, make_speed_tables, make_structure_picture
 from tests.docs.pages import PAGES, ROOT
 
 
@@ -54,6 +54,12 @@ def test_speeds_are_those_of_the_committed_results(page):
 def test_findings_are_those_of_the_committed_results(page):
     """Otherwise run `python -m docs.make_findings`."""
     assert make_findings.updated(page.read_text()) == page.read_text()
+
+
+def test_calibrations_are_those_of_the_committed_results():
+    """Otherwise run `python -m docs.make_calibration_tables`."""
+    page = make_calibration_tables.PAGE.read_text()
+    assert make_calibration_tables.updated(page) == page
 
 
 def test_the_picture_of_the_structure_has_every_room():
