@@ -16,6 +16,7 @@ from copgen_fast.config import EncoderConfig, MethodConfig, NavigatorConfig, Pre
 from copgen_fast.encoders import ContrastiveModel
 from copgen_fast.errors import CopgenError
 from copgen_fast.ops.info_nce import functional
+from copgen_fast.pairs.online import OnlinePairs
 from copgen_fast.pairs.read.batch import as_batch
 from copgen_fast.positives._warps import limits_of
 from copgen_fast.positives.navigator import Navigator
@@ -27,6 +28,7 @@ from copgen_fast.stages import Run, navigator, pretrain, steering
 from copgen_fast.training import grad_cache, loop, optimizers, sync_bn
 from copgen_fast.training.grad_sync import data_parallel, no_sync
 from copgen_fast.training.loop import Plan, StepResult
+from tests.helpers import waves
 
 N, DIM, STEPS = 8, 6, 3
 CPU = torch.device("cpu")
@@ -37,6 +39,8 @@ TINY = """quickstart --device cpu --log-every 1 --save-every 2 --stages navigato
     --navigator.samples 64 --navigator.batch 16 --navigator.grid-every 32 --navigator.delta None
     --pairs.positives navigator --pairs.count 48 --pairs.shard-size 8 --pairs.batch 8
     --pretrain.epochs 2 --pretrain.batch 16 --timeout 60""".split()
+
+ONLINE = [*TINY, "--generator.name", waves.__file__, "--pairs.positives", "gaussian", "--pretrain.data", "online"]
 
 
 class ToyGenerator(nn.Module):
@@ -137,6 +141,21 @@ def learn(ranks, method="simclr", words=(), several=1, **options):
         batch = pretrain.make_batch(config, index, pairs, 0.05, CPU, ranks, labelled=labelled)
         results.append(pretrain.pretrain_step(learner, batch))
     return columns(results, ranks), learner.method.state_dict()
+
+
+def online(ranks, folder):
+    """Pretraining on pairs that it draws: numbers and images of this rank's pairs in each step."""
+    drawn, generate = [], OnlinePairs.generate
+
+    def seen(pairs, numbers, latents):
+        batch = generate(pairs, numbers, latents)
+        drawn.append((torch.tensor(numbers), batch.images))
+        return batch
+
+    config = train.parse([*ONLINE, "--stages", "pretrain", "--out", str(folder / "online")])
+    with mock.patch.object(OnlinePairs, "generate", seen), train.open_run(config, CPU, ranks) as run:
+        pretrain.run(run)
+    return drawn
 
 
 def small_model():
@@ -271,6 +290,7 @@ def everything(ranks, folder):
         "head": normalized_head(ranks),
         "gradients, in parts": accumulated(ranks),
         "overflow": overflow(ranks),
+        "online": online(ranks, folder),
         **faults(ranks, folder),
     }
 

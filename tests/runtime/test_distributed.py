@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from copgen_fast import train
 from copgen_fast.errors import UsageError
@@ -119,6 +120,20 @@ def test_folders_that_are_not_shared_are_noticed(ranks):
 
 def rows_of(folder, stage):
     return read_rows(folder / stage / "metrics.jsonl")
+
+
+def test_online_pairs_are_those_that_one_process_draws(ranks, whole):
+    """Each rank draws its rows, and the encoder becomes that of one process."""
+    expected = whole[0]["online"]
+    assert len(expected) == 6
+    for (numbers, images), *parts in zip(expected, *(rank["online"] for rank in ranks[0]), strict=True):
+        assert torch.equal(torch.cat([own for own, _ in parts]), numbers)
+        assert torch.equal(torch.cat([own.unflatten(0, (2, -1)) for _, own in parts], 1).flatten(0, 1), images)
+    stage = "pretrain/gaussian/simclr"
+    rows, others = (rows_of(of / "online", stage) for of in (whole[1], ranks[1]))
+    assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-3)
+    one, other = (load_file(of / "online" / stage / "encoder.safetensors") for of in (whole[1], ranks[1]))
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
 
 by_two = pytest.mark.parametrize("ranks", [2], indirect=True)  # who alone run the command

@@ -12,39 +12,12 @@ from copgen_fast.train import main, parse, wanted_stages
 from copgen_fast.training import loop
 from copgen_fast.training.metrics import read_rows
 from tests.conftest import TINY
-
-WAVES = """
-import torch
-from torch import nn
-
-
-class Waves(nn.Module):
-    latent_dim, image_shape, classes = 5, (3, 16, 16), 0
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("waves", torch.linspace(0, 40, 5 * 768).sin().view(5, 3, 16, 16))
-
-    def forward(self, z):
-        # Sums in one order: bits that do not depend on the batch, on any machine.
-        return sum(z[:, k, None, None, None] * self.waves[k] for k in range(5)).div(4).clamp(-1, 1)
-
-
-def build(weights, config):
-    return Waves()
-"""
+from tests.helpers import waves
 
 
 @pytest.fixture
-def words(tmp_path):
-    (tmp_path / "waves.py").write_text(WAVES)
-    return [
-        *TINY,
-        "--generator.name",
-        str(tmp_path / "waves.py"),
-        "--pretrain.epochs",
-        "3",
-    ]
+def words():
+    return [*TINY, "--generator.name", waves.__file__, "--pretrain.epochs", "3"]
 
 
 def left_by(folder, source="gaussian", method="simclr"):
