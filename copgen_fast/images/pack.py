@@ -190,7 +190,7 @@ def pack(config: PackConfig) -> StoreIndex | None:
             (name, rows, config.out / name / shard)
             for name, found in shards.items()
             for number, (shard, rows) in enumerate(found.items())
-            if number % config.parts == config.part and _finished(config.out / name / shard) is None
+            if number % config.parts == config.part and not _finished(config.out / name / shard)
         ]
         if missing and (config.out / store.INDEX).exists():
             raise UsageError(f"{config.out}: {missing[0][2].name} is missing or of another size: {store.REMEDY}")
@@ -199,12 +199,14 @@ def pack(config: PackConfig) -> StoreIndex | None:
 
 
 def _expect_own(out: Path, settings: dict, by: str) -> None:
+    # Listed first: another part may write the record meanwhile.
+    others = {item.name for item in out.iterdir() if not item.name.startswith(".")}
     path = out / SETTINGS
     if path.exists():
         there = artifacts.read_record(path)
         if changed := differences(there, settings):
             raise UsageError(f"{out} holds other packed images ({'; '.join(changed[:2])}): choose another OUT")
-    elif any(not item.name.startswith(".") for item in out.iterdir()):
+    elif others:
         raise UsageError(f"{out} is not empty and holds no packed images: choose another OUT")
     else:
         artifacts.write_record(path, settings, by)
@@ -216,20 +218,26 @@ def _shards(count: int, size: int) -> dict[str, range]:
     return {f"shard-{number:06d}.tar": range(start, min(start + size, count)) for number, start in enumerate(starts)}
 
 
-def _finished(path: Path) -> tuple[dict[str, Tensor], dict] | None:
-    """A shard's own index, where it and the shard are there and whole; in a finished store, of all shards."""
+def _finished(path: Path) -> bool:
+    """Whether a shard is there and whole, by its own index or, in a finished store, by that of all shards."""
+    if _own_index(path) is not None:
+        return True
+    root = path.parent.parent
+    if not (root / store.INDEX).exists():
+        return False
+    stored = {shard.name: shard for shard in store.read_index(root).splits[path.parent.name].shards}
+    return path.name in stored and path.exists() and path.stat().st_size == stored[path.name].bytes
+
+
+def _own_index(path: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """A shard's own index, where it and the shard are there and whole."""
     own = path.with_suffix(".safetensors")
-    if (path.parent.parent / store.INDEX).exists():
-        index = store.read_index(path.parent.parent)
-        stored = {shard.name: shard for shard in index.splits[path.parent.name].shards}
-        sound = path.name in stored and path.exists() and path.stat().st_size == stored[path.name].bytes
-        return ({}, {}) if sound else None
     if not (path.exists() and own.exists()):
         return None
     try:
         tensors, record = artifacts.decode_tensors(files.read_bytes(own), own)
         return (tensors, record) if int(record["bytes"]) == path.stat().st_size else None
-    except (CorruptArtifactError, KeyError):
+    except (CorruptArtifactError, UsageError, KeyError):  # UsageError: it was removed meanwhile, see `_write_index`
         return None
 
 
@@ -311,9 +319,9 @@ def _write_index(
         return store.read_index(out)
     stored = {}
     for name, names in shards.items():
-        found = {shard: _finished(out / name / shard) for shard in names}
-        if None in found.values():
-            return None
+        found = {shard: _own_index(out / name / shard) for shard in names}
+        if None in found.values():  # other parts lack some, or one of them has joined and removed all meanwhile
+            return store.read_index(out) if (out / store.INDEX).exists() else None
         entries, left_out = [], []
         for shard, (tensors, record) in found.items():
             entries.append(StoredShard(shard, len(tensors["offset"]), int(record["bytes"]), record["digest"]))

@@ -275,6 +275,20 @@ def test_parts_and_resumes_write_the_bytes_of_one_process(source, tmp_path):
     }
 
 
+def test_parts_that_end_at_the_same_time_leave_one_index(source, tmp_path, monkeypatch):
+    """While one process reads the shards' own indexes, another one joins and removes them."""
+    whole, decode = packed(source, tmp_path / "whole"), artifacts.decode_tensors
+    packed(source, tmp_path / "parts", part=0, parts=2)
+
+    def decode_meanwhile(data, path):
+        monkeypatch.undo()
+        assert packed(source, tmp_path / "parts", part=0, parts=2) == whole
+        return decode(data, path)
+
+    monkeypatch.setattr(artifacts, "decode_tensors", decode_meanwhile)
+    assert packed(source, tmp_path / "parts", part=1, parts=2) == whole
+
+
 def killed(source, out):
     """Pack the images until the eleventh is written."""
     write, calls = pack.add_member, itertools.count(1)
