@@ -82,6 +82,7 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
     settings |= {"mean": list(frozen.mean), "std": list(frozen.std), "precision": run.config.probe.precision}
     found = artifacts.read_record(path) if path.exists() else {}
     known = found["results"] if found.get("settings") == settings else {}
+    of_data = dict(frozen.correct)  # which images of --data were right: protocols note theirs under the same names
     for name in config.sets:
         if name not in known:
             on = dataclasses.replace(run, config=_on(name, config, run.config))
@@ -90,6 +91,8 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
             known[name] = numbers[f"{config.protocol}_top1{'_per_class' if per_class else ''}"]
             artifacts.write_record(path, {"settings": settings, "results": known})
             frozen.forget()  # features of photographs of several sets needn't lie in memory together
+    frozen.correct.clear()
+    frozen.correct.update(of_data)
     values = [known[name] for name in config.sets]
     return dict(zip(map(number_of, config.sets), values, strict=True)) | {
         "transfer_mean_top1": sum(values) / len(values)

@@ -7,6 +7,7 @@ from torch import nn
 from copgen_fast import evals
 from copgen_fast.runtime import artifacts
 from copgen_fast.stages.run import IMAGES
+from tests.helpers import transfer_layouts
 from tests.helpers.eval_runs import Colours, run_on, save_noisy_classes
 
 
@@ -33,6 +34,19 @@ def test_every_top1_of_the_test_images_says_which(name, words, tmp_path):
     for key, right in correct.items():
         assert right.dtype == torch.bool and right.shape == (80,)
         assert right.double().mean().item() == pytest.approx(found[key]), key
+
+
+def test_those_of_transfers_sets_do_not_take_the_place_of_the_data_sets(tmp_path, monkeypatch):
+    transfer_layouts.trust(monkeypatch)
+    transfer_layouts.write(tmp_path / "sets", "flowers102")
+    data, encoder = save_noisy_classes(tmp_path, signal=0.4), nn.Sequential(Colours(), nn.Linear(12, 12))
+    run = run_on(data, tmp_path, "vissl", "size=8", "epochs=1")
+    evals.evaluate("vissl", encoder, run)
+    kept = dict(evals.freeze(encoder, run).correct)
+    words = f"root={tmp_path / 'sets'}", "sets=flowers102", "size=8", "protocol=vissl"
+    evals.evaluate("transfer", encoder, run_on(data, tmp_path, "transfer", *words))
+    found = evals.freeze(encoder, run).correct
+    assert set(found) == set(kept) == {"vissl_top1"} and found["vissl_top1"].equal(kept["vissl_top1"])
 
 
 def test_the_probe_stage_keeps_them_beside_its_numbers(finished_run):
