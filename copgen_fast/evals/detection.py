@@ -132,6 +132,9 @@ def _read(root: str, train_lists: tuple[str, ...], test_lists: tuple[str, ...]) 
     for part in (train, test) if distributed.first() else ():
         part.warn()
     with_boxes = tuple(image for image in train.images if len(image.labels))
+    if not with_boxes or all(image.difficult.all() for image in test.images):
+        lists, what = (train_lists, "has") if not with_boxes else (test_lists, "that isn't difficult has")
+        raise UsageError(f"{voc.devkit(root)}: no box {what} area and is inside its image in {', '.join(lists)}")
     return dataclasses.replace(train, images=with_boxes), test
 
 

@@ -22,7 +22,7 @@ from copgen_fast.runtime.distributed import ALONE, Ranks
 from copgen_fast.stages import Run, probe
 from copgen_fast.training.metrics import read_rows
 from tests.helpers import detection_ranks, processes
-from tests.helpers.voc_fixtures import tiny_encoder, write_set
+from tests.helpers.voc_fixtures import annotation, tiny_encoder, write_set
 from tests.images.test_voc import BCCD
 
 CPU = torch.device("cpu")
@@ -240,6 +240,25 @@ def test_data_are_checked_before_anything_runs(root, tmp_path):
         expect_data(run_of(tmp_path, f"root={root}").config)
     with pytest.raises(ValueError, match="sizes: expected at least one"):
         detection.Config(sizes=())
+
+
+@pytest.mark.parametrize(
+    ("split", "box", "difficult", "message"),
+    [
+        ("trainval", (9, 9, 8, 20), False, "no box has area and is inside its image in 2007-trainval"),
+        ("test", (9, 9, 8, 20), False, "no box that isn't difficult has area and is inside its image in 2007-test"),
+        ("test", (9, 9, 20, 20), True, "no box that isn't difficult has"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:left out")
+def test_sets_without_boxes_to_learn_or_to_find_are_refused(tmp_path, split, box, difficult, message):
+    folder = write_set(tmp_path, train=2, test=1)
+    for part in ("trainval", "test"):
+        dark = ("dark", box, difficult) if part == split else ("dark", (9, 9, 20, 20), False)
+        for name in (folder / "ImageSets" / "Main" / f"{part}.txt").read_text().split():
+            (folder / "Annotations" / f"{name}.xml").write_text(annotation(name, 64, 48, [dark]))
+    with pytest.raises(UsageError, match=message):
+        expect_data(run_of(tmp_path, f"root={tmp_path}", *TINY).config)
 
 
 def test_the_command_for_any_encoder(root, tmp_path, capsys):
