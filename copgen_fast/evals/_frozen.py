@@ -22,6 +22,7 @@ from copgen_fast.images.views import Centre, View
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.runtime import devices
 from copgen_fast.runtime.interrupts import Interrupted, stop_requested
+from copgen_fast.runtime.memory import available_memory
 
 Channels = tuple[float, float, float]
 
@@ -76,20 +77,23 @@ class FrozenEncoder:
             view: what is taken of each image; None: the centre of `--data.image-size` pixels.
 
         Raises:
-            UsageError: images can't be decoded: none can, or `--data.on-corrupt` is stop.
+            UsageError: images can't be decoded: none can, or `--data.on-corrupt` is stop. Or the features don't fit
+                into memory, which is known after the first batch.
             ValueError, NonFiniteError, Interrupted: as `features`.
         """
         view = view or Centre(data.config.image_size)
         if (data, split, view) not in self._known:
-            order = in_order(data.splits[split].count, self.batch)
-            parts = [
-                (self.features(batch.images, f"batch {number} of the {split} images"), batch.labels)
-                for number, batch in enumerate(data.stream(split, view, order))
-                if len(batch.images)
-            ]
-            if not parts:
+            count, labels, done, found = data.splits[split].count, [], 0, None
+            for number, batch in enumerate(data.stream(split, view, in_order(count, self.batch))):
+                if len(batch.images):
+                    part = self.features(batch.images, f"batch {number} of the {split} images")
+                    found = _room(count, part.shape[1], split) if found is None else found
+                    found[done : done + len(part)] = part
+                    done += len(part)
+                    labels.append(batch.labels)
+            if found is None:
                 raise UsageError(f"{data.where}: no {split} image can be decoded")
-            self._known[data, split, view] = LabelledFeatures(*map(torch.cat, zip(*parts, strict=True)))
+            self._known[data, split, view] = LabelledFeatures(found[:done], torch.cat(labels))
         return self._known[data, split, view]
 
     def forget(self) -> None:
@@ -133,6 +137,17 @@ class FrozenEncoder:
             features = self.encoder(views)
         expect_tensor("features", features, (len(views), "D"))
         return features.float()
+
+
+def _room(count: int, dim: int, split: str) -> Tensor:
+    """Memory for the features of a split; UsageError where it isn't there, as for raw pixels of photographs."""
+    needed, free = 4 * count * dim / 1e6, available_memory(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise UsageError(
+            f"features of {count} {split} images of {dim} numbers take {needed / 1e3:.3g} GB and {free / 1e3:.3g} GB "
+            "of memory are free: leave `pixels` out of --probe.baselines, or take smaller or fewer images"
+        )
+    return torch.empty(count, dim)
 
 
 _frozen: WeakKeyDictionary[Callable, FrozenEncoder] = WeakKeyDictionary()

@@ -64,6 +64,8 @@ def _views(encoder: nn.Module, config: Config, run: EvalRun) -> Iterator[Tensor]
     order = torch.randperm(data.splits["train"].count, generator=generator)[: config.images]
     batches = order.split(max(1, frozen.batch // config.views))
     for batch in data.stream("train", Centre(run.config.data.image_size), batches):
+        if not len(batch.images):  # none of them can be decoded
+            continue
         images = batch.images.to(run.device).repeat_interleave(config.views, 0)
         features = frozen.encode(random_views(images, policy, generator)).double()
         if not features.isfinite().all():

@@ -38,11 +38,11 @@ def class_scores(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
     Args:
         train: float32 [N, D].
-        labels: int64 [N]; each of 0 .. C - 1 occurs.
+        labels: int64 [N] in 0 .. C - 1, of two classes or more.
         test: float32 [M, D].
 
     Returns:
-        float64 [M, C].
+        float64 [M, C]; -infinity for a class without training images, as those that can't be decoded leave it.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -56,7 +56,9 @@ def class_scores(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
         scores = torch.from_numpy(probe.decision_function(test.numpy())).double()
     if scores.ndim == 1:  # two classes: scikit-learn gives the second one's logit alone
         scores = torch.stack([-scores, scores], dim=1)
-    return scores
+    every = scores.new_full((len(test), int(labels.max()) + 1), -torch.inf)
+    every[:, torch.from_numpy(probe.classes_)] = scores
+    return every
 
 
 def accuracies(

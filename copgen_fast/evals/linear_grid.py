@@ -26,6 +26,7 @@ from copgen_fast.runtime.progress import progress
 
 _NAME = "linear-grid"
 _CONSTANT = 1e-3  # a feature's standard deviation, in its mean, below which half precision holds mostly rounding
+_MOVED = 65536  # features moved at once
 _SHARE = 0.6  # of a GPU's free memory that features may take
 
 
@@ -144,7 +145,10 @@ def encode(frozen: FrozenEncoder, data: OpenSet, config: Config, seed: int) -> C
     if not len(indices):
         raise UsageError(f"{data.where}: no train image can be decoded")
     if len(indices) < count:
-        features, labels = features[:, indices.to(features.device)], labels[indices]
+        for of_pass in features:  # moved up in place, as a copy of all need not fit
+            for start, part in zip(range(0, count, _MOVED), indices.split(_MOVED), strict=False):
+                of_pass[start : start + len(part)] = of_pass[part.to(features.device)]
+        features, labels = features[:, : len(indices)], labels[indices]
     if not all(part.isfinite().all() for view in features for part in view.split(65536)):
         raise NonFiniteError(f"{_NAME}: features that are NaN, infinite or beyond half precision (65504)")
     return Cache(features, labels, indices)

@@ -136,7 +136,7 @@ def listed(split: Split, path: Path) -> Tensor:
     """
     if isinstance(split, ArraySplit):
         raise UsageError(f"{path} names files, and the training images are none: take semi-supervised.fractions")
-    names = read_bytes(path).decode(errors="replace").split()
+    names = [line.strip() for line in read_bytes(path).decode(errors="replace").splitlines() if line.strip()]
     if not names:
         raise UsageError(f"{path} is empty: name a training image in each line")
     parts = "/" in names[0]
@@ -172,6 +172,8 @@ def _scores(
         if len(batch.images):
             with torch.inference_mode(), devices.autocast(run.device, run.config.probe.precision):
                 parts.append((model(frozen.normalize(batch.images)).float().cpu(), batch.labels))
+    if not parts:
+        raise UsageError(f"{data.where}: no test image can be decoded")
     return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
