@@ -191,6 +191,8 @@ def test_what_is_refused(body, refused):
 
 
 OTHERS = SHARED + "xor.b32 %r8, %r1, 32; shl.b32 %r8, %r8, 2; add.s32 %r8, %r8, %r6;"
+NEIGHBOURS = SHARED + "xor.b32 %r8, %r1, 1; shl.b32 %r8, %r8, 2; add.s32 %r8, %r8, %r6;"
+ALIKE = SHARED + "st.shared.b32 [%r6], 7;"
 TURN = "ld.shared.b32 %r3, [%r8];"
 EARLY, LATE = "reads bytes of shared memory that another may write later", "that another uses at the same time"
 
@@ -205,9 +207,13 @@ EARLY, LATE = "reads bytes of shared memory that another may write later", "that
         (OTHERS + COPY + "cp.async.wait_group 0; bar.sync 0;" + TURN, ""),
         (OTHERS + COPY + "cp.async.wait_group 0;" + TURN, EARLY),
         (OTHERS + STORE + "bar.sync 0;" + TURN + COPY, LATE),
+        (OTHERS + STORE + "bar.sync 0;" + TURN + STORE, LATE),  # though it is what is there
+        (NEIGHBOURS + STORE + TURN, EARLY),  # threads of a warp need not be in step
+        (ALIKE + "ld.shared.b32 %r3, [%r6];", EARLY),
+        (ALIKE + "bar.sync 0; ld.shared.b32 %r3, [%r6]; xor.b32 %r3, %r1, 32;", ""),
     ],
 )
-def test_what_warps_do_in_no_order_is_refused(body, refused):
+def test_what_threads_do_in_no_order_is_refused(body, refused):
     given = torch.arange(64, dtype=torch.int32)
     if refused:
         with pytest.raises(FaultError, match=refused):
@@ -266,6 +272,13 @@ def test_what_the_compiler_made_gives_the_references_results(outcome, op):
 
 def test_every_kernel_is_executed(outcome):
     assert set(outcome["kernels"]) >= AUGMENT | INFO_NCE | COND_NORM | ADD_UPSAMPLED
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80"])
+def test_a_barrier_left_out_is_noticed(outcome, target):
+    """Each of the gradients: of their reductions, of tiles with masks and without, of copies ahead, of the end."""
+    count, unnoticed = outcome["barriers"][target]
+    assert count >= 15 and not unnoticed, "\n".join(unnoticed)
 
 
 def test_a_read_outside_the_filter_is_found(outcome):

@@ -31,6 +31,8 @@ def operation(opcode: tuple[str, ...], count: int) -> tuple[Callable[..., np.nda
     kinds, how = [x for x in rest if x in DTYPES], [x for x in rest if x not in DTYPES and x not in _IMPLIED]
     if name == "cvt":
         compute, inputs = _conversion(*kinds, *how), (kinds[1],) * count
+    elif (name, kinds) == ("fma", ["f32", "f16"]):
+        compute, inputs = fma, ("f16", "f16", "f32")
     elif kinds == ["f32x2"]:
         single, _ = operation((*opcode[:-1], "f32"), count)
         compute = lambda *given: single(*(x.view(np.float32) for x in given)).view(np.uint64)  # noqa: E731

@@ -53,9 +53,7 @@ class Bytes:
         rows, (readers, writers), who = self._find(at, lanes, size)
         last = writers[rows]
         _refuse(lanes, last == NEVER, lambda: f"reads bytes of {self.name} that nothing has written")
-        # What several have written alike may be read by each.
-        early = _others(last, who) & (last != who | _SEVERAL)
-        _refuse(lanes, early, lambda: f"reads bytes of {self.name} that another may write later")
+        _refuse(lanes, _others(last, who), lambda: f"reads bytes of {self.name} that another may write later")
         _note(readers, rows, who)
         return self.data.view(dtype).reshape(-1, count)[rows]
 
@@ -64,7 +62,8 @@ class Bytes:
         new = values.view(np.uint8)
         rows, (readers, writers), who = self._find(at, lanes, new.shape[1])
         data = self.data.reshape(-1, new.shape[1])
-        used = (_others(readers[rows], who) | _others(writers[rows], who)) & (data[rows] != new)
+        # Several may write alike: layouts have copies. Who reads beside them relies on an order, whatever they write.
+        used = _others(readers[rows], who) | _others(writers[rows], who) & (data[rows] != new)
         _refuse(lanes, used, lambda: f"changes bytes of {self.name} that another uses at the same time")
         data[rows] = new
         _refuse(lanes, data[rows] != new, lambda: f"writes bytes of {self.name} where another writes something else")

@@ -36,8 +36,8 @@ class Threads:
         self.at, self.waiting = np.zeros(self.count, np.int32), np.zeros(self.count, bool)
         self.copies = warp.Copies(self.count)
         thread, number = self.lane % self.per_block, np.repeat(numbers, self.per_block)
-        # As users of memory: warps, from one barrier of their block to the next, and blocks.
-        self.warp, self.block = (self.lane // 32).astype(np.int32), number.astype(np.int32)
+        # As users of memory: threads, from one barrier of their block to the next, and blocks.
+        self.user, self.block = self.lane.astype(np.int32), number.astype(np.int32)
         self.special = {"%laneid": thread % 32, "%warpid": thread // 32}
         for name, flat, shape in (("tid", thread, block), ("ctaid", number, grid)):
             for axis, size in zip("xyz", shape, strict=True):
@@ -75,7 +75,7 @@ class Threads:
             instruction = self.kernel.blocks[self.at[lane] - 1][-1]
             raise self.fault(instruction, lane, "waits here, and others of its block at another barrier")
         self.waiting[:] = False
-        self.warp += PERIOD
+        self.user += PERIOD
 
 
 def launch(
@@ -97,7 +97,7 @@ def launch(
         for first in range(0, number, at_once):
             threads = Threads(kernel, np.arange(first, min(first + at_once, number)), grid, block)
             of_block, of_thread = kernel.sizes["shared"] + dynamic_shared, kernel.sizes["local"]
-            shared = own("shared memory", of_block, threads.per_block, threads.warp)
+            shared = own("shared memory", of_block, threads.per_block, threads.user)
             local = own("local memory", of_thread, 1, threads.lane)
             given.who, memory.who = threads.lane, threads.block + PERIOD * memory.launches
             threads.spaces = {"param": given, "global": memory, "shared": shared, "local": local}
