@@ -126,6 +126,8 @@ def open_source(config: PackConfig) -> dict[str, Split]:
         UsageError: SOURCE is missing, or not of a known form.
     """
     name, source = config.name, config.source
+    if not source.exists():
+        raise UsageError(f"{source} is missing: expected a folder of images or tars, or an .npz file (see --help)")
     if name == "auto":
         if source.suffix == ".npz":
             name = "npz"

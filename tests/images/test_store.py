@@ -245,6 +245,8 @@ def test_nothing_to_pack_is_one_line(source, tmp_path):
         packed(source, tmp_path / "out")
     with pytest.raises(UsageError, match=r"holds no folders or tars of the splits train, test"):
         packed(tmp_path, tmp_path / "other")
+    with pytest.raises(UsageError, match="nothing is missing: expected a folder of images or tars"):
+        packed(tmp_path / "nothing", tmp_path / "other")
     with pytest.raises(UsageError, match="--name imagenet: choose from auto, tars, "):
         packed(source, tmp_path / "other", name="imagenet")
 
