@@ -23,7 +23,7 @@ from copgen_fast.errors import UsageError
 from copgen_fast.evals import _detection_picture, _detection_training, _voc_ap
 from copgen_fast.evals._detection_training import Recipe
 from copgen_fast.evals._faster_rcnn import FasterRCNN, Shape
-from copgen_fast.evals._frozen import EvalRun, freeze
+from copgen_fast.evals._frozen import EvalRun, FrozenEncoder, freeze
 from copgen_fast.images import voc
 from copgen_fast.images.voc import AnnotatedSet
 from copgen_fast.options import Count, CountOrZero, LearningRate, Place, Range, check_ranges
@@ -162,10 +162,10 @@ def evaluate(encoder: Callable[[Tensor], Tensor], config: Config, run: EvalRun) 
     train, test = read(config, run.config)
     frozen, recipe = freeze(encoder, run), config.recipe()
     folder = folder_of(encoder, run.folder)
-    if ranks.first:
-        _expect_own(folder / "recipe.json", _record(config, run.config, train, frozen.mean, frozen.std))
     with seeds.seeded(run.config.seed, "detection"):
         detector = FasterRCNN(encoder, len(train.classes), frozen.mean, frozen.std, config.shape())
+    if ranks.first:
+        _expect_own(folder / "recipe.json", _record(config, run.config, train, frozen, detector.stride))
     detector = detector.to(run.device, memory_format=torch.channels_last)
     ranks.barrier("the start of detection")
     detector = _detection_training.train(detector, train.images, recipe, run.config, folder, ranks)
@@ -186,14 +186,16 @@ def folder_of(encoder: ResNet, folder: Path) -> Path:
     return folder / FOLDER / artifacts.tensors_digest(encoder.state_dict())[:12]
 
 
-def _record(config: Config, run_config: RunConfig, train: AnnotatedSet, mean: Any, std: Any) -> dict[str, Any]:
-    """What a detector's training depends on beside the encoder's weights."""
+def _record(
+    config: Config, run_config: RunConfig, train: AnnotatedSet, frozen: FrozenEncoder, stride: int
+) -> dict[str, Any]:
+    """What a detector's training depends on beside the encoder's weights, which don't tell its stride."""
     sha = hashlib.sha256()
     for image in train.images:
         sha.update(f"{image.path.name} {image.boxes.tolist()} {image.labels.tolist()}\n".encode())
     options = dataclasses.asdict(config.recipe()) | dataclasses.asdict(config.shape())
-    options |= {"classes": train.classes, "mean": mean, "std": std, "images": sha.hexdigest()}
-    options |= {"seed": run_config.seed, "precision": run_config.probe.precision, "bn": run_config.bn}
+    options |= {"classes": train.classes, "mean": frozen.mean, "std": frozen.std, "images": sha.hexdigest()}
+    options |= {"stride": stride, "seed": run_config.seed, "precision": run_config.probe.precision, "bn": run_config.bn}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 

@@ -95,7 +95,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     with contextlib.ExitStack() as made:
         for name, rows in subsets.items():
             model = _model(encoder, frozen, data, config, run)
-            folder = made.enter_context(_folder(model, data, rows, config, run))
+            folder = made.enter_context(_folder(model, frozen, data, rows, config, run))
             fine_tune(model, frozen, data, rows, name, config, run, folder)
             scores, expected = _scores(model, frozen, data, config, run)
             found |= accuracies(f"semi_supervised_{name}", scores, expected, frozen.correct)
@@ -224,13 +224,17 @@ def fine_tune(
 
 
 @contextlib.contextmanager
-def _folder(model: nn.Module, data: OpenSet, rows: Tensor, config: Config, run: EvalRun) -> Iterator[Path]:
+def _folder(
+    model: nn.Module, frozen: FrozenEncoder, data: OpenSet, rows: Tensor, config: Config, run: EvalRun
+) -> Iterator[Path]:
     """Where a fine-tuning is saved, by a name that all it depends on decides; deleted where the block ends well.
 
     An encoder may lie where nothing can be written: then another folder, and a stopped fine-tuning starts again.
     """
     settings = dataclasses.replace(config, fractions=(), lists=())
-    key = (artifacts.tensors_digest(model.state_dict()), rows.tolist(), data.where, repr(settings), run.config.seed)
+    # Weights alone don't tell a network: not its strides, say.
+    network = repr(model), artifacts.tensors_digest(model.state_dict()), frozen.mean, frozen.std, frozen.precision
+    key = (network, rows.tolist(), data.where, repr(settings), run.config.seed)
     folder = run.folder / f"semi-supervised-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

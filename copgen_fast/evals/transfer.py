@@ -6,6 +6,7 @@ The numbers are those of `python -m copgen_fast.evaluate --sets`, here for every
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +80,11 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
     digest = artifacts.tensors_digest(encoder.state_dict())
     path = run.folder / FOLDER / f"{digest[:12]}.json"
     settings = {"protocol": config.protocol, "size": config.size, "seed": run.config.seed, "digest": digest}
+    # Weights alone don't tell a network: not its strides, say.
+    settings |= {
+        "network": hashlib.sha256(repr(encoder).encode()).hexdigest(),
+        "root": config.root or run.config.data.root,
+    }
     settings |= {"mean": list(frozen.mean), "std": list(frozen.std), "precision": run.config.probe.precision}
     found = artifacts.read_record(path) if path.exists() else {}
     known = found["results"] if found.get("settings") == settings else {}

@@ -1,5 +1,6 @@
 """Training of the detector: schedules, batches, resume to the bit, and the whole evaluation on tiny images."""
 
+import copy
 import dataclasses
 import io
 
@@ -145,6 +146,10 @@ def test_the_whole_evaluation(root, tmp_path, capsys):
     assert evaluate("detection", encoder, run) == numbers, "from the checkpoint that it left"
     with pytest.raises(UsageError, match=r"trained otherwise .iterations, milestones.: delete that folder"):
         evaluate("detection", encoder, run_of(tmp_path, f"root={root}", *TINY, "iterations=12"))
+    with pytest.raises(UsageError, match=r"trained otherwise .stride.: delete that folder"):
+        strided = copy.deepcopy(encoder)
+        strided.maxpool.stride = 1
+        evaluate("detection", strided, run)
 
 
 class Killed(BaseException):

@@ -1,6 +1,7 @@
 """Fine-tuning on a part of the labels: what is drawn, VISSL's steps written out, lists of names, and resuming."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from copgen_fast.config import DataConfig
+from copgen_fast import evals
+from copgen_fast.config import DataConfig, PretrainConfig
 from copgen_fast.errors import NonFiniteError, UsageError
 from copgen_fast.evals import freeze, real_images
 from copgen_fast.evals import semi_supervised as semi
@@ -179,6 +181,20 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_result(tmp_path, monkeypatch)
     assert len(list(tmp_path.glob("semi-supervised-*/checkpoint.pt"))) == 2
     assert measure("semi-supervised", encoder, data, tmp_path, *words) == whole
     assert steps == [0, 1, 2, 3, *(0, 0, 1, 1, 2), *(2, 3, 3)] and not list(tmp_path.glob("semi-supervised-*"))
+
+
+def test_another_normalisation_stride_or_precision_is_another_fine_tuning(tmp_path, monkeypatch):
+    data, encoder = save_noisy_classes(tmp_path, 1), Network()
+    monkeypatch.setattr(loop, "stop_requested", lambda: True)
+    run = run_on(data, tmp_path, "semi-supervised", "fractions=0.5", "size=8", "epochs=2")
+    half = dataclasses.replace(run.config, probe=dataclasses.replace(run.config.probe, precision="bf16"))
+    strided = copy.deepcopy(encoder)
+    next(layer for layer in strided.modules() if isinstance(layer, nn.Conv2d)).stride = (2, 2)
+    of_mean = dataclasses.replace(run.config, pretrain=PretrainConfig(augmentation="digits"))
+    for config, network in ((run.config, encoder), (run.config, strided), (half, encoder), (of_mean, encoder)):
+        with pytest.raises(interrupts.Interrupted):
+            evals.evaluate("semi-supervised", copy.deepcopy(network), dataclasses.replace(run, config=config))
+    assert len(list(tmp_path.glob("semi-supervised-*/checkpoint.pt"))) == 4
 
 
 def test_where_nothing_can_be_written_a_fine_tuning_is_done_elsewhere(tmp_path):

@@ -63,6 +63,9 @@ def test_a_stopped_run_goes_on_with_the_next_set(root, encoder, tmp_path, monkey
     other = dataclasses.replace(run, config=dataclasses.replace(run.config, seed=1))
     transfer.evaluate(encoder, config, other)
     assert seen[3:] == ["cifar10", "flowers102"], "numbers of another seed are not taken"
+    encoder.conv1.stride = (2, 2)
+    transfer.evaluate(encoder, config, other)
+    assert seen[5:] == ["cifar10", "flowers102"], "nor those of a network of other strides"
 
 
 def test_sets_that_are_missing_are_all_named_before_anything_runs(root, tmp_path):
