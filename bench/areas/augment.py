@@ -84,7 +84,7 @@ class Measurement:
 
     def __init__(self, case: Case, direction: str, device: torch.device, options: Options) -> None:
         self.case, self.direction, self.device, self.options = case, direction, device, options
-        self.policy = POLICIES[case.policy]
+        self.policy = replace(POLICIES[case.policy], rand_augment=None)  # which the peers lack; it has its own area
         self.backend = backends()["augment"][device.type]
         self.dtype = DTYPES[case.precision]
         shape = (case.batch, 3, case.side, case.side)

@@ -2,8 +2,7 @@
 // while they are in the cache. See copgen_fast/ops/info_nce/operator.py.
 //
 // A symmetric matrix, whose columns are the rows, is computed on and above its diagonal only: a tile above it serves
-// its rows and, transposed, its columns. pair_losses keeps the matrix of a small batch, which saves its backward one
-// product of two; see copgen_fast/ops/info_nce/small_batch.py.
+// its rows and, transposed, its columns.
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -18,7 +17,7 @@
 #include <vector>
 
 #include "exp_rows.h"
-#include "l2_normalize.h"
+#include "log_sum.h"
 
 namespace copgen {
 namespace {
@@ -26,7 +25,6 @@ namespace {
 constexpr int64_t kTile = 512;       // most rows and columns of a tile: 1 MB of floats
 constexpr int64_t kSmallTile = 224;  // of a small matrix, where larger tiles would leave little of it out
 constexpr int64_t kChunk = 32;  // rows of a tile that a thread takes at a time
-constexpr double kSafe = 40;    // exp(-2 * 40) is a normal float
 
 // The similarity matrix, and its special entries.
 struct Matrix {
@@ -35,8 +33,6 @@ struct Matrix {
   const bool square, exclude_self;
   const double scale, bound;
   const int64_t offset, shift;
-  // Where defined, [m * k]: what the forward leaves of its tiles, exponentials where these are bounded.
-  const at::Tensor kept = {};
 
   int64_t m() const { return rows.size(0); }
   int64_t k() const { return columns.size(0); }
@@ -51,24 +47,18 @@ struct Tile {
   T* data;
   T* row(int64_t r) const { return data + r * width; }
   bool has_column(int64_t column) const { return j <= column && column < j + width; }
-  // Index of its first entry in Matrix::kept, also where there are no tiles below the diagonal.
-  int64_t place(int64_t k) const { return i * k + height * j; }
 };
 
-// Calls use(tile, tensor) for each tile, in the order of its rows and then its columns. Without `multiply` its entries
-// are not set.
+// Calls use(tile, tensor) for each tile, in the order of its rows and then its columns.
 template <typename T, typename Use>
-void for_each_tile(const Matrix& x, bool triangle, bool multiply, const Use& use) {
+void for_each_tile(const Matrix& x, bool triangle, const Use& use) {
   const int64_t tile = x.tile();
-  const bool keep = multiply && x.kept.defined();
-  at::Tensor buffer = keep ? x.kept : at::empty({std::min(tile, x.m()) * std::min(tile, x.k())}, x.rows.options());
+  at::Tensor buffer = at::empty({std::min(tile, x.m()) * std::min(tile, x.k())}, x.rows.options());
   for (int64_t i = 0; i < x.m(); i += tile)
     for (int64_t j = triangle ? i : 0; j < x.k(); j += tile) {
-      Tile<T> part{i, j, std::min(tile, x.m() - i), std::min(tile, x.k() - j), nullptr};
-      const int64_t place = keep ? part.place(x.k()) : 0;
-      at::Tensor s = buffer.narrow(0, place, part.height * part.width).view({part.height, part.width});
-      if (multiply) at::mm_out(s, x.rows.narrow(0, i, part.height), x.columns.narrow(0, j, part.width).t());
-      part.data = s.data_ptr<T>();
+      Tile<T> part{i, j, std::min(tile, x.m() - i), std::min(tile, x.k() - j), buffer.data_ptr<T>()};
+      at::Tensor s = buffer.narrow(0, 0, part.height * part.width).view({part.height, part.width});
+      at::mm_out(s, x.rows.narrow(0, i, part.height), x.columns.narrow(0, j, part.width).t());
       use(part, s);
     }
 }
@@ -80,20 +70,6 @@ void for_each_chunk(int64_t height, const Work& work) {
     for (int64_t c = begin; c < end; ++c) work(c * kChunk, std::min(height, (c + 1) * kChunk), c);
   });
 }
-
-// Running log-sum-exp of products s: the sum of exp(scale (s - top)); top never decreases. Only differences of products
-// are scaled: a scaled product would be rounded, by more than 1 where it is large.
-struct LogSum {
-  double top = -std::numeric_limits<double>::infinity(), sum = 0;
-
-  void add(double other_top, double other_sum, double scale) {
-    if (other_top > top) {
-      sum *= std::exp(scale * (top - other_top));
-      top = other_top;
-    }
-    sum += other_sum * (other_top == top ? 1 : std::exp(scale * (other_top - top)));
-  }
-};
 
 template <typename T>
 class Forward {
@@ -116,7 +92,7 @@ class Forward {
 
   void run(T* losses, T* lse) {
     const bool triangle = x_.square && nearest_ == nullptr;
-    for_each_tile<T>(x_, triangle, true, [&](const Tile<T>& tile, const at::Tensor&) {
+    for_each_tile<T>(x_, triangle, [&](const Tile<T>& tile, const at::Tensor&) {
       const bool transposed_too = triangle && tile.i != tile.j;
       for_each_chunk(tile.height, [&](int64_t first, int64_t last, int64_t chunk) {
         add_rows(tile, first, last, chunk, transposed_too);
@@ -213,21 +189,17 @@ template <typename T>
 void backward(const Matrix& x, const Statistics<T>& of_rows, const Statistics<T>& of_columns, at::Tensor& grad_rows) {
   grad_rows.zero_();
   const T scale = x.scale;
-  const T* kept = x.kept.defined() ? x.kept.const_data_ptr<T>() : nullptr;
-  for_each_tile<T>(x, x.square, !kept, [&](const Tile<T>& tile, const at::Tensor& weights) {
+  for_each_tile<T>(x, x.square, [&](const Tile<T>& tile, const at::Tensor& weights) {
     for_each_chunk(tile.height, [&](int64_t first, int64_t last, int64_t) {
       for (int64_t r = first; r < last; ++r) {
         const int64_t i = tile.i + r;
         T* row = tile.row(r);
-        const T* from = kept ? kept + tile.place(x.k()) + r * tile.width : row;
-        if (!kept && x.exclude_self && tile.has_column(x.offset + i)) row[x.offset + i - tile.j] = -INFINITY;
+        if (x.exclude_self && tile.has_column(x.offset + i)) row[x.offset + i - tile.j] = -INFINITY;
         if (x.bound > kSafe)
-          weigh_apart(from, tile.width, scale, of_rows.lse[i], of_rows.grad[i], of_columns.lse.data() + tile.j,
+          weigh_apart(row, tile.width, scale, of_rows.lse[i], of_rows.grad[i], of_columns.lse.data() + tile.j,
                       of_columns.grad.data() + tile.j, row);
-        else if (kept)
-          weigh_known(from, tile.width, of_rows.factor[i], of_columns.factor.data() + tile.j, row);
         else
-          weigh(from, tile.width, scale, T(x.bound), of_rows.factor[i], of_columns.factor.data() + tile.j, row);
+          weigh(row, tile.width, scale, T(x.bound), of_rows.factor[i], of_columns.factor.data() + tile.j, row);
         if (x.shift >= 0 && tile.has_column(x.target(i)))
           row[x.target(i) - tile.j] -= of_rows.grad[i] + of_columns.grad[x.target(i)];
       }
@@ -260,11 +232,6 @@ void fill_gradients(const Matrix& x, const std::optional<at::Tensor>& row_lse,
     backward<float>(x, {row_lse, row_grad, x.m(), x}, {lse, grad, x.k(), x}, grad_rows);
 }
 
-// Of the unit rows of N anchors and N positives, each of which has the other as its target.
-Matrix pairs(const at::Tensor& units, double temperature, const at::Tensor& kept) {
-  return {units, units, true, true, 1 / temperature, 1 / temperature, 0, units.size(0) / 2, kept};
-}
-
 }  // namespace
 
 void row_losses(const at::Tensor& rows, const std::optional<at::Tensor>& columns, double temperature, double bound,
@@ -282,21 +249,6 @@ void row_gradients(const at::Tensor& rows, const std::optional<at::Tensor>& colu
   at::AutoDispatchBelowADInplaceOrView no_gradients;
   fill_gradients({rows, columns ? *columns : rows, !columns, exclude_self, 1 / temperature, bound, offset, shift},
                  row_lse, row_grad, column_lse, column_grad, grad_rows);
-}
-
-void pair_losses(const at::Tensor& anchors, const at::Tensor& positives, double temperature, at::Tensor losses,
-                 at::Tensor lse, at::Tensor units, at::Tensor norms, at::Tensor kept) {
-  l2_normalize(anchors, positives, units, norms);
-  at::AutoDispatchBelowADInplaceOrView no_gradients;
-  fill_losses(pairs(units, temperature, kept), losses, lse, {}, {});
-}
-
-void pair_gradients(const at::Tensor& grad, double temperature, const at::Tensor& lse, const at::Tensor& units,
-                    const at::Tensor& norms, const at::Tensor& kept, at::Tensor grads) {
-  at::AutoDispatchBelowADInplaceOrView no_gradients;
-  at::Tensor of_units = at::empty(units.sizes(), units.options());
-  fill_gradients(pairs(units, temperature, kept), lse, grad, {}, {}, of_units);
-  l2_normalize_backward(of_units, units, norms, grads);
 }
 
 }  // namespace copgen

@@ -3,7 +3,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -28,13 +27,13 @@ COPGEN_INLINE T dot(const T* x, const T* y, int64_t n) {
   return sum;
 }
 
-// Keeps NaN, as all below.
+// x may be u. Keeps NaN, as all below.
 template <typename T>
-COPGEN_INLINE void normalize(T* x, int64_t n, T* norm) {
+COPGEN_INLINE void normalize(const T* x, int64_t n, T* u, T* norm) {
   *norm = std::sqrt(dot(x, x, n));
   const T length = *norm <= T(kEpsilon) ? T(kEpsilon) : *norm;
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) x[j] /= length;
+  for (int64_t j = 0; j < n; ++j) u[j] = x[j] / length;
 }
 
 // Only the part at a right angle to a row changes its unit row u. x may be g.
@@ -48,7 +47,7 @@ COPGEN_INLINE void normalize_backward(const T* g, const T* u, int64_t n, T norm,
 }  // namespace body
 
 #define COPGEN_DEFINE_NORMALIZE(T)                                                                              \
-  COPGEN_CLONES_##T void normalize(T* x, int64_t n, T* norm) { body::normalize(x, n, norm); }                   \
+  COPGEN_CLONES_##T void normalize(const T* x, int64_t n, T* u, T* norm) { body::normalize(x, n, u, norm); }    \
   COPGEN_CLONES_##T void normalize_backward(const T* g, const T* u, int64_t n, T norm, T* x) {                  \
     body::normalize_backward(g, u, n, norm, x);                                                                 \
   }
@@ -66,10 +65,13 @@ void for_each_row(int64_t n, int64_t d, const Work& work) {
 }
 
 template <typename T>
-void run(const at::Tensor& units, const at::Tensor& norms) {
-  const int64_t n = units.size(0), d = units.size(1);
-  T *x = units.data_ptr<T>(), *norm = norms.data_ptr<T>();
-  for_each_row(n, d, [&](int64_t i) { normalize(x + i * d, d, norm + i); });
+void run(const at::Tensor& anchors, const at::Tensor& positives, const at::Tensor& units, const at::Tensor& norms) {
+  const int64_t n = anchors.size(0), d = units.size(1);
+  const T *anchor = anchors.const_data_ptr<T>(), *positive = positives.const_data_ptr<T>();
+  T *u = units.data_ptr<T>(), *norm = norms.data_ptr<T>();
+  for_each_row(2 * n, d, [&](int64_t i) {
+    normalize(i < n ? anchor + i * d : positive + (i - n) * d, d, u + i * d, norm + i);
+  });
 }
 
 template <typename T>
@@ -84,8 +86,9 @@ void run_backward(const at::Tensor& grad, const at::Tensor& units, const at::Ten
 
 void l2_normalize(const at::Tensor& anchors, const at::Tensor& positives, at::Tensor units, at::Tensor norms) {
   at::AutoDispatchBelowADInplaceOrView no_gradients;
-  at::cat_out(units, {anchors, positives});
-  units.scalar_type() == at::kDouble ? run<double>(units, norms) : run<float>(units, norms);
+  const auto rows = [&](const at::Tensor& x) { return x.to(units.scalar_type()).contiguous(); };
+  units.scalar_type() == at::kDouble ? run<double>(rows(anchors), rows(positives), units, norms)
+                                     : run<float>(rows(anchors), rows(positives), units, norms);
 }
 
 void l2_normalize_backward(const at::Tensor& grad, const at::Tensor& units, const at::Tensor& norms, at::Tensor grads) {

@@ -261,17 +261,18 @@ def _expect_embeddings(anchors: Tensor, positives: Tensor, negatives: Tensor | N
         raise ValueError(
             f"anchors and positives: expected one shape, got {list(anchors.shape)} and {list(positives.shape)}"
         )
-    if 0 in (len(anchors), len(positives)):
+    if 0 in positives.shape[:-1]:
         raise ValueError("anchors and positives: expected at least one row, got none")
     if not 1 <= anchors.shape[1] <= MAX_DIMENSION:
         raise ValueError(f"anchors: expected D from 1 to {MAX_DIMENSION}, got {anchors.shape[1]}")
     if negatives is not None:
         expect_tensor("negatives", negatives, ("Q", anchors.shape[1]))
-    given = {"anchors": anchors, "positives": positives, "negatives": negatives}
-    for name, x in given.items():
-        if x is not None and x.device != anchors.device:
+    for name, x in (("anchors", anchors), ("positives", positives), ("negatives", negatives)):
+        if x is None:
+            continue
+        if x.device != anchors.device:
             raise ValueError(f"{name}: on {x.device}, but anchors are on {anchors.device}")
-        if check_finite and x is not None and not x.isfinite().all():
+        if check_finite and not x.isfinite().all():
             raise ValueError(f"{name}: holds NaN or infinity")
 
 
