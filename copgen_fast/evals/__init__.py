@@ -30,6 +30,7 @@ from copgen_fast.evals._frozen import (
     left_out,
     needs_labels,
     real_images,
+    release,
     split_digest,
 )
 from copgen_fast.images import sets
@@ -44,6 +45,7 @@ __all__ = [
     "is_shared",
     "left_out",
     "real_images",
+    "release",
     "split_digest",
 ]
 

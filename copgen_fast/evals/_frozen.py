@@ -172,6 +172,11 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun, pairs: Path | None
     return _frozen[encoder]
 
 
+def release(encoder: Callable[[Tensor], Tensor]) -> None:
+    """Forget an encoder and its features; one that is its own frozen form would else stay, as that refers to it."""
+    _frozen.pop(encoder, None)
+
+
 def real_images(run: EvalRun) -> OpenSet:
     """The run's real images (`--data`), opened once; nothing is decoded here.
 

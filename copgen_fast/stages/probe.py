@@ -41,6 +41,7 @@ def run(run: Run) -> None:
             if frozen.correct:  # before the numbers, which say that all is there
                 artifacts.write_tensors(run.images_file(source), frozen.correct, source=label(source))
             artifacts.write_record(run.probe_file(source), results)
+        evals.release(encoder)
         run.ranks.barrier(f"the end of {label(source)}'s evaluations", while_alive=True)
 
 
