@@ -16,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from copgen_fast.config import EncoderConfig
 from copgen_fast.errors import UsageError
+from copgen_fast.ops.backend import triton_lacks
 from copgen_fast.ops.checks import expect_tensor, readable
 
 # Beyond any normalisation of intensities in [0, 1].
@@ -126,6 +127,8 @@ def _expect_compiler(device: torch.device) -> None:
         )
     if device.type == "cuda" and find_spec("triton") is None:
         raise UsageError("--compile needs the package triton on a GPU: install it, or leave it out")
+    if device.type == "cuda" and triton_lacks():
+        raise UsageError(f"--compile on a GPU needs {triton_lacks()}; or leave it out")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import torchvision
 from copgen_fast.config import EncoderConfig
 from copgen_fast.encoders import ContrastiveModel, Encoder, prepare, statistics_held
 from copgen_fast.errors import UsageError
+from tests.helpers.pretended_gpu import CUDA, pretended_gpu
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -123,3 +124,10 @@ def test_without_a_compiler_compiling_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match="--compile needs a C.. compiler on the CPU, and there is no no-such-compiler"):
         prepare(model(), torch.device("cpu"), compiled=True)
+
+
+def test_on_a_gpu_compiling_is_refused_without_what_triton_needs(monkeypatch):
+    monkeypatch.setattr("copgen_fast.encoders.find_spec", lambda name: object())
+    monkeypatch.setattr("copgen_fast.encoders.triton_lacks", lambda: "a C compiler: install gcc, or name one in CC")
+    with pretended_gpu([]), pytest.raises(UsageError, match="--compile on a GPU needs a C compiler: install gcc"):
+        prepare(model(), CUDA, compiled=True)

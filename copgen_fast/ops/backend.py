@@ -121,8 +121,8 @@ def resolve(
     device = torch.device(device)
     every = _FASTEST[op].get(device.type, ("reference",))
     if backend is None:
-        return next(x for x in every if _runs(x, device) and _is_default(op, x, device, dtype, dimension))
-    names = [name for name in every if _runs(name, device)]
+        return next(x for x in every if runs(x, device) and _is_default(op, x, device, dtype, dimension))
+    names = [name for name in every if runs(name, device)]
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and "triton" in INSTALLED
     if interpreted and "triton" in _FASTEST[op]["cuda"]:
         names.append("triton")
@@ -140,13 +140,13 @@ def reason(op: str, device: torch.device | str, *, dtype: torch.dtype = torch.fl
         return f"there is no faster one for {device.type}"
     faster = _FASTEST[op][device.type]
     passed = [
-        f"not {name}: {_INPUTS[op, name] if _runs(name, device) else _hint(name, device)}"
+        f"not {name}: {_INPUTS[op, name] if runs(name, device) else _hint(name, device)}"
         for name in faster[: faster.index(chosen)]
     ]
     return "; ".join(passed) or "the fastest there is for it"
 
 
-def _runs(backend: str, device: torch.device) -> bool:
+def runs(backend: str, device: torch.device) -> bool:
     """Whether a backend is installed, with what it needs to run on this device."""
     return backend in INSTALLED and not (backend == "triton" and device.type == "cuda" and triton_lacks())
 
@@ -176,8 +176,8 @@ def support_table() -> str:
     for op, table in _FASTEST.items():
         for device, names in table.items():
             for name in names:
-                runs = _runs(name, torch.device(device))
-                status = "default" if name == chosen[op][device] else "yes" if runs else "no"
+                there = runs(name, torch.device(device))
+                status = "default" if name == chosen[op][device] else "yes" if there else "no"
                 inputs = _INPUTS.get((op, name), "any input") if device == "cuda" else "any input"
                 lines.append((op, device, name, status, inputs))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -2,10 +2,12 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from copgen_fast.ops import augment, backends, info_nce
 from copgen_fast.ops.augment.functional import AugmentParams, AugmentPolicy
 from copgen_fast.ops.backend import INSTALLED, installed, launcher_lacks, reason, resolve, support_table, triton_lacks
+from copgen_fast.ops.info_nce import chunked
 
 
 def test_every_op_and_device_has_a_default_that_resolves():
@@ -89,6 +91,16 @@ def test_triton_is_not_offered_on_a_gpu_without_a_c_compiler(bare):
     bare.setenv("CC", "no-such-compiler")
     launcher_lacks.cache_clear()
     assert "a C compiler" in triton_lacks()
+
+
+def test_no_triton_is_launched_beside_cublas_on_a_gpu_without_a_c_compiler(bare):
+    assert resolve("info_nce", "cuda") == "chunked"
+    bare.setattr(chunked, "load", lambda backend, op: pytest.fail(f"{op} is taken from {backend}"))
+    with FakeTensorMode(), torch.device("cuda"):
+        rows, grad, (losses, lse) = torch.ones(8, 4), torch.empty(8, 4), torch.empty(2, 8)
+        place = (0, 4, True)
+        chunked.row_losses(rows, None, 0.1, 10.0, *place, losses, lse, None, None)
+        chunked.row_gradients(rows, None, 0.1, 10.0, lse, losses, None, None, *place, grad)
 
 
 def test_triton_is_not_offered_on_a_gpu_without_pythons_headers(bare, tmp_path):

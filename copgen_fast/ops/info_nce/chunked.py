@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from copgen_fast.ops.backend import INSTALLED, load
+from copgen_fast.ops.backend import load, runs
 
 # Entries of a chunk of the similarity matrix, of which some five exist at a time; a CPU's fit its cache.
 _CHUNK = {"cpu": 1 << 20}
@@ -101,7 +101,7 @@ def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def _epilogue(rows: Tensor) -> Any:
     """Triton kernels that read each chunk once, for float32 on a GPU, or None."""
-    usable = rows.is_cuda and rows.dtype == torch.float32 and "triton" in INSTALLED
+    usable = rows.is_cuda and rows.dtype == torch.float32 and runs("triton", rows.device)
     return load("triton", "epilogue") if usable else None
 
 
