@@ -168,14 +168,14 @@ def _within_range(adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     Sums of four neighbours, and products that only add up to the result, would exceed float16 before the result does.
     So the largest value is made 64 by a power of two, and the result scaled back; an infinity or a NaN stays none that
-    is finite.
+    is finite. The power fits float16 itself, to which a GPU rounds it before it multiplies.
     """
 
     def run(gradient: Tensor, weight: Tensor) -> Tensor:
         if gradient.dtype != torch.float16 or not gradient.numel():
             return adjoint(gradient, weight)
-        largest = torch.linalg.vector_norm(gradient, torch.inf, dtype=torch.float32).clamp_min(1e-30)
-        scale = torch.exp2((64 / largest).log2().floor())
+        largest = torch.linalg.vector_norm(gradient, torch.inf, dtype=torch.float32)
+        scale = torch.exp2((64 / largest).log2().floor()).clamp_max(2**15)
         return adjoint(gradient * scale, weight) / scale
 
     return run
