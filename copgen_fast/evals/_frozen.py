@@ -121,7 +121,7 @@ class FrozenEncoder:
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, S, S] -> what the encoder takes, float32 on its device."""
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (self.mean, self.std))
-        return (devices.send(images, self.device).float() / 255 - mean) / std
+        return devices.send(images, self.device).float().div_(255).sub_(mean).div_(std)
 
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:

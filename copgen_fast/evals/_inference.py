@@ -15,8 +15,7 @@ from torchvision.models.resnet import ResNet
 from copgen_fast.ops import winograd
 from copgen_fast.runtime import devices
 
-# Channels in and out from which fewer products pay for the sums around them; in bfloat16 products are faster.
-_FEWEST, _FEWEST_BF16 = 64, 128
+_FEWEST = 64  # channels in and out from which fewer products pay for the sums around them
 _VALUES = 2**21  # of the first convolution's outputs at once: they stay in a shared cache, and take no new pages
 
 
@@ -44,17 +43,16 @@ def inference_form(encoder: Callable[[Tensor], Tensor], precision: str = "fp32")
     device = encoder.conv1.weight.device
     if device.type != "cpu":
         return encoder
+    _for_cpus(encoder)
     if precision == "bf16" and devices.multiplies_bf16(device):
-        _for_cpus(encoder, _FEWEST_BF16)
         return encoder.bfloat16()  # prepared weights, too: rounded once
-    _for_cpus(encoder, _FEWEST)
     return encoder
 
 
-def _for_cpus(encoder: ResNet, fewest: int) -> None:
+def _for_cpus(encoder: ResNet) -> None:
     for module in list(encoder.modules()):
         for name, conv in module.named_children():
-            if isinstance(conv, nn.Conv2d) and _suits(conv, fewest):
+            if isinstance(conv, nn.Conv2d) and _suits(conv):
                 setattr(module, name, FewerProducts(conv))
     first = [encoder.conv1, encoder.relu, encoder.maxpool]
     if isinstance(encoder.maxpool, nn.MaxPool2d):  # which commutes with a ReLU, and leaves it fewer values
@@ -63,10 +61,10 @@ def _for_cpus(encoder: ResNet, fewest: int) -> None:
     encoder.relu = encoder.maxpool = encoder.layer1 = nn.Identity()
 
 
-def _suits(conv: nn.Conv2d, fewest: int) -> bool:
+def _suits(conv: nn.Conv2d) -> bool:
     of_size = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
     plain = of_size and conv.groups == 1 and conv.padding_mode == "zeros"
-    return plain and min(conv.in_channels, conv.out_channels) >= fewest and winograd.compiled(conv.weight)
+    return plain and min(conv.in_channels, conv.out_channels) >= _FEWEST and winograd.compiled(conv.weight)
 
 
 class FewerProducts(nn.Module):

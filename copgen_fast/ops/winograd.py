@@ -94,7 +94,11 @@ def _by_cpp(
     high, wide = (-(-side // SIDE) for side in (height, width))
     rows = min(high, max(1, TILES // wide))
     images = min(n, max(1, TILES // (rows * wide))) if rows == high else 1
-    values, products = (x.new_empty(36, images * rows * wide, k) for k in (channels, weight.shape[2]))
+    most = images * rows * wide
+    # A tile's 36 values would else be a power of two apart, at one place of a cache.
+    spare = int(most >= TILES)
+    values, products = (x.new_empty(36, most + spare, k) for k in (channels, weight.shape[2]))
+    values[:, most:].zero_()
     for image in range(0, n, images):
         chosen = slice(image, min(image + images, n))
         for first in range(0, high, rows):
@@ -102,7 +106,8 @@ def _by_cpp(
             tiles = (chosen.stop - image) * min(rows, high - first) * wide
             of_styles = None if styles is None else styles[chosen].contiguous()
             sums.winograd_inputs(x[chosen], of_styles, lines.start, inverse, values[:, :tiles])
-            torch.bmm(values[:, :tiles], weight, out=products[:, :tiles])
+            multiplied = slice(None) if tiles == most else slice(tiles)
+            torch.bmm(values[:, multiplied], weight, out=products[:, multiplied])
             sums.winograd_outputs(products[:, :tiles], bias, inverse, out[chosen, lines])
             if finish is not None:
                 finish(out[chosen, lines], out[chosen, lines], chosen, lines)

@@ -2,13 +2,14 @@
 // 36 products take, and from these to images. The points are 0, a, -a, 1/a, -1/a and infinity, a = sqrt(2); weights
 // and their order are copgen_fast/ops/winograd.py's.
 //
-// A tile is computed for some channels at once, whose values stay in the first-level cache. Values of bfloat16 are sums in
-// float32, rounded once.
+// A tile is computed for some channels at once, whose values stay in the first-level cache. Values of bfloat16 are sums
+// in float32, rounded once.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "half.h"
@@ -18,7 +19,7 @@ namespace copgen {
 namespace {
 
 constexpr int kSide = 4, kReach = 6;   // outputs of a tile along an axis, and the inputs they are made of
-constexpr int64_t kLanes = 16;         // channels at once
+constexpr int64_t kLanes = 32;         // channels at once
 constexpr int64_t kGrain = 32768;      // fewest values of a thread
 constexpr int kOrder[2][kReach] = {{0, 1, 2, 3, 4, 5}, {5, 3, 4, 1, 2, 0}};  // the points, and their inverses
 constexpr double kA = 1.4142135623730951, kB = 0.70710678118654752;
@@ -51,52 +52,93 @@ COPGEN_INLINE void outputs(const T (&x)[kReach], T (&out)[kSide]) {
   out[3] = x[5] + T(2 * kA) * (difference - T(0.125) * difference_inverse);
 }
 
+// Conversions through a buffer, in loops of their own: compilers vectorise no others over values of two sizes. Values
+// that are stored as they are computed with stay where they are.
+template <typename T, typename S>
+COPGEN_INLINE const T* load(const S* in, int64_t count, T* buffer) {
+  if constexpr (std::is_same_v<T, S>) {
+    return in;
+  } else {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) buffer[c] = widen(in[c]);
+    return buffer;
+  }
+}
+
+template <typename T, typename S>
+COPGEN_INLINE T* place(S* out, T* buffer) {
+  if constexpr (std::is_same_v<T, S>)
+    return out;
+  else
+    return buffer;
+}
+
+template <typename T, typename S>
+COPGEN_INLINE void store(const T* buffer, int64_t count, S* out) {
+  if constexpr (!std::is_same_v<T, S>) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) out[c] = narrow<S>(buffer[c]);
+  }
+}
+
 // S is stored, T computed with.
 template <typename T, typename S>
 COPGEN_INLINE void tile_values(const Places<const S>& in, const Places<S>& out, const S* scale, int64_t first,
                                int64_t count) {
-  T rows[kReach][kReach][kLanes];
+  T rows[kReach][kReach][kLanes], buffers[kReach][kLanes], of_scale[kLanes];
+  const T* factor = load(scale + first, count, of_scale);
   for (int j = 0; j < kReach; ++j) {
+    const T* from[kReach];
+    for (int i = 0; i < kReach; ++i) from[i] = load(in[i * kReach + j] + first, count, buffers[i]);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
       T x[kReach], y[kReach];
-      for (int i = 0; i < kReach; ++i) x[i] = widen(in[i * kReach + j][first + c]);
+      for (int i = 0; i < kReach; ++i) x[i] = from[i][c];
       values(x, y);
-      for (int i = 0; i < kReach; ++i) rows[i][j][c] = y[i] * widen(scale[first + c]);
+      for (int i = 0; i < kReach; ++i) rows[i][j][c] = y[i] * factor[c];
     }
   }
   for (int i = 0; i < kReach; ++i) {
+    T* into[kReach];
+    for (int j = 0; j < kReach; ++j) into[j] = place(out[i * kReach + j] + first, buffers[j]);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
       T x[kReach], y[kReach];
       for (int j = 0; j < kReach; ++j) x[j] = rows[i][j][c];
       values(x, y);
-      for (int j = 0; j < kReach; ++j) out[i * kReach + j][first + c] = narrow<S>(y[j]);
+      for (int j = 0; j < kReach; ++j) into[j][c] = y[j];
     }
+    for (int j = 0; j < kReach; ++j) store(buffers[j], count, out[i * kReach + j] + first);
   }
 }
 
 template <typename T, typename S>
 COPGEN_INLINE void tile_outputs(const Places<const S>& in, S* out, int64_t row, int64_t column, const S* bias,
                                 int64_t first, int64_t count) {
-  T rows[kSide][kReach][kLanes];
+  T rows[kSide][kReach][kLanes], buffers[kReach][kLanes], of_bias[kLanes];
+  const T* added = load(bias + first, count, of_bias);
   for (int j = 0; j < kReach; ++j) {
+    const T* from[kReach];
+    for (int i = 0; i < kReach; ++i) from[i] = load(in[i * kReach + j] + first, count, buffers[i]);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
       T x[kReach], y[kSide];
-      for (int i = 0; i < kReach; ++i) x[i] = widen(in[i * kReach + j][first + c]);
+      for (int i = 0; i < kReach; ++i) x[i] = from[i][c];
       outputs(x, y);
       for (int i = 0; i < kSide; ++i) rows[i][j][c] = y[i];
     }
   }
   for (int i = 0; i < kSide; ++i) {
+    T* into[kSide];
+    for (int j = 0; j < kSide; ++j) into[j] = place(out + i * row + j * column + first, buffers[j]);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
       T x[kReach], y[kSide];
       for (int j = 0; j < kReach; ++j) x[j] = rows[i][j][c];
       outputs(x, y);
-      for (int j = 0; j < kSide; ++j) out[i * row + j * column + first + c] = narrow<S>(y[j] + widen(bias[first + c]));
+      for (int j = 0; j < kSide; ++j) into[j][c] = y[j] + added[c];
     }
+    for (int j = 0; j < kSide; ++j) store(buffers[j], count, out + i * row + j * column + first);
   }
 }
 
