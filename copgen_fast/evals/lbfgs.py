@@ -168,10 +168,11 @@ def validation_rows(data: OpenSet, labels: Tensor, share: float, seed: int, of: 
 
 
 def _expect_memory(features: Tensor, device: torch.device) -> None:
-    """Refuse what would not fit twice in float64: raw pixels of photographs, say."""
-    needed, free = 16 * features.numel() / 1e6, available_memory(device)
+    """Refuse what would not fit in float64 three times, plain, centred and rotated: raw pixels of photographs, say."""
+    needed, free = 24 * features.numel() / 1e6, available_memory(device)
     if free is not None and needed > free:
         raise UsageError(
-            f"{len(features)} features of {features.shape[1]} numbers take {needed / 1e3:.3g} GB in float64 and "
-            f"{free / 1e3:.3g} GB of memory are free: leave `pixels` out of --probe.baselines, or lower lbfgs.size"
+            f"{len(features)} features of {features.shape[1]} numbers take {needed / 1e3:.3g} GB (three copies in "
+            f"float64) and {free / 1e3:.3g} GB of memory are free: leave `pixels` out of --probe.baselines, or lower "
+            "lbfgs.size"
         )

@@ -123,7 +123,8 @@ def test_a_requested_stop_ends_it(tmp_path, monkeypatch):
 
 def test_features_that_do_not_fit_memory_are_refused(tmp_path, monkeypatch):
     data = save_noisy_classes(tmp_path, 1)
-    monkeypatch.setattr("copgen_fast.evals.lbfgs.available_memory", lambda device: 0.001)
+    needed = 3 * 8 * 96 * 12 / 1e6  # in float64: plain, centred and rotated
+    monkeypatch.setattr("copgen_fast.evals.lbfgs.available_memory", lambda device: 0.9 * needed)
     with pytest.raises(UsageError, match="leave `pixels` out of --probe.baselines"):
         measure("lbfgs", Colours(), data, tmp_path, *FAST)
 
