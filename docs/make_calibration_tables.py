@@ -1,7 +1,7 @@
 """Write the tables of calibrated distances into docs/findings.md: python -m docs.make_calibration_tables.
 
-Calibrations are calibration.json of `docs.calibrate_study`, copied to docs/findings/calibration-NAME.json; accuracies
-are those of the same study, as in docs/findings/STUDY.json. All intervals are over seeds.
+Calibrations are calibration.json of `docs.calibrate_study`, copied to docs/findings/calibration-DATA.json; accuracies
+are the same study's, docs/findings/positives-DATA.json. All intervals are over seeds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from math import log
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -84,11 +85,17 @@ MEASURES = {
 
 
 class Calibration:
-    """Distances proposed for the ways of a study, by seed, and the accuracies of its runs where there are any."""
+    """Distances proposed for the ways of a study, by seed, and the accuracies of its runs."""
 
-    def __init__(self, name: str) -> None:
-        self.content = json.loads((FOLDER / f"{name}.json").read_text())
+    def __init__(self, data: str) -> None:
+        self.content = json.loads((FOLDER / f"calibration-{data}.json").read_text())
+        self.data = data
         self.seeds: dict[int, list[dict[str, Any]]] = {of["seed"]: of["ways"] for of in self.content["seeds"]}
+
+    @cached_property
+    def results(self) -> Results:
+        """Of the study, which has been run for accuracies."""
+        return Results(f"positives-{self.data}")
 
     def rows(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Ways by seed; of those trained for each distance, each is one."""
@@ -110,7 +117,7 @@ class Calibration:
             for distance in way["distances"]
         }
         found: dict[int, list[Point]] = {seed: [] for seed in self.seeds}
-        for way, other, distance, seed, numbers in Results(self.content["study"]).runs():
+        for way, other, distance, seed, numbers in self.results.runs():
             if distance is not None and other == value and seed in found and way not in without:
                 proposal = proposals[seed, way, distance]
                 found[seed].append(Point(way, distance, distance / proposal, numbers[number]))
@@ -153,7 +160,7 @@ def compared(calibration: Calibration) -> list[Cells]:
     """What the distance tells of accuracy, what the distance over the proposal does, and their difference."""
     table = [("", "T_x", "ways", *NUMBERS.values())]
     for title, measure in MEASURES.items():
-        for value in Results(calibration.content["study"]).values():
+        for value in calibration.results.values():
             for ways, without in WAYS.items():
                 cells = []
                 for number in NUMBERS:
@@ -168,7 +175,7 @@ def compared(calibration: Calibration) -> list[Cells]:
 
 def nearest(calibration: Calibration) -> list[Cells]:
     """Accuracy with each way at the distance nearest to its proposal, and the difference to all at one distance."""
-    results = Results(calibration.content["study"])
+    results = calibration.results
     distances = results.distances()
     head = (f"difference to all at {distance:g}" for distance in distances)
     table = [("number", "T_x", "ways", "each nearest to its proposal, %", *head)]
@@ -189,7 +196,7 @@ TABLES = {"proposals": proposals, "compared": compared, "nearest": nearest}
 
 
 def updated(text: str) -> str:
-    """A page with its tables as the results are now: those between `<!-- calibration: TABLE NAME -->` and end."""
+    """A page with its tables as the results are now: those between `<!-- calibration: TABLE DATA -->` and end."""
     pattern = r"(<!-- calibration: (\w+) (\S+) -->\n).*?(<!-- end -->)"
 
     def table(found: re.Match) -> str:
