@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.pretrain.data == "online" and not (options.run / "pairs").exists():
         raise UsageError(f"{options.run}: its pairs were drawn while training: there are no shards to verify")
     run = Run(_in_float32(config), options.run, devices.resolve(options.device, "fp32"))
+    devices.make_current(run.device)
     with devices.full_float32():
         for name in config.pairs.positives:
             _verify(run, name, config.generator.level, options)

@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; returns 0, 1 where an op is not accurate enough, 2 for a usage error."""
     options = parse(DoctorConfig, arguments, "python -m copgen_fast.doctor")
     device = devices.resolve(options.device, "fp32")
+    devices.make_current(device)
     if options.generator.name:
         from copgen_fast.doctor import generator
 

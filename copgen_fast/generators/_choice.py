@@ -67,13 +67,13 @@ def measured(
 
 def _seconds(generator: nn.Module, z: Tensor, labels: Tensor | None) -> float:
     """Of images and the gradient of z, on a GPU."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     z = z.detach().requires_grad_()
-    start.record()
-    with torch.enable_grad():
+    with torch.cuda.device(z.device), torch.enable_grad():  # events are recorded on the current GPU
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
         torch.autograd.grad(generator(z, labels).sum(), z)
-    end.record()
-    end.synchronize()
+        end.record()
+        end.synchronize()
     return start.elapsed_time(end) / 1e3
 
 

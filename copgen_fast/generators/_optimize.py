@@ -146,16 +146,17 @@ class Graphed(nn.Module):
 
 def capture(generator: nn.Module, latents: Tensor, labels: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """Capture a call without gradients; returns the graph and the images that each replay overwrites."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), torch.no_grad():
-        for _ in range(3):  # libraries choose their algorithms before the capture
-            generator(latents, labels)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # By default CUDA refuses memory and events to all threads meanwhile, also to those that load data.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"), torch.no_grad():
-        images = generator(latents, labels)
+    with torch.cuda.device(latents.device), torch.no_grad():  # a graph holds what the current GPU is given
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # libraries choose their algorithms before the capture
+                generator(latents, labels)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # By default CUDA refuses memory and events to all threads meanwhile, also to those that load data.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            images = generator(latents, labels)
     return graph, images
 
 

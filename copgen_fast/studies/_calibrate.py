@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
     """Calibrate a run; prints the table, and leaves calibration.json and calibration.png in RUN/calibration."""
     options = parse(CalibrateConfig, arguments, COMMAND)
     run = open_run(options.run, options.device)
+    devices.make_current(run.device)
     with handle_signals(), devices.full_float32(), artifacts.folder_lock(run.folder):
         G = generators.load(run.config.generator, run.device)
         z = draw_anchors(run, G, options.anchors)

@@ -175,17 +175,20 @@ def test_memory_that_is_too_small_is_said_to_be_that(tmp_path, monkeypatch):
         graphed(players, "alternating")(batch)
 
 
-@pytest.mark.parametrize("capture", [cuda_graph.record, lambda call: _optimize.capture(lambda *_: call(), None, None)])
+@pytest.mark.parametrize(
+    "capture",
+    [cuda_graph.record, lambda call: _optimize.capture(lambda *_: call(), torch.ones(1, device="meta"), None)],
+)
 def test_a_capture_leaves_other_threads_alone(monkeypatch, capture):
     """Those that load batches: CUDA would refuse them memory and events, and the capture would fail."""
     modes = []
 
-    def begin(graph, capture_error_mode="global"):
+    def begin(graph, stream=None, capture_error_mode="global"):
         modes.append(capture_error_mode)
         return contextlib.nullcontext()
 
     monkeypatch.setattr(torch.cuda, "graph", begin)
-    for name in ("CUDAGraph", "Stream", "current_stream", "stream"):
+    for name in ("CUDAGraph", "Stream", "current_stream", "stream", "device"):
         monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
     capture(lambda: None)
     assert modes == ["thread_local"]

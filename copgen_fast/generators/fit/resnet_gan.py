@@ -103,6 +103,7 @@ def fit(config: GanConfig) -> dict[str, float]:
     """
     validate(config)
     device = devices.resolve(config.device, "fp32")
+    devices.make_current(device)
     real = sets.load(config.data, labelled=False)
     if min(len(real.train_images), len(real.test_images)) < 2:
         raise UsageError(f"{config.data.root}: expected two training and two test images or more")

@@ -67,7 +67,7 @@ class PinnedBuffers:
             size = pixels.numel() + 4 * largest.numel()
             self._host[buffer, :size].copy_(self._made[buffer, :size], non_blocking=True)
             copied = torch.cuda.Event()
-            copied.record()
+            copied.record(torch.cuda.current_stream(self._device))
         return PinnedBatch(buffer, first, count, copied)
 
     def pixels(self, batch: PinnedBatch) -> np.ndarray:
