@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 
@@ -52,6 +53,7 @@ Main = Callable[[list[str] | None], int]
 def command(main: Main) -> Main:
     """Decorate the `main` of a command: what a user can act on ends in one line on stderr and an exit code.
 
+    Warnings of this package are a line each, too.
     Characters that the terminal's encoding lacks are printed as escapes. A reader that closes the pipe, as `head` does,
     ends the command without a word, as it ends others (exit code 141).
     """
@@ -63,7 +65,8 @@ def command(main: Main) -> Main:
                 stream.reconfigure(errors="backslashreplace")
         try:
             try:
-                code = main(arguments)
+                with _warnings_of_one_line():
+                    code = main(arguments)
             except SystemExit:  # after help
                 print(end="", flush=True)
                 raise
@@ -82,6 +85,23 @@ def command(main: Main) -> Main:
             return report(line)
 
     return wrapped
+
+
+@contextlib.contextmanager
+def _warnings_of_one_line() -> Iterator[None]:
+    """While the block lasts, this package's warnings are printed as a line each, without the code that gives them."""
+    formatted, package = warnings.formatwarning, os.path.dirname(__file__) + os.sep
+
+    def in_a_line(message: Warning | str, category: type[Warning], filename: str, *where: object) -> str:
+        if category is UserWarning and filename.startswith(package):
+            return f"warning: {message}\n"
+        return formatted(message, category, filename, *where)
+
+    warnings.formatwarning = in_a_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatted
 
 
 def explain(error: Exception) -> CopgenError | None:

@@ -11,11 +11,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from copgen_fast import errors, train
 from copgen_fast.errors import CopgenError, CorruptArtifactError, ExhaustedError, UsageError
+from copgen_fast.images import pack
 from copgen_fast.stages import navigator
 from tests.conftest import TINY
+from tests.helpers import processes
 
 COMMANDS = [
     *("bench", "bench.compile.kernels", "bench.compile.cuda_kernels", "copgen_fast.convert", "copgen_fast.doctor"),
@@ -84,6 +87,16 @@ def test_arrays_too_large_for_memory_are_known_by_numpys_words_too():
     with pytest.raises(MemoryError) as caught:
         np.empty(2**60, np.uint8)
     assert errors.exhausted(caught.value).startswith("out of memory (Unable to allocate")
+
+
+def test_a_warning_is_one_line(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "images" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / split / "cat" / "a.png")
+    ended = processes.run(pack.main, [str(tmp_path / "images"), str(tmp_path / "out")])
+    first = ended.stderr.splitlines()[0]
+    assert ended.code == 0 and first == f"warning: {tmp_path / 'images'} has no test, so val is taken as test"
+    assert "named(" not in ended.stderr
 
 
 def test_the_line_names_the_rank(monkeypatch, capsys):
