@@ -40,6 +40,11 @@ def check(value: Any, hint: type[T] | Any, field: str = "") -> T:
     Raises:
         ValueError: another value; the message says where.
     """
+    if hint is float:
+        return _expect(isinstance(value, (int, float)) and not isinstance(value, bool), value, "a number", field)
+    if hint is int:
+        whole = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+        return _expect(whole, value, "an integer of 64 bits", field)
     origin, of = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -69,11 +74,6 @@ def check(value: Any, hint: type[T] | Any, field: str = "") -> T:
         )
     if dataclasses.is_dataclass(hint):
         return _check_dataclass(value, hint, field)
-    if hint is float:
-        return _expect(isinstance(value, (int, float)) and not isinstance(value, bool), value, "a number", field)
-    if hint is int:
-        whole = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-        return _expect(whole, value, "an integer of 64 bits", field)
     return _expect(isinstance(value, hint), value, _NAMES[hint], field)
 
 

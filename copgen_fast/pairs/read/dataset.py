@@ -76,6 +76,7 @@ class PairDataset(Dataset):
         self.folder = Path(folder)
         self.index = read_complete_index(self.folder)
         self._spans = plan(self.index.count, self.index.shard_size)
+        self._folder, self._members = str(self.folder), members(self.index.codec, self.index.positives)
         self._tables: dict[int, np.ndarray] = {}
         shards = [(str(self.folder / shard.name), shard.sha256) for shard in self.index.shards]
         self.checks = FirstReads(shards, self._compare, trusting=not check)
@@ -150,13 +151,12 @@ class PairDataset(Dataset):
         if not 0 <= index < self.index.count:
             raise IndexError(f"index: expected 0 .. {self.index.count - 1}, got {index}")
         number, row = divmod(index, self.index.shard_size)
-        span = self._spans[number]
-        path = self.folder / span.name
         if number not in self._tables:
+            span = self._spans[number]
             if shard is None:
                 self.checks.expect(number)
             self._tables[number] = member_table(
-                path, span.first, span.count, self.index.codec, shard, self.index.positives
+                self.folder / span.name, span.first, span.count, self.index.codec, shard, self.index.positives
             )
         places = self._tables[number][row].tolist()
         start, end = places[0][0], sum(places[-1])
@@ -222,4 +222,4 @@ class PairDataset(Dataset):
 
     def _where(self, index: int, column: int) -> str:
         name = self._spans[index // self.index.shard_size].name
-        return f"{self.folder / name}: {key(index)}.{members(self.index.codec, self.index.positives)[column]}"
+        return f"{self._folder}/{name}: {key(index)}.{self._members[column]}"
