@@ -15,8 +15,8 @@ from copgen_fast.images.split import Fault, Split, UnreadableImageError
 from copgen_fast.images.views import Several, View
 from copgen_fast.runtime import threads
 
-_AHEAD = 2  # batches that are being decoded while one is used
-_AT_ONCE = 16  # images that a thread takes
+_AHEAD = 2  # batches that are being decoded while a GPU uses one
+_AT_ONCE = 16  # most images that a thread takes
 
 
 class ImageBatch(NamedTuple):
@@ -32,7 +32,10 @@ class ImageBatch(NamedTuple):
 
 
 def stream(split: Split, view: View, order: Iterable[Tensor], workers: int | None = None) -> Iterator[ImageBatch]:
-    """Batches of a split's images, in order; memory holds three of them.
+    """Batches of a split's images, in order; memory holds three of them, without a GPU one.
+
+    What uses a batch on the CPU takes all processors: were others decoded meanwhile, its threads would wait for each
+    other.
 
     Args:
         view: what is taken of each image.
@@ -40,13 +43,15 @@ def stream(split: Split, view: View, order: Iterable[Tensor], workers: int | Non
         workers: threads that decode, which Pillow lets run side by side; None: as many as there are processors.
             PyTorch's operators run in these alone.
     """
-    batches = iter(order)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1, initializer=threads.alone) as pool:
+    batches, workers = iter(order), workers or os.cpu_count() or 1
+    ahead = _AHEAD if torch.cuda.is_available() else 0
+    with ThreadPoolExecutor(workers, initializer=threads.alone) as pool:
         pending: deque[tuple[Tensor, list[Future]]] = deque()
         try:
             while True:
-                while len(pending) <= _AHEAD and (indices := next(batches, None)) is not None:
-                    parts = [pool.submit(_read, split, view, part) for part in indices.split(_AT_ONCE)]
+                while len(pending) <= ahead and (indices := next(batches, None)) is not None:
+                    size = max(1, min(_AT_ONCE, -(-len(indices) // workers)))
+                    parts = [pool.submit(_read, split, view, part) for part in indices.split(size)]
                     pending.append((indices, parts))
                 if not pending:
                     return
@@ -95,6 +100,7 @@ def _joined(indices: Tensor, parts: list[Part]) -> ImageBatch:
     images, labels = (torch.cat([part[column] for part in parts]) for column in (0, 1))
     faults = [fault for part in parts for fault in part[3]]
     if faults:
-        rows = torch.tensor([_AT_ONCE * number + row for number, part in enumerate(parts) for row in part[2]])
+        size = len(parts[0][0])
+        rows = torch.tensor([size * number + row for number, part in enumerate(parts) for row in part[2]])
         images, labels, indices = images[rows.long()], labels[rows.long()], indices[rows.long()]
     return ImageBatch(images, labels, indices, faults)
