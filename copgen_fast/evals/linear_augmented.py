@@ -133,7 +133,7 @@ def augmented_features(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Features [B, D] and labels [B], on the device, of augmented training images, and indices [B] of these.
 
-    Crops and flips are taken from the pixels of the files, in threads ahead; colours are changed on the device.
+    Crops and flips are taken from the pixels of the files, in threads; colours are changed on the device.
 
     Args:
         key: seeds order and augmentation.

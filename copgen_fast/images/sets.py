@@ -82,7 +82,7 @@ class OpenSet:
     faults: dict[str, Fault] = field(default_factory=dict, init=False)
 
     def stream(self, split: str, view: View, order: Iterable[Tensor] | None = None) -> Iterator[ImageBatch]:
-        """Batches of a split's images, decoded in threads ahead of their use (`images.stream.stream`).
+        """Batches of a split's images, decoded in threads (`images.stream.stream`).
 
         Args:
             view: what is taken of each image.

@@ -1,4 +1,4 @@
-"""Batches of images that are decoded in threads ahead of their use, so that a data set need not fit memory."""
+"""Batches of images that are decoded in threads as they are needed, so that a data set need not fit memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of images decoded ahead: the same images as one by one, in order, without those that can't be decoded."""
+"""Batches of images decoded in threads: the same images as one by one, in order, without those that can't be decoded."""
 
 import threading
 
@@ -61,7 +61,9 @@ def test_operators_run_alone_in_the_threads_that_decode(files):
         torch.set_num_threads(before)
 
 
-def test_no_more_than_three_batches_are_decoded_before_they_are_used(files):
+@pytest.mark.parametrize(("on_gpu", "ahead"), [(True, 2), (False, 0)])
+def test_batches_are_decoded_before_they_are_used_only_beside_a_gpu(files, monkeypatch, on_gpu, ahead):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     taken, lock = [], threading.Lock()
 
     class Counted:
@@ -73,7 +75,7 @@ def test_no_more_than_three_batches_are_decoded_before_they_are_used(files):
     batches = stream(Counted(), Centre(4), in_order(400, 10), workers=2)
     for used in range(1, 5):
         next(batches)
-        assert len(taken) <= 10 * (used + 2)
+        assert len(taken) <= 10 * (used + ahead)
     batches.close()
 
 
