@@ -64,12 +64,15 @@ def rgb_of_bytes(data: bytes, format: str, shape: tuple[int, int, int]) -> np.nd
     """Decode an image file in memory to RGB, uint8 [H, W, 3], as it lies; 16-bit grey levels are scaled.
 
     Args:
+        data: a file of one image, as `images.codecs` write it.
         format: Pillow's name of it.
         shape: (3, H, W); no other size is decoded.
 
     Raises:
         UndecodableImageError: as `rgb`, or it is of another size.
     """
+    if format == "JPEG" and (pixels := jpeg.rgb(data, *shape[1:])) is not None:
+        return pixels  # without Pillow's look at the file, which would take as long
     with _faults_named():
         file = io.BytesIO(data)
         image = Image.open(file, formats=[format])
