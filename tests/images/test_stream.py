@@ -1,4 +1,4 @@
-"""Batches of images decoded in threads: the images as one by one, in order, without those that can't be decoded."""
+"""Batches of images decoded in threads: as one by one, in order, without those that can't be decoded."""
 
 import threading
 
