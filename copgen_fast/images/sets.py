@@ -156,7 +156,12 @@ def open_set(config: DataConfig, splits: Sequence[str] = SPLITS, labelled: bool 
             warnings.warn(note, stacklevel=1)
         return OpenSet(config, opened, str(root))
     if config.name == "packed":
-        return OpenSet(config, store.open_splits(root, splits), str(root))
+        opened = store.open_splits(root, splits)
+        size = min(split.size for split in opened.values())
+        if size < config.image_size:
+            note = f"{root}: packed at {size} pixels, enlarged to {config.image_size}: pack it at --size"
+            warnings.warn(f"{note} {config.image_size} for sharp images", stacklevel=1)
+        return OpenSet(config, opened, str(root))
     module = transfer_sets if config.name in transfer_sets.SETS else torchvision_sets
     found = module.open_splits(config.name, root, splits)
     for note in found.notes:

@@ -291,6 +291,14 @@ def test_parts_that_end_at_the_same_time_leave_one_index(source, tmp_path, monke
     assert packed(source, tmp_path / "parts", part=1, parts=2) == whole
 
 
+def test_images_that_were_packed_smaller_than_asked_are_enlarged_with_a_warning(source, tmp_path, recwarn):
+    packed(source, tmp_path / "out", size=16)
+    sets.open_set(DataConfig("packed", str(tmp_path / "out"), 16), ("train",))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="packed at 16 pixels, enlarged to 24: pack it at --size 24"):
+        sets.open_set(DataConfig("packed", str(tmp_path / "out"), 24), ("train",))
+
+
 def killed(source, out):
     """Pack the images until the eleventh is written."""
     write, calls = pack.add_member, itertools.count(1)
