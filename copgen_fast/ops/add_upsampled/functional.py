@@ -10,6 +10,7 @@ from copgen_fast.ops.add_upsampled.operator import InPlace, fused_add_upsampled
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.ops.cond_norm.operator import dense
+from copgen_fast.ops.cond_norm.reference import layout_of
 from copgen_fast.ops.derivatives import backend_for, transformed
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -51,8 +52,9 @@ def add_upsampled(
         if value is not None and value.device != x.device:
             raise ValueError(f"{name}: on {value.device}, but x is on {x.device}")
     backend = backend_for(resolve("add_upsampled", x.device, backend), backend, x, small, bias)
-    if inplace and not transformed(x, small, bias):
-        return InPlace.apply(x, small, bias, backend if dense(x) else "reference")
-    if backend == "reference":
+    if transformed(x, small, bias):
         return reference.add_upsampled(x, small, bias)
-    return fused_add_upsampled(x, small, bias, backend)
+    if backend != "reference" and not inplace:
+        return fused_add_upsampled(x, small, bias, backend)
+    x = x if inplace else x.clone(memory_format=layout_of(x))  # its copy's gradient is the result's, as in place
+    return InPlace.apply(x, small, bias, backend if dense(x) else "reference")
