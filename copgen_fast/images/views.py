@@ -96,9 +96,10 @@ class RandomCrop:
     crop: bool = True
 
     def __call__(self, pixels: np.ndarray, index: int) -> Tensor:
-        areas, shapes, at = torch.rand(3, _TRIALS, generator=seeds.generator(*self.key, index), dtype=torch.float64)
+        drawn = torch.rand(3, _TRIALS, generator=seeds.generator(*self.key, index), dtype=torch.float64)
+        areas, shapes, at = drawn.tolist()  # each operator of PyTorch's lets another thread in, which takes its time
         if self.crop:
-            top, left, height, width = self._box(pixels.shape[:2], areas.tolist(), shapes.tolist(), at.tolist())
+            top, left, height, width = self._box(pixels.shape[:2], areas, shapes, at)
             pixels = pixels[top : top + height, left : left + width]
         image = resize_pixels(pixels, (self.size, self.size), self.mode)
         return image.flip(2) if at[-1] < self.flip else image
@@ -169,7 +170,7 @@ def resize_pixels(pixels: np.ndarray, shape: tuple[int, int], mode: Mode = "bili
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).movedim(2, 0)[None]
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[None])
 
 
 def _resize(images: Tensor, shape: tuple[int, int], mode: Mode) -> Tensor:
