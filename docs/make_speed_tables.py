@@ -1,4 +1,4 @@
-"""Write the tables of measurements into README.md and pages of docs, from bench/results/*.json.
+"""Write the tables of measurements into README.md and pages of docs, and a picture, from bench/results/*.json.
 
     python -m docs.make_speed_tables      # from the repository's root
 
@@ -18,6 +18,11 @@ PAIRS = 512  # of an epoch in area loader
 Cells = tuple[str, ...]
 
 
+def rows_of(area: str, of: str = "cpu") -> list[dict]:
+    """All rows of an area's results of a device."""
+    return json.loads((ROOT / "bench" / "results" / f"{area}-{of}.json").read_text())["rows"]
+
+
 def row(
     area: str,
     case: str,
@@ -28,9 +33,10 @@ def row(
     of: str = "cpu",
 ) -> dict:
     """The first row of an area's results of a device for the case whose other names start as given."""
-    rows = json.loads((ROOT / "bench" / "results" / f"{area}-{of}.json").read_text())["rows"]
     wanted = {"peer": peer, "direction": direction, "precision": precision, "backend": backend}
-    fits = (r for r in rows if r["case"] == case and all(r[name].startswith(wanted[name]) for name in wanted))
+    fits = (
+        r for r in rows_of(area, of) if r["case"] == case and all(r[name].startswith(wanted[name]) for name in wanted)
+    )
     return next(r for r in fits if direction != "forward" or r["direction"] == "forward")
 
 
@@ -44,15 +50,17 @@ def rate(ms: float, count: int, digits: int = 3) -> str:
 
 
 def ratio(row: dict) -> str:
-    """Times as fast as the peer; not quoted where the 95 % interval leaves open which of both is faster."""
-    if row.get("ratio_low", 1) < 1 < row.get("ratio_high", 1):
+    """Times as fast as the peer, with the 95 % interval; not quoted where that leaves open which of both is faster."""
+    low, high = row["ratio_low"], row["ratio_high"]
+    if low < 1 < high:
         return "undecided"
-    return f"{row['ratio']:.0f}x" if row["ratio"] >= 10 else f"{row['ratio']:.1f}x"
+    digits = 0 if row["ratio"] >= 10 else 2 if row["ratio"] < 1 else 1
+    return f"{row['ratio']:.{digits}f}x ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def against(name: str, row: dict) -> Cells:
     """Time, the peer's time, their ratio and the share of the limit."""
-    return time(row["ours_ms"]), f"{name} {time(row['peer_ms'])}", ratio(row), f"{row['of_limit']:.0%}"
+    return time(row["ours_ms"]), f"{name} {time(row['peer_ms'])}".strip(), ratio(row), f"{row['of_limit']:.0%}"
 
 
 def readme() -> list[Cells]:
@@ -69,12 +77,12 @@ def readme() -> list[Cells]:
         return (
             name,
             f"{time(fp32['ours_ms'])}; bfloat16 {time(bf16['ours_ms'])}",
-            f"the reference code's form, {time(fp32['peer_ms'])}",
+            f"the reference's form, {time(fp32['peer_ms'])}",
             f"{ratio(fp32)}; {ratio(bf16)}",
         )
 
     return [
-        ("", "this", "compared with", "ratio"),
+        ("", "this", "beside", "ratio"),
         step("navigator step, BigBiGAN-128, 8 latents", navigator),
         (
             "augmentation of 64 images, 128 px, forward + backward",
@@ -89,10 +97,10 @@ def readme() -> list[Cells]:
             ratio(nce),
         ),
         (
-            f"{PAIRS} JPEG pairs, 128 px, read and augmented (only read)",
-            f"{time(jpeg['ours_ms'])} ({time(decoded['ours_ms'])})",
-            f"files, Pillow, torchvision {time(jpeg['peer_ms'])} ({time(decoded['peer_ms'])})",
-            f"{ratio(jpeg)} ({ratio(decoded)})",
+            f"{PAIRS} JPEG pairs, 128 px, augmented; only read",
+            f"{time(jpeg['ours_ms'])}; {time(decoded['ours_ms'])}",
+            f"Pillow, torchvision {time(jpeg['peer_ms'])}; {time(decoded['peer_ms'])}",
+            f"{ratio(jpeg)}; {ratio(decoded)}",
         ),
         step("pretraining step, ResNet-18, 128 px, 32 pairs", pretrain),
     ]
@@ -102,7 +110,7 @@ def steps() -> list[Cells]:
     reference, published = "the reference code's form", "as published"
     lines = {
         "navigator step, BigBiGAN-128 at full size, 8 latents": (reference, row("navigator", "bigbigan B=8 128px")),
-        "... in bfloat16 (AMX)": (reference, row("navigator", "bigbigan B=8 128px", precision="bf16")),
+        "... in bfloat16, 8 latents": (reference, row("navigator", "bigbigan B=8 128px", precision="bf16")),
         "BigBiGAN-128, 8 images": (published, row("generator", "bigbigan B=8 128px exact", "", "forward")),
         "... with the gradient with respect to z": (
             published,
@@ -111,6 +119,14 @@ def steps() -> list[Cells]:
         "BigGAN-deep-128, 8 images": (
             "the package's form",
             row("generator", "biggan-deep B=8 128px exact", "", "forward"),
+        ),
+        "StyleGAN2 at 256 px and full width, 2 images": (
+            published,
+            row("generator", "stylegan2 B=2 256px exact", "", "forward"),
+        ),
+        "... with the gradient of z": (
+            published,
+            row("generator", "stylegan2 B=2 256px exact", "", "forward+backward"),
         ),
         "pretraining step, ResNet-18 at 128 px, 32 pairs": (reference, row("pretrain", "resnet18 B=32 128px")),
         "... in bfloat16": (reference, row("pretrain", "resnet18 B=32 128px", precision="bf16")),
@@ -229,16 +245,46 @@ def loader() -> list[Cells]:
     return table
 
 
-def images() -> list[Cells]:
-    """Real images a second, with the ratios' intervals."""
-    names = {"jpeg 128px read, B=64": "packed as JPEG", "raw 128px read, B=64": "packed raw"}
-    table = [("photographs a second", "this", "ImageFolder, DataLoader", "ratio (95 % interval)")]
-    for case, name in names.items():
-        found = row("images", case, precision="uint8")
-        interval = f"{found['ratio_low']:.1f} to {found['ratio_high']:.1f}"
-        rates = rate(found["ours_ms"], PAIRS, 2), rate(found["peer_ms"], PAIRS, 2)
-        table.append((name, *rates, f"{ratio(found)} ({interval})"))
+def rand_augment() -> list[Cells]:
+    """RandAugment beside torchvision's functions, by the same operations, and its class, which draws for itself."""
+    cases = {"infomin B=64 128px": "64 images of 128 px", "infomin B=512 32px": "512 images of 32 px"}
+    table = [("", "this", "torchvision, for each PIL picture", "for each tensor (always bilinear)")]
+    for case, name in cases.items():
+        for suffix, more in (("", ""), (", all drawn and applied", ", drawing included, all that is drawn applied")):
+            found = [r for r in rows_of("rand_augment") if r["case"] == case + suffix]
+            found.sort(key=lambda r: "PIL" not in r["peer"])
+            table.append(
+                (name + more, time(found[0]["ours_ms"]), *(f"{time(r['peer_ms'])}, {ratio(r)}" for r in found))
+            )
     return table
+
+
+def images() -> list[Cells]:
+    """Real images a second."""
+    reading, packing = "ImageFolder, DataLoader", "a loop of Pillow in two processes"
+    names = {
+        "jpeg 128px read, B=64": ("packed as JPEG, read", reading),
+        "raw 128px read, B=64": ("packed raw, read", reading),
+        "jpeg 128px packed": ("packing as JPEG", packing),
+    }
+    table = [("photographs a second", "this", "compared with", "ratio")]
+    for case, (name, peer) in names.items():
+        found = row("images", case, precision="uint8")
+        rates = rate(found["ours_ms"], PAIRS, 2), f"{peer} {rate(found['peer_ms'], PAIRS, 2)}"
+        table.append((name, *rates, ratio(found)))
+    return table
+
+
+def probes() -> list[Cells]:
+    """Linear evaluations beside the reference code's form."""
+    epoch, grid = "linear-augmented resnet18 128px, 256 images", "linear-grid resnet18/16 32px, 2000 images"
+    lines = [
+        ("an epoch of `linear-augmented`, ResNet-18, 256 photographs at 128 px", row("probes", epoch)),
+        ("... in bfloat16", row("probes", epoch, precision="bf16")),
+        ("`linear-grid` to its answer, ResNet-18 of width 16, 2,000 images of 32 px", row("probes", grid)),
+    ]
+    table = [("", "this", "the reference code's form", "ratio", "of its limit")]
+    return [*table, *((name, *against("", found)) for name, found in lines)]
 
 
 def codecs() -> list[Cells]:
@@ -261,11 +307,11 @@ def methods() -> list[Cells]:
 
     table = [("", "a step", "/ SimCLR's", "/ lightly's", "/ lightly's, 8 px")]
     for name in ("nnclr", "moco", "negft", "negft negatives=queue", "simsiam", "byol"):
-        case, area = f"{name} B=64 32px", "methods-heads" if name == "byol" else "methods"
-        found, theirs = row(area, case, "simclr"), ["", ""]
+        case = f"{name} B=64 32px"
+        found, theirs = row("methods", case, "simclr"), ["", ""]
         if not name.startswith("negft"):  # which lightly has not
             of_heads = row("methods-heads", f"{name} B=64 8px", "lightly")
-            theirs = [part(row(area, case, "lightly")), part(of_heads)]
+            theirs = [part(row("methods", case, "lightly")), part(of_heads)]
         table.append((f"`{name}`", time(found["ours_ms"]), part(found), *theirs))
     return table
 
@@ -273,8 +319,9 @@ def methods() -> list[Cells]:
 def online() -> list[Cells]:
     """Two steps on pairs drawn while training, and in parts of it the same steps on others."""
     names = {"digits": "digits", "cifar10_dcgan": "CIFAR-10's DCGAN", "bigbigan": "BigBiGAN's layers, width 16"}
-    peers = ("same steps, PNG", "same steps, raw", "same steps, batch", "no steps")
-    table = [("generator", "online", "PNG shards", "raw shards", "pairs at hand", "writing the pairs as PNG")]
+    peers = ("same steps, PNG", "same steps, raw", "same steps, batch", "no steps", "generation")
+    columns = ("PNG shards", "raw shards", "pairs at hand", "writing the pairs as PNG", "generating them")
+    table = [("generator", "online", *columns)]
     for name, shown in names.items():
         found = [row("online", f"{name}, resnet18/16 B=128, 2 steps", peer) for peer in peers]
         intervals = (f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})" for r in found)
@@ -289,7 +336,8 @@ def roofline(step: str) -> list[Cells]:
     return roofline.table(json.loads(roofline.RESULTS.read_text()), step)
 
 
-_TABLES = (readme, steps, gpu, augment, info_nce, cond_norm, loader, images, codecs, methods, online)
+_TABLES = (readme, steps, gpu, augment, rand_augment, info_nce, cond_norm, loader, images, probes)
+_TABLES += (codecs, methods, online)
 TABLES = {f.__name__: f for f in _TABLES}
 TABLES |= {f"roofline_{step}": partial(roofline, step) for step in ("navigator", "pretrain")}
 
@@ -307,8 +355,12 @@ def updated(text: str) -> str:
 
 def main() -> None:
     """Write them."""
+    from bench.view import plots
+
     for page in PAGES:
         page.write_text(updated(page.read_text()))
+    picture = plots.bars(plots.groups(rows_of("navigator")), "navigator, step, cpu")
+    (ROOT / "docs" / "navigator_speed.png").write_bytes(picture)
 
 
 if __name__ == "__main__":

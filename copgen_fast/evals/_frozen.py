@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,13 @@ class FrozenEncoder:
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, S, S] -> what the encoder takes, float32 on its device."""
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (self.mean, self.std))
-        return devices.send(images, self.device).float().div_(255).sub_(mean).div_(std)
+        images = devices.send(images, self.device)
+        normalized = torch.empty(images.shape, device=self.device)
+        # A CPU keeps a few in its cache for the four passes.
+        at_once = max(1, _VALUES // math.prod(images.shape[1:])) if self.device.type == "cpu" else max(1, len(images))
+        for part, into in zip(images.split(at_once), normalized.split(at_once), strict=True):
+            into.copy_(part).div_(255).sub_(mean).div_(std)
+        return normalized
 
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:
@@ -150,6 +157,7 @@ def _room(count: int, dim: int, split: str) -> Tensor:
     return torch.empty(count, dim)
 
 
+_VALUES = 2**18  # of images that are normalised at once on a CPU: 1 MB
 _frozen: WeakKeyDictionary[Callable, FrozenEncoder] = WeakKeyDictionary()
 _images: WeakKeyDictionary[EvalRun, OpenSet] = WeakKeyDictionary()
 

@@ -90,6 +90,7 @@ class InParts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = self.conv.out_channels * x[0, 0].numel() // math.prod(self.conv.stride)
-        if self.conv.weight.dtype == torch.bfloat16:
-            x = x.bfloat16()
-        return torch.cat([self.layers(self.conv(part)) for part in x.split(max(1, _VALUES // values))])
+        # A bfloat16 network takes float32 images, too; another one what it is given.
+        dtype = torch.bfloat16 if self.conv.weight.dtype == torch.bfloat16 else x.dtype
+        parts = x.split(max(1, _VALUES // values))
+        return torch.cat([self.layers(self.conv(part.to(dtype))) for part in parts])

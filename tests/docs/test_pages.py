@@ -83,4 +83,5 @@ def test_detection_is_that_of_the_committed_results():
 def test_a_ratio_that_noise_can_turn_round_is_not_quoted():
     row = {"ratio": 1.2, "ratio_low": 0.9, "ratio_high": 1.5}
     assert make_speed_tables.ratio(row) == "undecided"
-    assert make_speed_tables.ratio(row | {"ratio_low": 1.1}) == make_speed_tables.ratio({"ratio": 1.2}) == "1.2x"
+    assert make_speed_tables.ratio(row | {"ratio_low": 1.1}) == "1.2x (1.1 to 1.5)"
+    assert make_speed_tables.ratio({"ratio": 0.83, "ratio_low": 0.8, "ratio_high": 0.9}) == "0.83x (0.80 to 0.90)"

@@ -11,7 +11,7 @@ from bench.view.check import findings, met
 from bench.view.targets import MEASURES, TARGETS
 
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
-AREAS = ("augment", "info_nce", "info_nce-small", "generator", "navigator", "loader", "probes", "probes-grid")
+AREAS = ("augment", "info_nce", "generator", "navigator", "loader", "images", "probes")
 COMMITTED = [RESULTS / f"{name}-cpu.json" for name in AREAS]
 PEERS = ("kornia 1, same parameters", "torchvision 1 per-sample loop, same parameters", "PyTorch 2", "lightly 1")
 PEERS = (*PEERS, "copgen_fast chunked backend, no symmetry", "reference form", "same steps, batch at hand")
