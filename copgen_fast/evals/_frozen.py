@@ -56,7 +56,7 @@ class FrozenEncoder:
         mean, std: normalisation of images in [0, 1].
         device: where the encoder computes.
         batch: images encoded at once.
-        precision: arithmetic of the encoder, by autocast where it has none of its own.
+        precision: arithmetic of the encoder: of its weights where they have it, else by autocast.
         pairs: folder of the pairs that it was pretrained on, or is to be measured on; None: there are none.
         correct: by the name of a top-1 accuracy, which test images took their class, bool [N]: evaluations fill it.
     """
@@ -181,7 +181,7 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun, pairs: Path | None
 
 
 def release(encoder: Callable[[Tensor], Tensor]) -> None:
-    """Forget an encoder and its features; one that is its own frozen form would else stay, as that refers to it."""
+    """Drop what is cached of an encoder. The cache alone can keep it in memory: its frozen form may be itself."""
     _frozen.pop(encoder, None)
 
 

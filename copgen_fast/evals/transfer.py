@@ -79,13 +79,17 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
     frozen = evals.freeze(encoder, run)
     digest = artifacts.tensors_digest(encoder.state_dict())
     path = run.folder / FOLDER / f"{digest[:12]}.json"
-    settings = {"protocol": config.protocol, "size": config.size, "seed": run.config.seed, "digest": digest}
-    # Weights alone don't tell a network: not its strides, say.
-    settings |= {
-        "network": hashlib.sha256(repr(encoder).encode()).hexdigest(),
+    settings = {
+        "protocol": config.protocol,
+        "size": config.size,
+        "seed": run.config.seed,
         "root": config.root or run.config.data.root,
+        "digest": digest,
+        "network": hashlib.sha256(repr(encoder).encode()).hexdigest(),  # weights don't tell its strides, say
+        "mean": list(frozen.mean),
+        "std": list(frozen.std),
+        "precision": run.config.probe.precision,
     }
-    settings |= {"mean": list(frozen.mean), "std": list(frozen.std), "precision": run.config.probe.precision}
     found = artifacts.read_record(path) if path.exists() else {}
     known = found["results"] if found.get("settings") == settings else {}
     of_data = dict(frozen.correct)  # which images of --data were right: protocols note theirs under the same names

@@ -52,8 +52,8 @@ COPGEN_INLINE void outputs(const T (&x)[kReach], T (&out)[kSide]) {
   out[3] = x[5] + T(2 * kA) * (difference - T(0.125) * difference_inverse);
 }
 
-// Conversions through a buffer, in loops of their own: compilers vectorise no others over values of two sizes. Values
-// that are stored as they are computed with stay where they are.
+// Conversions between bfloat16 and float32 go through a buffer, in loops that do nothing else: compilers do not
+// vectorise larger loops over values of two sizes. Where nothing is to be converted, there is no buffer.
 template <typename T, typename S>
 COPGEN_INLINE const T* load(const S* in, int64_t count, T* buffer) {
   if constexpr (std::is_same_v<T, S>) {

@@ -209,7 +209,7 @@ def test_losses_are_compared_at_equal_temperature():
 
 @pytest.mark.parametrize("name", ["positives-digits", "navigator-digits", "loss-digits", "mends-digits"])
 def test_results_on_digits_are_of_the_studies_as_they_are(name):
-    """Whoever runs the command of docs/findings.md runs these settings, whatever the quickstart becomes."""
+    """A named study keeps the settings of its committed results, also where the quickstart's change."""
     recorded, found = json.loads((FINDINGS / f"{name}.json").read_text())["study"], built(name)
     assert recorded["settings"] == json.loads(json.dumps(found.settings))
     assert recorded["within"] == list(found.within)

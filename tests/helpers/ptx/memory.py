@@ -13,7 +13,7 @@ WIDEST = 32
 PERIOD = 1 << 20
 """Users of memory have numbers; those of the same period act in no order. Its last number stands for several users."""
 NEVER, BEFORE = -1, -2
-"""Instead of the number of a user: nobody has used these bytes; they were there before the kernel began."""
+"""In place of a user's number: no thread has used these bytes; they were set before the kernel began."""
 _SEVERAL = PERIOD - 1
 
 
