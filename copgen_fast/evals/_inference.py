@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import ResNet
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from copgen_fast.ops import winograd
 from copgen_fast.runtime import devices
@@ -50,10 +50,13 @@ def inference_form(encoder: Callable[[Tensor], Tensor], precision: str = "fp32")
 
 
 def _for_cpus(encoder: ResNet) -> None:
-    for module in list(encoder.modules()):
+    for module in reversed(list(encoder.modules())):  # a block's convolutions before the block
         for name, conv in module.named_children():
             if isinstance(conv, nn.Conv2d) and _suits(conv):
                 setattr(module, name, FewerProducts(conv))
+        for name, block in module.named_children():
+            if type(block) is BasicBlock and isinstance(block.conv2, FewerProducts):
+                setattr(module, name, Block(block))
     first = [encoder.conv1, encoder.relu, encoder.maxpool]
     if isinstance(encoder.maxpool, nn.MaxPool2d):  # which commutes with a ReLU, and leaves it fewer values
         first[1:] = encoder.maxpool, encoder.relu
@@ -75,10 +78,26 @@ class FewerProducts(nn.Module):
         self.conv = conv
         self.register_buffer("prepared", winograd.prepare(conv.weight))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor | None = None, relu: bool = False) -> Tensor:
+        """The convolution of x, plus what is `added`, and its ReLU."""
         if (torch.is_grad_enabled() and x.requires_grad) or x.dtype != self.prepared.dtype:
-            return self.conv(x)
-        return winograd.convolve(x.permute(0, 2, 3, 1), self.prepared, self.conv.bias).permute(0, 3, 1, 2)
+            out = self.conv(x) if added is None else self.conv(x) + added
+            return out.relu() if relu else out
+        added = None if added is None else added.permute(0, 2, 3, 1)
+        out = winograd.convolve(x.permute(0, 2, 3, 1), self.prepared, self.conv.bias, added, relu)
+        return out.permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """torchvision's basic block, its norms folded: sums and ReLUs are part of the convolutions that can have them."""
+
+    def __init__(self, block: BasicBlock) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.downsample = block.conv1, block.conv2, block.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.conv1(x, relu=True) if isinstance(self.conv1, FewerProducts) else self.conv1(x).relu_()
+        return self.conv2(first, x if self.downsample is None else self.downsample(x), relu=True)
 
 
 class InParts(nn.Module):

@@ -42,12 +42,19 @@ def compiled(x: Tensor) -> bool:
     """Whether C++ computes the sums for images like x; H and W may then be any."""
     if "cpp" not in INSTALLED or x.device.type != "cpu" or x.dtype not in _COMPILED:
         return False
-    return hasattr(load("cpp", "winograd"), "winograd_inputs")  # an extension built earlier may lack it
+    return hasattr(load("cpp", "winograd"), "winograd_values")  # an extension built earlier may lack it
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Images [N, H, W, C], H and W multiples of 4 or x `compiled`, by a prepared weight."""
-    return _convolve(x, weight, bias)
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """Images [N, H, W, C], H and W multiples of 4 or x `compiled`, by a prepared weight.
+
+    Args:
+        added: what is added to the outputs, of their shape.
+        relu: whether a ReLU follows.
+    """
+    return _convolve(x, weight, bias, added=added, relu=relu)
 
 
 def styled(x: Tensor, weight: Tensor, styles: Tensor, finish: Finish) -> Tensor:
@@ -67,16 +74,20 @@ def _convolve(
     styles: Tensor | None = None,
     finish: Finish | None = None,
     inverse: bool = False,
+    added: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """`inverse`: the weight's six numbers along an axis are the values at the inverses of the points."""
     out = x.new_empty(*x.shape[:3], weight.shape[2])
     if not out.numel():
         return out
     if compiled(x):
-        _by_cpp(x, weight, bias, styles, finish, inverse, out)
+        _by_cpp(x, weight, bias, styles, finish, inverse, added, relu, out)
     else:
         _by_torch(x, weight, styles, finish, _REVERSED if inverse else _ORDER, out)
-        out = out if bias is None else out.add_(bias)
+        for term in (bias, added):
+            out = out if term is None else out.add_(term)
+        out = out.relu_() if relu else out
     return out
 
 
@@ -87,10 +98,13 @@ def _by_cpp(
     styles: Tensor | None,
     finish: Finish | None,
     inverse: bool,
+    added: Tensor | None,
+    relu: bool,
     out: Tensor,
 ) -> None:
     sums, (n, height, width, channels) = load("cpp", "winograd"), x.shape
     x = x if x.stride(3) == 1 else x.contiguous()
+    added = None if added is None else added.contiguous()
     high, wide = (-(-side // SIDE) for side in (height, width))
     rows = min(high, max(1, TILES // wide))
     images = min(n, max(1, TILES // (rows * wide))) if rows == high else 1
@@ -105,10 +119,11 @@ def _by_cpp(
             lines = slice(SIDE * first, min(SIDE * (first + rows), height))
             tiles = (chosen.stop - image) * min(rows, high - first) * wide
             of_styles = None if styles is None else styles[chosen].contiguous()
-            sums.winograd_inputs(x[chosen], of_styles, lines.start, inverse, values[:, :tiles])
+            sums.winograd_values(x[chosen], of_styles, lines.start, inverse, values[:, :tiles])
             multiplied = slice(None) if tiles == most else slice(tiles)
             torch.bmm(values[:, multiplied], weight, out=products[:, multiplied])
-            sums.winograd_outputs(products[:, :tiles], bias, inverse, out[chosen, lines])
+            strip = None if added is None else added[chosen, lines]
+            sums.winograd_outputs(products[:, :tiles], bias, strip, relu, inverse, out[chosen, lines])
             if finish is not None:
                 finish(out[chosen, lines], out[chosen, lines], chosen, lines)
 

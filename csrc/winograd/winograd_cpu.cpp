@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -27,6 +28,14 @@ constexpr double kA = 1.4142135623730951, kB = 0.70710678118654752;
 // Where the 36 values of a tile are: at[i * kReach + j] for row i and column j.
 template <typename T>
 using Places = T* [kReach * kReach];
+
+// What is added to outputs, and whether a ReLU follows. `image` is the place of a tile's first output in an image of
+// out's strides; null adds nothing.
+template <typename S>
+struct After {
+  const S *bias, *image;
+  bool relu;
+};
 
 namespace body {
 
@@ -113,10 +122,11 @@ COPGEN_INLINE void tile_values(const Places<const S>& in, const Places<S>& out, 
 }
 
 template <typename T, typename S>
-COPGEN_INLINE void tile_outputs(const Places<const S>& in, S* out, int64_t row, int64_t column, const S* bias,
+COPGEN_INLINE void tile_outputs(const Places<const S>& in, S* out, int64_t row, int64_t column, const After<S>& after,
                                 int64_t first, int64_t count) {
-  T rows[kSide][kReach][kLanes], buffers[kReach][kLanes], of_bias[kLanes];
-  const T* added = load(bias + first, count, of_bias);
+  T rows[kSide][kReach][kLanes], buffers[kReach][kLanes], of_bias[kLanes], of_image[kSide][kLanes];
+  const T zeros[kLanes] = {}, *bias = load(after.bias + first, count, of_bias);
+  const T least = after.relu ? T(0) : -std::numeric_limits<T>::infinity();
   for (int j = 0; j < kReach; ++j) {
     const T* from[kReach];
     for (int i = 0; i < kReach; ++i) from[i] = load(in[i * kReach + j] + first, count, buffers[i]);
@@ -130,13 +140,21 @@ COPGEN_INLINE void tile_outputs(const Places<const S>& in, S* out, int64_t row, 
   }
   for (int i = 0; i < kSide; ++i) {
     T* into[kSide];
-    for (int j = 0; j < kSide; ++j) into[j] = place(out + i * row + j * column + first, buffers[j]);
+    const T* image[kSide];
+    for (int j = 0; j < kSide; ++j) {
+      const int64_t at = i * row + j * column + first;
+      into[j] = place(out + at, buffers[j]);
+      image[j] = after.image ? load(after.image + at, count, of_image[j]) : zeros;
+    }
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
       T x[kReach], y[kSide];
       for (int j = 0; j < kReach; ++j) x[j] = rows[i][j][c];
       outputs(x, y);
-      for (int j = 0; j < kSide; ++j) into[j][c] = y[j] + added[c];
+      for (int j = 0; j < kSide; ++j) {
+        const T sum = y[j] + bias[c] + image[j][c];
+        into[j][c] = sum < least ? least : sum;  // NaN stays
+      }
     }
     for (int j = 0; j < kSide; ++j) store(buffers[j], count, out + i * row + j * column + first);
   }
@@ -151,22 +169,22 @@ COPGEN_INLINE void values_of_channels(const Places<const S>& in, const Places<S>
 }
 
 template <typename T, typename S>
-COPGEN_INLINE void outputs_of_channels(const Places<const S>& in, S* out, int64_t row, int64_t column, const S* bias,
-                                       int64_t channels) {
+COPGEN_INLINE void outputs_of_channels(const Places<const S>& in, S* out, int64_t row, int64_t column,
+                                       const After<S>& after, int64_t channels) {
   int64_t first = 0;
-  for (; first + kLanes <= channels; first += kLanes) tile_outputs<T, S>(in, out, row, column, bias, first, kLanes);
-  if (first < channels) tile_outputs<T, S>(in, out, row, column, bias, first, channels - first);
+  for (; first + kLanes <= channels; first += kLanes) tile_outputs<T, S>(in, out, row, column, after, first, kLanes);
+  if (first < channels) tile_outputs<T, S>(in, out, row, column, after, first, channels - first);
 }
 
 }  // namespace body
 
-#define COPGEN_TILES(T, S)                                                                                           \
-  COPGEN_CLONES_##T void tile_values(const Places<const S>& in, const Places<S>& out, const S* scale, int64_t n) {    \
-    body::values_of_channels<T, S>(in, out, scale, n);                                                               \
-  }                                                                                                                  \
-  COPGEN_CLONES_##T void tile_outputs(const Places<const S>& in, S* out, int64_t row, int64_t column, const S* bias, \
-                                      int64_t n) {                                                                   \
-    body::outputs_of_channels<T, S>(in, out, row, column, bias, n);                                                  \
+#define COPGEN_TILES(T, S)                                                                                         \
+  COPGEN_CLONES_##T void tile_values(const Places<const S>& in, const Places<S>& out, const S* scale, int64_t n) {  \
+    body::values_of_channels<T, S>(in, out, scale, n);                                                             \
+  }                                                                                                                \
+  COPGEN_CLONES_##T void tile_outputs(const Places<const S>& in, S* out, int64_t row, int64_t column,              \
+                                      const After<S>& after, int64_t n) {                                          \
+    body::outputs_of_channels<T, S>(in, out, row, column, after, n);                                               \
   }
 
 COPGEN_TILES(float, float)
@@ -221,28 +239,44 @@ void values(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t
   });
 }
 
+// Copies the part of a tile that is inside an image, between places with strides of their own.
 template <typename S>
-void outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, bool inverse, const at::Tensor& out) {
+void copy_tile(const S* from, int64_t row, int64_t column, S* to, int64_t to_row, int64_t to_column, int64_t high,
+               int64_t right, int64_t channels) {
+  for (int64_t y = 0; y < std::min<int64_t>(high, kSide); ++y)
+    for (int64_t z = 0; z < std::min<int64_t>(right, kSide); ++z)
+      std::copy_n(from + y * row + z * column, channels, to + y * to_row + z * to_column);
+}
+
+template <typename S>
+void outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& image,
+             bool relu, bool inverse, const at::Tensor& out) {
   const int64_t height = out.size(1), width = out.size(2), channels = out.size(3), wide = tiles(width);
+  const int64_t down = out.stride(1), along = out.stride(2), across = channels, below = kSide * channels;
   const std::vector<S> zeros(channels);
   const S *in = read<S>(products), *biases = bias ? read<S>(*bias) : zeros.data();
+  const S* images = image ? read<S>(*image) : nullptr;
   S* into = static_cast<S*>(out.mutable_data_ptr());
-  for_each_row(out.size(0), tiles(height), 36 * wide * channels, [&](int64_t image, int64_t row, int64_t i) {
-    std::vector<S> whole;  // a tile beyond the border
+  for_each_row(out.size(0), tiles(height), 36 * wide * channels, [&](int64_t number, int64_t row, int64_t i) {
+    std::vector<S> whole, whole_image;  // a tile beyond the border
     for (int64_t tile = 0; tile < wide; ++tile) {
       Places<const S> from;
       find(in, products, i * wide + tile, inverse, from);
       const int64_t y = row * kSide, z = tile * kSide, high = height - y, right = width - z;
-      S* at = into + image * out.stride(0) + y * out.stride(1) + z * out.stride(2);
+      const int64_t at = number * out.stride(0) + y * down + z * along;
+      After<S> after{biases, images ? images + at : nullptr, relu};
       if (high >= kSide && right >= kSide) {
-        tile_outputs(from, at, out.stride(1), out.stride(2), biases, channels);
+        tile_outputs(from, into + at, down, along, after, channels);
         continue;
       }
-      whole.resize(kSide * kSide * channels);
-      tile_outputs(from, whole.data(), kSide * channels, channels, biases, channels);
-      for (int k = 0; k < kSide * kSide; ++k)
-        if (k / kSide < high && k % kSide < right)
-          std::copy_n(whole.data() + k * channels, channels, at + k / kSide * out.stride(1) + k % kSide * out.stride(2));
+      whole.resize(kSide * below);
+      if (after.image) {
+        whole_image.resize(kSide * below);
+        copy_tile(after.image, down, along, whole_image.data(), below, across, high, right, channels);
+        after.image = whole_image.data();
+      }
+      tile_outputs(from, whole.data(), below, across, after, channels);
+      copy_tile<S>(whole.data(), below, across, into + at, down, along, high, right, channels);
     }
   });
 }
@@ -259,13 +293,14 @@ void outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, 
       return function<float>(__VA_ARGS__);    \
   }
 
-void winograd_inputs(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t first, bool inverse,
+void winograd_values(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t first, bool inverse,
                      at::Tensor out) {
   COPGEN_BY_DTYPE(x.scalar_type(), values, x, scale, first, inverse, out)
 }
 
-void winograd_outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias, bool inverse, at::Tensor out) {
-  COPGEN_BY_DTYPE(products.scalar_type(), outputs, products, bias, inverse, out)
+void winograd_outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias,
+                      const std::optional<at::Tensor>& image, bool relu, bool inverse, at::Tensor out) {
+  COPGEN_BY_DTYPE(products.scalar_type(), outputs, products, bias, image, relu, inverse, out)
 }
 
 }  // namespace copgen

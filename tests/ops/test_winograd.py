@@ -28,6 +28,14 @@ def test_images_of_any_size_in_any_strips(monkeypatch, tiles, shape):
     torch.testing.assert_close(winograd.convolve(x, prepared, bias), expected, rtol=1e-10, atol=1e-10)
     turned = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     torch.testing.assert_close(winograd.convolve(turned, prepared, bias), expected, rtol=1e-10, atol=1e-10)
+    added = drawn(*shape[:3], 19, seed=4)
+    torch.testing.assert_close(
+        winograd.convolve(x, prepared, bias, added, relu=True), (expected + added).relu(), rtol=1e-10, atol=1e-10
+    )
+    turned = added.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    torch.testing.assert_close(
+        winograd.convolve(x, prepared, None, turned), expected - bias + added, rtol=1e-10, atol=1e-10
+    )
     gradient = drawn(*shape[:3], 19, seed=3)
     flipped = weight.transpose(0, 1).flip(2, 3)
     torch.testing.assert_close(winograd.adjoint(gradient, prepared), direct(gradient, flipped), rtol=1e-10, atol=1e-10)
@@ -83,7 +91,7 @@ def test_results_are_the_same_in_every_run_and_by_any_number_of_threads():
 def test_a_nan_stays_one(dtype):
     x = torch.zeros(1, 8, 8, 3, dtype=dtype)
     x[0, 0, 0, 1] = torch.nan
-    found = winograd.convolve(x, winograd.prepare(drawn(2, 3, 3, 3)).to(dtype), None)
+    found = winograd.convolve(x, winograd.prepare(drawn(2, 3, 3, 3)).to(dtype), None, relu=True)
     assert found[0, :2, :2].isnan().all() and found[0, 5:, 5:].isfinite().all()
 
 
