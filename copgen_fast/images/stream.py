@@ -6,13 +6,14 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from copgen_fast.images.split import Fault, Split, UnreadableImageError
-from copgen_fast.images.views import Several, View
+from copgen_fast.images.views import View
 from copgen_fast.runtime import threads
 
 _AHEAD = 2  # batches that are being decoded while a GPU uses one
@@ -46,21 +47,18 @@ def stream(split: Split, view: View, order: Iterable[Tensor], workers: int | Non
     batches, workers = iter(order), workers or os.cpu_count() or 1
     ahead = _AHEAD if torch.cuda.is_available() else 0
     with ThreadPoolExecutor(workers, initializer=threads.alone) as pool:
-        pending: deque[tuple[Tensor, list[Future]]] = deque()
+        pending: deque[list[Future[_Part]]] = deque()
         try:
             while True:
                 while len(pending) <= ahead and (indices := next(batches, None)) is not None:
                     size = max(1, min(_AT_ONCE, -(-len(indices) // workers)))
-                    parts = [pool.submit(_read, split, view, part) for part in indices.split(size)]
-                    pending.append((indices, parts))
+                    pending.append([pool.submit(_read, split, view, part.tolist()) for part in indices.split(size)])
                 if not pending:
                     return
-                indices, parts = pending.popleft()
-                yield _joined(indices, [part.result() for part in parts])
+                yield _joined(view, [part.result() for part in pending.popleft()])
         finally:
-            for _, parts in pending:
-                for part in parts:
-                    part.cancel()
+            for part in chain.from_iterable(pending):
+                part.cancel()
 
 
 def in_order(count: int, batch: int) -> Iterator[Tensor]:
@@ -78,29 +76,31 @@ def shuffled(count: int, batch: int, generator: torch.Generator, drop_last: bool
     return iter(batches[: count // batch] if drop_last else batches)
 
 
-Part = tuple[Tensor, Tensor, list[int], list[Fault]]
+class _Part(NamedTuple):
+    """Images, labels and indices of those that could be decoded, and what is wrong with the others."""
+
+    images: list[Tensor]
+    labels: list[int]
+    indices: list[int]
+    faults: list[Fault]
 
 
-def _read(split: Split, view: View, indices: Tensor) -> Part:
-    """Images, labels and rows of those that can be decoded, and what is wrong with the others."""
-    channels = 3 * len(view.views) if isinstance(view, Several) else 3
-    images = torch.empty(len(indices), channels, view.size, view.size, dtype=torch.uint8)
-    labels = torch.empty(len(indices), dtype=torch.int64)
-    rows, faults = [], []
-    for row, index in enumerate(indices.tolist()):
+def _read(split: Split, view: View, indices: list[int]) -> _Part:
+    part = _Part([], [], [], [])
+    for index in indices:
         try:
-            images[row], labels[row] = split.read(index, view)
-            rows.append(row)
+            image, label = split.read(index, view)
         except UnreadableImageError as error:
-            faults.append(error.fault)
-    return images, labels, rows, faults
+            part.faults.append(error.fault)
+        else:
+            # Lists, as each operator of PyTorch's lets another thread in, which takes its time.
+            part.images.append(image)
+            part.labels.append(label)
+            part.indices.append(index)
+    return part
 
 
-def _joined(indices: Tensor, parts: list[Part]) -> ImageBatch:
-    images, labels = (torch.cat([part[column] for part in parts]) for column in (0, 1))
-    faults = [fault for part in parts for fault in part[3]]
-    if faults:
-        size = len(parts[0][0])
-        rows = torch.tensor([size * number + row for number, part in enumerate(parts) for row in part[2]])
-        images, labels, indices = images[rows.long()], labels[rows.long()], indices[rows.long()]
-    return ImageBatch(images, labels, indices, faults)
+def _joined(view: View, parts: Iterable[_Part]) -> ImageBatch:
+    images, labels, indices, faults = (list(chain.from_iterable(column)) for column in zip(*parts, strict=True))
+    joined = torch.stack(images) if images else torch.empty(0, 3, view.size, view.size, dtype=torch.uint8)
+    return ImageBatch(joined, torch.tensor(labels, dtype=torch.int64), torch.tensor(indices, dtype=torch.int64), faults)

@@ -133,7 +133,8 @@ class Several:
         return self.views[0].size
 
     def __call__(self, pixels: np.ndarray, index: int) -> Tensor:
-        return torch.cat([view(pixels, index) for view in self.views])
+        taken = [view(pixels, index) for view in self.views]
+        return taken[0] if len(taken) == 1 else torch.cat(taken)
 
 
 def resize_and_crop(images: Tensor, size: int, shorter: int | None = None, mode: Mode = "bicubic") -> Tensor:

@@ -45,9 +45,7 @@ def compiled(x: Tensor) -> bool:
     return hasattr(load("cpp", "winograd"), "winograd_values")  # an extension built earlier may lack it
 
 
-def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None = None, relu: bool = False
-) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None = None, relu: bool = False) -> Tensor:
     """Images [N, H, W, C], H and W multiples of 4 or x `compiled`, by a prepared weight.
 
     Args:
