@@ -85,12 +85,17 @@ def call_cond_norm(rng, g):
 def call_winograd(rng, g):
     n, outputs, height, width = rng.randint(0, 3), rng.randint(1, 40), rng.randint(1, 20), rng.randint(1, 20)
     x = images(rng, g, n, height, width, (torch.float32, torch.float64))
-    weight, bias = (torch.randn(shape, generator=g).to(x.dtype) for shape in ((outputs, 3, 3, 3), (outputs,)))
+    shapes = (outputs, 3, 3, 3), (outputs,), (n, height, width, outputs)
+    weight, bias, added = (torch.randn(shape, generator=g).to(x.dtype) for shape in shapes)
+    added = added if rng.random() < 0.5 else None
+    relu = rng.random() < 0.5
 
     def op(x, backend):
         if backend == "reference":
-            return F.conv2d(x, weight, bias, padding=1)
-        return winograd.convolve(x.permute(0, 2, 3, 1), winograd.prepare(weight), bias).permute(0, 3, 1, 2)
+            out = F.conv2d(x, weight, bias, padding=1).permute(0, 2, 3, 1)
+            out = out if added is None else out + added
+            return out.relu() if relu else out
+        return winograd.convolve(x.permute(0, 2, 3, 1), winograd.prepare(weight), bias, added, relu)
 
     return [x], op, 1e-4
 
