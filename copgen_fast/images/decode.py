@@ -21,6 +21,7 @@ MAX_PIXELS = 89_478_485
 """The largest image that is decoded, from which on Pillow warns, too; of all threads together as many at a time."""
 # Formats of photographs and data sets; Pillow's other decoders run programs (EPS) or are hardly ever used.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
+_LARGE = 2**24  # bytes of a file
 _CONVERTED = ("1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 """Modes of 8 bits or fewer a channel, whose conversion to RGB keeps the range; transparency is left out."""
 _ORIENTATION = 0x0112  # EXIF
@@ -133,9 +134,15 @@ def _formats() -> list[str]:
 
 
 def _open_regular(path: str | Path) -> IO[bytes]:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for a writer
+    """A regular file, in memory unless it is large: Pillow reads it in dozens of pieces."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait for a writer
         raise UndecodableImageError("it is no regular file")
-    return open(path, "rb")
+    file = open(path, "rb")
+    if found.st_size > _LARGE:
+        return file
+    with file:
+        return io.BytesIO(file.read())
 
 
 def _expect_one_small_frame(image: Image.Image) -> None:

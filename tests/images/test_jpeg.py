@@ -82,7 +82,9 @@ def test_a_header_of_another_size_is_left_to_pillow():
     assert jpeg.rgb(pillows(), 33, 40) is None
 
 
-def test_a_file_with_much_behind_its_image_is_read_in_part(monkeypatch, tmp_path):
+@pytest.mark.parametrize("large", [0, 2**24])  # left on the disk, and in memory
+def test_a_file_with_much_behind_its_image_is_read_in_part(monkeypatch, tmp_path, large):
+    monkeypatch.setattr("copgen_fast.images.decode._LARGE", large)
     path, behind = tmp_path / "x.jpg", bytes(2 * jpeg.most_bytes(40, 33))
     path.write_bytes(pillows() + behind)
     assert expect_pillows(monkeypatch, path) == decoded(pillows())
