@@ -16,6 +16,7 @@ from copgen_fast.ops import winograd
 from copgen_fast.runtime import devices
 
 _FEWEST = 64  # channels in and out from which fewer products pay for the sums around them
+_LEAST_FILL = 0.6  # of tiles by an image, below which a direct convolution is as fast or faster
 _VALUES = 2**21  # of the first convolution's outputs at once: they stay in a shared cache, and take no new pages
 
 
@@ -71,7 +72,10 @@ def _suits(conv: nn.Conv2d) -> bool:
 
 
 class FewerProducts(nn.Module):
-    """A 3 x 3 convolution by `ops.winograd`; where gradients are asked or autocast changes the dtype, PyTorch's own."""
+    """A 3 x 3 convolution by `ops.winograd`, of images that fill its tiles.
+
+    Where gradients are asked or autocast changes the dtype it is PyTorch's own.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -80,9 +84,11 @@ class FewerProducts(nn.Module):
 
     def forward(self, x: Tensor, added: Tensor | None = None, relu: bool = False) -> Tensor:
         """The convolution of x, plus what is `added`, and its ReLU."""
-        if (torch.is_grad_enabled() and x.requires_grad) or x.dtype != self.prepared.dtype:
-            out = self.conv(x) if added is None else self.conv(x) + added
-            return out.relu() if relu else out
+        wants_gradient = torch.is_grad_enabled() and x.requires_grad
+        if wants_gradient or x.dtype != self.prepared.dtype or winograd.fill(*x.shape[2:]) < _LEAST_FILL:
+            out = self.conv(x)
+            out = out if added is None else out.add_(added)
+            return out.relu_() if relu else out
         added = None if added is None else added.permute(0, 2, 3, 1)
         out = winograd.convolve(x.permute(0, 2, 3, 1), self.prepared, self.conv.bias, added, relu)
         return out.permute(0, 3, 1, 2)

@@ -45,6 +45,11 @@ def compiled(x: Tensor) -> bool:
     return hasattr(load("cpp", "winograd"), "winograd_values")  # an extension built earlier may lack it
 
 
+def fill(height: int, width: int) -> float:
+    """The part of its tiles that an image fills: others' outputs are computed and left out."""
+    return height * width / (_tiles(height) * _tiles(width) * SIDE**2)
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None = None, relu: bool = False) -> Tensor:
     """Images [N, H, W, C], H and W multiples of 4 or x `compiled`, by a prepared weight.
 
@@ -103,7 +108,7 @@ def _by_cpp(
     sums, (n, height, width, channels) = load("cpp", "winograd"), x.shape
     x = x if x.stride(3) == 1 else x.contiguous()
     added = None if added is None else added.contiguous()
-    high, wide = (-(-side // SIDE) for side in (height, width))
+    high, wide = _tiles(height), _tiles(width)
     rows = min(high, max(1, TILES // wide))
     images = min(n, max(1, TILES // (rows * wide))) if rows == high else 1
     most = images * rows * wide
@@ -124,6 +129,10 @@ def _by_cpp(
             sums.winograd_outputs(products[:, :tiles], bias, strip, relu, inverse, out[chosen, lines])
             if finish is not None:
                 finish(out[chosen, lines], out[chosen, lines], chosen, lines)
+
+
+def _tiles(side: int) -> int:
+    return -(-side // SIDE)
 
 
 def _by_torch(

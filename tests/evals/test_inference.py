@@ -47,6 +47,18 @@ def test_it_rounds_as_the_encoder_does():
     assert ours <= 4 * theirs
 
 
+@pytest.mark.parametrize(
+    ("side", "fewer"), [(16, 0), (32, 3), (64, 6), (128, 9)]
+)  # convolutions of 64 channels or more
+def test_fewer_products_are_taken_where_images_fill_the_tiles(monkeypatch, side, fewer):
+    calls, convolve = [], _inference.winograd.convolve
+    monkeypatch.setattr(_inference.winograd, "convolve", lambda *args: calls.append(1) or convolve(*args))
+    encoder, images = trained(width=32).eval(), torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(inference_form(encoder)(images), encoder(images), rtol=1e-3, atol=1e-4)
+    assert len(calls) == (fewer if _inference.winograd.compiled(images) else 0)
+
+
 def test_autocast_and_gradients_take_the_convolutions_as_they_were():
     encoder, images = trained().eval(), torch.randn(2, 3, 32, 32)
     form = inference_form(encoder)
