@@ -59,7 +59,8 @@ class ByConstant(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
-        return ctx.adjoint(gradient, *ctx.saved_tensors), None, None, None, None
+        with torch.autocast(gradient.device.type, enabled=False):  # as forward, in the weight's precision
+            return ctx.adjoint(gradient, *ctx.saved_tensors), None, None, None, None
 
 
 def _direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

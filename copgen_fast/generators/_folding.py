@@ -257,8 +257,9 @@ class Folded(nn.Module):
         return self
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of latents [N, L] (and labels), as the published form's."""
-        return deque(self.steps(z, labels), maxlen=1).pop()[1]
+        """Images of latents [N, L] (and labels), as the published form's; autocast changes nothing."""
+        with torch.autocast(z.device.type, enabled=False):
+            return deque(self.steps(z, labels), maxlen=1).pop()[1]
 
     def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
         """The published form's steps, by the same names; the next step may overwrite a value."""

@@ -76,6 +76,18 @@ def test_no_images_are_no_images(name):
     assert torch.autograd.grad(found.sum(), x)[0].shape == x.shape
 
 
+@pytest.mark.parametrize("name", ["winograd", "large tiles", "differences"])
+def test_autocast_does_not_lower_a_gradients_precision(name):
+    method, scale = METHODS[name]
+    x, weight = drawn(2, 3, 4, 4).float().requires_grad_(), method.prepare(drawn(2, 3, 3, 3, seed=1).float())
+    gradients = []
+    for within in (False, True):
+        found = method.run(x, weight, None).square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=within):
+            gradients += torch.autograd.grad(found, x)
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_others_may_write_into_the_result(name):
     method, scale = METHODS[name]

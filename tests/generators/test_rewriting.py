@@ -95,6 +95,19 @@ def test_blocks_may_be_computed_again_in_the_backward(published):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("level", ["exact", "half"])
+def test_autocast_leaves_the_chosen_precision(single, wide_gates, level):
+    rewritten, z = optimize(single, level), inputs(single, torch.float32)
+    expected = with_gradient(rewritten, *z)
+
+    def within(*inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return rewritten(*inputs)
+
+    for ours, theirs in zip(with_gradient(within, *z), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_half_precision_says_by_how_much_it_differs(single, wide_gates, monkeypatch):
     half = optimize(single, "half")
     z, labels = levels._inputs(single, torch.device("cpu"))

@@ -70,6 +70,16 @@ def test_blocks_may_be_computed_again_in_the_backward():
     expect_equal(optimize(published), optimize(published, checkpoint=True), 1e-12)
 
 
+def test_autocast_leaves_the_chosen_precision():
+    rewritten = optimize(small_stylegan2(16, torch.float32))
+    z, labels = drawn(rewritten)
+    expected = with_gradient(rewritten(z, labels), z)
+    with torch.autocast("cpu", torch.bfloat16):
+        images = rewritten(z, labels)
+    for ours, theirs in zip(with_gradient(images, z), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("clamp", [None, 2.0])
 def test_half_precision_is_that_of_the_last_blocks(monkeypatch, clamp):
     monkeypatch.setattr(levels, "TAIL_GATE", 40.0)

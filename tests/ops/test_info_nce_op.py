@@ -141,6 +141,23 @@ def test_autocast_does_not_lower_the_precision():
     assert inside == info_nce(anchors, positives, temperature=0.01)
 
 
+@every_fused
+@pytest.mark.parametrize("queue", ["none", "of negatives", "of pairs"])
+def test_a_backward_within_autocast_computes_the_same(queue, backend):
+    anchors, positives, bank = rows(16, 8, dtype=torch.float32, count=3)
+    options = {} if queue == "none" else {"negatives": bank}
+    if queue == "of pairs":
+        options["negative_ids"] = torch.arange(len(bank))[:, None]
+    gradients = []
+    for within in (False, True):
+        leaf = anchors.clone().requires_grad_()
+        loss = info_nce(leaf, positives, backend=backend, **options)
+        with torch.autocast("cpu", torch.bfloat16, enabled=within):
+            loss.backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
 @every_backend
 @both_forms
 @pytest.mark.parametrize("temperature", [0.01, 1e-4])

@@ -96,7 +96,9 @@ def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
     chunk = max(1, _CHUNK.get(rows.device.type, _CHUNK_ELSEWHERE) // len(columns))
     for start in range(0, len(rows), chunk):
         here = slice(start, min(start + chunk, len(rows)))
-        yield here, torch.mm(rows[here], columns.T)
+        # Autocast, in which a backward may run, leaves products alone that are given their place.
+        s = rows.new_empty(here.stop - start, len(columns))
+        yield here, torch.mm(rows[here], columns.T, out=s)
 
 
 def _epilogue(rows: Tensor) -> Any:
