@@ -120,6 +120,13 @@ def test_half_precision_says_by_how_much_it_differs(single, wide_gates, monkeypa
         optimize(single, "half")
 
 
+@torch.no_grad()
+def test_compiles_to_one_graph(single):
+    rewritten, z = optimize(single), inputs(single, torch.float32)
+    compiled = torch.compile(rewritten, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*z), rewritten(*z))
+
+
 @pytest.mark.parametrize("level", ["exact", "half"])
 @pytest.mark.parametrize("scale", [1, 1e-5])
 def test_gradients_keep_their_direction(single, wide_gates, level, scale):

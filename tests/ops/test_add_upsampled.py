@@ -69,6 +69,8 @@ def test_compiles_to_one_graph(inplace):
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for ours, theirs in zip(*(torch.autograd.grad(run(*inputs), inputs) for run in (compiled, loss)), strict=True):
         torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs), loss(*inputs))
 
 
 @needs_gpu

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from copgen_fast.ops.add_upsampled import reference
-from copgen_fast.ops.add_upsampled.operator import InPlace, fused_add_upsampled
+from copgen_fast.ops.add_upsampled.operator import InPlace, fused_add_upsampled, overwrite
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_tensor
 from copgen_fast.ops.cond_norm.operator import dense
@@ -57,4 +57,7 @@ def add_upsampled(
     if backend != "reference" and not inplace:
         return fused_add_upsampled(x, small, bias, backend)
     x = x if inplace else x.clone(memory_format=layout_of(x))  # its copy's gradient is the result's, as in place
-    return InPlace.apply(x, small, bias, backend if dense(x) else "reference")
+    chosen = backend if dense(x) else "reference"
+    differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, small, bias))
+    # Without a graph to keep, as PyTorch's compiler and tracer take no function that changes its input.
+    return (InPlace.apply if differentiated else overwrite)(x, small, bias, chosen)

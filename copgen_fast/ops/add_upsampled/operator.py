@@ -82,6 +82,15 @@ def _vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 register_autograd(fused_add_upsampled, _vjp, _setup)
 
 
+def overwrite(x: Tensor, small: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    """Add to x in place, dense unless by the reference, and return it."""
+    if backend == "reference":
+        reference.add_upsampled_(x, small, bias)
+    else:
+        fused_add_upsampled_(x, small, bias, backend)
+    return x
+
+
 class InPlace(torch.autograd.Function):
     """Addition in place without a view of x, for which autograd would copy x's whole gradient twice."""
 
@@ -89,11 +98,7 @@ class InPlace(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, small: Tensor, bias: Tensor | None, backend: str) -> Tensor:
         ctx.mark_dirty(x)
         _setup(ctx, (x, small, bias, backend), x)
-        if backend == "reference":
-            reference.add_upsampled_(x, small, bias)
-        else:
-            fused_add_upsampled_(x, small, bias, backend)
-        return x
+        return overwrite(x, small, bias, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
