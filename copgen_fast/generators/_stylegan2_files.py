@@ -23,6 +23,12 @@ from copgen_fast.runtime.unpickle import Content, Shell
 
 _OURS = ("synthesis.b4.const", "synthesis.b4.conv1.weight", "mapping.fc0.weight")
 _PORT = ("input.input", "conv1.conv.weight", "style.1.weight")
+_OTHERS = {
+    "tflib": "a network of TensorFlow: convert it by legacy.py of github.com/NVlabs/stylegan2-ada-pytorch",
+    "synthesis.input.freqs": "a StyleGAN3, which is another network",
+    "SE.net.0.weight": "a network of the package stylegan2-pytorch, which computes otherwise than NVIDIA's",
+}
+"""Other networks that are easily taken for one, by a part of a name of a tensor or class."""
 _HARMLESS = {"dnnlib.util.EasyDict"}
 """Classes beside tensors and modules that NVIDIA's files hold: a dictionary."""
 _LARGEST = 4096
@@ -44,8 +50,8 @@ def read_weights(path: Path) -> tuple[Shape, dict[str, Tensor]]:
         prefix, tensors = weights.select(content.tree, _PORT, path)
         return _from_port(tensors, content.tree, prefix, path)
     if not any(name.endswith(_OURS[0]) for name in names):
-        kind = "a network of TensorFlow: convert it by legacy.py of github.com/NVlabs/stylegan2-ada-pytorch"
-        found = kind if any("tflib" in name for name in content.unknown) else weights.describe(content.tree, names)
+        known = (kind for part, kind in _OTHERS.items() if any(part in name for name in (*names, *content.unknown)))
+        found = next(known, None) or weights.describe(content.tree, names)
         raise UsageError(f"{path} holds no StyleGAN2 but {found}; expected {', '.join(_OURS)}, ...")
     prefix, tensors = weights.select(content.tree, _OURS, path)
     return _shape(tensors, _attributes(content, prefix, path), path), tensors
@@ -106,12 +112,16 @@ def _shape(tensors: dict[str, Tensor], attributes: dict[str, Any], path: Path) -
     sides = sorted({int(found[1]) for name in tensors if (found := re.match(r"synthesis\.b(\d{1,5})\.", name))})
     if sides != [4 * 2**i for i in range(len(sides))] or sides[-1] > _LARGEST:
         raise UsageError(f"{path} does not fit StyleGAN2: blocks for {sides} pixels, not 4, 8, .. {_LARGEST}")
+    if "synthesis.b4.torgb.weight" not in tensors:
+        raise UsageError(
+            f"{path}: its blocks don't each give an image (missing torgb), as those of architecture skip do"
+        )
     layers = 1
     while f"mapping.fc{layers}.weight" in tensors:
         layers += 1
     mapping = tuple(size(f"mapping.fc{i}.weight") for i in range(layers))
-    classes = size("mapping.embed.weight", 1) if "mapping.embed.weight" in tensors else 0
-    z_dim = size("mapping.fc0.weight", 1) - (mapping[-1] if classes else 0)
+    embedding, classes = (size("mapping.embed.weight", i) if "mapping.embed.weight" in tensors else 0 for i in (0, 1))
+    z_dim = size("mapping.fc0.weight", 1) - embedding
     colours = size("synthesis.b4.torgb.weight")
     if z_dim < 1:
         raise UsageError(f"{path} does not fit StyleGAN2: mapping.fc0.weight has no place for z beside the classes")
@@ -124,13 +134,21 @@ def _shape(tensors: dict[str, Tensor], attributes: dict[str, Any], path: Path) -
         classes=classes,
         colours=colours,
         noise="synthesis.b4.conv1.noise_const" in tensors,
+        embedding=embedding or None,
         **attributes,
     )
 
 
 def _from_port(tensors: dict[str, Tensor], tree: Any, prefix: str, path: Path) -> tuple[Shape, dict[str, Tensor]]:
     """The tensors of the port by NVIDIA's names: it has a gain on weights of convolutions, and 4 times the filters."""
+    blocks = sum(bool(re.fullmatch(r"to_rgbs\.\d+\.bias", name)) for name in tensors)
+    if 4 * 2**blocks > _LARGEST:
+        raise UsageError(f"{path} does not fit StyleGAN2: {blocks} blocks after the first, for over {_LARGEST} pixels")
     left, found = dict(tensors), {}
+    if not any(name.startswith("noises.") for name in tensors):  # the port's first files: it draws some when it starts
+        print(f"{path} holds no noise: it is drawn, the same in each run", flush=True)
+        sides = [4 * 2 ** ((i + 1) // 2) for i in range(2 * blocks + 1)]
+        left |= {f"noises.noise_{i}": latents.sample("normal", i, (1, 1, side, side)) for i, side in enumerate(sides)}
 
     def take(name: str, to: str, change: Callable[[Tensor], Tensor] = lambda value: value) -> None:
         if name not in left:
@@ -167,7 +185,7 @@ def _from_port(tensors: dict[str, Tensor], tree: Any, prefix: str, path: Path) -
     take("input.input", "synthesis.b4.const", lambda x: x.squeeze(0))
     conv("conv1", "synthesis.b4.conv1", 0, False)
     to_rgb("to_rgb1", "synthesis.b4", False)
-    for i in range(sum(bool(re.fullmatch(r"to_rgbs\.\d+\.bias", name)) for name in tensors)):
+    for i in range(blocks):
         block = f"synthesis.b{8 * 2**i}"
         conv(f"convs.{2 * i}", f"{block}.conv0", 2 * i + 1, True)
         conv(f"convs.{2 * i + 1}", f"{block}.conv1", 2 * i + 2, False)
@@ -178,7 +196,8 @@ def _from_port(tensors: dict[str, Tensor], tree: Any, prefix: str, path: Path) -
         mapping = {name.removeprefix("mapping."): value for name, value in found.items() if name.startswith("mapping.")}
         found["mapping.w_avg"] = _average(Mapping(shape), mapping, path)
     else:
-        found["mapping.w_avg"] = weights.tensor(average).flatten()
+        average = weights.tensor(average)  # in pSp's files once for each layer
+        found["mapping.w_avg"] = average[0] if average.ndim == 2 else average
     return shape, found | left  # what is left is unexpected, which load_strictly names
 
 

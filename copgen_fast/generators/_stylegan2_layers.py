@@ -32,6 +32,7 @@ class Shape:
         clamp: limit of every layer's outputs; None: there is none.
         half_blocks: how many of the last blocks level half computes in half precision.
         rate: the learning rate of the mapping network, as a multiple of the others'.
+        embedding: length of the classes' embedding; None: that of w.
     """
 
     channels: tuple[int, ...]
@@ -43,6 +44,7 @@ class Shape:
     clamp: float | None = None
     half_blocks: int = 4
     rate: float = 0.01
+    embedding: int | None = None
 
 
 def leaky(x: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ class Mapping(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.layers, w_dim = len(shape.mapping), shape.mapping[-1]
-        embedded = w_dim if shape.classes else 0
+        embedded = (shape.embedding or w_dim) if shape.classes else 0
         if shape.classes:
             self.embed = Dense(shape.classes, embedded)
         sizes = (shape.z_dim + embedded, *shape.mapping)

@@ -20,6 +20,7 @@ CASES = {
     "no noise": (16, Config(noise="none"), {"colours": 1}),
     "weights without noise": (16, Config(), {"noise": False}),
     "classes": (16, Config(psi=0.5), {"classes": 3}),
+    "short embedding": (8, Config(psi=0.5), {"classes": 3, "embedding": 4}),
     "4 pixels": (4, Config(), {}),
     "256 pixels": (256, Config(space="w", psi=0.5), {}),
 }
@@ -105,6 +106,12 @@ def test_what_no_stylegan2_has_is_refused_by_name(published, tmp_path, monkeypat
         generators.build("stylegan2", path)
 
 
+def test_an_embedding_of_another_length_than_w_is_read(tmp_path, monkeypatch):
+    published = small_stylegan2(8, torch.float32, classes=3, embedding=4)
+    built = same(published, write_pickle(tmp_path / "network.pkl", published, monkeypatch))
+    assert (built.shape.z_dim, built.classes) == (6, 3)
+
+
 def test_a_state_dict_of_the_release_is_read(published, tmp_path):
     torch.save({"model": published.state_dict()}, tmp_path / "weights.pth")
     assert same(published, tmp_path / "weights.pth").shape.clamp == 256
@@ -132,10 +139,58 @@ def test_a_checkpoint_of_the_port_is_read(tmp_path, average):
         torch.testing.assert_close(built.mapping.w_avg, published.mapping.w_avg, rtol=0, atol=0.05)
 
 
+def port(path, generator, **beside):
+    torch.save({"g_ema": port_state(generator)} | beside, path)
+    return path
+
+
+def test_an_average_of_every_layer_is_read(tmp_path):
+    published = small_stylegan2(16, torch.float32, mapping=(6, 6))
+    path = port(tmp_path / "psp.pt", published, latent_avg=published.mapping.w_avg.repeat(6, 1))
+    assert torch.equal(generators.build("stylegan2", path).mapping.w_avg, published.mapping.w_avg)
+
+
+def test_a_port_without_noise_gets_the_same_in_each_run(tmp_path, capsys):
+    published = small_stylegan2(16, torch.float32, mapping=(6, 6))
+    state = {name: value for name, value in port_state(published).items() if not name.startswith("noises.")}
+    torch.save({"g_ema": state}, tmp_path / "port.pt")
+    built, again = (generators.build("stylegan2", tmp_path / "port.pt") for _ in range(2))
+    assert "port.pt holds no noise" in capsys.readouterr().out
+    noise = [value for name, value in built.state_dict().items() if name.endswith("noise_const")]
+    assert [len(value) for value in noise] == [4, 8, 8, 16, 16] and not noise[1].equal(noise[2])
+    assert 0.7 < noise[-1].std() < 1.3
+    z = torch.randn(2, 6)
+    assert torch.equal(built(z), again(z))
+    quiet = generators.build("stylegan2", tmp_path / "port.pt", ["noise=none"])
+    complete = generators.build("stylegan2", port(tmp_path / "complete.pt", published), ["noise=none"])
+    assert torch.equal(quiet(z), complete(z))
+
+
+def test_a_port_of_too_many_blocks_is_refused_before_its_noise_is_drawn(tmp_path):
+    state = {"input.input": torch.ones(1, 2, 4, 4)} | {f"to_rgbs.{i}.bias": torch.ones(1, 3, 1, 1) for i in range(30)}
+    torch.save(state, tmp_path / "port.pt")
+    with pytest.raises(CopgenError, match="port.pt does not fit StyleGAN2: 30 blocks after the first"):
+        generators.build("stylegan2", tmp_path / "port.pt")
+
+
 @pytest.mark.parametrize(
     ("alter", "words"),
     [
         (lambda state: {"conv.weight": torch.ones(3)}, "holds no StyleGAN2 but 1 tensors: conv.weight"),
+        (
+            lambda state: {
+                "G_ema": {"synthesis.input.freqs": torch.ones(4, 2), "mapping.fc0.weight": torch.ones(5, 6)}
+            },
+            "holds no StyleGAN2 but a StyleGAN3, which is another network",
+        ),
+        (
+            lambda state: {"GAN": {"SE.net.0.weight": torch.ones(3, 3), "GE.initial_block": torch.ones(1, 3, 4, 4)}},
+            "holds no StyleGAN2 but a network of the package stylegan2-pytorch",
+        ),
+        (
+            lambda state: {k: v for k, v in state.items() if "torgb" not in k or "b16" in k},
+            "blocks don't each give an image",
+        ),
         (lambda state: state | {"synthesis.b64.const": torch.ones(1)}, r"blocks for \[4, 8, 16, 64\] pixels"),
         (
             lambda state: {k: v for k, v in state.items() if k != "synthesis.b8.conv1.weight"},

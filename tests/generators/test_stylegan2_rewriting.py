@@ -19,6 +19,7 @@ CASES = {
     "w": (32, Config(space="w"), {"clamp": 1.0}),
     "no noise": (16, Config(noise="none"), {"colours": 1}),
     "classes": (16, Config(), {"classes": 3, "noise": False}),
+    "short embedding": (8, Config(psi=0.5), {"classes": 3, "embedding": 4}),
     "256 pixels": (256, Config(), {"clamp": 2.0}),
 }
 
