@@ -95,8 +95,13 @@ def grouped_order(landscape: Sequence[bool], batch: int, steps: int, seed: int) 
 
 def resized(height: int, width: int, shorter: int, longest: int) -> tuple[int, int]:
     """Height and width of an image whose shorter side is resized to `shorter`, its longer one to `longest` at most."""
-    scale = min(shorter / min(height, width), longest / max(height, width))
-    return int(height * scale + 0.5), int(width * scale + 0.5)
+    # In detectron2's order of operations: in another one, halves would be rounded to the other side now and then.
+    scale = shorter / min(height, width)
+    rows, columns = (shorter, scale * width) if height < width else (scale * height, shorter)
+    if max(rows, columns) > longest:
+        scale = longest / max(rows, columns)
+        rows, columns = rows * scale, columns * scale
+    return int(rows + 0.5), int(columns + 0.5)
 
 
 def shown(image: AnnotatedImage, size: tuple[int, int], flip: bool) -> tuple[Tensor, Target]:
@@ -197,7 +202,7 @@ def train(
     plan = loop.Plan("detection", folder, recipe.iterations, recipe.batch, config.log_every, config.save_every)
     state = {"detector": detector, "optimizer": sgd, "scaler": scaler}
     loop.run(step, batches, state, plan, ranks=ranks)
-    with _averaged_statistics(detector), torch.no_grad():
+    with _population_statistics(detector, ranks), torch.no_grad():
         for index in range(recipe.precise_bn):
             _expect_no_stop()
             losses_of(batches(recipe.iterations + index))
@@ -205,18 +210,41 @@ def train(
 
 
 @contextlib.contextmanager
-def _averaged_statistics(model: nn.Module) -> Iterator[None]:
-    """While the block lasts, batch norm's running statistics become the plain means over its forwards."""
+def _population_statistics(model: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Set batch norm's running statistics to mean and variance of all that it sees while the block lasts, on all ranks.
+
+    Values of all forwards count alike, as if they were one batch (PreciseBN as fvcore computes it; Wu and Johnson 2021,
+    "Rethinking 'Batch' in BatchNorm", appendix). The mean of the batches' variances would leave out how far the means
+    of batches differ. A norm that sees nothing keeps its statistics.
+    """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm.momentum, {name: value.clone() for name, value in norm.named_buffers()}) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    yield
-    for norm, (momentum, buffers) in zip(norms, before, strict=True):
-        if not norm.num_batches_tracked:
-            norm.load_state_dict(buffers, strict=False)
-        norm.momentum = momentum
+    # Of each norm: how many values a channel had, their sum and that of their squares.
+    sums = {
+        norm: torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.running_mean.device) for norm in norms
+    }
+    before = {norm: {name: value.clone() for name, value in norm.named_buffers()} for norm in norms}
+
+    def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        (x,) = inputs
+        variance, mean = torch.var_mean(
+            x.to(torch.promote_types(x.dtype, torch.float32)), (0, *range(2, x.dim())), correction=0
+        )
+        variance, mean, count = variance.double(), mean.double(), x.numel() // x.shape[1]
+        sums[norm] += count * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+
+    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm, own in sums.items():
+        norm.load_state_dict(before[norm], strict=False)
+        count, total, squares = ranks.gathered(own[None]).sum(0)
+        if count[0]:
+            mean = total / count
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_((squares / count - mean.square()).clamp(min=0))
 
 
 @torch.inference_mode()

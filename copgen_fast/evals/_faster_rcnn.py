@@ -2,8 +2,9 @@
 
 Stages 1 to 3 of the encoder are the backbone; stage 4, an extra norm and a mean over positions are the head, as in
 MoCo's transfer experiments. Where torchvision's own model differs, this one follows detectron2: L1 losses, the RPN's
-divided by 256 an image, RoIAlign aligned to pixel centres with as many samples as fit, unrounded anchors, images padded
-to the stride, scores and boxes in float32 under autocast.
+divided by 256 an image, RoIAlign aligned to pixel centres with as many samples as fit, anchors that are unrounded and
+the stride apart whatever the image's sides, images padded to the largest of a batch alone, small proposals and
+detections kept, scores and boxes in float32 under autocast.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.resnet import ResNet
-from torchvision.ops import roi_align
+from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from copgen_fast.evals._voc_ap import Found
 from copgen_fast.runtime import seeds
@@ -86,10 +87,11 @@ class FasterRCNN(nn.Module):
             {"training": factor * shape.proposals, "testing": factor * shape.proposals_test}
             for factor in (_BEFORE_NMS, 1)
         )
-        anchors = _Anchors((shape.anchors,), (RATIOS,))
+        anchors = _Anchors(shape.anchors, self.stride)
         head = _RPNHead(channels, len(shape.anchors) * len(RATIOS))
         self.rpn = _RPN(anchors, head, 0.7, 0.3, RPN_SAMPLES, 0.5, before, after, nms_thresh=0.7)
         self.rpn.fg_bg_sampler = sampler
+        self.rpn.min_size = torch.finfo(torch.float32).tiny  # a proposal needs an area, of any size
         self.roi_heads = _RoIHeads(
             _Pool(1 / self.stride),
             nn.Sequential(encoder.layer4, nn.BatchNorm2d(features), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
@@ -119,7 +121,7 @@ class FasterRCNN(nn.Module):
             images: uint8 [3, H, W] each, of any sizes.
             targets: of each image, in training.
             keys: of each image, in training: seed the draw of its anchors and proposals.
-            sides: least height and width that images are padded to, before the stride divides them.
+            sides: least height and width that images are padded to.
         """
         batch = self._padded(images, sides)
         features = {"0": self.backbone(batch.tensors).to(self.mean.dtype)}
@@ -131,9 +133,9 @@ class FasterRCNN(nn.Module):
         return [Found(each["boxes"], each["labels"] - 1, each["scores"]) for each in found]
 
     def _padded(self, images: Sequence[Tensor], sides: tuple[int, int]) -> ImageList:
-        """Normalised images, to the right and below padded by zeros to common sides that the stride divides."""
+        """Normalised images, to the right and below padded by zeros to common sides."""
         sizes = [tuple(image.shape[1:]) for image in images]
-        height, width = (-(-max(each) // self.stride) * self.stride for each in zip(*sizes, sides, strict=True))
+        height, width = map(max, zip(*sizes, sides, strict=True))
         batch = torch.zeros(len(images), 3, height, width, dtype=self.mean.dtype, device=self.mean.device)
         for row, image in zip(batch, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = (image.to(batch) / 255 - self.mean) / self.std
@@ -153,7 +155,22 @@ def _channels(stage: nn.Sequential) -> int:
 
 
 class _Anchors(AnchorGenerator):
-    """torchvision's anchors, unrounded."""
+    """torchvision's anchors of one map, unrounded, their centres `stride` pixels apart.
+
+    torchvision divides the image's sides by the map's, which is too few pixels where the last positions reach over the
+    image's edge.
+    """
+
+    def __init__(self, sizes: Sequence[int], stride: int) -> None:
+        super().__init__((tuple(sizes),), (RATIOS,))
+        self.stride = stride
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        (features,) = feature_maps
+        self.set_cell_anchors(features.dtype, features.device)
+        stride = torch.tensor(self.stride, device=features.device)
+        (anchors,) = self.grid_anchors([list(features.shape[2:])], [[stride, stride]])
+        return [anchors] * len(features)
 
     def generate_anchors(
         self,
@@ -216,7 +233,10 @@ class _RPN(RegionProposalNetwork):
 
 
 class _RoIHeads(RoIHeads):
-    """torchvision's second stage with detectron2's losses: L1 of the own class's box / number of RoIs."""
+    """torchvision's second stage with detectron2's losses: L1 of the own class's box / number of RoIs.
+
+    Detections without area count among the best ones and are left out last.
+    """
 
     def forward(
         self,
@@ -240,6 +260,23 @@ class _RoIHeads(RoIHeads):
         own = deltas.unflatten(1, (-1, 4))[positive, labels[positive]]
         box_loss = (own - wanted[positive]).abs().sum() / len(labels)
         return [], {"loss_classifier": F.cross_entropy(scores, labels), "loss_box_reg": box_loss}
+
+    def postprocess_detections(
+        self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Boxes, scores and labels (1 or more) of the detections in each image, the best ones first."""
+        counts = [len(each) for each in proposals]
+        every_box = self.box_coder.decode(box_regression, proposals).split(counts)
+        every_score = class_logits.softmax(1).split(counts)
+        found = []
+        for boxes, scores, shape in zip(every_box, every_score, image_shapes, strict=True):
+            rows, labels = (scores[:, 1:] > self.score_thresh).nonzero(as_tuple=True)
+            labels = labels + 1
+            boxes, scores = clip_boxes_to_image(boxes[rows, labels], shape), scores[rows, labels]
+            best = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+            best = best[(boxes[best, 2:] > boxes[best, :2]).all(1)]
+            found.append((boxes[best], scores[best], labels[best]))
+        return tuple(map(list, zip(*found, strict=True)))
 
 
 class _Pool(nn.Module):

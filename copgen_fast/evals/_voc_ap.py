@@ -46,12 +46,14 @@ def voc_ap(truth: Sequence[Truth], found: Sequence[Found]) -> dict[str, float]:
 
     The mean precision at eleven recalls for each IoU of `THRESHOLDS`, where scores are rounded to three decimals and
     boxes to a tenth of a pixel first. IoUs are of VOC's whole pixels: there a box's left and top are one more than
-    here, and right and bottom belong to it.
+    here, and right and bottom belong to it. detectron2 counts a class that does not occur as 0, and orders equal scores
+    at random: here they stay in the order of images and detections.
     """
-    pixel = torch.tensor([1.0, 1, 0, 0], dtype=torch.float64)
+    pixel = torch.tensor([1.0, 1, 0, 0])
     truth = [each._replace(boxes=each.boxes.double() + pixel) for each in truth]
+    # The pixel is added in the boxes' own precision, as it is there: a float32 near a half rounds as detectron2's does.
     found = [
-        Found((each.boxes.double() + pixel).round(decimals=1), each.labels, each.scores.double().round(decimals=3))
+        Found((each.boxes + pixel).double().round(decimals=1), each.labels, each.scores.double().round(decimals=3))
         for each in found
     ]
     by_class = np.array(list(average_precisions(truth, found).values()))

@@ -22,6 +22,8 @@ from copgen_fast.runtime import artifacts
 SETS = ("food101", "cifar10", "cifar100", "sun397", "oxfordiiitpet", "caltech101-background", "flowers102")
 """The paper's, in its order; VISSL's Caltech-101 is the one with a class of background."""
 FOLDER = "transfer"
+CORRUPT_IMAGES = "corrupt_images"
+_KEPT = "results", CORRUPT_IMAGES  # of each set, in its file
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
 
     Returns:
         `transfer_SET_top1` of each set, by `lbfgs` the mean over classes where such tables show that, and
-        `transfer_mean_top1`; nothing for raw pixels.
+        `transfer_mean_top1`; `corrupt_images`, where some of all sets together can't be decoded and were left out.
+        Nothing for raw pixels.
 
     Raises:
         UsageError, NonFiniteError, Interrupted: as the protocol.
@@ -91,7 +94,7 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
         "precision": run.config.probe.precision,
     }
     found = artifacts.read_record(path) if path.exists() else {}
-    known = found["results"] if found.get("settings") == settings else {}
+    known, corrupt = (found.get(part, {}) if found.get("settings") == settings else {} for part in _KEPT)
     of_data = dict(frozen.correct)  # which images of --data were right: protocols note theirs under the same names
     for name in config.sets:
         if name not in known:
@@ -99,14 +102,15 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
             numbers = evals.evaluate(config.protocol, encoder, on)
             per_class = config.protocol == "lbfgs" and rules(name).metric == "mean_per_class"
             known[name] = numbers[f"{config.protocol}_top1{'_per_class' if per_class else ''}"]
-            artifacts.write_record(path, {"settings": settings, "results": known})
+            corrupt[name] = evals.left_out(on)
+            artifacts.write_record(path, {"settings": settings} | dict(zip(_KEPT, (known, corrupt), strict=True)))
             frozen.forget()  # features of photographs of several sets needn't lie in memory together
     frozen.correct.clear()
     frozen.correct.update(of_data)
-    values = [known[name] for name in config.sets]
-    return dict(zip(map(number_of, config.sets), values, strict=True)) | {
-        "transfer_mean_top1": sum(values) / len(values)
-    }
+    values, left_out = [known[name] for name in config.sets], sum(corrupt.get(name, 0) for name in config.sets)
+    numbers = dict(zip(map(number_of, config.sets), values, strict=True))
+    numbers["transfer_mean_top1"] = sum(values) / len(values)
+    return numbers | ({CORRUPT_IMAGES: left_out} if left_out else {})
 
 
 def _on(name: str, config: Config, run_config: RunConfig) -> RunConfig:

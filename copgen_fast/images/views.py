@@ -43,10 +43,9 @@ class Centre:
 
     def corner(self, shape: tuple[int, int]) -> tuple[int, int] | None:
         """Top and left of the part that is taken of an image [H, W] as it is; None: it is resized first."""
-        height, width = shape
         if min(shape) != (self.shorter or self.size) or max(shape) > _LONGEST * min(shape):
             return None
-        return (height - self.size) // 2, (width - self.size) // 2
+        return _corner(shape, self.size)
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,8 @@ class Whole:
     def __call__(self, pixels: np.ndarray, index: int = 0) -> Tensor:
         # Channels last as PyTorch knows them: what is stored has channels last, too, so that nothing is copied.
         image = _without_ends(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2))
-        height, width = image.shape[2:]
-        scale = min(1, self.size / min(height, width))
-        return _resize(image, (round(height * scale), round(width * scale)), self.mode)[0]
+        shape = tuple(image.shape[2:])
+        return _resize(image, _resized(shape, min(self.size, *shape)), self.mode)[0]
 
 
 @dataclass(frozen=True)
@@ -144,16 +142,24 @@ def resize_and_crop(images: Tensor, size: int, shorter: int | None = None, mode:
         shorter: what the shorter side is resized to, `size` or more; None: to `size`.
     """
     images = _without_ends(images)
-    height, width = images.shape[2:]
-    scale = (shorter or size) / min(height, width)
-    shape = (round(height * scale), round(width * scale))
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    if shape == (height, width):
+    shape = _resized(tuple(images.shape[2:]), shorter or size)
+    top, left = _corner(shape, size)
+    if shape == tuple(images.shape[2:]):
         return images[:, :, top : top + size, left : left + size].expand(-1, 3, -1, -1).contiguous()
     resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for block, out in zip(images.split(1024), resized.split(1024), strict=True):  # bounds temporary memory
         out.copy_(_resize(block, shape, mode)[:, :, top : top + size, left : left + size])
     return resized
+
+
+def _resized(shape: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Height and width once the shorter side is `shorter`; the longer one is rounded down, as torchvision does."""
+    return tuple(shorter * side // min(shape) for side in shape)
+
+
+def _corner(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """Top and left of the centre, a half rounded to the even side, as torchvision's CenterCrop does."""
+    return tuple(round((side - size) / 2) for side in shape)
 
 
 def _without_ends(images: Tensor) -> Tensor:

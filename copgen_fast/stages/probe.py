@@ -57,7 +57,8 @@ def measure(encoder: nn.Module, run: evals.EvalRun, title: str, ranks: Ranks = A
             if ranks.first or evals.is_shared(name):
                 results |= evals.evaluate(name, encoder, run)
             bar.update(1)
-    if count := evals.left_out(run):
+    # Those of --data, and of evaluations that read other images and tell how many of them they left out.
+    if count := evals.left_out(run) + results.get("corrupt_images", 0):
         results["corrupt_images"] = count
     return results | {"seconds": time.perf_counter() - started}
 

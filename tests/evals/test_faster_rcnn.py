@@ -60,7 +60,7 @@ def box_of(deltas, reference, size):
 
 def literal_losses(model, images, targets):
     """All anchors and proposals are few enough to be taken: the losses without any draw, image by image."""
-    padded = torch.zeros(2, 3, 80, 80, dtype=torch.float64)
+    padded = torch.zeros(2, 3, 72, 80, dtype=torch.float64)  # the largest sides, which 16 does not divide
     for row, image in zip(padded, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = (image.double() / 255 - 0.5) / 0.5
     features = model.backbone(padded)
@@ -95,7 +95,7 @@ def literal_losses(model, images, targets):
                 box_loss = box_loss + (shift - wanted).abs().sum()
             candidates.append((logit.item(), box_of(shift.tolist(), anchor, images[n].shape[1:])))
         candidates = sorted(candidates, key=lambda each: -each[0])[: 6 * 30]
-        candidates = [each for each in candidates if min(each[1][2] - each[1][0], each[1][3] - each[1][1]) >= 1e-3]
+        candidates = [each for each in candidates if min(each[1][2] - each[1][0], each[1][3] - each[1][1]) > 0]
         scores, boxes = (torch.tensor(part, dtype=torch.float64) for part in zip(*candidates, strict=True))
         proposals.append(torch.cat([boxes[nms(boxes, scores, 0.7)[:30]], target["boxes"].double()]))
     losses = {"loss_objectness": score_loss / 512, "loss_rpn_box_reg": box_loss / 512}
@@ -158,17 +158,36 @@ def test_numbers_of_the_published_detector():
 
 
 @pytest.mark.parametrize(("stem", "stride"), [("imagenet", 16), ("half", 8), ("cifar", 4)])
-def test_images_are_padded_to_the_stride(stem, stride):
+def test_images_are_padded_to_the_largest_and_anchors_are_a_stride_apart(stem, stride):
     model, seen = detector(encoder=tiny_encoder(stem=stem)).eval(), []
     model.backbone.register_forward_hook(lambda module, inputs, output: seen.append((*inputs, output)))
+    model.rpn.anchor_generator.register_forward_hook(lambda module, inputs, output: seen.append(output))
     images, *_ = batch()
     model(images, sides=(0, 90))
-    ((padded, features),) = seen
-    height, width = padded.shape[2:]
-    assert (height, width) == (-(-72 // stride) * stride, -(-90 // stride) * stride)
+    (padded, features), anchors = seen
+    assert padded.shape[2:] == (72, 90), "which the stride does not divide"
     assert padded[0, :, 64:].abs().max() == 0 and padded[1, :, :, 64:].abs().max() == 0
     assert padded[0, 0, 3, 5].item() == pytest.approx(2 * images[0][0, 3, 5].item() / 255 - 1)
-    assert model.stride == stride and features.shape[2:] == (height // stride, width // stride)
+    height, width = -(-72 // stride), -(-90 // stride)
+    assert model.stride == stride and features.shape[2:] == (height, width)
+    assert len(anchors) == 2 and anchors[0].equal(anchors[1])
+    centres = (anchors[0][:, :2] + anchors[0][:, 2:]).view(height, width, -1, 2) / 2
+    down, right = torch.meshgrid(stride * torch.arange(height), stride * torch.arange(width), indexing="ij")
+    expected = torch.stack([right, down], 2)[:, :, None].expand_as(centres)
+    torch.testing.assert_close(centres, expected.to(centres.dtype), rtol=0, atol=1e-4)
+
+
+def test_small_boxes_are_kept_and_those_without_area_left_out_last():
+    model = detector(Shape(anchors=ANCHORS, proposals=30, score=0.05, detections=3)).eval()
+    small = torch.tensor([[5.0, 5, 5.001, 5.0005], [9, 9, 9, 30], [20, 20, 40, 40]])
+    logits = torch.full((1, len(small)), 3.0)
+    kept, _ = model.rpn.filter_proposals(small[None], logits, [(64, 64)], [len(small)])
+    assert kept[0].equal(small[[0, 2]])
+    scores = torch.tensor([[0, 9.0, 0, 0], [0, 8, 0, 0], [0, 7, 0, 0], [0, 6, 0, 0]])
+    proposals = torch.cat([small, torch.tensor([[44.0, 44, 60, 60]])])
+    boxes, _, labels = model.roi_heads.postprocess_detections(scores, torch.zeros(4, 16), [proposals], [(64, 64)])
+    torch.testing.assert_close(boxes[0], small[[0, 2]])
+    assert labels[0].tolist() == [1, 1], "the box without area was one of the three best"
 
 
 def test_what_is_drawn_depends_on_an_images_key_alone():

@@ -11,6 +11,7 @@ from copgen_fast.encoders import Encoder
 from copgen_fast.errors import UsageError
 from copgen_fast.evals import transfer
 from copgen_fast.runtime.interrupts import Interrupted
+from copgen_fast.stages import probe
 from tests.helpers import transfer_layouts
 from tests.helpers.eval_runs import measure, run_on
 
@@ -66,6 +67,15 @@ def test_a_stopped_run_goes_on_with_the_next_set(root, encoder, tmp_path, monkey
     encoder.conv1.stride = (2, 2)
     transfer.evaluate(encoder, config, other)
     assert seen[5:] == ["cifar10", "flowers102"], "nor those of a network of other strides"
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_images_left_out_of_any_set_are_counted_in_the_results(root, encoder, tmp_path):
+    for path in sorted((root / "flowers-102" / "jpg").glob("*.jpg"))[:2]:
+        path.write_bytes(b"damaged")
+    run = run_on(DataConfig("cifar10", str(root), 8, "skip"), tmp_path, "transfer", *WORDS)
+    for _ in range(2):  # the second time from the file that keeps them set by set
+        assert probe.measure(encoder, run, "evaluate")["corrupt_images"] == 2
 
 
 def test_sets_that_are_missing_are_all_named_before_anything_runs(root, tmp_path):

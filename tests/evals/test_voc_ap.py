@@ -142,6 +142,14 @@ def test_whole_pixels_and_rounding():
     assert voc_ap(truth, [found_of([[0, 0, 10, 5.06]], [0.9])])["ap50"] == pytest.approx(1)
 
 
+def test_float32_boxes_round_as_float32():
+    # In float32, 0.05 is a little over it and 1.05 a little below: the top is at 1.0, and 9.6 of 19.1 pixels overlap.
+    truth = [truth_of([[0, 0, 10, 19.1]])]
+    seen = found_of([[0, 0.05, 10, 9.6]], [0.9])
+    for boxes, hit in ((seen.boxes.float(), True), (seen.boxes.float().double(), False)):
+        assert (voc_ap(truth, [seen._replace(boxes=boxes)])["ap50"] > 0) == hit
+
+
 def test_nothing_found_is_zero_and_classes_without_boxes_do_not_count():
     truth = [truth_of([[0, 0, 10, 10]], [2]), truth_of([])]
     empty = [found_of([], []), found_of([], [])]

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision import transforms
 
-from copgen_fast.images.views import Centre, RandomCrop, Squash
+from copgen_fast.images.views import Centre, RandomCrop, Squash, Whole
 
 
 def photograph(height, width, seed=0):
@@ -27,11 +28,21 @@ def near(a, b):
     return (a.int() - b.int()).abs().max() <= 1
 
 
-def test_the_centre_is_that_of_resize_and_centre_crop_of_pillow():
-    pixels = photograph(90, 120)
-    resized = pillow(pixels, (round(120 * 32 / 90), 32))
-    left = (resized.shape[2] - 28) // 2
-    assert near(Centre(28, 32, "bilinear")(pixels), resized[:, 2:30, left : left + 28])
+@pytest.mark.parametrize("shape", [(90, 120), (90, 121), (123, 90), (91, 124), (100, 100), (77, 300), (41, 37)])
+@pytest.mark.parametrize(("size", "shorter"), [(28, 32), (27, 32), (32, 32)])
+def test_the_centre_is_that_of_torchvisions_resize_and_centre_crop(shape, size, shorter):
+    pixels = photograph(*shape)
+    theirs = transforms.CenterCrop(size)(transforms.Resize(shorter)(Image.fromarray(pixels)))
+    assert near(Centre(size, shorter, "bilinear")(pixels), torch.from_numpy(np.array(theirs)).movedim(2, 0))
+
+
+def test_the_centre_of_a_whole_image_that_was_resized_before_is_the_same():
+    for shape in [(90, 121), (123, 90), (91, 124)]:
+        pixels = photograph(*shape)
+        stored = Whole(32)(pixels).permute(1, 2, 0).numpy()
+        top, left = Centre(32).corner(stored.shape[:2])
+        assert Centre(32)(stored).equal(Centre(32)(pixels))
+        assert Centre(32)(stored).equal(torch.from_numpy(stored[top : top + 32, left : left + 32]).movedim(2, 0))
 
 
 def test_squash_takes_the_whole_image():
