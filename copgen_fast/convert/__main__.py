@@ -54,8 +54,9 @@ class EncoderJob:
 
     copgen: RUN/pretrain/SOURCE/METHOD/encoder.safetensors. copgen-model: with the projection head, as in
     RUN/pretrain/SOURCE/METHOD/checkpoint.pt. supcon: the reference's SupConResNet, {"model": ...}. torchvision:
-    resnet18 or resnet50 without fc. sequential: its layers numbered, as in lightly's backbones. vissl:
-    classy_state_dict with a trunk. detectron2: {"model": ..., "matching_heuristics"}.
+    resnet18 or resnet50 without fc. shortcut: the same but for that word, as in SupContrast and pytorch-cifar.
+    sequential: its layers numbered, as in lightly's backbones. vissl: classy_state_dict with a trunk. detectron2:
+    {"model": ..., "matching_heuristics"}.
 
     IN may have them in any dictionary and under any prefix, as MoCo, SimSiam, lightly, solo-learn, DataParallel and
     torch.compile do; what lies beside the encoder is left out and listed.

@@ -1,4 +1,8 @@
-"""Parameter names of encoders in torchvision, lightly, SupContrast, VISSL and detectron2, and their conversion."""
+"""Parameter names of encoders in torchvision, lightly, SupContrast, VISSL and detectron2, and their conversion.
+
+`supcon` are those of GenRep's and COP-Gen's code, which has a `stem`; `shortcut` those of SupContrast itself and of the
+CIFAR ResNets that it follows (pytorch-cifar).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from copgen_fast.encoders import ContrastiveModel, Encoder
 from copgen_fast.errors import UsageError
 from copgen_fast.runtime import weights
 
-Spelling = Literal["copgen", "copgen-model", "supcon", "torchvision", "sequential", "vissl", "detectron2"]
+Spelling = Literal["copgen", "copgen-model", "supcon", "shortcut", "torchvision", "sequential", "vissl", "detectron2"]
 SPELLINGS: tuple[Spelling, ...] = get_args(Spelling)
 
 # torchvision's name -> theirs, by regular expressions that are applied in order.
@@ -25,6 +29,7 @@ _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "torchvision": (),
     "copgen-model": ((r"^", "encoder."),),
     "supcon": ((r"^conv1\.", "stem.0."), (r"^bn1\.", "stem.1."), (r"\.downsample\.", ".shortcut."), (r"^", "encoder.")),
+    "shortcut": ((r"\.downsample\.", ".shortcut."),),
     "sequential": (
         (r"^conv1\.", "0."),
         (r"^bn1\.", "1."),
@@ -46,18 +51,18 @@ _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 _WITH_HEAD = ("copgen-model", "supcon")
-_LEFT_OUT = {"torchvision": r"fc\.", "vissl": r"heads\.", "detectron2": r"stem\.fc\."}
+_LEFT_OUT = {"torchvision": r"fc\.", "shortcut": r"(fc|linear)\.", "vissl": r"heads\.", "detectron2": r"stem\.fc\."}
 """Names of classifiers, which encoders here do not have: left out."""
 
-_HEADS = re.compile(r"(fc|heads?|classifier|proj\w*|pred\w*|mlp|neck|queue\w*)(\.|$)")
+_HEADS = re.compile(r"(fc|heads?|classifier|proj\w*|pred\w*|mlp|neck|queue\w*|prototypes\w*)(\.|$)")
 """Names of what is trained on top of encoders: left out, where it lies beside their layers."""
 
 WRAPPERS = {*weights.WRAPPERS, "trunk", "base_model"}
 """Parts of a name that come from parallel and wrapping modules."""
 
 _MOMENTUM = re.compile(r"(encoder_k|momentum|target)", re.IGNORECASE)
-_FIRST, _DEEP = "conv1.weight", "layer4.0.conv1.weight"
-"""Two names that every encoder has, by which its prefix is found."""
+_FIRST, _DEEP = "conv1.weight", "layer4.0.downsample.0.weight"
+"""Two names that every encoder has, together another pair in each spelling, by which its prefix is found."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def test_real_networks_go_through_every_spelling_and_back(name):
         "copgen": features,
         "torchvision": features,
         "supcon": supcon_names(features),
+        "shortcut": {key.replace("downsample", "shortcut"): value for key, value in features.items()},
         "sequential": {sequential(key): value for key, value in features.items()},
         "vissl": {f"_feature_blocks.{key}": value for key, value in features.items()},
         "detectron2": detectron2_names(features),
@@ -95,6 +96,33 @@ def test_encoders_of_other_code_are_found_beside_what_trained_them():
     assert equal(read_encoder(wrapped["MoCo"], prefix="module.encoder_k.").encoder, without_fc(other))
     with pytest.raises(UsageError, match="names is in it under net.: its first names"):
         read_encoder(student, prefix="net.")
+
+
+def test_files_as_public_trainers_write_them():
+    """MoCo v3, SupContrast, pytorch-cifar, SwAV and Barlow Twins, with what lies beside the encoder."""
+    state, one = small("resnet50", classifier=False), torch.ones(1)
+    momentum = {name: value + 1 for name, value in state.items()}
+    cifar = changed(conv1__weight=torch.ones(8, 3, 3, 3))
+    shortcut = {name.replace("downsample", "shortcut"): value for name, value in cifar.items()}
+    adam = {"state": {0: {"exp_avg": one}}}
+    head = {"head.0.weight": one, "head.0.bias": one, "head.2.weight": one, "head.2.bias": one}
+    moco = under("module.base_encoder.", state, **{"module.base_encoder.fc.1.running_mean": one})
+    moco |= under("module.momentum_encoder.", momentum, **{"module.predictor.0.weight": one})
+    swav = under("module.", state, **{"module.projection_head.0.weight": one, "module.prototypes.weight": one})
+    swav |= {"module.prototypes.prototypes0.weight": one}
+    twins = under("module.backbone.", state, **{"module.projector.0.weight": one, "module.bn.running_mean": one})
+    files = {
+        "MoCo v3": ({"state_dict": moco, "optimizer": adam, "scaler": {"scale": 65536.0}}, state, "torchvision"),
+        "SupContrast": ({"model": under("encoder.module.", shortcut, **head), "optimizer": adam}, cifar, "shortcut"),
+        "SupContrast, one GPU": ({"model": under("encoder.", shortcut, **head)}, cifar, "shortcut"),
+        "pytorch-cifar": ({"net": under("module.", shortcut, **{"module.linear.weight": one})}, cifar, "shortcut"),
+        "SwAV": (swav, state, "torchvision"),
+        "Barlow Twins": ({"model": twins, "optimizer": adam}, state, "torchvision"),
+    }
+    for name, (content, expected, spelling) in files.items():
+        found = read_encoder(content)
+        assert equal(found.encoder, expected) and found.spelling == spelling, name
+        assert found.config.stem == ("cifar" if expected is cifar else "imagenet")
 
 
 def test_detectron2_names_are_detectron2s():
