@@ -147,14 +147,17 @@ def several_features(
     frozen: FrozenEncoder,
     data: OpenSet,
     policy: AugmentPolicy,
-    keys: Sequence[tuple[seeds.Key, ...]],
+    keys: Sequence[tuple[seeds.Key, ...] | None],
     order: Iterable[Tensor] | None = None,
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
-    """`augmented_features` by each of `keys`, of images that are decoded once; the first one seeds the order."""
-    size, generators = data.config.image_size, [seeds.generator(*key) for key in keys]
+    """`augmented_features` by each of `keys`, of images that are decoded once; the first one seeds the order.
+
+    A key of None, not the first one without an order, takes the centre as it is.
+    """
+    size, generators = data.config.image_size, [None if key is None else seeds.generator(*key) for key in keys]
     cropped = policy.crop_scale is not None
     taken = [
-        RandomCrop(size, key, policy.crop_scale, policy.crop_ratio, policy.flip) if cropped else centre(size)
+        RandomCrop(size, key, policy.crop_scale, policy.crop_ratio, policy.flip) if cropped and key else centre(size)
         for key in keys
     ]
     rest = dataclasses.replace(policy, crop_scale=None, flip=0.0 if cropped else policy.flip)
@@ -166,6 +169,6 @@ def several_features(
         features = []
         for images, generator in zip(batch.images.split(3, 1), generators, strict=True):
             images = devices.send(images.contiguous(), frozen.device)
-            views = frozen.normalize(images) if plain else random_views(images, rest, generator)
+            views = frozen.normalize(images) if plain or not generator else random_views(images, rest, generator)
             features.append(frozen.encode(views))
         yield features, devices.send(batch.labels, frozen.device), batch.indices

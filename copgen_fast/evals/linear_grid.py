@@ -1,4 +1,4 @@
-"""Linear probes side by side on cached features of augmented crops: a grid of learning rates and weight decays."""
+"""Linear probes side by side on cached features of a few views: a grid of learning rates and weight decays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Config:
     """Options of the grid of linear probes."""
 
     passes: Count = 4
-    """Augmented views of every training image that are encoded, once for all heads and epochs."""
+    """Views of every training image that are encoded, once for all heads and epochs: its centre and augmented ones."""
     epochs: Count = 30
     """Passes over the training images by the heads; each image comes with its views in turn."""
     lrs: tuple[LearningRate, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -57,11 +57,10 @@ class Config:
 
 
 class Cache(NamedTuple):
-    """Features float16 [K, N, D] of K views of N training images, their labels [N], and which images these are [N]."""
+    """Features float16 [K, N, D] of K views of N training images, the first their centres, and their labels [N]."""
 
     features: Tensor
     labels: Tensor
-    indices: Tensor
 
 
 class Heads(NamedTuple):
@@ -86,7 +85,7 @@ class Heads(NamedTuple):
 
 
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
-    """Encode `config.passes` augmented views of each training image, train all heads on them at once, choose.
+    """Encode `config.passes` views of each training image, train all heads on them at once, choose.
 
     A head is chosen by its accuracy on the centres of a held-out part of the training images, trained once more on
     all of them, and scored on the test images, which nothing else looks at.
@@ -107,7 +106,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     fitted[held_out] = False
     grid = [(lr, decay) for lr in config.lrs for decay in config.weight_decays]
     heads = train(cache, fitted.nonzero().squeeze(1), grid, config, run)
-    found = _accuracies_of_heads(frozen, data, heads, cache, held_out)
+    found = _accuracies_of_heads(heads, cache, held_out)
     if found.max() < 0:
         raise NonFiniteError(f"{_NAME}: the logits of every head are NaN or infinite: see {_NAME}.lrs")
     best = int(found.argmax())
@@ -122,7 +121,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
 
 
 def encode(frozen: FrozenEncoder, data: OpenSet, config: Config, seed: int) -> Cache:
-    """Features of `config.passes` augmented views of every training image that can be decoded.
+    """Features of every training image that can be decoded: of its centre, as test images are seen, then of crops.
 
     Raises:
         UsageError: they don't fit into memory, which is known before the first pass; or no image can be decoded.
@@ -135,7 +134,7 @@ def encode(frozen: FrozenEncoder, data: OpenSet, config: Config, seed: int) -> C
     features = torch.empty(shape, dtype=torch.float16, device=_place(shape, frozen.device))
     labels = torch.full((count,), -1)
     with progress(config.passes * count, _NAME, "images") as bar:
-        keys = [(seed, _NAME, number) for number in range(config.passes)]
+        keys = [None, *((seed, _NAME, number) for number in range(1, config.passes))]
         for views, y, indices in several_features(frozen, data, policy, keys, in_order(count, frozen.batch)):
             for of_pass, x in zip(features, views, strict=True):
                 of_pass[indices.to(features.device)] = x.to(features.device).half()
@@ -151,7 +150,7 @@ def encode(frozen: FrozenEncoder, data: OpenSet, config: Config, seed: int) -> C
         features, labels = features[:, : len(indices)], labels[indices]
     if not all(part.isfinite().all() for view in features for part in view.split(65536)):
         raise NonFiniteError(f"{_NAME}: features that are NaN, infinite or beyond half precision (65504)")
-    return Cache(features, labels, indices)
+    return Cache(features, labels)
 
 
 def _place(shape: tuple[int, int, int], device: torch.device) -> torch.device:
@@ -229,13 +228,11 @@ def standardisation(features: Tensor, device: torch.device) -> tuple[Tensor, Ten
     return mean.float(), torch.where(varies, 1 / std, 0.0).float()
 
 
-def _accuracies_of_heads(frozen: FrozenEncoder, data: OpenSet, heads: Heads, cache: Cache, rows: Tensor) -> Tensor:
+def _accuracies_of_heads(heads: Heads, cache: Cache, rows: Tensor) -> Tensor:
     """Each head's accuracy on the centres of some training images; -1 where its logits are not finite."""
-    order, view = cache.indices[rows].split(frozen.batch), centre(data.config.image_size)
-    right, count, finite = torch.zeros(heads.bias.shape[0]), 0, torch.ones(heads.bias.shape[0], dtype=torch.bool)
-    for batch in data.stream("train", view, order):
-        scores = heads.scores(frozen.encode(frozen.normalize(batch.images))).cpu()
-        right += (scores.argmax(2) == batch.labels[:, None]).sum(0)
+    right, finite = torch.zeros(heads.bias.shape[0]), torch.ones(heads.bias.shape[0], dtype=torch.bool)
+    for part in rows.split(4096):
+        scores = heads.scores(cache.features[0, part.to(cache.features.device)]).cpu()
+        right += (scores.argmax(2) == cache.labels[part, None]).sum(0)
         finite &= scores.isfinite().all(2).all(0)
-        count += len(batch.labels)
-    return torch.where(finite, right / count, -1.0)
+    return torch.where(finite, right / len(rows), -1.0)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from copgen_fast import evals
 from copgen_fast.config import DataConfig, ProbeConfig, RunConfig
 from copgen_fast.errors import NonFiniteError, UsageError
-from copgen_fast.evals import evaluate, linear_grid
+from copgen_fast.evals import evaluate, linear_augmented, linear_grid
 from copgen_fast.evals.linear_grid import Cache, Config, standardisation, train
 from copgen_fast.runtime import interrupts, seeds
 from copgen_fast.stages import Run
@@ -29,7 +30,7 @@ def test_heads_trained_at_once_equal_heads_trained_alone():
     features, labels = torch.randn(3, 50, 6).half(), torch.arange(50) % 4
     grid, config = [(0.5, 0.0), (2.0, 0.01), (0.1, 0.1)], Config(epochs=4, batch=16)
     rows = torch.arange(0, 50, 2)
-    heads = train(Cache(features, labels, torch.arange(50)), rows, grid, config, run_on_digits())
+    heads = train(Cache(features, labels), rows, grid, config, run_on_digits())
     mean, inverse = standardisation(features[0], CPU)
     torch.testing.assert_close(inverse, 1 / features[0].float().std(0, correction=0), rtol=1e-4, atol=0)
     for number, (lr, decay) in enumerate(grid):
@@ -60,6 +61,14 @@ def test_pixels_of_digits_are_read_and_the_memory_is_said(capsys):
     assert found["grid_lr"] in Config().lrs and found["grid_weight_decay"] in Config().weight_decays
     assert "linear-grid: 2 x 1,437 features of 192 numbers in half precision, 0.0011 GB" in capsys.readouterr().out
     assert found == evaluate("linear-grid", nn.Flatten(), run_on_digits())
+
+
+def test_the_first_view_is_the_centre_and_the_others_are_augmented():
+    run = run_on_digits("linear-grid.augmentation=no-color")
+    frozen, data = evals.freeze(nn.Flatten(), run), evals.real_images(run)
+    first, second = linear_grid.encode(frozen, data, Config(passes=2), 0).features
+    assert first.equal(frozen.split_features(data, "train", linear_augmented.centre(8)).features.half())
+    assert not (second == first).all(1).any()
 
 
 def test_test_images_choose_nothing(monkeypatch):
