@@ -128,6 +128,12 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
 CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attribute, CUdeviceptr pointer) {
   return *(CUdeviceptr *)value = pointer, CUDA_SUCCESS;
 }
+
+// Triton asks from 3.9 on.
+CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
+  return *status = CU_STREAM_CAPTURE_STATUS_NONE, CUDA_SUCCESS;
+}
+
 CUresult cuGetErrorString(CUresult error, const char **text) {
   *text = error == CUDA_ERROR_INVALID_CONTEXT ? "another context" : error == CUDA_ERROR_INVALID_VALUE ? "a value beyond a limit" : "error";
   return CUDA_SUCCESS;
