@@ -55,6 +55,5 @@ def resize_all(paths: Sequence[Path], out: Path, side: int) -> None:
     """What one of these processes does."""
     for path in paths:
         image = Image.open(path).convert("RGB")
-        scale = side / min(image.size)
-        size = tuple(round(length * scale) for length in image.size)
+        size = tuple(side * length // min(image.size) for length in image.size)
         image.resize(size, Image.Resampling.BICUBIC).save(out / path.name, quality=95, subsampling=0)
