@@ -150,14 +150,21 @@ def several_features(
     keys: Sequence[tuple[seeds.Key, ...] | None],
     order: Iterable[Tensor] | None = None,
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
-    """`augmented_features` by each of `keys`, of images that are decoded once; the first one seeds the order.
+    """Features of several views of each training image, which is decoded once.
 
-    A key of None, not the first one without an order, takes the centre as it is.
+    Args:
+        keys: of each view: seeds its augmentation; None takes the centre of the image, unchanged.
+        order: as in `augmented_features`; None, which needs the first key, shuffles by that.
+
+    Yields:
+        Features [B, D] of each view and labels [B], on the device, and indices [B] of the images.
     """
     size, generators = data.config.image_size, [None if key is None else seeds.generator(*key) for key in keys]
     cropped = policy.crop_scale is not None
     taken = [
-        RandomCrop(size, key, policy.crop_scale, policy.crop_ratio, policy.flip) if cropped and key else centre(size)
+        centre(size)
+        if key is None or not cropped
+        else RandomCrop(size, key, policy.crop_scale, policy.crop_ratio, policy.flip)
         for key in keys
     ]
     rest = dataclasses.replace(policy, crop_scale=None, flip=0.0 if cropped else policy.flip)
@@ -169,6 +176,7 @@ def several_features(
         features = []
         for images, generator in zip(batch.images.split(3, 1), generators, strict=True):
             images = devices.send(images.contiguous(), frozen.device)
-            views = frozen.normalize(images) if plain or not generator else random_views(images, rest, generator)
+            unchanged = plain or generator is None
+            views = frozen.normalize(images) if unchanged else random_views(images, rest, generator)
             features.append(frozen.encode(views))
         yield features, devices.send(batch.labels, frozen.device), batch.indices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -106,7 +107,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
     fitted[held_out] = False
     grid = [(lr, decay) for lr in config.lrs for decay in config.weight_decays]
     heads = train(cache, fitted.nonzero().squeeze(1), grid, config, run)
-    found = _accuracies_of_heads(heads, cache, held_out)
+    found = _accuracies_of_heads(heads, cache, held_out.split(config.batch))  # as many logits at once as in training
     if found.max() < 0:
         raise NonFiniteError(f"{_NAME}: the logits of every head are NaN or infinite: see {_NAME}.lrs")
     best = int(found.argmax())
@@ -228,11 +229,11 @@ def standardisation(features: Tensor, device: torch.device) -> tuple[Tensor, Ten
     return mean.float(), torch.where(varies, 1 / std, 0.0).float()
 
 
-def _accuracies_of_heads(heads: Heads, cache: Cache, rows: Tensor) -> Tensor:
+def _accuracies_of_heads(heads: Heads, cache: Cache, batches: Sequence[Tensor]) -> Tensor:
     """Each head's accuracy on the centres of some training images; -1 where its logits are not finite."""
     right, finite = torch.zeros(heads.bias.shape[0]), torch.ones(heads.bias.shape[0], dtype=torch.bool)
-    for part in rows.split(4096):
+    for part in batches:
         scores = heads.scores(cache.features[0, part.to(cache.features.device)]).cpu()
         right += (scores.argmax(2) == cache.labels[part, None]).sum(0)
         finite &= scores.isfinite().all(2).all(0)
-    return torch.where(finite, right / len(rows), -1.0)
+    return torch.where(finite, right / sum(map(len, batches)), -1.0)
