@@ -257,9 +257,10 @@ def test_a_consistency_model_draws_colours(tmp_path):
 
 
 def test_a_missing_package_is_named(made, monkeypatch):
+    folder = made("consistency")[0]  # which needs the package
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UsageError, match=r"needs the package diffusers: pip install 'copgen_fast\[diffusers\]'"):
-        generators.build("consistency", made("consistency")[0])
+        generators.build("consistency", folder)
 
 
 @pytest.mark.parametrize("name", ["consistency", "turbo"])
