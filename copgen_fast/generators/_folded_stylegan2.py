@@ -9,14 +9,12 @@ is homogeneous.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from copgen_fast.generators import _convolutions as convolutions
 from copgen_fast.generators import _folding, _strips
@@ -224,7 +222,7 @@ class FoldedMapping(nn.Module):
         return x if self.psi == 1 else self.w_avg.lerp(x, self.psi)
 
 
-class FoldedStyleGAN2(nn.Module):
+class FoldedStyleGAN2(_folding.Rewritten):
     """Latents [N, L] to the images of a `StyleGAN2`, differentiable with respect to them alone."""
 
     def __init__(self, published: nn.Module, rewrites: Rewrites) -> None:
@@ -252,23 +250,12 @@ class FoldedStyleGAN2(nn.Module):
         self.register_buffer("affine_bias", torch.cat([bias for _, bias in affine]))
         self.channels_last = rewrites.channels_last
         self.to(memory_format=self.layout)
-        self.checkpointed = False
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """Memory format of images; no attribute, as pickle's protocol 2 knows none."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def in_precision(self, dtype: torch.dtype) -> FoldedStyleGAN2:
         """Convert the last blocks to `dtype`, those that the release trains in half precision; images keep theirs."""
         for block in self.blocks[max(1, len(self.blocks) - self.half_blocks) :]:
             block.to_half(dtype)
         return self
-
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of latents [N, L] (and labels), as the published form's; autocast changes nothing."""
-        with torch.autocast(z.device.type, enabled=False):
-            return deque(self.steps(z, labels), maxlen=1).pop()[1]
 
     def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
         """The published form's steps, by the same names."""
@@ -293,9 +280,3 @@ class FoldedStyleGAN2(nn.Module):
         weights, biases = self.affine_weight.split(self.sizes), self.affine_bias.split(self.sizes)
         of = [w[:, i] if self.in_w else w for i in self.styled_by]
         return tuple(F.linear(*layer) for layer in zip(of, weights, biases, strict=True))
-
-    def run(self, block: nn.Module, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        """Call a block; with checkpointing its activations are computed again in the backward."""
-        if self.checkpointed and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return block(*inputs)

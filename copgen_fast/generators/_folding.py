@@ -195,7 +195,34 @@ def _aligned(rows: Tensor) -> Tensor:
     return rows if rows.stride(1) % step == 0 and rows.storage_offset() % step == 0 else rows.contiguous()
 
 
-class Folded(nn.Module):
+class Rewritten(nn.Module):
+    """Base class of exact rewrites: `steps` computes the published form's steps, the last one the images."""
+
+    channels_last: bool
+    checkpointed = False
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Memory format of images; no attribute, as pickle's protocol 2 knows none."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images of latents [N, L] (and labels), equal to the published generator's; autocast does not apply."""
+        with torch.autocast(z.device.type, enabled=False):
+            return deque(self.steps(z, labels), maxlen=1).pop()[1]
+
+    def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The published form's steps, by the same names."""
+        raise NotImplementedError
+
+    def run(self, layer: nn.Module, *inputs: Any) -> Any:
+        """Call a layer; with checkpointing its activations are computed again in the backward."""
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return layer(*inputs)
+
+
+class Folded(Rewritten):
     """Latents [N, L] (and labels) to a published generator's images, differentiable with respect to z alone.
 
     Args:
@@ -234,15 +261,9 @@ class Folded(nn.Module):
         self.register_buffer("last_shift", shift.detach())
         self.last = FoldedConv(conv, convolutions.DIRECT, once, conv.bias, self.image_shape[0])
         self.to(memory_format=self.layout)
-        self.checkpointed = False
         for module in self.modules():
             if isinstance(module, FoldedConv):
                 module.lean = rewrites.lean
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """Memory format of images; no attribute, as pickle's protocol 2 knows none."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def condition(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """The vectors [N, K] in which seed and normalisations are linear."""
@@ -257,11 +278,6 @@ class Folded(nn.Module):
         self.layers.to(dtype)
         self.last.to(dtype)
         return self
-
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of latents [N, L] (and labels), as the published form's; autocast changes nothing."""
-        with torch.autocast(z.device.type, enabled=False):
-            return deque(self.steps(z, labels), maxlen=1).pop()[1]
 
     def steps(self, z: Tensor, labels: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
         """The published form's steps, by the same names; the next step may overwrite a value."""
@@ -279,12 +295,6 @@ class Folded(nn.Module):
             yield "images", self.last(x).tanh()
         else:  # images are converted as the bias is added
             yield "images", (self.last(x, False) + self.last.bias.to(z.dtype)[:, None, None]).tanh()
-
-    def run(self, layer: nn.Module, *inputs: Any) -> Tensor:
-        """Call a layer; with checkpointing its activations are computed again in the backward."""
-        if self.checkpointed and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return layer(*inputs)
 
     def normalise(self, condition: Tensor) -> Iterator[Callable[..., Tensor]]:
         """The blocks' conditional normalisations with their ReLUs, in order, for [condition, 1] [N, K + 1]."""
