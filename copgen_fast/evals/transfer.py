@@ -22,8 +22,6 @@ from copgen_fast.runtime import artifacts
 SETS = ("food101", "cifar10", "cifar100", "sun397", "oxfordiiitpet", "caltech101-background", "flowers102")
 """The paper's, in its order; VISSL's Caltech-101 is the one with a class of background."""
 FOLDER = "transfer"
-CORRUPT_IMAGES = "corrupt_images"
-_KEPT = "results", CORRUPT_IMAGES  # of each set, in its file
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,9 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
         "precision": run.config.probe.precision,
     }
     found = artifacts.read_record(path) if path.exists() else {}
-    known, corrupt = (found.get(part, {}) if found.get("settings") == settings else {} for part in _KEPT)
+    if found.get("settings") != settings:
+        found = {}
+    known, corrupt = found.get("results", {}), found.get("corrupt_images", {})
     of_data = dict(frozen.correct)  # which images of --data were right: protocols note theirs under the same names
     for name in config.sets:
         if name not in known:
@@ -103,14 +103,16 @@ def evaluate(encoder: nn.Module, config: Config, run: evals.EvalRun) -> dict[str
             per_class = config.protocol == "lbfgs" and rules(name).metric == "mean_per_class"
             known[name] = numbers[f"{config.protocol}_top1{'_per_class' if per_class else ''}"]
             corrupt[name] = evals.left_out(on)
-            artifacts.write_record(path, {"settings": settings} | dict(zip(_KEPT, (known, corrupt), strict=True)))
+            artifacts.write_record(path, {"settings": settings, "results": known, "corrupt_images": corrupt})
             frozen.forget()  # features of photographs of several sets needn't lie in memory together
     frozen.correct.clear()
     frozen.correct.update(of_data)
-    values, left_out = [known[name] for name in config.sets], sum(corrupt.get(name, 0) for name in config.sets)
+    values = [known[name] for name in config.sets]
     numbers = dict(zip(map(number_of, config.sets), values, strict=True))
     numbers["transfer_mean_top1"] = sum(values) / len(values)
-    return numbers | ({CORRUPT_IMAGES: left_out} if left_out else {})
+    if left_out := sum(corrupt.get(name, 0) for name in config.sets):
+        numbers["corrupt_images"] = left_out
+    return numbers
 
 
 def _on(name: str, config: Config, run_config: RunConfig) -> RunConfig:
