@@ -62,7 +62,7 @@ WRAPPERS = {*weights.WRAPPERS, "trunk", "base_model"}
 
 _MOMENTUM = re.compile(r"(encoder_k|momentum|target)", re.IGNORECASE)
 _FIRST, _DEEP = "conv1.weight", "layer4.0.downsample.0.weight"
-"""Two names that every encoder has, together another pair in each spelling, by which its prefix is found."""
+"""Two weights that every encoder has. No two spellings share both names; they show the prefix of a file's names."""
 
 
 @dataclass(frozen=True)

@@ -211,9 +211,9 @@ def train(
 
 @contextlib.contextmanager
 def _population_statistics(model: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Set batch norm's running statistics to mean and variance of all that it sees while the block lasts, on all ranks.
+    """PreciseBN: batch norm's running mean and variance become those of all its inputs within the `with` block.
 
-    Values of all forwards count alike, as if they were one batch (PreciseBN as fvcore computes it; Wu and Johnson 2021,
+    Inputs of all forwards, on all ranks, count as one batch (as fvcore computes it; Wu and Johnson 2021,
     "Rethinking 'Batch' in BatchNorm", appendix). The mean of the batches' variances would leave out how far the means
     of batches differ. A norm that sees nothing keeps its statistics.
     """

@@ -133,7 +133,7 @@ class FasterRCNN(nn.Module):
         return [Found(each["boxes"], each["labels"] - 1, each["scores"]) for each in found]
 
     def _padded(self, images: Sequence[Tensor], sides: tuple[int, int]) -> ImageList:
-        """Normalised images, to the right and below padded by zeros to common sides."""
+        """A batch of normalised images; smaller ones are padded with zeros on the right and below."""
         sizes = [tuple(image.shape[1:]) for image in images]
         height, width = map(max, zip(*sizes, sides, strict=True))
         batch = torch.zeros(len(images), 3, height, width, dtype=self.mean.dtype, device=self.mean.device)
@@ -155,7 +155,7 @@ def _channels(stage: nn.Sequential) -> int:
 
 
 class _Anchors(AnchorGenerator):
-    """torchvision's anchors of one map, unrounded, their centres `stride` pixels apart.
+    """torchvision's AnchorGenerator for one feature map: anchors are not rounded and exactly `stride` pixels apart.
 
     torchvision divides the image's sides by the map's, which is too few pixels where the last positions reach over the
     image's edge.
@@ -233,7 +233,7 @@ class _RPN(RegionProposalNetwork):
 
 
 class _RoIHeads(RoIHeads):
-    """torchvision's second stage with detectron2's losses: L1 of the own class's box / number of RoIs.
+    """torchvision's RoIHeads with detectron2's losses: L1 on the box of the true class, divided by the number of RoIs.
 
     Detections without area count among the best ones and are left out last.
     """
@@ -264,7 +264,7 @@ class _RoIHeads(RoIHeads):
     def postprocess_detections(
         self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes, scores and labels (1 or more) of the detections in each image, the best ones first."""
+        """Each image's detections after non-maximum suppression, best first: boxes, scores and labels (from 1)."""
         counts = [len(each) for each in proposals]
         every_box = self.box_coder.decode(box_regression, proposals).split(counts)
         every_score = class_logits.softmax(1).split(counts)

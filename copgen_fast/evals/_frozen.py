@@ -181,7 +181,10 @@ def freeze(encoder: Callable[[Tensor], Tensor], run: EvalRun, pairs: Path | None
 
 
 def release(encoder: Callable[[Tensor], Tensor]) -> None:
-    """Drop what is cached of an encoder. The cache alone can keep it in memory: its frozen form may be itself."""
+    """Remove an encoder and its features from the cache, so that their memory is freed.
+
+    The cache has weak keys, but a value can be the encoder itself, which keeps it alive.
+    """
     _frozen.pop(encoder, None)
 
 

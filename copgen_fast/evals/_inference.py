@@ -72,9 +72,10 @@ def _suits(conv: nn.Conv2d) -> bool:
 
 
 class FewerProducts(nn.Module):
-    """A 3 x 3 convolution by `ops.winograd`, of images that fill its tiles.
+    """A 3 x 3 convolution by Winograd's algorithm (`ops.winograd`) where that is faster, else by PyTorch.
 
-    Where gradients are asked or autocast changes the dtype it is PyTorch's own.
+    PyTorch computes it for feature maps that fill too little of the tiles, where gradients are wanted, and where
+    autocast changes the dtype.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -83,7 +84,7 @@ class FewerProducts(nn.Module):
         self.register_buffer("prepared", winograd.prepare(conv.weight))
 
     def forward(self, x: Tensor, added: Tensor | None = None, relu: bool = False) -> Tensor:
-        """The convolution of x, plus what is `added`, and its ReLU."""
+        """conv(x), or conv(x) + added; of that the ReLU with `relu`."""
         wants_gradient = torch.is_grad_enabled() and x.requires_grad
         if wants_gradient or x.dtype != self.prepared.dtype or winograd.fill(*x.shape[2:]) < _LEAST_FILL:
             out = self.conv(x)
@@ -95,7 +96,7 @@ class FewerProducts(nn.Module):
 
 
 class Block(nn.Module):
-    """torchvision's basic block, its norms folded: sums and ReLUs are part of the convolutions that can have them."""
+    """torchvision's BasicBlock without batch norms; the convolutions also add the residual and apply the ReLUs."""
 
     def __init__(self, block: BasicBlock) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Linear probes side by side on cached features of a few views: a grid of learning rates and weight decays."""
+"""Linear probes for a grid of learning rates and weight decays, trained together on cached features of a few views."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Config:
     """Options of the grid of linear probes."""
 
     passes: Count = 4
-    """Views of every training image that are encoded, once for all heads and epochs: its centre and augmented ones."""
+    """Views encoded for each training image: its centre, the others augmented. All heads and epochs share them."""
     epochs: Count = 30
     """Passes over the training images by the heads; each image comes with its views in turn."""
     lrs: tuple[LearningRate, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -58,7 +58,7 @@ class Config:
 
 
 class Cache(NamedTuple):
-    """Features float16 [K, N, D] of K views of N training images, the first their centres, and their labels [N]."""
+    """Cached features, float16 [K, N, D], of K views of N training images (the first is the centre); labels [N]."""
 
     features: Tensor
     labels: Tensor
@@ -86,7 +86,7 @@ class Heads(NamedTuple):
 
 
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
-    """Encode `config.passes` views of each training image, train all heads on them at once, choose.
+    """Linear evaluation over a grid: encode each training image's views once, train all heads on them, choose the best.
 
     A head is chosen by its accuracy on the centres of a held-out part of the training images, trained once more on
     all of them, and scored on the test images, which nothing else looks at.
@@ -122,7 +122,7 @@ def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, floa
 
 
 def encode(frozen: FrozenEncoder, data: OpenSet, config: Config, seed: int) -> Cache:
-    """Features of every training image that can be decoded: of its centre, as test images are seen, then of crops.
+    """Encode `config.passes` views of every training image that can be decoded: its centre, the others augmented.
 
     Raises:
         UsageError: they don't fit into memory, which is known before the first pass; or no image can be decoded.

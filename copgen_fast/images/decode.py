@@ -21,7 +21,7 @@ MAX_PIXELS = 89_478_485
 """The largest image that is decoded, from which on Pillow warns, too; of all threads together as many at a time."""
 # Formats of photographs and data sets; Pillow's other decoders run programs (EPS) or are hardly ever used.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
-_LARGE = 2**24  # bytes of a file
+_LARGE = 2**24  # bytes, from which on a file is not read at once
 _CONVERTED = ("1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 """Modes of 8 bits or fewer a channel, whose conversion to RGB keeps the range; transparency is left out."""
 _ORIENTATION = 0x0112  # EXIF

@@ -46,7 +46,7 @@ def compiled(x: Tensor) -> bool:
 
 
 def fill(height: int, width: int) -> float:
-    """The part of its tiles that an image fills: others' outputs are computed and left out."""
+    """Share of the tiles' outputs that lie within an image of this size; the others are computed and dropped."""
     return height * width / (_tiles(height) * _tiles(width) * SIDE**2)
 
 

@@ -29,8 +29,8 @@ constexpr double kA = 1.4142135623730951, kB = 0.70710678118654752;
 template <typename T>
 using Places = T* [kReach * kReach];
 
-// What is added to outputs, and whether a ReLU follows. `image` is the place of a tile's first output in an image of
-// out's strides; null adds nothing.
+// What is added to outputs, and whether a ReLU follows. `image` points to what is added to a tile's first output, in
+// an image of out's strides; null adds nothing.
 template <typename S>
 struct After {
   const S *bias, *image;
@@ -239,7 +239,8 @@ void values(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t
   });
 }
 
-// Copies the part of a tile that is inside an image, between places with strides of their own.
+// Copies those outputs of a tile that lie inside the image: `high` rows and `right` columns of it are left from the
+// tile's first output on. Source and destination have strides of their own.
 template <typename S>
 void copy_tile(const S* from, int64_t row, int64_t column, S* to, int64_t to_row, int64_t to_column, int64_t high,
                int64_t right, int64_t channels) {

@@ -59,5 +59,5 @@ def add_upsampled(
     x = x if inplace else x.clone(memory_format=layout_of(x))  # its copy's gradient is the result's, as in place
     chosen = backend if dense(x) else "reference"
     differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, small, bias))
-    # Without a graph to keep, as PyTorch's compiler and tracer take no function that changes its input.
+    # torch.compile and torch.jit.trace refuse an autograd function that changes its input; no gradients need none.
     return (InPlace.apply if differentiated else overwrite)(x, small, bias, chosen)

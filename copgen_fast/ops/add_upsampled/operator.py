@@ -83,7 +83,7 @@ register_autograd(fused_add_upsampled, _vjp, _setup)
 
 
 def overwrite(x: Tensor, small: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    """Add to x in place, dense unless by the reference, and return it."""
+    """x += small, upsampled, + bias; returns x, which is dense unless the backend is the reference."""
     if backend == "reference":
         reference.add_upsampled_(x, small, bias)
     else:
