@@ -1,0 +1,35 @@
+// A thread's own matrix product, of blocks that are in its cache.
+//
+// float: oneDNN's microkernel, which is faster at such sizes than the BLAS that PyTorch's operators call; where there
+// is no oneDNN, PyTorch calls the BLAS. A kernel is generated for each combination of sizes, distances of rows and
+// `add`, and kept by each thread: use few.
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/native/CPUBlas.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/from_blob.h>
+
+#include <cstdint>
+
+namespace copgen {
+
+// C = A B, or C += A B if `add`. A [m, k], B [k, n] and C [m, n] lie row by row, rows lda, ldb and ldc values apart;
+// m, n and k are at least 1.
+inline void multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                     float* c, int64_t ldc, bool add) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c);
+}
+
+inline void multiply(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
+                     double* c, int64_t ldc, bool add) {
+  at::AutoDispatchBelowADInplaceOrView no_gradients;
+  const auto matrix = [](const double* x, int64_t rows, int64_t columns, int64_t ld) {
+    return at::from_blob(const_cast<double*>(x), {rows, columns}, {ld, 1}, at::kDouble);
+  };
+  at::Tensor into = matrix(c, m, n, ldc);
+  at::addmm_out(into, into, matrix(a, m, k, lda), matrix(b, k, n, ldb), add, 1);
+}
+
+}  // namespace copgen
