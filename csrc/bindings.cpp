@@ -49,11 +49,9 @@ void cond_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::T
                         bool upsample, at::Tensor grad_x, std::optional<at::Tensor> grad_scale,
                         std::optional<at::Tensor> grad_shift);
 
-void winograd_values(const at::Tensor& x, const std::optional<at::Tensor>& scale, int64_t first, bool inverse,
-                     at::Tensor out);
-
-void winograd_outputs(const at::Tensor& products, const std::optional<at::Tensor>& bias,
-                      const std::optional<at::Tensor>& image, bool relu, bool inverse, at::Tensor out);
+void convolve_tiles(const at::Tensor& x, const at::Tensor& weight, c10::string_view form,
+                    const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& bias,
+                    const std::optional<at::Tensor>& image, bool relu, int64_t first, at::Tensor out);
 
 }  // namespace copgen
 
@@ -87,9 +85,9 @@ TORCH_LIBRARY(copgen_fast_cpp, m) {
   m.def(
       "cond_norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, bool upsample, Tensor(a!) grad_x, "
       "Tensor(b!)? grad_scale, Tensor(c!)? grad_shift) -> ()");
-  m.def("winograd_values(Tensor x, Tensor? scale, int first, bool inverse, Tensor(a!) out) -> ()");
   m.def(
-      "winograd_outputs(Tensor products, Tensor? bias, Tensor? image, bool relu, bool inverse, Tensor(a!) out) -> ()");
+      "convolve_tiles(Tensor x, Tensor weight, str form, Tensor? scale, Tensor? bias, Tensor? image, bool relu, "
+      "int first, Tensor(a!) out) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
@@ -105,15 +103,14 @@ TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
   m.impl("l2_normalize_backward", &copgen::l2_normalize_backward);
   m.impl("cond_norm", &copgen::cond_norm);
   m.impl("cond_norm_backward", &copgen::cond_norm_backward);
-  m.impl("winograd_values", &copgen::winograd_values);
-  m.impl("winograd_outputs", &copgen::winograd_outputs);
+  m.impl("convolve_tiles", &copgen::convolve_tiles);
 }
 
 // Under torch.compile there is nothing to allocate: they fill the last argument.
 TORCH_LIBRARY_IMPL(copgen_fast_cpp, Meta, m) {
-  m.impl("winograd_values", [](const at::Tensor&, const std::optional<at::Tensor>&, int64_t, bool, at::Tensor) {});
-  m.impl("winograd_outputs", [](const at::Tensor&, const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
-                                bool, bool, at::Tensor) {});
+  m.impl("convolve_tiles",
+         [](const at::Tensor&, const at::Tensor&, c10::string_view, const std::optional<at::Tensor>&,
+            const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, bool, int64_t, at::Tensor) {});
 }
 
 PyMODINIT_FUNC PyInit__cpp() {

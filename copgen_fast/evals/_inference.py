@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from copgen_fast.ops import winograd
+from copgen_fast.ops import tiles, winograd
 from copgen_fast.runtime import devices
 
 _FEWEST = 64  # channels in and out from which fewer products pay for the sums around them
@@ -46,7 +46,10 @@ def inference_form(encoder: Callable[[Tensor], Tensor], precision: str = "fp32")
         return encoder
     _for_cpus(encoder)
     if precision == "bf16" and devices.multiplies_bf16(device):
-        return encoder.bfloat16()  # prepared weights, too: rounded once
+        for module in encoder.modules():
+            if isinstance(module, FewerProducts):
+                module.prepared = tiles.pairs(module.prepared)
+        return encoder.bfloat16()
     return encoder
 
 
@@ -68,7 +71,7 @@ def _for_cpus(encoder: ResNet) -> None:
 def _suits(conv: nn.Conv2d) -> bool:
     of_size = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
     plain = of_size and conv.groups == 1 and conv.padding_mode == "zeros"
-    return plain and min(conv.in_channels, conv.out_channels) >= _FEWEST and winograd.compiled(conv.weight)
+    return plain and min(conv.in_channels, conv.out_channels) >= _FEWEST and tiles.compiled(conv.weight)
 
 
 class FewerProducts(nn.Module):
@@ -86,7 +89,8 @@ class FewerProducts(nn.Module):
     def forward(self, x: Tensor, added: Tensor | None = None, relu: bool = False) -> Tensor:
         """conv(x), or conv(x) + added; of that the ReLU with `relu`."""
         wants_gradient = torch.is_grad_enabled() and x.requires_grad
-        if wants_gradient or x.dtype != self.prepared.dtype or winograd.fill(*x.shape[2:]) < _LEAST_FILL:
+        able = x.dtype == self.prepared.dtype and tiles.compiled(x)
+        if wants_gradient or not able or winograd.fill(*x.shape[2:]) < _LEAST_FILL:
             out = self.conv(x)
             out = out if added is None else out.add_(added)
             return out.relu_() if relu else out

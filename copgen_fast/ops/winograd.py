@@ -6,7 +6,7 @@ With the usual 0, 1, -1, 2, -2 and infinity they are several times a direct conv
 infinity, a = sqrt(2), twice. These are closed under p -> 1/p, which reverses a polynomial: flipped taps have the same
 values at other points, and the gradient takes the same weights.
 
-Where the C++ extension is built, it computes the sums around the products on the CPU.
+Where the C++ extension is built, it computes all of it on CPUs (`ops.tiles`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from copgen_fast.ops.backend import INSTALLED, load
+from copgen_fast.ops import tiles
 from copgen_fast.ops.strips import Finish, divisor, strips
 
 SIDE = 4
 """Outputs of a tile along an axis."""
 
 TILES = 256  # of a strip: products of matrices that large, and few values
-_COMPILED = (torch.float32, torch.float64, torch.bfloat16)
 _A, _B = math.sqrt(2), math.sqrt(0.5)
 _ORDER = (0, 1, 2, 3, 4, 5)
 _REVERSED = (5, 3, 4, 1, 2, 0)  # the points' inverses
@@ -38,97 +37,68 @@ def prepare(weight: Tensor) -> Tensor:
     return found.flatten(0, 1).to(weight.dtype).contiguous()
 
 
-def compiled(x: Tensor) -> bool:
-    """Whether C++ computes the sums for images like x; H and W may then be any."""
-    if "cpp" not in INSTALLED or x.device.type != "cpu" or x.dtype not in _COMPILED:
-        return False
-    return hasattr(load("cpp", "winograd"), "winograd_values")  # an extension built earlier may lack it
-
-
 def fill(height: int, width: int) -> float:
     """Share of the tiles' outputs that lie within an image of this size; the others are computed and dropped."""
     return height * width / (_tiles(height) * _tiles(width) * SIDE**2)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None = None, relu: bool = False) -> Tensor:
-    """Images [N, H, W, C], H and W multiples of 4 or x `compiled`, by a prepared weight.
+    """Images [N, H, W, C] by a prepared weight; H and W are multiples of 4, or any where `tiles.compiled`.
 
     Args:
+        weight: as `prepare` gives it; for bfloat16 that is `tiles.compiled`, in `tiles.pairs`.
         added: what is added to the outputs, of their shape.
         relu: whether a ReLU follows.
     """
-    return _convolve(x, weight, bias, added=added, relu=relu)
+    out = _outputs_like(x, weight.shape[2])
+    if tiles.compiled(x):
+        added = None if added is None else added.contiguous()
+        return tiles.convolve(x, weight, "winograd", out, bias=bias, added=added, relu=relu)
+    if out.numel():
+        _by_torch(x, weight, None, None, _ORDER, out)
+    for term in (bias, added):
+        out = out if term is None else out.add_(term)
+    return out.relu_() if relu else out
 
 
 def styled(x: Tensor, weight: Tensor, styles: Tensor, finish: Finish) -> Tensor:
     """`convolve` of images times styles [N, C]; `finish` follows while values are in the cache."""
-    return _convolve(x, weight, None, styles, finish)
+    out = _outputs_like(x, weight.shape[2])
+    if not out.numel():
+        return out
+    if not tiles.compiled(x):
+        _by_torch(x, weight, styles, finish, _ORDER, out)
+        return out
+    n, height, width = x.shape[:3]
+    wide = _tiles(width)
+    rows = min(_tiles(height), max(1, TILES // wide))
+    images = max(1, TILES // (rows * wide)) if rows == _tiles(height) else 1
+    for image in range(0, n, images):
+        chosen = slice(image, image + images)
+        for first in range(0, height, SIDE * rows):
+            lines = slice(first, first + SIDE * rows)
+            into = out[chosen, lines]
+            tiles.convolve(x[chosen], weight, "winograd", into, first=first, styles=styles[chosen])
+            finish(into, into, chosen, lines)
+    return out
 
 
 def adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient of x: the convolution by flipped taps."""
-    return _convolve(gradient, weight.transpose(1, 2), None, inverse=True)
-
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    styles: Tensor | None = None,
-    finish: Finish | None = None,
-    inverse: bool = False,
-    added: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
-    """`inverse`: the weight's six numbers along an axis are the values at the inverses of the points."""
-    out = x.new_empty(*x.shape[:3], weight.shape[2])
-    if not out.numel():
-        return out
-    if compiled(x):
-        _by_cpp(x, weight, bias, styles, finish, inverse, added, relu, out)
-    else:
-        _by_torch(x, weight, styles, finish, _REVERSED if inverse else _ORDER, out)
-        for term in (bias, added):
-            out = out if term is None else out.add_(term)
-        out = out.relu_() if relu else out
+    out = _outputs_like(gradient, weight.shape[1])
+    weight = weight.transpose(1, 2)
+    if tiles.compiled(gradient):
+        n, height, width, channels = gradient.shape
+        if n * _tiles(height) * _tiles(width) * (channels + weight.shape[2]) > channels * weight.shape[2]:
+            weight = weight.contiguous()  # fewer numbers than there are values, which would be transposed instead
+        return tiles.convolve(gradient, weight, "winograd adjoint", out)
+    if out.numel():
+        _by_torch(gradient, weight, None, None, _REVERSED, out)
     return out
 
 
-def _by_cpp(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    styles: Tensor | None,
-    finish: Finish | None,
-    inverse: bool,
-    added: Tensor | None,
-    relu: bool,
-    out: Tensor,
-) -> None:
-    sums, (n, height, width, channels) = load("cpp", "winograd"), x.shape
-    x = x if x.stride(3) == 1 else x.contiguous()
-    added = None if added is None else added.contiguous()
-    high, wide = _tiles(height), _tiles(width)
-    rows = min(high, max(1, TILES // wide))
-    images = min(n, max(1, TILES // (rows * wide))) if rows == high else 1
-    most = images * rows * wide
-    # A tile's 36 values would else be a power of two apart, at one place of a cache.
-    spare = int(most >= TILES)
-    values, products = (x.new_empty(36, most + spare, k) for k in (channels, weight.shape[2]))
-    values[:, most:].zero_()
-    for image in range(0, n, images):
-        chosen = slice(image, min(image + images, n))
-        for first in range(0, high, rows):
-            lines = slice(SIDE * first, min(SIDE * (first + rows), height))
-            tiles = (chosen.stop - image) * min(rows, high - first) * wide
-            of_styles = None if styles is None else styles[chosen].contiguous()
-            sums.winograd_values(x[chosen], of_styles, lines.start, inverse, values[:, :tiles])
-            multiplied = slice(None) if tiles == most else slice(tiles)
-            torch.bmm(values[:, multiplied], weight, out=products[:, multiplied])
-            strip = None if added is None else added[chosen, lines]
-            sums.winograd_outputs(products[:, :tiles], bias, strip, relu, inverse, out[chosen, lines])
-            if finish is not None:
-                finish(out[chosen, lines], out[chosen, lines], chosen, lines)
+def _outputs_like(x: Tensor, channels: int) -> Tensor:
+    return x.new_empty(*x.shape[:3], channels)
 
 
 def _tiles(side: int) -> int:

@@ -55,7 +55,7 @@ def test_fewer_products_are_taken_where_images_fill_the_tiles(monkeypatch, side,
     encoder, images = trained(width=32).eval(), torch.randn(2, 3, side, side)
     with torch.no_grad():
         torch.testing.assert_close(inference_form(encoder)(images), encoder(images), rtol=1e-3, atol=1e-4)
-    assert len(calls) == (fewer if _inference.winograd.compiled(images) else 0)
+    assert len(calls) == (fewer if _inference.tiles.compiled(images) else 0)
 
 
 def test_autocast_and_gradients_take_the_convolutions_as_they_were():

@@ -1,0 +1,68 @@
+"""3 x 3 convolutions in tiles by the C++ extension: few matrix products over channels, whose values stay in a cache.
+
+Images are channels last, [N, H, W, C], of any size; weights are constants, prepared once:
+
+- winograd: [36, C, O] by `ops.winograd.prepare`; the outputs have the images' size.
+- differences: [9, C, O], of nearest upsampling by 2 and a convolution; the outputs are twice as wide and high.
+- winograd adjoint, differences adjoint: their gradients, by the weights' transposes [36, O, C] and [9, O, C].
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from copgen_fast.ops.backend import INSTALLED, load
+
+Form = Literal["winograd", "winograd adjoint", "differences", "differences adjoint"]
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether the extension convolves images like x: on a CPU, bfloat16 where oneDNN multiplies it by instructions."""
+    if "cpp" not in INSTALLED or x.device.type != "cpu":
+        return False
+    if not hasattr(load("cpp", "tiles"), "convolve_tiles"):  # an extension built earlier may lack it
+        return False
+    return x.dtype in (torch.float32, torch.float64) or (x.dtype == torch.bfloat16 and _multiplies_bf16())
+
+
+def _multiplies_bf16() -> bool:
+    able = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.enabled and (able.get("avx512_bf16", False) or able.get("amx_bf16", False))
+
+
+def pairs(weight: Tensor) -> Tensor:
+    """A prepared weight [K, C, O] in bfloat16 as its products take it: pairs of input channels, [K, C / 2, O, 2]."""
+    weight = F.pad(weight.bfloat16(), (0, 0, 0, weight.shape[1] % 2))
+    return weight.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    form: Form,
+    out: Tensor,
+    *,
+    first: int = 0,
+    styles: Tensor | None = None,
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Fill `out` [N, H', W', O] with rows of outputs, the first of which is `first`, and return it.
+
+    Args:
+        weight: prepared, for bfloat16 in `pairs`.
+        styles: [N, C], by which images are multiplied.
+        bias: [O].
+        added: what is added to the outputs, of out's strides.
+        relu: whether a ReLU follows.
+    """
+    if out.numel():
+        x = x if x.stride(3) == 1 else x.contiguous()
+        styles = None if styles is None else styles.contiguous()
+        load("cpp", "tiles").convolve_tiles(x, weight, form, styles, bias, added, relu, first, out)
+    return out

@@ -1,0 +1,78 @@
+// How tiles of a 3 x 3 convolution become matrix products over channels, along one axis: `kReach` inputs, the first one
+// before `kStep` times the tile's number, become `kValues` values, one for each product; these become `kSide` outputs.
+// Along both axes a tile takes the square of `kValues` products. `kOrder` says which of a prepared weight's numbers
+// multiplies which value. See copgen_fast/ops/tiles.py, whose weights these are for.
+#pragma once
+
+#include "target_clones.h"
+
+namespace copgen {
+
+// F(4 x 4, 3 x 3) at the points 0, a, -a, 1/a, -1/a and infinity, a = sqrt(2).
+struct Winograd {
+  static constexpr int kReach = 6, kStep = 4, kValues = 6, kSide = 4, kOrder[] = {0, 1, 2, 3, 4, 5};
+  static constexpr double kA = 1.4142135623730951, kB = 0.70710678118654752;
+
+  template <typename T>
+  static COPGEN_INLINE void values(const T (&x)[kReach], T (&out)[kValues]) {
+    const T q = x[3] - T(0.5) * x[1], r = x[4] - T(0.5) * x[2], s = x[3] - T(2) * x[1], t = x[4] - T(2) * x[2];
+    out[0] = x[0] + x[4] - T(2.5) * x[2];
+    out[1] = q + T(kB) * r;
+    out[2] = q - T(kB) * r;
+    out[3] = s + T(kA) * t;
+    out[4] = s - T(kA) * t;
+    out[5] = x[1] + x[5] - T(2.5) * x[3];
+  }
+
+  template <typename T>
+  static COPGEN_INLINE void outputs(const T (&x)[kValues], T (&out)[kSide]) {
+    const T sum = x[1] + x[2], sum_inverse = x[3] + x[4], difference = x[1] - x[2], difference_inverse = x[3] - x[4];
+    out[0] = x[0] + sum - sum_inverse;
+    out[1] = T(kA) * (difference - T(0.5) * difference_inverse);
+    out[2] = T(2) * (sum - T(0.25) * sum_inverse);
+    out[3] = x[5] + T(2 * kA) * (difference - T(0.125) * difference_inverse);
+  }
+};
+
+// The same by flipped taps, whose numbers are those at the inverses of the points.
+struct WinogradAdjoint : Winograd {
+  static constexpr int kOrder[] = {5, 3, 4, 1, 2, 0};
+};
+
+// Nearest upsampling by 2 and a convolution by the taps (u, v, w) with the sum s: the outputs 2i and 2i + 1 are
+// s x_i - u (x_i - x_{i-1}) and s x_i + w (x_{i+1} - x_i).
+struct Differences {
+  static constexpr int kReach = 3, kStep = 1, kValues = 3, kSide = 2, kOrder[] = {0, 1, 2};
+
+  template <typename T>
+  static COPGEN_INLINE void values(const T (&x)[kReach], T (&out)[kValues]) {
+    out[0] = x[1];
+    out[1] = x[1] - x[0];
+    out[2] = x[2] - x[1];
+  }
+
+  template <typename T>
+  static COPGEN_INLINE void outputs(const T (&x)[kValues], T (&out)[kSide]) {
+    out[0] = x[0] + x[1];
+    out[1] = x[0] + x[2];
+  }
+};
+
+// Its gradient with respect to x_i, from the outputs' gradients 2i - 1 to 2i + 2.
+struct DifferencesAdjoint {
+  static constexpr int kReach = 4, kStep = 2, kValues = 3, kSide = 1, kOrder[] = {0, 1, 2};
+
+  template <typename T>
+  static COPGEN_INLINE void values(const T (&x)[kReach], T (&out)[kValues]) {
+    out[0] = x[1] + x[2];
+    out[1] = x[1] - x[3];
+    out[2] = x[0] - x[2];
+  }
+
+  template <typename T>
+  static COPGEN_INLINE void outputs(const T (&x)[kValues], T (&out)[kSide]) {
+    out[0] = x[0] + x[1] + x[2];
+  }
+};
+
+}  // namespace copgen
