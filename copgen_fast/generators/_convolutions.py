@@ -10,8 +10,8 @@ Multiplications per output pixel and pair of channels, of which a direct convolu
 - winograd: 4, by F(2 x 2, 3 x 3) (Lavin and Gray 2016), of an image that is not upsampled.
 - large tiles: 9 / 4, by F(4 x 4, 3 x 3), of an image that is not upsampled, with sides that are multiples of 4.
 
-The last three are matrix products over channels with sums and copies around them, which pay where channels are many.
-Their gradients with respect to the image are written out: as many products, and the same few copies. Weights are
+The last three are matrix products over channels with sums and copies around them, which pay where channels are many;
+in tiles of the C++ extension (`ops.tiles`) from few channels on. Their gradients with respect to the image are written out: as many products, and the same few copies. Weights are
 constants and get none.
 """
 
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from copgen_fast.ops import winograd
+from copgen_fast.ops import tiles, winograd
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,17 @@ def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _for_differences(weight: Tensor) -> Tensor:
     """[in, 9, out]: the products of s, -u or w along both axes; s and s first, then by row, by column, by both."""
+    return _grouped(_for_tiled_differences(weight)).contiguous()
+
+
+def _for_tiled_differences(weight: Tensor) -> Tensor:
+    """[9, in, out]: the products of s, -u or w by row and column."""
     of_taps = weight.new_tensor([[1, 1, 1], [-1, 0, 0], [0, 0, 1]])
-    products = torch.einsum("ak,bl,oikl->iabo", of_taps, of_taps, weight).flatten(1, 2)
-    return products[:, [0, 3, 6, 1, 2, 4, 5, 7, 8]].contiguous()
+    return torch.einsum("ak,bl,oikl->abio", of_taps, of_taps, weight).flatten(0, 1).contiguous()
+
+
+def _grouped(weight: Tensor) -> Tensor:
+    return weight[[0, 3, 6, 1, 2, 4, 5, 7, 8]].transpose(0, 1)
 
 
 def _differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -131,6 +139,22 @@ def _differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
     found -= products(by_column, 3, 5).diff(dim=2)
     found += products(by_both, 5, 9).diff(dim=1).diff(dim=2)
     return found
+
+
+def _tiled_differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not tiles.compiled(x):
+        return _differences(x, _grouped(weight), bias)
+    n, height, width, _ = x.shape
+    out = x.new_empty(n, 2 * height, 2 * width, weight.shape[2])
+    return tiles.convolve(x, weight, "differences", out, bias=bias)
+
+
+def _tiled_differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
+    if not tiles.compiled(gradient):
+        return _differences_adjoint(gradient, _grouped(weight))
+    n, height, width, _ = gradient.shape
+    out = gradient.new_empty(n, height // 2, width // 2, weight.shape[1])
+    return tiles.convolve_transposed(gradient, weight, "differences adjoint", out)
 
 
 def _for_winograd(weight: Tensor) -> Tensor:
@@ -232,6 +256,7 @@ TRANSPOSED = Method(
     _for_transposed, _transposed, lambda gradient, weight: F.conv2d(gradient, weight, stride=2, padding=1)
 )
 DIFFERENCES = Method(_for_differences, _by_constant(_differences, _differences_adjoint))
+TILED_DIFFERENCES = Method(_for_tiled_differences, _by_constant(_tiled_differences, _tiled_differences_adjoint))
 POINTWISE = Method(_same, _pointwise, lambda gradient, weight: F.conv_transpose2d(gradient, weight))  # 1 x 1
 # The two halves of a convolution of an image upsampled by a filter of 4 x 4 taps, which smooths what the first half
 # leaves, 2H + 1 pixels wide; and both in one of 6 x 6 taps: one pass, of four times as many products over channels.

@@ -40,7 +40,7 @@ FEW = 24
 """Input channels up to which a filter is merged into the convolution that it follows."""
 
 TILED, TILED_SIDE = 128, 16
-"""Channels and pixels a side from which large tiles are faster than other convolutions."""
+"""Channels and pixels a side from which large tiles by PyTorch's operators are faster than other convolutions."""
 
 
 def activate_(y: Tensor, limit: float | None) -> Tensor:
@@ -148,7 +148,9 @@ class FoldedConv(nn.Module):
 
 def _plain(channels: int, side: int, rewrites: Rewrites) -> Method:
     """The method of a convolution without upsampling."""
-    if rewrites.strips and side >= TILED_SIDE and side % winograd.SIDE == 0 and channels >= TILED:
+    large = rewrites.strips and side >= TILED_SIDE and channels >= TILED
+    tiled = side > winograd.SIDE and _folding.in_tiles(channels, rewrites)
+    if side % winograd.SIDE == 0 and (large or tiled):
         return convolutions.LARGE_TILES
     many = rewrites.winograd and side % 2 == 0 and channels >= _folding.MANY
     return convolutions.WINOGRAD if many else convolutions.DIRECT

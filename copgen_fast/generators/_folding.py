@@ -19,12 +19,13 @@ from copgen_fast.generators._convolutions import Method
 from copgen_fast.generators._interface import copy_attributes, expect_labels
 from copgen_fast.generators._rewrites import Rewrites
 from copgen_fast.generators._spectral import normalised_weight
-from copgen_fast.ops import add_upsampled, cond_norm
+from copgen_fast.ops import add_upsampled, cond_norm, tiles
 from copgen_fast.ops.backend import resolve
 from copgen_fast.ops.checks import expect_finite, expect_tensor
 
-# Channels from which saved multiplications outweigh the copies around them, on a CPU.
-MANY = 384
+# Channels from which saved multiplications outweigh the copies around them, on a CPU: by PyTorch's operators, and in
+# the C++ extension's tiles.
+MANY, TILED = 384, 32
 
 
 class Derived(nn.Module):
@@ -75,12 +76,22 @@ def conv_add_upsampled(conv: FoldedConv, x: Tensor, small: Tensor) -> Tensor:
 
 def three_by_three(channels: int, out: int, upsampled: bool, rewrites: Rewrites) -> Method:
     """The method of a 3 x 3 convolution, plain or after nearest upsampling by 2."""
+    tiled = in_tiles(min(channels, out), rewrites)
     if not upsampled:
+        if rewrites.winograd and tiled:
+            return convolutions.LARGE_TILES
         return convolutions.WINOGRAD if rewrites.winograd and out >= MANY else convolutions.DIRECT
     if not rewrites.upsampling:
         return convolutions.UPSAMPLED_DIRECT
+    if rewrites.differences and tiled:
+        return convolutions.TILED_DIFFERENCES
     many = rewrites.differences and min(channels, out) >= MANY
     return convolutions.DIFFERENCES if many else convolutions.TRANSPOSED
+
+
+def in_tiles(channels: int, rewrites: Rewrites) -> bool:
+    """Whether the C++ extension convolves that many channels, in tiles that stay in a processor's cache."""
+    return rewrites.strips and channels >= TILED and tiles.built()
 
 
 class Normalisation(nn.Module):

@@ -19,8 +19,9 @@ class Rewrites:
             of 36).
         differences: where channels are many, by differences of neighbours (9) instead.
         winograd: 3 x 3 convolutions by F(2 x 2, 3 x 3) (16 products in place of 36) where channels are many.
-        strips: StyleGAN2's large layers in strips of rows, whose intermediate values stay in a processor's cache; with
-            them, 3 x 3 convolutions by F(4 x 4, 3 x 3) (36 products in place of 144), which need float32's digits.
+        strips: layers in parts, whose intermediate values stay in a processor's cache: StyleGAN2's large ones in strips
+            of rows, and in tiles 3 x 3 convolutions by F(4 x 4, 3 x 3) (36 products in place of 144), which need
+            float32's digits, and differences, from fewer channels on.
         attention: PyTorch's fused attention.
         fused_norm: a normalisation's scale, shift and ReLU in one pass over the values, in place without gradients
             (`ops.cond_norm`), and its gradient in one.

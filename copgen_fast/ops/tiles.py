@@ -20,13 +20,15 @@ from copgen_fast.ops.backend import INSTALLED, load
 Form = Literal["winograd", "winograd adjoint", "differences", "differences adjoint"]
 
 
+def built() -> bool:
+    """Whether there is an extension that has them; one that was built earlier may lack them."""
+    return "cpp" in INSTALLED and hasattr(load("cpp", "tiles"), "convolve_tiles")
+
+
 def compiled(x: Tensor) -> bool:
     """Whether the extension convolves images like x: on a CPU, bfloat16 where oneDNN multiplies it by instructions."""
-    if "cpp" not in INSTALLED or x.device.type != "cpu":
-        return False
-    if not hasattr(load("cpp", "tiles"), "convolve_tiles"):  # an extension built earlier may lack it
-        return False
-    return x.dtype in (torch.float32, torch.float64) or (x.dtype == torch.bfloat16 and _multiplies_bf16())
+    able = x.dtype in (torch.float32, torch.float64) or (x.dtype == torch.bfloat16 and _multiplies_bf16())
+    return able and x.device.type == "cpu" and built()
 
 
 def _multiplies_bf16() -> bool:
@@ -66,3 +68,12 @@ def convolve(
         styles = None if styles is None else styles.contiguous()
         load("cpp", "tiles").convolve_tiles(x, weight, form, styles, bias, added, relu, first, out)
     return out
+
+
+def convolve_transposed(gradient: Tensor, weight: Tensor, form: Form, out: Tensor) -> Tensor:
+    """The adjoint `form` of a convolution by a prepared weight [K, C, O]: `out` [N, H', W', C], filled."""
+    _, channels, outputs = weight.shape
+    weight = weight.transpose(1, 2)
+    if out.shape[:3].numel() > channels * outputs:
+        weight = weight.contiguous()  # a copy once, where else values would be transposed more often
+    return convolve(gradient, weight, form, out)

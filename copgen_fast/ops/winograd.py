@@ -86,14 +86,10 @@ def styled(x: Tensor, weight: Tensor, styles: Tensor, finish: Finish) -> Tensor:
 def adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient of x: the convolution by flipped taps."""
     out = _outputs_like(gradient, weight.shape[1])
-    weight = weight.transpose(1, 2)
     if tiles.compiled(gradient):
-        n, height, width, channels = gradient.shape
-        if n * _tiles(height) * _tiles(width) * (channels + weight.shape[2]) > channels * weight.shape[2]:
-            weight = weight.contiguous()  # fewer numbers than there are values, which would be transposed instead
-        return tiles.convolve(gradient, weight, "winograd adjoint", out)
+        return tiles.convolve_transposed(gradient, weight, "winograd adjoint", out)
     if out.numel():
-        _by_torch(gradient, weight, None, None, _REVERSED, out)
+        _by_torch(gradient, weight.transpose(1, 2), None, None, _REVERSED, out)
     return out
 
 

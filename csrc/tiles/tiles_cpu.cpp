@@ -8,7 +8,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -19,6 +18,7 @@
 
 #include "forms.h"
 #include "half.h"
+#include "products.h"
 #include "target_clones.h"
 
 namespace copgen {
@@ -231,59 +231,56 @@ struct Shares {
   }
 };
 
-// Matrices [products, rows, columns] of a thread. These would else lie a power of two apart, at one place of a cache.
+// A thread's matrices [products, rows, columns], which would else lie a power of two apart, at one place of a cache.
+template <typename T>
 struct Matrices {
   int64_t columns, stride;
-  at::Tensor values;
+  at::Tensor memory;
+  T* data;
 
-  Matrices(int64_t products, int64_t rows, int64_t columns, const at::TensorOptions& options)
+  Matrices(int64_t products, int64_t rows, int64_t columns, at::ScalarType dtype)
       : columns(columns),
-        stride(rows * columns + kCacheLine / static_cast<int64_t>(options.dtype().itemsize())),
-        values(at::empty({products * stride}, options)) {}
-
-  at::Tensor first(int64_t products, int64_t rows, int64_t width) const {
-    return values.as_strided({products, rows, width}, {stride, columns, 1});
-  }
+        stride(rows * columns + kCacheLine / static_cast<int64_t>(sizeof(T))),
+        memory(at::empty({products * stride}, dtype)),
+        data(write<T>(memory)) {}
 };
 
-// [rows, columns] to [columns, rows]; `stride` is between rows of the larger matrix that `in` is a part of.
-COPGEN_CLONES_float void transpose(const float* in, int64_t stride, int64_t rows, int64_t columns, float* out,
-                                   int64_t out_stride) {
+// [rows, columns] to [columns, rows].
+template <typename T>
+void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
   for (int64_t c = 0; c < columns; ++c)
-    for (int64_t r = 0; r < rows; ++r) out[c * out_stride + r] = in[r * stride + c];
+    for (int64_t r = 0; r < rows; ++r) out[c * out_stride + r] = in[r * in_stride + c];
 }
 
-// out = in x weight for the first rows of every matrix; columns [from, from + width) of the weight. oneDNN's kernel
-// takes contiguous rows: of bfloat16 weights pairs of rows, and of a transposed weight out^T = weight^T x in^T.
-template <typename S>
-void multiply(const Matrices& in, const at::Tensor& weight, int64_t rows, int64_t from, int64_t width,
-              const Matrices& out) {
-  using at::native::cpublas::brgemm;
-  const int64_t products = weight.size(0), depth = in.columns, next = weight.stride(0);
-  if constexpr (std::is_same_v<S, BFloat16>) {
-    const at::BFloat16 *values = read<at::BFloat16>(in.values), *weights = read<at::BFloat16>(weight) + 2 * from;
-    for (int64_t k = 0; k < products; ++k)
-      brgemm(rows, width, depth, depth, weight.size(2), out.columns, false, values + k * in.stride,
-             weights + k * next, write<float>(out.values) + k * out.stride, true);
-  } else if constexpr (std::is_same_v<S, float>) {
-    const float *values = read<float>(in.values), *weights = read<float>(weight) + from * weight.stride(2);
-    const bool transposed = weight.stride(2) != 1;
-    std::vector<float> turned(transposed ? rows * (depth + width) : 0);
-    for (int64_t k = 0; k < products; ++k) {
-      float *into = write<float>(out.values) + k * out.stride, *result = turned.data() + rows * depth;
-      if (!transposed) {
-        brgemm(rows, width, depth, depth, weight.stride(1), out.columns, false, values + k * in.stride,
-               weights + k * next, into);
-        continue;
-      }
-      transpose(values + k * in.stride, depth, rows, depth, turned.data(), rows);
-      brgemm(width, rows, depth, weight.stride(2), rows, rows, false, weights + k * next, turned.data(), result);
-      transpose(result, rows, width, rows, into, out.columns);
+// out = in x columns [from, from + width) of the weight, for the first `rows` of every matrix. Of a transposed weight,
+// whose rows are not contiguous, out^T = weight^T x in^T.
+template <typename T>
+void multiply_all(const Matrices<T>& in, const at::Tensor& weight, int64_t rows, int64_t from, int64_t width,
+                  const Matrices<T>& out) {
+  const int64_t depth = in.columns;
+  const bool transposed = weight.stride(2) != 1;
+  std::vector<T> turned(transposed ? rows * (depth + width) : 0);
+  for (int64_t k = 0; k < weight.size(0); ++k) {
+    const T *values = in.data + k * in.stride, *matrix = read<T>(weight) + k * weight.stride(0) + from * weight.stride(2);
+    T *into = out.data + k * out.stride, *result = turned.data() + rows * depth;
+    if (!transposed) {
+      multiply(rows, width, depth, values, depth, matrix, weight.stride(1), into, out.columns, false);
+      continue;
     }
-  } else {
-    at::Tensor into = out.first(products, rows, width);
-    at::bmm_out(into, in.first(products, rows, depth), weight.narrow(2, from, width));
+    transpose(values, depth, rows, depth, turned.data(), rows);
+    multiply(width, rows, depth, matrix, weight.stride(2), turned.data(), rows, result, rows, false);
+    transpose(result, rows, width, rows, into, out.columns);
   }
+}
+
+// Of bfloat16 the weight is [products, depth / 2, outputs, 2].
+void multiply_all(const Matrices<BFloat16>& in, const at::Tensor& weight, int64_t rows, int64_t from, int64_t width,
+                  const Matrices<float>& out) {
+  const auto* values = reinterpret_cast<const at::BFloat16*>(in.data);
+  for (int64_t k = 0; k < weight.size(0); ++k)
+    at::native::cpublas::brgemm(rows, width, in.columns, in.columns, weight.size(2), out.columns, false,
+                                values + k * in.stride, read<at::BFloat16>(weight) + k * weight.stride(0) + 2 * from,
+                                out.data + k * out.stride);
 }
 
 // Copies those outputs of a tile that lie inside the image: `high` rows and `right` columns of it are left from the
@@ -342,16 +339,16 @@ void convolve(const at::Tensor& x, const at::Tensor& weight, const std::optional
   const int64_t grain = std::max<int64_t>(1, kGrain / (kCount * shares.count * (channels + shares.width)));
   at::parallel_for(0, shares.blocks * shares.parts, grain, [&](int64_t begin, int64_t end) {
     at::AutoDispatchBelowADInplaceOrView no_gradients;
-    const Matrices values(kCount, shares.count, depth, x.options());
-    const Matrices products(kCount, shares.count, shares.width, x.options().dtype(at::CppTypeToScalarType<T>::value));
-    if (depth > channels) values.values.zero_();
+    const Matrices<S> values(kCount, shares.count, depth, x.scalar_type());
+    const Matrices<T> products(kCount, shares.count, shares.width, at::CppTypeToScalarType<T>::value);
+    if (depth > channels) values.memory.zero_();
     for (int64_t job = begin; job < end; ++job) {
       const int64_t tile = job / shares.parts * shares.count, channel = job % shares.parts * shares.width;
       const int64_t tiles = std::min(shares.count, total - tile), count = std::min(shares.width, outputs - channel);
-      for (int64_t i = 0; i < tiles; ++i) fill(tile + i, write<S>(values.values) + i * depth, values.stride);
-      multiply<S>(values, weight, tiles, channel, count, products);
+      for (int64_t i = 0; i < tiles; ++i) fill(tile + i, values.data + i * depth, values.stride);
+      multiply_all(values, weight, tiles, channel, count, products);
       for (int64_t i = 0; i < tiles; ++i)
-        finish(tile + i, read<T>(products.values) + i * shares.width, products.stride, channel, count);
+        finish(tile + i, products.data + i * shares.width, products.stride, channel, count);
     }
     if (std::is_same_v<S, BFloat16>) at::native::cpublas::brgemm_release();
   });

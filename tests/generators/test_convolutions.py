@@ -16,6 +16,7 @@ METHODS = {
     "large tiles": (convolutions.LARGE_TILES, 1),
     "transposed": (convolutions.TRANSPOSED, 2),
     "differences": (convolutions.DIFFERENCES, 2),
+    "tiled differences": (convolutions.TILED_DIFFERENCES, 2),
 }
 PEERS = {  # of the benchmarks
     "phases": (baselines.PHASES, 2),
@@ -76,7 +77,7 @@ def test_no_images_are_no_images(name):
     assert torch.autograd.grad(found.sum(), x)[0].shape == x.shape
 
 
-@pytest.mark.parametrize("name", ["winograd", "large tiles", "differences"])
+@pytest.mark.parametrize("name", ["winograd", "large tiles", "differences", "tiled differences"])
 def test_autocast_does_not_lower_a_gradients_precision(name):
     method, scale = METHODS[name]
     x, weight = drawn(2, 3, 4, 4).float().requires_grad_(), method.prepare(drawn(2, 3, 3, 3, seed=1).float())
