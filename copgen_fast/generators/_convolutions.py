@@ -5,8 +5,10 @@ Multiplications per output pixel and pair of channels, of which a direct convolu
 
 - transposed: 4. Two of three taps along an axis fall on one pixel of the small image. What is left is a transposed
   4 x 4 convolution with stride 2.
-- differences: 9 / 4. Along an axis, with the taps (u, v, w) and their sum s, the outputs 2i and 2i + 1 are
-  s x_i - u (x_i - x_{i-1}) and s x_i + w (x_{i+1} - x_i): three products for two outputs.
+- differences: 25 / 16. Along an axis, with the taps (u, v, w) and their sum s, the pixels b and c between a and d
+  become the outputs u (a - c) + m - q, m + p, m + q and w (d - b) + m - p, where m = s (b + c) / 2,
+  p = (w - u - v) (c - b) / 2 and q = (v + w - u) (c - b) / 2: five products for four outputs, of even sides. This is
+  F(4, 3) of the upsampled image with -1 among its points, where all values vanish.
 - winograd: 4, by F(2 x 2, 3 x 3) (Lavin and Gray 2016), of an image that is not upsampled.
 - large tiles: 9 / 4, by F(4 x 4, 3 x 3), of an image that is not upsampled, with sides that are multiples of 4.
 
@@ -82,68 +84,57 @@ def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _for_differences(weight: Tensor) -> Tensor:
-    """[in, 9, out]: the products of s, -u or w along both axes; s and s first, then by row, by column, by both."""
-    return _grouped(_for_tiled_differences(weight)).contiguous()
-
-
-def _for_tiled_differences(weight: Tensor) -> Tensor:
-    """[9, in, out]: the products of s, -u or w by row and column."""
-    of_taps = weight.new_tensor([[1, 1, 1], [-1, 0, 0], [0, 0, 1]])
+    """[25, in, out]: the products of u, s / 2, (w - u - v) / 2, (v + w - u) / 2 or w by row and by column."""
+    rows = [[1, 0, 0], [0.5, 0.5, 0.5], [-0.5, -0.5, 0.5], [-0.5, 0.5, 0.5], [0, 0, 1]]
+    of_taps = weight.new_tensor(rows)
     return torch.einsum("ak,bl,oikl->abio", of_taps, of_taps, weight).flatten(0, 1).contiguous()
 
 
-def _grouped(weight: Tensor) -> Tensor:
-    return weight[[0, 3, 6, 1, 2, 4, 5, 7, 8]].transpose(0, 1)
-
-
 def _differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    (n, height, width, channels), outputs = x.shape, weight.shape[2]
-    by_row = F.pad(x, (0, 0, 0, 0, 1, 1)).diff(dim=1)
-    by_column = F.pad(x, (0, 0, 1, 1)).diff(dim=2)
-    by_both = F.pad(by_row, (0, 0, 1, 1)).diff(dim=2)
+    def values(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> list[Tensor]:
+        difference = c - b
+        return [a - c, b + c, difference, difference, d - b]
 
-    def products(values: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
-        found = values.reshape(-1, channels) @ weight[:, first:last].flatten(1)
-        return found.view(*values.shape[:3], last - first, outputs).unbind(3)
+    def outputs(m: Sequence[Tensor]) -> list[Tensor]:
+        return [m[0] + m[1] - m[3], m[1] + m[2], m[1] + m[3], m[4] + m[1] - m[2]]
 
-    (plain,) = products(x, 0, 1)
-    plain = plain if bias is None else plain + bias
-    of_row, of_column, of_both = products(by_row, 1, 3), products(by_column, 3, 5), products(by_both, 5, 9)
-
-    def output(p: int, q: int) -> Tensor:
-        """Rows 2i + p and columns 2j + q."""
-        rows, columns = slice(p, p + height), slice(q, q + width)
-        return plain + of_row[p][:, rows] + of_column[q][:, :, columns] + of_both[2 * p + q][:, rows, columns]
-
-    rows = [torch.stack([output(p, 0), output(p, 1)], 3) for p in (0, 1)]
-    out = x.new_empty(n, 2 * height, 2 * width, outputs)
-    torch.stack(rows, 2, out=out.view(n, height, 2, width, 2, outputs))
-    return out
+    out = _in_parts(x, weight, 2, values, outputs)
+    return out if bias is None else out.add_(bias)
 
 
 def _differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
-    parts = gradient.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-    of = [[parts[:, :, p, :, q] for q in (0, 1)] for p in (0, 1)]
-    rows = [of[p][0] + of[p][1] for p in (0, 1)]
-    columns = [of[0][q] + of[1][q] for q in (0, 1)]
+    def values(*x: Tensor) -> list[Tensor]:
+        return [x[5] - x[1], x[1] + x[2] + x[3] + x[4], x[2] - x[4], x[3] - x[1], x[0] - x[4]]
 
-    def products(values: Tensor, first: int, last: int) -> Tensor:
-        return (values.flatten(0, 2) @ weight[:, first:last].flatten(1).T).unflatten(0, values.shape[:3])
+    def outputs(m: Sequence[Tensor]) -> list[Tensor]:
+        return [m[1] - m[2] - m[3] + m[4], m[0] + m[1] + m[2] + m[3]]
 
-    by_row = torch.cat([F.pad(rows[p], (0, 0, 0, 0, p, 1 - p)) for p in (0, 1)], 3)
-    by_column = torch.cat([F.pad(columns[q], (0, 0, q, 1 - q)) for q in (0, 1)], 3)
-    by_both = torch.cat([F.pad(of[p][q], (0, 0, q, 1 - q, p, 1 - p)) for p in (0, 1) for q in (0, 1)], 3)
-    found = products(rows[0] + rows[1], 0, 1)
-    # The adjoint of differences with zeros beyond the border is the same differences, negated, of what is inside.
-    found -= products(by_row, 1, 3).diff(dim=1)
-    found -= products(by_column, 3, 5).diff(dim=2)
-    found += products(by_both, 5, 9).diff(dim=1).diff(dim=2)
-    return found
+    return _in_parts(gradient, weight.transpose(1, 2), 4, values, outputs)
+
+
+def _in_parts(x: Tensor, weight: Tensor, side: int, values: Callable, outputs: Callable) -> Tensor:
+    """Parts of `side` x `side` pixels and their neighbours to outputs, by products of values with a weight [25, C, O].
+
+    Args:
+        values: side + 2 tensors of neighbours along an axis to five.
+        outputs: five products to the outputs along an axis.
+    """
+    (n, height, width, channels), count = x.shape, weight.shape[2]
+    x = F.pad(x, (0, 0, 1, 1, 1, 1))
+    by_row = torch.stack(values(*(x[:, i : i + height : side] for i in range(side + 2))))
+    by_both = torch.stack(values(*(by_row[..., i : i + width : side, :] for i in range(side + 2))), 1)
+    product = torch.bmm(by_both.view(25, -1, channels), weight).view(*by_both.shape[:-1], count)
+    columns = torch.stack(outputs(product.unbind(1)), 4)
+    rows = outputs(columns.unbind())
+    high, wide, size = height // side, width // side, len(rows)
+    out = x.new_empty(n, size * high, size * wide, count)
+    torch.stack(rows, 2, out=out.view(n, high, size, wide, size, count))
+    return out
 
 
 def _tiled_differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not tiles.compiled(x):
-        return _differences(x, _grouped(weight), bias)
+        return _differences(x, weight, bias)
     n, height, width, _ = x.shape
     out = x.new_empty(n, 2 * height, 2 * width, weight.shape[2])
     return tiles.convolve(x, weight, "differences", out, bias=bias)
@@ -151,7 +142,7 @@ def _tiled_differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 def _tiled_differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
     if not tiles.compiled(gradient):
-        return _differences_adjoint(gradient, _grouped(weight))
+        return _differences_adjoint(gradient, weight)
     n, height, width, _ = gradient.shape
     out = gradient.new_empty(n, height // 2, width // 2, weight.shape[1])
     return tiles.convolve_transposed(gradient, weight, "differences adjoint", out)
@@ -256,7 +247,7 @@ TRANSPOSED = Method(
     _for_transposed, _transposed, lambda gradient, weight: F.conv2d(gradient, weight, stride=2, padding=1)
 )
 DIFFERENCES = Method(_for_differences, _by_constant(_differences, _differences_adjoint))
-TILED_DIFFERENCES = Method(_for_tiled_differences, _by_constant(_tiled_differences, _tiled_differences_adjoint))
+TILED_DIFFERENCES = Method(_for_differences, _by_constant(_tiled_differences, _tiled_differences_adjoint))
 POINTWISE = Method(_same, _pointwise, lambda gradient, weight: F.conv_transpose2d(gradient, weight))  # 1 x 1
 # The two halves of a convolution of an image upsampled by a filter of 4 x 4 taps, which smooths what the first half
 # leaves, 2H + 1 pixels wide; and both in one of 6 x 6 taps: one pass, of four times as many products over channels.

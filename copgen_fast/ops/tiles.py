@@ -3,8 +3,8 @@
 Images are channels last, [N, H, W, C], of any size; weights are constants, prepared once:
 
 - winograd: [36, C, O] by `ops.winograd.prepare`; the outputs have the images' size.
-- differences: [9, C, O], of nearest upsampling by 2 and a convolution; the outputs are twice as wide and high.
-- winograd adjoint, differences adjoint: their gradients, by the weights' transposes [36, O, C] and [9, O, C].
+- differences: [25, C, O], of nearest upsampling by 2 and a convolution; the outputs are twice as wide and high.
+- winograd adjoint, differences adjoint: their gradients, by the weights' transposes [36, O, C] and [25, O, C].
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def convolve(
 def convolve_transposed(gradient: Tensor, weight: Tensor, form: Form, out: Tensor) -> Tensor:
     """The adjoint `form` of a convolution by a prepared weight [K, C, O]: `out` [N, H', W', C], filled."""
     _, channels, outputs = weight.shape
+    count = out.shape[:3].numel() // {"winograd adjoint": 16, "differences adjoint": 4}[form]
     weight = weight.transpose(1, 2)
-    if out.shape[:3].numel() > channels * outputs:
-        weight = weight.contiguous()  # a copy once, where else values would be transposed more often
+    if count * (channels + outputs) > channels * outputs:
+        weight = weight.contiguous()  # fewer numbers to transpose than those of the tiles
     return convolve(gradient, weight, form, out)

@@ -39,39 +39,45 @@ struct WinogradAdjoint : Winograd {
   static constexpr int kOrder[] = {5, 3, 4, 1, 2, 0};
 };
 
-// Nearest upsampling by 2 and a convolution by the taps (u, v, w) with the sum s: the outputs 2i and 2i + 1 are
-// s x_i - u (x_i - x_{i-1}) and s x_i + w (x_{i+1} - x_i).
+// Nearest upsampling by 2 and a convolution by the taps (u, v, w) with the sum s, of two pixels x[1] and x[2] between
+// their neighbours to four outputs. The weight's numbers are u, s / 2, (w - u - v) / 2, (v + w - u) / 2 and w.
 struct Differences {
-  static constexpr int kReach = 3, kStep = 1, kValues = 3, kSide = 2, kOrder[] = {0, 1, 2};
+  static constexpr int kReach = 4, kStep = 2, kValues = 5, kSide = 4, kOrder[] = {0, 1, 2, 3, 4};
 
   template <typename T>
   static COPGEN_INLINE void values(const T (&x)[kReach], T (&out)[kValues]) {
-    out[0] = x[1];
-    out[1] = x[1] - x[0];
-    out[2] = x[2] - x[1];
+    out[0] = x[0] - x[2];
+    out[1] = x[1] + x[2];
+    out[2] = out[3] = x[2] - x[1];
+    out[4] = x[3] - x[1];
   }
 
   template <typename T>
   static COPGEN_INLINE void outputs(const T (&x)[kValues], T (&out)[kSide]) {
-    out[0] = x[0] + x[1];
-    out[1] = x[0] + x[2];
+    out[0] = x[0] + x[1] - x[3];
+    out[1] = x[1] + x[2];
+    out[2] = x[1] + x[3];
+    out[3] = x[4] + x[1] - x[2];
   }
 };
 
-// Its gradient with respect to x_i, from the outputs' gradients 2i - 1 to 2i + 2.
+// Its gradient with respect to the two pixels, from those of their outputs x[1] to x[4] and of these' neighbours.
 struct DifferencesAdjoint {
-  static constexpr int kReach = 4, kStep = 2, kValues = 3, kSide = 1, kOrder[] = {0, 1, 2};
+  static constexpr int kReach = 6, kStep = 4, kValues = 5, kSide = 2, kOrder[] = {0, 1, 2, 3, 4};
 
   template <typename T>
   static COPGEN_INLINE void values(const T (&x)[kReach], T (&out)[kValues]) {
-    out[0] = x[1] + x[2];
-    out[1] = x[1] - x[3];
-    out[2] = x[0] - x[2];
+    out[0] = x[5] - x[1];
+    out[1] = x[1] + x[2] + x[3] + x[4];
+    out[2] = x[2] - x[4];
+    out[3] = x[3] - x[1];
+    out[4] = x[0] - x[4];
   }
 
   template <typename T>
   static COPGEN_INLINE void outputs(const T (&x)[kValues], T (&out)[kSide]) {
-    out[0] = x[0] + x[1] + x[2];
+    out[0] = x[1] - x[2] - x[3] + x[4];
+    out[1] = x[0] + x[1] + x[2] + x[3];
   }
 };
 

@@ -26,6 +26,7 @@ namespace {
 
 constexpr int64_t kLanes = 32;        // channels at once
 constexpr int64_t kProducts = 1152;   // most rows of the matrices of some tiles: 32 tiles of 36
+constexpr int64_t kMany = 1024;       // channels in and out whose weights, read for some tiles at once, fill no cache
 constexpr int64_t kNarrow = 64;       // fewest output channels of a thread, where tiles are fewer than threads
 constexpr int64_t kGrain = 32768;     // fewest values of a thread
 constexpr int64_t kCacheLine = 64;    // bytes
@@ -84,7 +85,7 @@ template <typename F, typename T, typename S>
 COPGEN_INLINE void tile_values(const Places<const S, F::kReach * F::kReach>& in, S* out, int64_t stride,
                                const S* scale, int64_t first, int64_t count) {
   constexpr int kReach = F::kReach, kValues = F::kValues;
-  T rows[kValues][kReach][kLanes], buffers[kReach][kLanes], of_scale[kLanes];
+  T rows[kValues][kReach][kLanes], buffers[std::max(kReach, kValues)][kLanes], of_scale[kLanes];
   const T* factor = load(scale + first, count, of_scale);
   for (int j = 0; j < kReach; ++j) {
     const T* from[kReach];
@@ -302,7 +303,8 @@ void convolve(const at::Tensor& x, const at::Tensor& weight, const std::optional
   const int64_t height = x.size(1), width = x.size(2), channels = x.size(3), outputs = out.size(3);
   const int64_t high = ceil_div(out.size(1), kSide), wide = ceil_div(out.size(2), kSide);
   const int64_t total = out.size(0) * high * wide, down = out.stride(1), along = out.stride(2);
-  const Shares shares(total, kProducts / kCount, outputs);
+  const int64_t most = (channels + outputs < kMany ? 1 : 4) * kProducts / kCount;
+  const Shares shares(total, most, outputs);
   const int64_t depth = std::is_same_v<S, BFloat16> ? 2 * weight.size(1) : channels;
 
   const std::vector<S> zeros(std::max(channels, outputs)), ones(channels, narrow<S>(widen(S{}) + 1));
