@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from bench.areas._profile import OTHER, PHASES
-from bench.limits import ATTENTION_OF_CPU
+from bench.limits import MORE_PRODUCTS
 from copgen_fast.errors import UsageError
 from copgen_fast.ops import backend as backends
 from copgen_fast.ops import checks
@@ -179,7 +179,7 @@ class Counter(TorchDispatchMode):
 
 def products(func: Any, args: tuple, kwargs: dict, result: Any) -> int:
     """Floating-point operations of a matrix product or convolution; 0 of anything else."""
-    count = (flop_registry | ATTENTION_OF_CPU).get(func._overloadpacket)
+    count = (flop_registry | MORE_PRODUCTS).get(func._overloadpacket)
     return 0 if count is None else count(*args, **kwargs, out_val=result)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from bench.harness import Call, Timing
+from copgen_fast.ops import tiles
 
 # Bytes: more than a GPU's caches hold.
 COPIED_BYTES = 512 * 2**20
@@ -26,8 +28,15 @@ ISSUED = 4 * 32
 SQUARE = {"cpu": 2048, "cuda": 8192}
 
 
-# PyTorch's counter misses attention on CPUs.
-_ATTENTION = {
+def _of_tiles(x: torch.Size, weight: torch.Size, form: str, *others: object, out_shape: object) -> int:
+    """Those of `ops.tiles`, which fills its last argument."""
+    n, height, width, outputs = others[-1]
+    side = 2 if form == "differences adjoint" else 4
+    return 2 * weight[0] * n * math.ceil(height / side) * math.ceil(width / side) * x[3] * outputs
+
+
+# PyTorch's counter misses these on CPUs.
+_ON_CPUS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, out_shape, **options: sdpa_flop_count(
         *shapes[:3]
     ),
@@ -35,7 +44,9 @@ _ATTENTION = {
         sdpa_backward_flop_count(*shapes[:4])
     ),
 }
-ATTENTION_OF_CPU = {operator: shape_wrapper(count) for operator, count in _ATTENTION.items()}
+if tiles.built():
+    _ON_CPUS[torch.ops.copgen_fast_cpp.convolve_tiles] = _of_tiles
+MORE_PRODUCTS = {operator: shape_wrapper(count) for operator, count in _ON_CPUS.items()}
 """Formulas of arguments and result, as PyTorch's registry has them."""
 
 
@@ -49,7 +60,7 @@ class Limit:
 
 def count_products(call: Call) -> int:
     """Floating-point operations of a call's matrix products and convolutions; a multiply-add counts as two."""
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_ON_CPUS) as counter:
         call()
     return counter.get_total_flops()
 

@@ -13,8 +13,8 @@ Multiplications per output pixel and pair of channels, of which a direct convolu
 - large tiles: 9 / 4, by F(4 x 4, 3 x 3), of an image that is not upsampled, with sides that are multiples of 4.
 
 The last three are matrix products over channels with sums and copies around them, which pay where channels are many;
-in tiles of the C++ extension (`ops.tiles`) from few channels on. Their gradients with respect to the image are written out: as many products, and the same few copies. Weights are
-constants and get none.
+in tiles of the C++ extension (`ops.tiles`) from few channels on. Their gradients with respect to the image are written
+out: as many products, and the same few copies. Weights are constants and get none.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ module = importlib.util.module_from_spec(
 spec.loader.exec_module(module)
 sys.modules["copgen_fast._cpp"] = module
 
-from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, cond_norm, info_nce, rand_augment, winograd  # noqa: E402
+from copgen_fast.generators import _convolutions as convolutions  # noqa: E402
+from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, cond_norm, info_nce, rand_augment, tiles, winograd  # noqa: E402
 from copgen_fast.ops.rand_augment.params import RandAugmentParams, RandAugmentPolicy  # noqa: E402
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -100,14 +101,32 @@ def call_winograd(rng, g):
     return [x], op, 1e-4
 
 
+def call_differences(rng, g):
+    n, outputs, height, width = rng.randint(1, 3), rng.randint(1, 40), rng.randint(1, 20), rng.randint(1, 20)
+    x = torch.randn(n, height, width, rng.choice([1, 3, 33]), generator=g)
+    weight = torch.randn(outputs, x.shape[3], 3, 3, generator=g)
+
+    def op(x, backend):
+        if backend == "reference":
+            upsampled = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2)
+            return F.conv2d(upsampled, weight, padding=1).permute(0, 2, 3, 1)
+        prepared = convolutions.DIFFERENCES.prepare(weight)
+        out = tiles.convolve(x, prepared, "differences", x.new_empty(n, 2 * height, 2 * width, outputs))
+        tiles.convolve_transposed(out, prepared, "differences adjoint", torch.empty_like(x))
+        return out
+
+    return [x], op, 1e-4
+
+
 CALLS = (
     (call_augment, 0.4),
     (call_info_nce, 0.3),
     (call_cond_norm, 0.15),
     (call_rand_augment, 0.1),
-    (call_winograd, 0.05),
+    (call_winograd, 0.03),
+    (call_differences, 0.02),
 )
-WITHOUT_GRADIENTS = (call_rand_augment, call_winograd)
+WITHOUT_GRADIENTS = (call_rand_augment, call_winograd, call_differences)
 
 
 def run(call, seed):
