@@ -99,7 +99,7 @@ def _differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return [m[0] + m[1] - m[3], m[1] + m[2], m[1] + m[3], m[4] + m[1] - m[2]]
 
     out = _in_parts(x, weight, 2, values, outputs)
-    return out if bias is None else out.add_(bias)
+    return out if bias is None else out.add_(bias[:, None, None])
 
 
 def _differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
@@ -119,33 +119,35 @@ def _in_parts(x: Tensor, weight: Tensor, side: int, values: Callable, outputs: C
         values: side + 2 tensors of neighbours along an axis to five.
         outputs: five products to the outputs along an axis.
     """
-    (n, height, width, channels), count = x.shape, weight.shape[2]
-    x = F.pad(x, (0, 0, 1, 1, 1, 1))
+    (n, channels, height, width), count = x.shape, weight.shape[2]
+    x = F.pad(_rows(x), (0, 0, 1, 1, 1, 1))
     by_row = torch.stack(values(*(x[:, i : i + height : side] for i in range(side + 2))))
     by_both = torch.stack(values(*(by_row[..., i : i + width : side, :] for i in range(side + 2))), 1)
     product = torch.bmm(by_both.view(25, -1, channels), weight).view(*by_both.shape[:-1], count)
     columns = torch.stack(outputs(product.unbind(1)), 4)
     rows = outputs(columns.unbind())
     high, wide, size = height // side, width // side, len(rows)
-    out = x.new_empty(n, size * high, size * wide, count)
-    torch.stack(rows, 2, out=out.view(n, high, size, wide, size, count))
+    out = _images(x, n, count, size * high, size * wide)
+    torch.stack(rows, 2, out=_rows(out).view(n, high, size, wide, size, count))
     return out
 
 
 def _tiled_differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not tiles.compiled(x):
         return _differences(x, weight, bias)
-    n, height, width, _ = x.shape
-    out = x.new_empty(n, 2 * height, 2 * width, weight.shape[2])
-    return tiles.convolve(x, weight, "differences", out, bias=bias)
+    n, _, height, width = x.shape
+    out = _images(x, n, weight.shape[2], 2 * height, 2 * width)
+    tiles.convolve(_rows(x), weight, "differences", _rows(out), bias=bias)
+    return out
 
 
 def _tiled_differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
     if not tiles.compiled(gradient):
         return _differences_adjoint(gradient, weight)
-    n, height, width, _ = gradient.shape
-    out = gradient.new_empty(n, height // 2, width // 2, weight.shape[1])
-    return tiles.convolve_transposed(gradient, weight, "differences adjoint", out)
+    n, _, height, width = gradient.shape
+    out = _images(gradient, n, weight.shape[1], height // 2, width // 2)
+    tiles.convolve_transposed(_rows(gradient), weight, "differences adjoint", _rows(out))
+    return out
 
 
 def _for_winograd(weight: Tensor) -> Tensor:
@@ -156,8 +158,8 @@ def _for_winograd(weight: Tensor) -> Tensor:
 
 def _winograd(x: Tensor, weight: Tensor, bias: Tensor | None, order: Sequence[int] = (0, 1, 2, 3)) -> Tensor:
     """For even H and W. `order` is the order of the weight's four numbers along an axis."""
-    (n, height, width, channels), outputs = x.shape, weight.shape[2]
-    x = F.pad(x, (0, 0, 1, 1, 1, 1))
+    (n, channels, height, width), outputs = x.shape, weight.shape[2]
+    x = F.pad(_rows(x), (0, 0, 1, 1, 1, 1))
     a, b, c, d = (x[:, i : i + height : 2] for i in range(4))
     tiles, rows = [], (a - c, b + c, c - b, b - d)
     for row in (rows[i] for i in order):
@@ -169,14 +171,36 @@ def _winograd(x: Tensor, weight: Tensor, bias: Tensor | None, order: Sequence[in
     a, b, c, d = order
     columns = torch.stack([m[:, a] + m[:, b] + m[:, c], m[:, b] - m[:, c] - m[:, d]], 4)
     rows = [columns[a] + columns[b] + columns[c], columns[b] - columns[c] - columns[d]]
-    out = x.new_empty(n, height, width, outputs)
-    torch.stack(rows, 2, out=out.view(n, height // 2, 2, width // 2, 2, outputs))
-    return out if bias is None else out.add_(bias)
+    out = _images(x, n, outputs, height, width)
+    torch.stack(rows, 2, out=_rows(out).view(n, height // 2, 2, width // 2, 2, outputs))
+    return out if bias is None else out.add_(bias[:, None, None])
 
 
 def _winograd_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
     """The convolution by flipped taps, which exchange their first and last number."""
     return _winograd(gradient, weight.transpose(1, 2), None, (3, 1, 2, 0))
+
+
+def _large_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = _images(x, len(x), weight.shape[2], *x.shape[2:])
+    winograd.convolve(_rows(x), weight, bias, out=_rows(out))
+    return out
+
+
+def _large_tiles_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
+    out = _images(gradient, len(gradient), weight.shape[1], *gradient.shape[2:])
+    winograd.adjoint(_rows(gradient), weight, out=_rows(out))
+    return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[N, C, H, W] to a view [N, H, W, C]."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _images(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor [N, C, H, W], channels last, and no view: of these autograd copies gradients, if overwritten."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _within_range(adjoint: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -202,7 +226,7 @@ def _by_constant(compute: Callable[..., Tensor], adjoint: Callable[..., Tensor])
     within_range = _within_range(adjoint)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return ByConstant.apply(x.permute(0, 2, 3, 1), weight, bias, compute, within_range).permute(0, 3, 1, 2)
+        return ByConstant.apply(x, weight, bias, compute, within_range)
 
     return run
 
@@ -241,7 +265,7 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 DIRECT = Method(_same, _direct, lambda gradient, weight: F.conv_transpose2d(gradient, weight, padding=1))
 WINOGRAD = Method(_for_winograd, _by_constant(_winograd, _winograd_adjoint))
-LARGE_TILES = Method(winograd.prepare, _by_constant(winograd.convolve, winograd.adjoint))
+LARGE_TILES = Method(winograd.prepare, _by_constant(_large_tiles, _large_tiles_adjoint))
 UPSAMPLED_DIRECT = Method(_same, _upsampled_direct)
 TRANSPOSED = Method(
     _for_transposed, _transposed, lambda gradient, weight: F.conv2d(gradient, weight, stride=2, padding=1)

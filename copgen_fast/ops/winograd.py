@@ -42,15 +42,23 @@ def fill(height: int, width: int) -> float:
     return height * width / (_tiles(height) * _tiles(width) * SIDE**2)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None = None, relu: bool = False) -> Tensor:
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None = None,
+    relu: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
     """Images [N, H, W, C] by a prepared weight; H and W are multiples of 4, or any where `tiles.compiled`.
 
     Args:
         weight: as `prepare` gives it; for bfloat16 that is `tiles.compiled`, in `tiles.pairs`.
         added: what is added to the outputs, of their shape.
         relu: whether a ReLU follows.
+        out: where the outputs are written, contiguous; None: a new tensor.
     """
-    out = _outputs_like(x, weight.shape[2])
+    out = _outputs_like(x, weight.shape[2]) if out is None else out
     if tiles.compiled(x):
         added = None if added is None else added.contiguous()
         return tiles.convolve(x, weight, "winograd", out, bias=bias, added=added, relu=relu)
@@ -83,9 +91,9 @@ def styled(x: Tensor, weight: Tensor, styles: Tensor, finish: Finish) -> Tensor:
     return out
 
 
-def adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of x: the convolution by flipped taps."""
-    out = _outputs_like(gradient, weight.shape[1])
+def adjoint(gradient: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """The gradient of x: the convolution by flipped taps, written as by `convolve`."""
+    out = _outputs_like(gradient, weight.shape[1]) if out is None else out
     if tiles.compiled(gradient):
         return tiles.convolve_transposed(gradient, weight, "winograd adjoint", out)
     if out.numel():
