@@ -89,7 +89,7 @@ class FewerProducts(nn.Module):
     def forward(self, x: Tensor, added: Tensor | None = None, relu: bool = False) -> Tensor:
         """conv(x), or conv(x) + added; of that the ReLU with `relu`."""
         wants_gradient = torch.is_grad_enabled() and x.requires_grad
-        able = x.dtype == self.prepared.dtype and tiles.compiled(x)
+        able = x.dtype == self.prepared.dtype and tiles.fits(x, self.prepared)
         if wants_gradient or not able or winograd.fill(*x.shape[2:]) < _LEAST_FILL:
             out = self.conv(x)
             out = out if added is None else out.add_(added)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from copgen_fast.generators._rewrites import ALL, FEW_LAUNCHES, FEW_PRODUCTS, Rewrites
+from copgen_fast.ops import tiles
 
 Time = Callable[[nn.Module, Tensor, Tensor | None], float]
 _FOLDER = "copgen_fast"
@@ -31,7 +32,7 @@ def by_table(device: torch.device, dtype: torch.dtype) -> Rewrites:
     """The choice where nothing is measured."""
     if device.type == "cuda":
         return FEW_LAUNCHES if dtype in _HALF else FEW_PRODUCTS
-    return FEW_PRODUCTS if dtype in _HALF else ALL
+    return ALL if dtype not in _HALF or tiles.compiled(torch.empty(0, dtype=dtype)) else FEW_PRODUCTS
 
 
 def measured(

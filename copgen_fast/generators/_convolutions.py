@@ -133,7 +133,7 @@ def _in_parts(x: Tensor, weight: Tensor, side: int, values: Callable, outputs: C
 
 
 def _tiled_differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not tiles.compiled(x):
+    if not tiles.fits(x, weight):
         return _differences(x, weight, bias)
     n, _, height, width = x.shape
     out = _images(x, n, weight.shape[2], 2 * height, 2 * width)
@@ -142,7 +142,7 @@ def _tiled_differences(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 
 def _tiled_differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
-    if not tiles.compiled(gradient):
+    if not tiles.fits_transposed(gradient, weight):
         return _differences_adjoint(gradient, weight)
     n, _, height, width = gradient.shape
     out = _images(gradient, n, weight.shape[1], height // 2, width // 2)
@@ -231,6 +231,37 @@ def _by_constant(compute: Callable[..., Tensor], adjoint: Callable[..., Tensor])
     return run
 
 
+def _in_both_layouts(weight: Tensor) -> Tensor:
+    """A prepared weight [K, C, O], C even, to [2, K, C, O]: in `tiles.pairs`, and as it is, for gradients."""
+    return torch.stack([tiles.pairs(weight).view_as(weight), weight])
+
+
+def _of_bfloat16(
+    prepare: Callable[[Tensor], Tensor], compute: Callable[..., Tensor], adjoint: Callable[..., Tensor]
+) -> Method:
+    """A method in tiles, whose prepared weight has both layouts of bfloat16."""
+
+    def computed(x: Tensor, both: Tensor, bias: Tensor | None) -> Tensor:
+        paired, plain = both
+        paired = paired.view(len(plain), -1, plain.shape[2], 2)
+        return compute(x, paired if tiles.fits(x, paired) else plain, bias)
+
+    def of_plain(gradient: Tensor, both: Tensor) -> Tensor:
+        return adjoint(gradient, both[1])
+
+    def run(x: Tensor, both: Tensor, bias: Tensor | None) -> Tensor:
+        return ByConstant.apply(x, both, bias, computed, of_plain)
+
+    return Method(lambda weight: _in_both_layouts(prepare(weight)), run)
+
+
+def in_bfloat16(method: Method, weight: Tensor) -> tuple[Method, Tensor]:
+    """The method and prepared weight that compute the same in bfloat16: others where the extension has them."""
+    if method not in _OF_BFLOAT16 or weight.shape[1] % 2 or not tiles.compiled(weight.new_empty(0).bfloat16()):
+        return method, weight.bfloat16()
+    return _OF_BFLOAT16[method], _in_both_layouts(weight).bfloat16()
+
+
 def _for_full_transposed(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1).contiguous()
 
@@ -272,6 +303,9 @@ TRANSPOSED = Method(
 )
 DIFFERENCES = Method(_for_differences, _by_constant(_differences, _differences_adjoint))
 TILED_DIFFERENCES = Method(_for_differences, _by_constant(_tiled_differences, _tiled_differences_adjoint))
+LARGE_TILES_BFLOAT16 = _of_bfloat16(winograd.prepare, _large_tiles, _large_tiles_adjoint)
+TILED_DIFFERENCES_BFLOAT16 = _of_bfloat16(_for_differences, _tiled_differences, _tiled_differences_adjoint)
+_OF_BFLOAT16 = {LARGE_TILES: LARGE_TILES_BFLOAT16, TILED_DIFFERENCES: TILED_DIFFERENCES_BFLOAT16}
 POINTWISE = Method(_same, _pointwise, lambda gradient, weight: F.conv_transpose2d(gradient, weight))  # 1 x 1
 # The two halves of a convolution of an image upsampled by a filter of 4 x 4 taps, which smooths what the first half
 # leaves, 2H + 1 pixels wide; and both in one of 6 x 6 taps: one pass, of four times as many products over channels.

@@ -136,6 +136,9 @@ class FoldedConv(nn.Module):
         factor = 1 / (size * self.squares.amax().sqrt())
         self.squares *= factor.square()
         self.weight0 *= factor
+        if dtype == torch.bfloat16 and len(self.methods) == 1:
+            method, self.weight0 = convolutions.in_bfloat16(self.methods[0], self.weight0)
+            self.methods = (method,)
         for name, buffer in self.named_buffers():
             if name != "squares":
                 setattr(self, name, buffer.to(dtype))

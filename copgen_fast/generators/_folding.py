@@ -56,6 +56,12 @@ class FoldedConv(nn.Module):
         self.method, self.lean = method, False
         self.register_buffer("bias", None if bias is None else bias[:outputs].detach().clone())
 
+    def to_bfloat16(self) -> None:
+        """Convert what is computed to bfloat16, by the method that is fastest there."""
+        if self.weight.value is not None:
+            self.method, self.weight.value = convolutions.in_bfloat16(self.method, self.weight.value)
+        self.bfloat16()
+
     def forward(self, x: Tensor, biased: bool = True) -> Tensor:
         """The convolution of x [N, C, H, W]; unless `biased`, without its bias."""
         arguments = x, self.weight(), self.bias if biased else None
@@ -286,6 +292,10 @@ class Folded(Rewritten):
 
     def in_precision(self, dtype: torch.dtype) -> Folded:
         """Convert convolutions and attention to `dtype`; what is linear in z keeps its dtype, and so do images."""
+        if dtype == torch.bfloat16:
+            for module in self.layers.modules():
+                if isinstance(module, FoldedConv):
+                    module.to_bfloat16()
         self.layers.to(dtype)
         self.last.to(dtype)
         return self

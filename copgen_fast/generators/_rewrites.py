@@ -46,5 +46,5 @@ class Rewrites:
 ALL = Rewrites()
 # Direct and transposed convolutions: more products, and fewer launches and copies.
 FEW_LAUNCHES = Rewrites(differences=False, winograd=False, strips=False)
-# For GPUs, and for half precision.
+# For GPUs, and for half precision that the extension's tiles don't know.
 FEW_PRODUCTS = Rewrites(strips=False)

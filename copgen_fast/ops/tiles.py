@@ -36,9 +36,19 @@ def _multiplies_bf16() -> bool:
     return torch.backends.mkldnn.enabled and (able.get("avx512_bf16", False) or able.get("amx_bf16", False))
 
 
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve` takes images like x and a prepared weight: of bfloat16, one in `pairs`."""
+    return compiled(x) and (x.dtype == torch.bfloat16) == (weight.ndim == 4)
+
+
+def fits_transposed(gradient: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve_transposed` takes a gradient and a prepared weight: of bfloat16, one of even channels."""
+    return compiled(gradient) and (gradient.dtype != torch.bfloat16 or weight.shape[2] % 2 == 0)
+
+
 def pairs(weight: Tensor) -> Tensor:
-    """A prepared weight [K, C, O] in bfloat16 as its products take it: pairs of input channels, [K, C / 2, O, 2]."""
-    weight = F.pad(weight.bfloat16(), (0, 0, 0, weight.shape[1] % 2))
+    """A prepared weight [K, C, O] as products of bfloat16 take it: pairs of input channels, [K, C / 2, O, 2]."""
+    weight = F.pad(weight, (0, 0, 0, weight.shape[1] % 2))
     return weight.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
 
 
@@ -75,6 +85,6 @@ def convolve_transposed(gradient: Tensor, weight: Tensor, form: Form, out: Tenso
     _, channels, outputs = weight.shape
     count = out.shape[:3].numel() // {"winograd adjoint": 16, "differences adjoint": 4}[form]
     weight = weight.transpose(1, 2)
-    if count * (channels + outputs) > channels * outputs:
-        weight = weight.contiguous()  # fewer numbers to transpose than those of the tiles
+    if count * (channels + outputs) > channels * outputs:  # a copy of fewer numbers than the tiles', else transposed
+        weight = pairs(weight) if weight.dtype == torch.bfloat16 else weight.contiguous()
     return convolve(gradient, weight, form, out)

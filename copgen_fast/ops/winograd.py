@@ -50,16 +50,16 @@ def convolve(
     relu: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Images [N, H, W, C] by a prepared weight; H and W are multiples of 4, or any where `tiles.compiled`.
+    """Images [N, H, W, C] by a prepared weight; H and W are multiples of 4, or any where `tiles.fits`.
 
     Args:
-        weight: as `prepare` gives it; for bfloat16 that is `tiles.compiled`, in `tiles.pairs`.
+        weight: as `prepare` gives it, or that in `tiles.pairs`.
         added: what is added to the outputs, of their shape.
         relu: whether a ReLU follows.
         out: where the outputs are written, contiguous; None: a new tensor.
     """
     out = _outputs_like(x, weight.shape[2]) if out is None else out
-    if tiles.compiled(x):
+    if tiles.fits(x, weight):
         added = None if added is None else added.contiguous()
         return tiles.convolve(x, weight, "winograd", out, bias=bias, added=added, relu=relu)
     if out.numel():
@@ -74,7 +74,7 @@ def styled(x: Tensor, weight: Tensor, styles: Tensor, finish: Finish) -> Tensor:
     out = _outputs_like(x, weight.shape[2])
     if not out.numel():
         return out
-    if not tiles.compiled(x):
+    if not tiles.fits(x, weight):
         _by_torch(x, weight, styles, finish, _ORDER, out)
         return out
     n, height, width = x.shape[:3]
@@ -94,7 +94,7 @@ def styled(x: Tensor, weight: Tensor, styles: Tensor, finish: Finish) -> Tensor:
 def adjoint(gradient: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """The gradient of x: the convolution by flipped taps, written as by `convolve`."""
     out = _outputs_like(gradient, weight.shape[1]) if out is None else out
-    if tiles.compiled(gradient):
+    if tiles.fits_transposed(gradient, weight):
         return tiles.convolve_transposed(gradient, weight, "winograd adjoint", out)
     if out.numel():
         _by_torch(gradient, weight.transpose(1, 2), None, None, _REVERSED, out)

@@ -274,14 +274,31 @@ void multiply_all(const Matrices<T>& in, const at::Tensor& weight, int64_t rows,
   }
 }
 
-// Of bfloat16 the weight is [products, depth / 2, outputs, 2].
+// The same of bfloat16, of which oneDNN's kernel takes the second factor in pairs of rows: a weight
+// [products, depth / 2, outputs, 2], or where that is transposed in^T.
 void multiply_all(const Matrices<BFloat16>& in, const at::Tensor& weight, int64_t rows, int64_t from, int64_t width,
                   const Matrices<float>& out) {
-  const auto* values = reinterpret_cast<const at::BFloat16*>(in.data);
-  for (int64_t k = 0; k < weight.size(0); ++k)
-    at::native::cpublas::brgemm(rows, width, in.columns, in.columns, weight.size(2), out.columns, false,
-                                values + k * in.stride, read<at::BFloat16>(weight) + k * weight.stride(0) + 2 * from,
-                                out.data + k * out.stride);
+  using at::native::cpublas::brgemm;
+  const int64_t depth = in.columns;
+  const bool transposed = weight.dim() == 3;
+  std::vector<BFloat16> turned(transposed ? rows * depth : 0);
+  std::vector<float> result(transposed ? rows * width : 0);
+  const auto number = [](const BFloat16* x) { return reinterpret_cast<const at::BFloat16*>(x); };
+  for (int64_t k = 0; k < weight.size(0); ++k) {
+    const BFloat16 *values = in.data + k * in.stride, *matrix = read<BFloat16>(weight) + k * weight.stride(0);
+    float* into = out.data + k * out.stride;
+    if (!transposed) {
+      brgemm(rows, width, depth, depth, weight.size(2), out.columns, false, number(values), number(matrix + 2 * from),
+             into);
+      continue;
+    }
+    for (int64_t c = 0; c < depth; c += 2)
+      for (int64_t r = 0; r < rows; ++r)
+        std::copy_n(values + r * depth + c, 2, turned.data() + c * rows + 2 * r);
+    brgemm(width, rows, depth, weight.stride(2), rows, rows, false, number(matrix + from * weight.stride(2)),
+           number(turned.data()), result.data());
+    transpose(result.data(), rows, width, rows, into, out.columns);
+  }
 }
 
 // Copies those outputs of a tile that lie inside the image: `high` rows and `right` columns of it are left from the
@@ -305,7 +322,7 @@ void convolve(const at::Tensor& x, const at::Tensor& weight, const std::optional
   const int64_t total = out.size(0) * high * wide, down = out.stride(1), along = out.stride(2);
   const int64_t most = (channels + outputs < kMany ? 1 : 4) * kProducts / kCount;
   const Shares shares(total, most, outputs);
-  const int64_t depth = std::is_same_v<S, BFloat16> ? 2 * weight.size(1) : channels;
+  const int64_t depth = weight.dim() == 4 ? 2 * weight.size(1) : channels;  // with a row of zeros where that is odd
 
   const std::vector<S> zeros(std::max(channels, outputs)), ones(channels, narrow<S>(widen(S{}) + 1));
   const S *in = read<S>(x), *scales = scale ? read<S>(*scale) : ones.data();

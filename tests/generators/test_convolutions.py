@@ -1,5 +1,7 @@
 """3 x 3 convolutions by other products: values and gradients are those of the convolution as it is written."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,27 @@ def test_large_tiles_in_strips_round_like_a_convolution(monkeypatch):
     assert errors[1] <= 4 * errors[0]
     gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (direct, found)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["large tiles", "tiled differences"])
+@pytest.mark.parametrize("instructions", [True, False])
+@pytest.mark.parametrize("channels", [3, 8, 130])
+def test_bfloat16_takes_the_layouts_that_it_needs(monkeypatch, name, instructions, channels):
+    """With and without the extension, and with more and fewer numbers in the weight than in the tiles."""
+    if not instructions:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    method, scale = METHODS[name]
+    x, weight, bias = drawn(2, channels, 8, 8), drawn(16, channels, 3, 3, seed=1) / channels, drawn(16, seed=2)
+    gradient = drawn(2, 16, 8 * scale, 8 * scale, seed=3)
+    x.requires_grad_()
+    expected = as_written(x, weight, bias, scale)
+    exact = [expected, *torch.autograd.grad(expected, x, gradient)]
+    method, prepared = convolutions.in_bfloat16(method, method.prepare(weight.float()))
+    half = x.detach().bfloat16().requires_grad_()
+    found = method.run(half, prepared, bias.bfloat16())
+    for ours, theirs in zip((found, *torch.autograd.grad(found, half, gradient.bfloat16())), exact, strict=True):
+        assert ours.dtype == torch.bfloat16 and (ours.double() - theirs).norm() <= 0.03 * theirs.norm()
+    assert pickle.loads(pickle.dumps(method)) is method
 
 
 @pytest.mark.parametrize("name", METHODS)

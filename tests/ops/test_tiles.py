@@ -84,7 +84,7 @@ def test_bfloat16_rounds_values_weights_and_outputs(form, channels):
     x, weight = drawn(3, 9, 7, channels).bfloat16(), drawn(48, channels, 3, 3, seed=1).float()
     expected = as_written(form, x.double(), weight.double())
     out = torch.empty(expected.shape, dtype=torch.bfloat16)
-    found = tiles.convolve(x, tiles.pairs(FORMS[form](weight)), form, out)
+    found = tiles.convolve(x, tiles.pairs(FORMS[form](weight)).bfloat16(), form, out)
     assert (found.double() - expected).norm() <= 0.016 * expected.norm()
 
 

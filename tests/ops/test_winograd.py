@@ -68,7 +68,7 @@ def test_rounding_is_about_twice_a_convolutions(monkeypatch, cpp):
 @pytest.mark.parametrize("shape", [(3, 3, 5, 17), (4, 16, 16, 64)])
 def test_bfloat16_rounds_what_is_multiplied_and_the_products(shape):
     x, weight, bias = drawn(*shape), drawn(64, shape[3], 3, 3, seed=1), drawn(64, seed=2)
-    half = winograd.convolve(x.bfloat16(), tiles.pairs(winograd.prepare(weight)), bias.bfloat16())
+    half = winograd.convolve(x.bfloat16(), tiles.pairs(winograd.prepare(weight)).bfloat16(), bias.bfloat16())
     exact = direct(x, weight, bias)
     assert half.dtype == torch.bfloat16 and (half.double() - exact).norm() <= 0.016 * exact.norm()
 
@@ -91,7 +91,7 @@ def test_a_nan_stays_one(dtype):
     x = torch.zeros(1, 8, 8, 3, dtype=dtype)
     x[0, 0, 0, 1] = torch.nan
     prepared = winograd.prepare(drawn(2, 3, 3, 3).float())
-    prepared = prepared if dtype == torch.float32 else tiles.pairs(prepared)
+    prepared = prepared if dtype == torch.float32 else tiles.pairs(prepared).bfloat16()
     found = winograd.convolve(x, prepared, None, relu=True)
     assert found[0, :2, :2].isnan().all() and found[0, 5:, 5:].isfinite().all()
 
