@@ -15,8 +15,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from copgen_fast.ops import tiles, winograd
 from copgen_fast.runtime import devices
 
-_FEWEST = 64  # channels in and out from which fewer products pay for the sums around them
-_LEAST_FILL = 0.6  # of tiles by an image, below which a direct convolution is as fast or faster
+_FEWEST = 32  # channels in and out from which fewer products pay for the sums around them
+_LEAST_FILL = 0.5  # of tiles by an image, below which a direct convolution is as fast or faster
 _VALUES = 2**21  # of the first convolution's outputs at once: they stay in a shared cache, and take no new pages
 
 
