@@ -4,6 +4,7 @@ Each program takes a run of the small tensor, whose values it reads or writes on
 each, NCHW or NHWC: 16 bytes at a time in NHWC, where the number of channels allows.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.launch import PLANS, Launch, Layout, on_device
+from copgen_fast.kernels.launch import PLANS, Launch, Layout, offsets, on_device
 from torch import Tensor
 
 __all__ = ["add_upsampled", "sum_by_four"]
@@ -21,10 +22,10 @@ WARPS = 4
 
 
 @triton.jit
-def _run_of(chunks, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
+def _run_of(chunks, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):
     """This program's sample, its BLOCK values of a dense small sample, and which of them exist."""
     n = (tl.program_id(0) // chunks).to(tl.int64)
-    i = tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
+    i = (tl.program_id(0) % chunks).to(OFFSET) * BLOCK + tl.arange(0, BLOCK)
     return n, i, i < C * H * W
 
 
@@ -43,10 +44,10 @@ def _pixels(i, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.const
 def add_upsampled_kernel(
     x, small, apart, beside, below_small, right_small, bias, y, chunks,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
-    COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
+    OFFSET: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Four times BLOCK values of a sample of y, which may be x, from BLOCK of small, whose strides are given."""
-    n, i, exists = _run_of(chunks, C, H, W, BLOCK)
+    n, i, exists = _run_of(chunks, C, H, W, OFFSET, BLOCK)
     c, row, column, first = _pixels(i, C, H, W, LAST)
     source = row * below_small + column * right_small + c * beside
     value = tl.load(small + n * apart + source, exists, 0.0).to(COMPUTE)
@@ -71,10 +72,10 @@ def add_upsampled_kernel(
 def sum_by_four_kernel(
     grad, grad_small, chunks,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
-    COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
+    OFFSET: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK values of a sample of grad_small, each the sum of 2 x 2 pixels of grad."""
-    n, i, exists = _run_of(chunks, C, H, W, BLOCK)
+    n, i, exists = _run_of(chunks, C, H, W, OFFSET, BLOCK)
     _, _, _, first = _pixels(i, C, H, W, LAST)
     right: tl.constexpr = C if LAST else 1
     below: tl.constexpr = 2 * W * right
@@ -87,27 +88,32 @@ def sum_by_four_kernel(
 def add_upsampled(x: Tensor, small: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """Fill `y`, which may be x, from dense x [N, C, 2H, 2W] of the same layout, any small [N, C, H, W] and bias [C]."""
     bias = None if bias is None else bias.contiguous()
-    types = (x.dtype, small.dtype, small.stride(), None if bias is None else bias.dtype)
-    launch, chunks = _launch(add_upsampled_kernel, Layout.of(y), *types)
+    types = (x.dtype, small.dtype, None if bias is None else bias.dtype)
+    launch, chunks = _launch(add_upsampled_kernel, Layout.of(y), small.stride(), *types)
     with on_device(x):
         launch(x, small, *small.stride(), bias, y, chunks)
 
 
 def sum_by_four(grad: Tensor, grad_small: Tensor) -> None:
     """Fill dense `grad_small` [N, C, H, W] with the sums of 2 x 2 pixels of dense grad of the same layout."""
-    launch, chunks = _launch(sum_by_four_kernel, Layout.of(grad), grad_small.dtype)
+    launch, chunks = _launch(sum_by_four_kernel, Layout.of(grad), grad_small.stride(), grad_small.dtype)
     with on_device(grad):
         launch(grad, grad_small, chunks)
 
 
 @lru_cache(PLANS)
-def _launch(kernel: Any, large: Layout, *_: Any) -> tuple[Launch, int]:
-    """The launch on dense large [N, C, 2H, 2W], and for others of these types and strides; chunks of a sample."""
-    n, channels, height, width = large.shape
-    chunks = triton.cdiv(channels * height * width // 4, BLOCK)
-    compute = tl.float64 if large.dtype == torch.float64 else tl.float32
-    sizes = {"C": channels, "H": height // 2, "W": width // 2, "LAST": not large.contiguous}
-    constants = sizes | {"COMPUTE": compute, "BLOCK": BLOCK, "num_warps": WARPS}
+def _launch(kernel: Any, large: Layout, strides: tuple[int, ...], *_: Any) -> tuple[Launch, int]:
+    """The launch on dense large [N, C, 2H, 2W], small of these strides, and these other types; chunks of a sample."""
+    n, *sample = large.shape
+    channels, height, width = small = (sample[0], sample[1] // 2, sample[2] // 2)
+    chunks = triton.cdiv(math.prod(small), BLOCK)
+    apart = sum((size - 1) * stride for size, stride in zip(small, strides[1:], strict=True))
+    types = {
+        "OFFSET": offsets(math.prod(sample), apart),
+        "COMPUTE": tl.float64 if large.dtype == torch.float64 else tl.float32,
+    }
+    sizes = {"C": channels, "H": height, "W": width, "LAST": not large.contiguous}
+    constants = sizes | types | {"BLOCK": BLOCK, "num_warps": WARPS}
     return Launch(kernel, (n * chunks,), specialized=True, **constants), chunks
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.launch import PLANS, Launch, Layout, on_device
+from copgen_fast.kernels.launch import PLANS, Launch, Layout, offsets, on_device
 from torch import Tensor
 
 __all__ = ["cond_norm", "cond_norm_backward"]
@@ -30,11 +30,11 @@ BESIDE = 64
 def cond_norm_kernel(
     x, scale, apart, shift, shift_apart, y, chunks,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, UPSAMPLE: tl.constexpr, LAST: tl.constexpr,
-    COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
+    OFFSET: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK values of a sample of y, which may be x."""
     n = (tl.program_id(0) // chunks).to(tl.int64)
-    i = tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
+    i = (tl.program_id(0) % chunks).to(OFFSET) * BLOCK + tl.arange(0, BLOCK)
     FOUR: tl.constexpr = 4 if UPSAMPLE else 1
     exists = i < FOUR * C * H * W
     c = i % C if LAST else i // (FOUR * H * W)
@@ -66,14 +66,14 @@ def _given(grad, pixel, c, exists, C, H, W, UPSAMPLE: tl.constexpr, LAST: tl.con
 def cond_norm_backward_kernel(
     grad, x, scale, apart, shift, shift_apart, grad_x, sums, parts, steps,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, UPSAMPLE: tl.constexpr, LAST: tl.constexpr,
-    COMPUTE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    OFFSET: tl.constexpr, COMPUTE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of `steps` x PIXELS pixels of CHANNELS channels, and partial sums [2, N, parts, C]."""
     groups: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     group = tl.program_id(0) % groups
     part = tl.program_id(0) // groups % parts
     n = (tl.program_id(0) // groups // parts).to(tl.int64)
-    c = group * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    c = group.to(OFFSET) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     a = tl.load(scale + n * apart + c, c < C, 0.0)
     b = tl.load(shift + n * shift_apart + c, c < C, 0.0)
     of_scale = tl.zeros((PIXELS, CHANNELS), COMPUTE)
@@ -81,7 +81,7 @@ def cond_norm_backward_kernel(
     FOUR: tl.constexpr = 4 if UPSAMPLE else 1
     start = n * (C * H * W)
     for step in range(steps):
-        pixel = (part * steps + step) * PIXELS + tl.arange(0, PIXELS)[:, None]
+        pixel = (part * steps + step).to(OFFSET) * PIXELS + tl.arange(0, PIXELS)[:, None]
         exists = (pixel < H * W) & (c < C)
         at = pixel * C + c if LAST else c * (H * W) + pixel
         value = tl.load(x + start + at, exists, 0.0).to(COMPUTE)
@@ -166,7 +166,12 @@ def _meta(x: Layout, y: Layout, computed: torch.dtype, upsample: bool) -> dict[s
     _, channels, height, width = x.shape
     compute = tl.float64 if computed == torch.float64 else tl.float32
     # y decides: x may be so small that both layouts fit it.
-    layout = {"UPSAMPLE": upsample, "LAST": not y.contiguous, "COMPUTE": compute}
+    layout = {
+        "UPSAMPLE": upsample,
+        "LAST": not y.contiguous,
+        "OFFSET": offsets(math.prod(y.shape[1:])),
+        "COMPUTE": compute,
+    }
     return {"C": channels, "H": height, "W": width, **layout}
 
 

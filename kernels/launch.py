@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
@@ -25,6 +26,14 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor) -> "Layout":
         return cls(tensor.dtype, tensor.shape, tensor.stride(), tensor.is_contiguous())
+
+
+def offsets(*extents: int) -> tl.dtype:
+    """Integers for offsets of up to these many values: of 64 bits, which are slower, only where 32 don't suffice.
+
+    One bit is left for what the last block counts beyond the end.
+    """
+    return tl.int64 if max(extents) > 2**30 else tl.int32
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager:

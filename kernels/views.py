@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from copgen_fast.kernels.launch import Layout
+from copgen_fast.kernels.launch import Layout, offsets
 from copgen_fast.kernels.resize import Sizes
 
 # What a program makes at once, two pixels a thread, and how often: reading a view's parameters takes some 500
@@ -77,7 +77,7 @@ def constants_of(images: Layout, views: Layout) -> dict[str, Any]:
     extents = ((x.shape[2] - 1) * x.strides[2] + (x.shape[3] - 1) * x.strides[3] for x in (images, views))
     return {
         "TWO_TAPS": two_taps,
-        "OFFSET": tl.int64 if max(extents) >= 2**31 else tl.int32,
+        "OFFSET": offsets(*extents),
         "COMPUTE": tl.float64 if images.dtype == torch.float64 else tl.float32,
         "num_warps": WARPS,
     }

@@ -97,6 +97,16 @@ def test_the_augmentation_executes_no_more_instructions_than_the_committed_file_
     assert all(found[kernel] <= most[kernel] for kernel in most), found
 
 
+def test_a_sample_of_two_billion_values_has_offsets_of_64_bits():
+    command = [sys.executable, "-m", "tests.helpers.offset_bits"]
+    result = subprocess.run(command, cwd=ROOT, env=COMPILING, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    for side, bits in (("64", {32}), ("32768", {64})):
+        assert found[side].keys() == COND_NORM | ADD_UPSAMPLED
+        assert all(set(kernel) == bits for kernel in found[side].values()), found
+
+
 def test_instructions_in_loops_count_as_often_as_they_run():
     lines = ["MOV R1, R2 ;", ".L_x_0:", "IADD3 R1, R1 ;", "@P0 BRA `(.L_x_0) ;", "EXIT ;", ".L_x_1:", "BRA `(.L_x_1) ;"]
     sass = "\n".join(line if line.startswith(".L") else f"        /*0000*/                   {line}" for line in lines)
