@@ -16,16 +16,22 @@ from copgen_fast.generators import _convolutions as convolutions
 from copgen_fast.generators._choice import by_table
 from copgen_fast.generators._convolutions import Method
 from copgen_fast.generators._folding import three_by_three
+from copgen_fast.ops import tiles
 
 METHODS = {
     "interpolate, 3 x 3 convolution": convolutions.UPSAMPLED_DIRECT,
     "one transposed 4 x 4 convolution": convolutions.TRANSPOSED,
     "products of differences": convolutions.DIFFERENCES,
+    "products of differences, in tiles": convolutions.TILED_DIFFERENCES,
     "four 2 x 2 convolutions, a copy each": baselines.PHASES,
     "one 2 x 2 convolution of four phases, four copies": baselines.SHUFFLED,
     "one 3 x 3 convolution, pixel shuffle": baselines.PIXEL_SHUFFLED,
 }
-PLAIN = {"3 x 3 convolution": convolutions.DIRECT, "Winograd, F(2 x 2, 3 x 3)": convolutions.WINOGRAD}
+PLAIN = {
+    "3 x 3 convolution": convolutions.DIRECT,
+    "Winograd, F(2 x 2, 3 x 3)": convolutions.WINOGRAD,
+    "Winograd, F(4 x 4, 3 x 3), in tiles": convolutions.LARGE_TILES,
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,10 @@ class Case:
     devices: tuple[str, ...] = ("cpu", "cuda")
     upsampled: bool = True
 
-    @property
-    def methods(self) -> dict[str, Method]:
-        return METHODS if self.upsampled else PLAIN
+    def methods(self, device: torch.device) -> dict[str, Method]:
+        """By name; those in tiles where the C++ extension is, on a CPU."""
+        known, tiled = METHODS if self.upsampled else PLAIN, device.type == "cpu" and tiles.built()
+        return {name: method for name, method in known.items() if tiled or not name.endswith("in tiles")}
 
     def __str__(self) -> str:
         return (
@@ -73,9 +80,9 @@ def _rows(case: Case, direction: str, device: torch.device, options: Options) ->
         prepared = method.prepare(weight)
         return in_direction(direction, lambda x: method.run(x, prepared, None), [x], grad)
 
-    calls = {name: call(method) for name, method in case.methods.items()}
+    calls = {name: call(method) for name, method in case.methods(device).items()}
     chosen = three_by_three(case.channels, case.out, case.upsampled, by_table(device, x.dtype))
-    name = next(name for name, method in case.methods.items() if method is chosen)
+    name = next(name for name, method in case.methods(device).items() if method is chosen)
     ours = calls.pop(name)
     bound = matrix_products(name, count_products(ours), x.dtype, device)
     mine = Candidate("convolutions", str(case), "pytorch", case.precision, direction, ours, bound)
