@@ -22,15 +22,17 @@ from copgen_fast.generators._interface import expect_labels
 from copgen_fast.ops.checks import expect_finite, expect_tensor
 
 INDEX = "model_index.json"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".bin")
+LFS_POINTER = b"version https://git-lfs"
 ROUNDING = 1e-3
 
 
 class Folder:
     """A model's local folder: `model_index.json`, and a folder for each component.
 
-    Nothing is downloaded, and no pickle is read: weights are safetensors files. Classes are those that we name, not
-    those that the files name.
+    Nothing is downloaded, and no code of a pickle is run: weights are safetensors files or, where there are none,
+    `.bin` files, of which PyTorch's `weights_only` takes tensors alone. Classes are those that we name, not those that
+    the files name.
 
     Args:
         name: of the generator, for messages.
@@ -47,27 +49,31 @@ class Folder:
         self.path, self.used = Path(given), []
         if not self.path.is_dir():
             raise UsageError(f"{given} is no folder: generator {name} needs one as diffusers saves it")
-        self.pipeline = self._json(INDEX).get("_class_name")
-        if self.pipeline not in pipelines:
-            raise UsageError(
-                f"{self.path / INDEX} is of a {self.pipeline}: generator {name} takes {' or '.join(pipelines)}"
-            )
+        if not (self.path / INDEX).exists():
+            wanted = f"generator {name} needs a folder as diffusers saves it"
+            raise UsageError(f"{self.path / INDEX} is missing: {wanted}{self._instead()}")
+        self.pipeline = self._class_name(INDEX, pipelines)
+
+    def model_class(self, component: str, names: Iterable[str]) -> type[nn.Module]:
+        """Which of some of diffusers' networks a component is; UsageError where it is missing or none of them."""
+        self.locate(component, weights=False)
+        return getattr(self.diffusers, self._class_name(f"{component}/config.json", names))
 
     def model(self, component: str, cls: type[nn.Module]) -> nn.Module:
-        """A network in float32, with all its weights from the component's safetensors files.
+        """A network in float32, with all its weights from the component's files.
 
         Raises:
-            UsageError: the component is missing, has a pickle alone, or does not hold this network.
+            UsageError: the component is missing, has no weights, or does not hold this network.
         """
-        folder, variant = self.locate(component)
-        options: dict[str, Any] = {"variant": variant, "output_loading_info": True}
+        folder, found = self.locate(component)
+        options: dict[str, Any] = {**found, "output_loading_info": True}
         if issubclass(cls, self.diffusers.ModelMixin):
             options |= {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
         else:
             # Named, as a config.json could name an implementation of the hub's, which would be got and run.
             options |= {"dtype": torch.float32, "attn_implementation": "sdpa"}
         with torch.random.fork_rng(devices=[]):  # weights are initialised before they are read
-            network, info = self._read(cls, folder, use_safetensors=True, **options)
+            network, info = self._read(cls, folder, **options)
         if missing := sorted(info["missing_keys"]):
             raise UsageError(f"{folder} does not hold a {cls.__name__}: {len(missing)} weights missing: {missing[0]}")
         return network.eval().requires_grad_(False)
@@ -76,8 +82,11 @@ class Folder:
         """A tokenizer; UsageError where it is missing or can't be read."""
         return self._read(cls, self.locate(component, weights=False)[0])
 
-    def step(self, **changes: Any) -> OneStep:
+    def step(self, timestep: int | None = None, **changes: Any) -> OneStep:
         """The step of its scheduler, with changes of its configuration.
+
+        Args:
+            timestep: from which it goes; None: the one that the scheduler chooses.
 
         Raises:
             UsageError: there is none, or none that is `OneStep`.
@@ -88,7 +97,7 @@ class Folder:
         if not (isinstance(cls, type) and issubclass(cls, self.diffusers.SchedulerMixin)):
             raise UsageError(f"{folder} names {config.get('_class_name')!r}, which is no scheduler of diffusers")
         try:
-            return one_step(cls.from_config(config, **changes))
+            return one_step(cls.from_config(config, **changes), timestep)
         except Exception as error:
             raise UsageError(
                 f"{folder}: {cls.__name__} can't make one step of this model ({in_one_line(error)})"
@@ -100,27 +109,47 @@ class Folder:
         lines = (f"{files.sha256(path)} {path.relative_to(self.path)}\n" for path in chosen)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def locate(self, component: str, weights: bool = True) -> tuple[Path, str | None]:
-        """A component's folder, and which variant of its weights is there (None: float32); its files count as read.
+    def locate(self, component: str, weights: bool = True) -> tuple[Path, dict[str, Any]]:
+        """A component's folder, and which of its weights to read, as diffusers' arguments; its files count as read.
+
+        Safetensors files come before `.bin` files, and of each float32 before float16.
 
         Raises:
-            UsageError: it is missing, or has no safetensors file.
+            UsageError: it is missing, or has no weights.
         """
         folder = self.path / component
         if not folder.is_dir():
             raise UsageError(f"{self.path} has no folder {component}, which a {self.pipeline} needs: get it whole")
         self.used += [*folder.glob("*.json"), *folder.glob("*.txt")]
         if not weights:
-            return folder, None
-        found = sorted(folder.glob("*.safetensors"))
-        plain = [path for path in found if "." not in path.stem]
-        chosen = plain or [path for path in found if "fp16" in path.stem]
-        if not chosen:
-            pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-            there = f", only {pickles[0]}, a pickle, which could run code" if pickles else ""
-            raise UsageError(f"{folder} has no .safetensors file{there}: save the model with safe_serialization=True")
-        self.used += chosen
-        return folder, None if plain else "fp16"
+            return folder, {}
+        for suffix in WEIGHTS:
+            found = sorted(folder.glob(f"*model*{suffix}"))
+            plain = [path for path in found if "." not in path.stem]
+            if chosen := plain or [path for path in found if "fp16" in path.stem]:
+                _expect_no_pointers(chosen)
+                self.used += chosen
+                return folder, {"variant": None if plain else "fp16", "use_safetensors": suffix == ".safetensors"}
+        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise UsageError(f"{folder} has no weights of PyTorch (.safetensors or .bin), but {there}: get it whole")
+
+    def _class_name(self, place: str, names: Iterable[str]) -> str:
+        name = self._json(place).get("_class_name")
+        if name not in names:
+            raise UsageError(f"{self.path / place} is of a {name}: generator {self.name} takes {' or '.join(names)}")
+        return name
+
+    def _instead(self) -> str:
+        """What a folder without an index is, and what to do with it."""
+        snapshots, saved = self.path / "snapshots", "and save the pipeline by save_pretrained"
+        if snapshots.is_dir():
+            return f", and one lies in {snapshots}"
+        alone = sorted(path.name for suffix in WEIGHTS for path in self.path.glob(f"*{suffix}"))
+        if lora := next((name for name in alone if "lora" in name), None):
+            return f"; {lora} is a LoRA: load it into its base model's pipeline, call fuse_lora(), {saved}"
+        if alone:
+            return f"; load {alone[0]} in diffusers (from_single_file, or as its base model's unet), {saved}"
+        return ""
 
     def _json(self, place: str) -> dict[str, Any]:
         path = self.path / place
@@ -153,31 +182,40 @@ class OneStep:
     of_noise: float
 
 
-def one_step(scheduler: Any) -> OneStep:
+def one_step(scheduler: Any, timestep: int | None = None) -> OneStep:
     """The numbers of a scheduler, found by trying.
 
+    Args:
+        timestep: from which it goes; None: the one that it chooses.
+
     Raises:
-        ValueError: it makes more than one step, draws noise, or clips.
+        ValueError: it makes more than one step, draws noise, clips, or can't go from a given timestep.
     """
 
+    def begin() -> None:
+        try:
+            scheduler.set_timesteps(**({"num_inference_steps": 1} if timestep is None else {"timesteps": [timestep]}))
+        except TypeError as error:
+            raise ValueError("it can't go from a given timestep, as LCMScheduler can") from error
+
     def tried(output: float, noise: float) -> float:
-        scheduler.set_timesteps(1)  # which forgets the step before
+        begin()  # which forgets the step before
         sample = torch.full((1, 1, 2, 2), noise)
         scheduler.scale_model_input(sample, scheduler.timesteps[0])
         step = scheduler.step(torch.full_like(sample, output), scheduler.timesteps[0], sample)
         return step.prev_sample.double().mean().item()
 
-    scheduler.set_timesteps(1)
+    begin()
     if len(scheduler.timesteps) != 1:
         raise ValueError(f"it makes {len(scheduler.timesteps)} steps")
-    timestep = scheduler.timesteps[0]
-    scale = scheduler.scale_model_input(torch.ones(1, 1, 2, 2), timestep).double().mean().item()
+    first = scheduler.timesteps[0]
+    scale = scheduler.scale_model_input(torch.ones(1, 1, 2, 2), first).double().mean().item()
     with torch.random.fork_rng(devices=[]):
         of_output, of_noise = tried(1.0, 0.0), tried(0.0, 1.0)
         expected = 30 * of_output - 20 * of_noise
         if not math.isclose(tried(30.0, -20.0), expected, rel_tol=ROUNDING, abs_tol=ROUNDING):
             raise ValueError("its step is not linear: it clips, or draws noise")
-    return OneStep(float(timestep), float(scheduler.init_noise_sigma), scale, of_output, of_noise)
+    return OneStep(float(first), float(scheduler.init_noise_sigma), scale, of_output, of_noise)
 
 
 class OneStepModel(nn.Module):
@@ -243,6 +281,13 @@ class OneStepModel(nn.Module):
         timestep = torch.full((len(z),), step.timestep, device=z.device)  # float32: half precision has no 999
         output = self.unet(step.scale * noise, timestep, return_dict=False, **conditions)[0]
         return step.of_output * output + step.of_noise * noise
+
+
+def _expect_no_pointers(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with files.open_file(path) as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UsageError(f"{path} is a pointer of Git LFS, not the weights: run `git lfs pull` there")
 
 
 def import_package(package: str, generator: str) -> ModuleType:

@@ -18,7 +18,8 @@ from tests.conftest import TINY
 
 diffusers = pytest.importorskip("diffusers")
 fixtures = pytest.importorskip("tests.helpers.diffusers_fixtures")
-KINDS = ("consistency", "conditional", "turbo", "large")
+LATENT = ("turbo", "large", "sdxs", "lcm")
+KINDS = ("consistency", "conditional", "published", *LATENT)
 LABELS = torch.tensor([2, 0, 1])
 
 
@@ -33,10 +34,12 @@ def made(tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it connects to a network"))
                 path = folder / kind
-                if kind in ("turbo", "large"):
-                    pipeline, options = fixtures.turbo(path, kind == "large"), [f"prompts={prompts}"]
+                if kind in LATENT:
+                    pipeline, options = fixtures.turbo(path, kind), [f"prompts={prompts}"]
                 else:
-                    pipeline, options = fixtures.consistency(path, 5 if kind == "conditional" else None), []
+                    blocks = fixtures.PUBLISHED if kind == "published" else fixtures.PLAIN
+                    classes = None if kind == "consistency" else 5
+                    pipeline, options = fixtures.consistency(path, classes, blocks=blocks), []
                 pipeline.set_progress_bar_config(disable=True)
                 name = "turbo" if options else "consistency"
                 found[kind] = path, pipeline, generators.build(name, path, options)
@@ -54,8 +57,9 @@ def test_images_are_those_of_the_pipelines_own_step(made, kind):
     _, pipeline, generator = made(kind)
     z, labels = drawn(generator), LABELS if generator.classes else None
     options = {"num_inference_steps": 1, "latents": z.view(3, *generator.latent_shape), "output_type": "pt"}
-    if kind in ("turbo", "large"):
-        options |= {"prompt": [fixtures.PROMPTS[label] for label in labels], "guidance_scale": 0.0}
+    if kind in LATENT:
+        scale = 8.5 if kind == "lcm" else 0.0
+        options |= {"prompt": [fixtures.PROMPTS[label] for label in labels], "guidance_scale": scale}
     else:
         options |= {"class_labels": labels, "batch_size": 3}
     expected = 2 * pipeline(**options).images - 1
@@ -86,7 +90,20 @@ def test_a_schedulers_only_step_is_its_numbers(name, prediction):
     torch.testing.assert_close(step.of_output * output + step.of_noise * noise, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["conditional", "turbo", "large"])
+def test_an_lcm_is_told_the_guidance_and_a_step_may_begin_where_an_option_says(made):
+    folder, pipeline, _ = made("lcm")
+    options = [*rebuilt(folder, "lcm")[2], "guidance=3", "timestep=399"]
+    generator = generators.build("turbo", folder, options)
+    z = drawn(generator)
+    latents = z.view(3, *generator.latent_shape)
+    prompts = {"prompt": fixtures.PROMPTS, "latents": latents, "output_type": "pt"}
+    expected = pipeline(**prompts, timesteps=[399], guidance_scale=3.0).images
+    torch.testing.assert_close(generator(z, torch.arange(3)), 2 * expected - 1, rtol=1e-5, atol=2e-6)
+    unlike = pipeline(**prompts, timesteps=[399], guidance_scale=8.5).images
+    assert not torch.allclose(unlike, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["conditional", "published", *LATENT])
 def test_gradients_are_those_of_finite_differences(made, kind):
     folder, _, generator = made(kind)
     generator = generators.build(*rebuilt(folder, kind)).double()
@@ -104,7 +121,7 @@ def test_gradients_are_those_of_finite_differences(made, kind):
     assert gradient.norm(dim=1).min() > 0
 
 
-@pytest.mark.parametrize("kind", ["conditional", "large"])
+@pytest.mark.parametrize("kind", ["conditional", "large", "sdxs"])
 def test_activations_can_be_computed_again_rather_than_kept(made, kind):
     name, folder, options = rebuilt(made(kind)[0], kind)
     gradients, kept = [], []
@@ -134,8 +151,48 @@ def test_weights_are_found_in_shards_and_in_half_precision(made, tmp_path, layou
     torch.testing.assert_close(other(z, LABELS), generator(z, LABELS), rtol=0, atol=tolerance)
 
 
+def as_pickles(folder):
+    """Components' weights as the `.bin` files in which older models were published."""
+    from safetensors.torch import load_file
+
+    for path in folder.glob("*/*.safetensors"):
+        name = "pytorch_model" if path.stem == "model" else path.stem
+        torch.save(load_file(path), path.with_name(f"{name}.bin"))
+        path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["consistency", "turbo"])
+def test_weights_are_found_in_bin_files(made, tmp_path, kind):
+    folder, _, generator = made(kind)
+    as_pickles(shutil.copytree(folder, tmp_path / kind))
+    options = rebuilt(folder, kind)[2] if kind == "turbo" else []
+    other = generators.build(kind, tmp_path / kind, options)
+    assert generators.digest(other) == generators.digest(generator)
+
+
+class Program:
+    """What a pickle can do to who loads it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_programs_in_bin_files_are_not_run(made, tmp_path, component):
+    folder = shutil.copytree(made("turbo")[0], tmp_path / "turbo")
+    as_pickles(folder)
+    (path,) = (folder / component).glob("*.bin")
+    torch.save({"weight": Program(tmp_path / "run")}, path)
+    with pytest.raises(UsageError, match=f"{component} holds no ") as caught:
+        generators.build("turbo", folder, rebuilt(made("turbo")[0], "turbo")[2])
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
 def rebuilt(folder, kind):
-    if kind == "conditional":
+    if kind in ("conditional", "published"):
         return "consistency", folder, []
     return "turbo", folder, [f"prompts={folder.parent / 'prompts.txt'}"]
 
@@ -170,8 +227,12 @@ def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def only_pickle(folder):
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+def only_onnx(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "model.onnx")
+
+
+def pointer(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
 
 
 def cut(folder):
@@ -188,9 +249,11 @@ def without_weight(folder):
     save_file(tensors, path, {"format": "pt"})
 
 
-def takes_guidance(folder):
-    cls = diffusers.UNet2DConditionModel
-    cls.from_config(cls.load_config(folder / "unet"), time_cond_proj_dim=4).save_pretrained(folder / "unet")
+def in_place_of_all(folder, name):
+    """A folder of one file alone."""
+    shutil.rmtree(folder)
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes(b"")
 
 
 @pytest.mark.parametrize(
@@ -202,11 +265,21 @@ def takes_guidance(folder):
             lambda folder: edit(folder / "model_index.json", _class_name="FluxPipeline"),
             "model_index.json is of a FluxPipeline: generator turbo takes StableDiffusionPipeline or",
         ),
+        (
+            lambda folder: in_place_of_all(folder, "pytorch_lora_weights.safetensors"),
+            r"needs a folder .*; pytorch_lora_weights.safetensors is a LoRA: .* call fuse_lora\(\), and save",
+        ),
+        (
+            lambda folder: in_place_of_all(folder, "dmd2_sdxl_1step_unet_fp16.bin"),
+            "load dmd2_sdxl_1step_unet_fp16.bin in diffusers .* its base model's unet",
+        ),
+        (lambda folder: in_place_of_all(folder, "snapshots/0/model_index.json"), "and one lies in .*snapshots"),
         *(
             (lambda folder, name=name: shutil.rmtree(folder / name), f"turbo has no folder {name}, which a Stable")
             for name in ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
         ),
-        (only_pickle, "unet has no .safetensors file, only diffusion_pytorch_model.bin, a pickle"),
+        (only_onnx, "unet has no weights of PyTorch .* but config.json, model.onnx: get it whole"),
+        (pointer, "diffusion_pytorch_model.safetensors is a pointer of Git LFS, not the weights: run `git lfs pull`"),
         (lambda folder: (folder / "unet" / "config.json").write_text("{"), "unet holds no UNet2DConditionModel"),
         (cut, "vae holds no AutoencoderKL"),
         (without_weight, "text_encoder does not hold a CLIPTextModel: 1 weights missing"),
@@ -221,7 +294,10 @@ def takes_guidance(folder):
             "scheduler: DDPMScheduler can't make one step of this model .*it clips, or draws noise",
         ),
         (lambda folder: edit(folder / "vae" / "config.json", latents_mean=[0.0] * 4), "config.json has latents_mean"),
-        (takes_guidance, "config.json has time_cond_proj_dim, which turbo models don't have"),
+        (
+            lambda folder: edit(folder / "vae" / "config.json", _class_name="ConsistencyDecoderVAE"),
+            "vae/config.json is of a ConsistencyDecoderVAE: generator turbo takes AutoencoderKL or AutoencoderTiny",
+        ),
     ],
 )
 def test_folders_that_cannot_be_are_named(made, tmp_path, fault, words):
@@ -230,6 +306,14 @@ def test_folders_that_cannot_be_are_named(made, tmp_path, fault, words):
     with pytest.raises(UsageError, match=words) as caught:
         generators.build("turbo", folder, [f"prompts={fixtures.prompts_file(tmp_path)}"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_scheduler_that_cannot_begin_at_a_timestep_is_named(made, tmp_path):
+    folder = shutil.copytree(made("turbo")[0], tmp_path / "turbo")
+    edit(folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler")
+    options = [f"prompts={fixtures.prompts_file(tmp_path)}", "timestep=399"]
+    with pytest.raises(UsageError, match="DDIMScheduler can't make one step of this model .*given timestep"):
+        generators.build("turbo", folder, options)
 
 
 @pytest.mark.parametrize(

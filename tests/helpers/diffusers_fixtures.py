@@ -5,10 +5,13 @@ import json
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -19,6 +22,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 SIDE, TOKENS, WIDTH = 4, 8, 8
 PROMPTS = ["a cat", "a dog", "a bad cab"]
 BLOCKS = {"layers_per_block": 1, "norm_num_groups": 2}
+PLAIN = {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+# As openai/diffusers-cd_imagenet64_l2 has them.
+PUBLISHED = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "attn_norm_num_groups": 2,
+}
 TURBO = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -28,39 +43,39 @@ TURBO = {
 }
 
 
-def consistency(folder, classes=None, channels=3):
+def consistency(folder, classes=None, channels=3, blocks=PLAIN):
     """A ConsistencyModelPipeline, saved."""
     torch.manual_seed(0)
     unet = UNet2DModel(
         sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(4, 8), num_class_embeds=classes,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4, resnet_time_scale_shift="scale_shift", **BLOCKS,
+        attention_head_dim=4, resnet_time_scale_shift="scale_shift", **blocks, **BLOCKS,
     )  # fmt: skip
     pipeline = ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler())
     pipeline.save_pretrained(folder)
     return pipeline
 
 
-def turbo(folder, large=False, **scheduler):
-    """A StableDiffusionPipeline as SD-turbo's or, `large`, a StableDiffusionXLPipeline as SDXL-turbo's, saved."""
+def turbo(folder, kind="turbo"):
+    """A pipeline as SD-turbo's (`turbo`), SDXL-turbo's (`large`), SDXS's (`sdxs`) or an LCM's (`lcm`), saved."""
     torch.manual_seed(0)
-    added = {}
+    large, added = kind == "large", {}
     if large:
         added = {
             "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
             "projection_class_embeddings_input_dim": 6 * 4 + WIDTH,
         }  # fmt: skip
+    elif kind == "sdxs":
+        added = {"mid_block_type": None}
+    elif kind == "lcm":
+        added = {"time_cond_proj_dim": 5}
     unet = UNet2DConditionModel(
         sample_size=SIDE, block_out_channels=(4, 8), cross_attention_dim=2 * WIDTH if large else WIDTH,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=2, **BLOCKS, **added,
     )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(4, 4), latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.13, **BLOCKS,
-    )  # fmt: skip
-    euler = EulerAncestralDiscreteScheduler if large else EulerDiscreteScheduler
-    parts = {"unet": unet, "vae": vae, "scheduler": euler(**TURBO | scheduler), "tokenizer": tokenizer(folder)}
+    schedulers = {"large": EulerAncestralDiscreteScheduler, "lcm": LCMScheduler}
+    scheduler = schedulers.get(kind, EulerDiscreteScheduler)(**TURBO)
+    parts = {"unet": unet, "vae": decoder(kind == "sdxs"), "scheduler": scheduler, "tokenizer": tokenizer(folder)}
     config = CLIPTextConfig(
         vocab_size=30, hidden_size=WIDTH, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=TOKENS, projection_dim=WIDTH, bos_token_id=0, eos_token_id=1, pad_token_id=1,
@@ -71,9 +86,20 @@ def turbo(folder, large=False, **scheduler):
         pipeline = StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
     else:
         without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = StableDiffusionPipeline(**parts, **without)
+        pipeline = (LatentConsistencyModelPipeline if kind == "lcm" else StableDiffusionPipeline)(**parts, **without)
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+def decoder(tiny=False):
+    """A VAE that doubles the latents' side: an AutoencoderKL, or an AutoencoderTiny as SDXS has."""
+    if tiny:
+        widths = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
+        return AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    return AutoencoderKL(
+        block_out_channels=(4, 4), latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.13, **BLOCKS,
+    )  # fmt: skip
 
 
 def tokenizer(folder):
