@@ -7,9 +7,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 #include <atomic>
@@ -20,12 +18,14 @@
 #include "exp_rows.h"
 #include "l2_normalize.h"
 #include "log_sum.h"
+#include "products.h"
 
 namespace copgen {
 namespace {
 
 constexpr int64_t kStrip = 64;  // rows
 constexpr int64_t kBlock = 16;  // columns of a strip that are mirrored at once
+constexpr int64_t kGap = 16;    // after a row of a square matrix: a power of two apart, rows share places of a cache
 
 // The unit rows of N anchors and N positives, and the strips of their matrix, one after the other: exponentials
 // exp(scale (s - 1)) where these are bounded, else products s.
@@ -57,26 +57,33 @@ template <typename Work>
 void for_each_strip(const Batch& x, const Work& work) {
   std::atomic<int64_t> next{0};
   at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), x.strips()), 1, [&](int64_t, int64_t) {
-    at::AutoDispatchBelowADInplaceOrView no_gradients;
     for (int64_t s = next++; s < x.strips(); s = next++) work(Strip(x, s));
   });
 }
 
 template <typename T>
 void fill_losses(const Batch& x, T* losses, T* lse) {
-  const int64_t views = x.views();
+  const int64_t views = x.views(), d = x.units.size(1), side = views + kGap;
   const T scale = x.scale, lowest = std::numeric_limits<T>::lowest();
+  const T* units = x.units.const_data_ptr<T>();
+  T* matrix = x.matrix.data_ptr<T>();
+  const at::Tensor transposed = at::empty({d, side}, x.units.options());
+  T* columns = transposed.data_ptr<T>();
+  at::parallel_for(0, x.strips(), 4, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kStrip, last = std::min(views, end * kStrip);
+    transpose(last - first, d, units + first * d, d, columns + first, side);
+  });
   // The sums of exp(scale (s - top)) of each row, and of each strip's columns.
   std::vector<T> sums(views), tops(views, T(1)), of_pair(views);
   std::vector<T> column_sums(x.strips() * views, T(0)), column_tops(column_sums.size(), x.bounded() ? T(1) : lowest);
   for_each_strip(x, [&](const Strip& strip) {
     const int64_t first = strip.first, width = strip.width;
-    at::Tensor products = x.matrix.narrow(0, strip.at, strip.height * width).view({strip.height, width});
-    at::mm_out(products, x.units.narrow(0, first, strip.height), x.units.narrow(0, first, width).t());
-    T *of_columns = column_sums.data() + strip.number * views + first;
-    T *top = column_tops.data() + strip.number * views + first;
+    T* products = matrix + strip.at;
+    multiply_in_parts(strip.height, width, d, units + first * d, d, columns + first, side, products, width);
+    T* of_columns = column_sums.data() + strip.number * views + first;
+    T* top = column_tops.data() + strip.number * views + first;
     for (int64_t i = first; i < first + strip.height; ++i) {
-      T* row = products.data_ptr<T>() + (i - first) * width;
+      T* row = products + (i - first) * width;
       if (const int64_t j = x.partner(i); j >= first) of_pair[i] = of_pair[j] = row[j - first];
       row[i - first] = -INFINITY;  // excludes itself
       if (x.bounded()) {
@@ -88,7 +95,7 @@ void fill_losses(const Batch& x, T* losses, T* lse) {
     }
     if (x.bounded()) return;
     for (int64_t r = 0; r < strip.height; ++r)
-      add_exp_below(products.const_data_ptr<T>() + r * width, width, scale, top, of_columns);
+      add_exp_below(products + r * width, width, scale, top, of_columns);
   });
   std::vector<LogSum> whole(views);
   for (int64_t i = 0; i < views; ++i) whole[i].add(tops[i], sums[i], x.scale);
@@ -116,12 +123,11 @@ void mirror(T* matrix, int64_t side, int64_t first, int64_t last, int64_t views)
 
 template <typename T>
 void fill_gradients(const Batch& x, const T* lse, const T* grad, at::Tensor of_units) {
-  const int64_t views = x.views();
+  const int64_t views = x.views(), d = x.units.size(1), side = views + kGap;
   const T scale = x.scale;
   std::vector<T> factor(views);  // of a row's bounded exponentials
   for (int64_t i = 0; i < views; ++i) factor[i] = grad[i] * T(std::exp(x.scale * (1 - lse[i])));
-  const int64_t side = views + kBlock;  // rows of a power of two would lie at the same places of a cache
-  const at::Tensor weights = at::empty({views, side}, x.units.options()).narrow(1, 0, views);
+  const at::Tensor weights = at::empty({views, side}, x.units.options());
   T* all = weights.data_ptr<T>();
   for_each_strip(x, [&](const Strip& strip) {
     const int64_t first = strip.first, last = first + strip.height, width = strip.width;
@@ -136,8 +142,11 @@ void fill_gradients(const Batch& x, const T* lse, const T* grad, at::Tensor of_u
     }
     mirror(all, side, first, last, views);
   });
-  at::AutoDispatchBelowADInplaceOrView no_gradients;
-  at::addmm_out(of_units, of_units, weights, x.units, 0, x.scale);
+  for_each_strip(x, [&](const Strip& strip) {
+    T* grads = of_units.data_ptr<T>() + strip.first * d;
+    multiply_in_parts(strip.height, d, views, all + strip.first * side, side, x.units.const_data_ptr<T>(), d, grads, d);
+    for (int64_t c = 0; c < strip.height * d; ++c) grads[c] *= scale;
+  });
 }
 
 }  // namespace

@@ -360,6 +360,21 @@ def test_two_runs_and_two_backwards_give_the_same_bits(backend, n, temperature):
 
 
 @needs_cpp
+@pytest.mark.parametrize("n", [300, 1025])
+def test_any_number_of_threads_gives_the_same_bits(n):
+    inputs = [x.requires_grad_() for x in rows(n, 33, dtype=torch.float32)]
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            loss = info_nce(*inputs, temperature=0.1, backend="cpp")
+            runs.append([loss, *torch.autograd.grad(loss, inputs)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for one in runs[1:] for x, y in zip(runs[0], one, strict=True))
+
+
+@needs_cpp
 @pytest.mark.parametrize("n", [512, 513])
 def test_only_a_small_batch_keeps_its_matrix(n):
     inputs = [x.requires_grad_() for x in rows(n, 8, dtype=torch.float32)]
