@@ -246,13 +246,6 @@ struct Matrices {
         data(write<T>(memory)) {}
 };
 
-// [rows, columns] to [columns, rows].
-template <typename T>
-void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
-  for (int64_t c = 0; c < columns; ++c)
-    for (int64_t r = 0; r < rows; ++r) out[c * out_stride + r] = in[r * in_stride + c];
-}
-
 // out = in x columns [from, from + width) of the weight, for the first `rows` of every matrix. Of a transposed weight,
 // whose rows are not contiguous, out^T = weight^T x in^T.
 template <typename T>
@@ -268,9 +261,9 @@ void multiply_all(const Matrices<T>& in, const at::Tensor& weight, int64_t rows,
       multiply(rows, width, depth, values, depth, matrix, weight.stride(1), into, out.columns, false);
       continue;
     }
-    transpose(values, depth, rows, depth, turned.data(), rows);
+    transpose(rows, depth, values, depth, turned.data(), rows);
     multiply(width, rows, depth, matrix, weight.stride(2), turned.data(), rows, result, rows, false);
-    transpose(result, rows, width, rows, into, out.columns);
+    transpose(width, rows, result, rows, into, out.columns);
   }
 }
 
@@ -297,7 +290,7 @@ void multiply_all(const Matrices<BFloat16>& in, const at::Tensor& weight, int64_
         std::copy_n(values + r * depth + c, 2, turned.data() + c * rows + 2 * r);
     brgemm(width, rows, depth, weight.stride(2), rows, rows, false, number(matrix + from * weight.stride(2)),
            number(turned.data()), result.data());
-    transpose(result.data(), rows, width, rows, into, out.columns);
+    transpose(width, rows, result.data(), rows, into, out.columns);
   }
 }
 
