@@ -33,7 +33,11 @@ def compiled(x: Tensor) -> bool:
 
 def _multiplies_bf16() -> bool:
     able = torch.cpu.get_capabilities()
-    return torch.backends.mkldnn.enabled and (able.get("avx512_bf16", False) or able.get("amx_bf16", False))
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and (able.get("avx512_bf16", False) or able.get("amx_bf16", False))
+    )
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
