@@ -10,6 +10,7 @@ from PIL import Image
 from copgen_fast.images.split import ArraySplit, ItemSplit
 from copgen_fast.images.stream import in_order, shuffled, stream
 from copgen_fast.images.views import Centre, Squash
+from copgen_fast.runtime.threads import alone
 
 
 @pytest.fixture
@@ -57,6 +58,24 @@ def test_operators_run_alone_in_the_threads_that_decode(files):
         another.start()
         another.join()
         assert counts == 40 * [1] + [3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_begin_together_leave_others_as_many_as_before():
+    before, counts = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        for _ in range(60):
+            together = [threading.Thread(target=alone) for _ in range(4)]
+            for thread in together:
+                thread.start()
+            for thread in together:
+                thread.join()
+            another = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+            another.start()
+            another.join()
+        assert counts == 60 * [3]
     finally:
         torch.set_num_threads(before)
 

@@ -133,7 +133,15 @@ def test_online_pairs_are_those_that_one_process_draws(ranks, whole):
     rows, others = (rows_of(of / "online", stage) for of in (whole[1], ranks[1]))
     assert [row["loss"] for row in others] == pytest.approx([row["loss"] for row in rows], rel=1e-3)
     one, other = (load_file(of / "online" / stage / "encoder.safetensors") for of in (whole[1], ranks[1]))
-    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+    # Ranks add up losses in another order, and float32's gradients of few pairs are 1e-5 from the exact ones. Biases
+    # began at 0 and are made by the steps alone: with a row of another pair they would have nothing in common.
+    assert {name for name in one if name.endswith("bias")}
+    for name, value in one.items():
+        if value.is_floating_point():
+            limit = 0.03 if name.endswith("bias") else 2e-3
+            assert (other[name] - value).norm() <= limit * value.norm(), name
+        else:
+            assert other[name].equal(value), name
 
 
 by_two = pytest.mark.parametrize("ranks", [2], indirect=True)  # who alone run the command
