@@ -29,7 +29,7 @@ SQUARE = {"cpu": 2048, "cuda": 8192}
 
 
 def _of_tiles(x: torch.Size, weight: torch.Size, form: str, *others: object, out_shape: object) -> int:
-    """Those of `ops.tiles`, which fills its last argument."""
+    """Floating-point operations of a tiled convolution (`ops.tiles`), whose output is its last argument."""
     n, height, width, outputs = others[-1]
     side = 2 if form == "differences adjoint" else 4
     return 2 * weight[0] * n * math.ceil(height / side) * math.ceil(width / side) * x[3] * outputs

@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
 
 def offsets(*extents: int) -> tl.dtype:
-    """Integers for offsets of up to these many values: of 64 bits, which are slower, only where 32 don't suffice.
+    """Integer dtype of offsets into up to so many values: int64, which is slower, only where int32 doesn't suffice.
 
     One bit is left for what the last block counts beyond the end.
     """

@@ -47,7 +47,7 @@ class Case:
     upsampled: bool = True
 
     def methods(self, device: torch.device) -> dict[str, Method]:
-        """By name; those in tiles where the C++ extension is, on a CPU."""
+        """The convolution methods to compare, by name; tiled ones only on a CPU with the C++ extension."""
         known, tiled = METHODS if self.upsampled else PLAIN, device.type == "cpu" and tiles.built()
         return {name: method for name, method in known.items() if tiled or not name.endswith("in tiles")}
 

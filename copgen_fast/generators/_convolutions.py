@@ -84,7 +84,7 @@ def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _for_differences(weight: Tensor) -> Tensor:
-    """[25, in, out]: the products of u, s / 2, (w - u - v) / 2, (v + w - u) / 2 or w by row and by column."""
+    """Weight [25, in, out] for upsampling: taps u, s / 2, (w - u - v) / 2, (v + w - u) / 2, w by row and by column."""
     rows = [[1, 0, 0], [0.5, 0.5, 0.5], [-0.5, -0.5, 0.5], [-0.5, 0.5, 0.5], [0, 0, 1]]
     of_taps = weight.new_tensor(rows)
     return torch.einsum("ak,bl,oikl->abio", of_taps, of_taps, weight).flatten(0, 1).contiguous()
@@ -113,7 +113,7 @@ def _differences_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_parts(x: Tensor, weight: Tensor, side: int, values: Callable, outputs: Callable) -> Tensor:
-    """Parts of `side` x `side` pixels and their neighbours to outputs, by products of values with a weight [25, C, O].
+    """Convolve tiles of `side` x `side` pixels: transform, batched matrix product with [25, C, O], transform back.
 
     Args:
         values: side + 2 tensors of neighbours along an axis to five.
@@ -194,12 +194,12 @@ def _large_tiles_adjoint(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[N, C, H, W] to a view [N, H, W, C]."""
+    """View images [N, C, H, W] as [N, H, W, C]."""
     return x.permute(0, 2, 3, 1)
 
 
 def _images(like: Tensor, *shape: int) -> Tensor:
-    """An empty tensor [N, C, H, W], channels last, and no view: of these autograd copies gradients, if overwritten."""
+    """Uninitialised channels_last images [N, C, H, W]; no view, as autograd copies gradients of overwritten views."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 

@@ -21,7 +21,7 @@ Form = Literal["winograd", "winograd adjoint", "differences", "differences adjoi
 
 
 def built() -> bool:
-    """Whether there is an extension that has them; one that was built earlier may lack them."""
+    """Whether the C++ extension is built and has these convolutions, which one built earlier may lack."""
     return "cpp" in INSTALLED and hasattr(load("cpp", "tiles"), "convolve_tiles")
 
 
@@ -68,7 +68,7 @@ def convolve(
     added: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Fill `out` [N, H', W', O] with rows of outputs, the first of which is `first`, and return it.
+    """Convolve images into `out` [N, H', W', O], whose first row is row `first` of the outputs; returns `out`.
 
     Args:
         weight: prepared, for bfloat16 in `pairs`.
@@ -85,7 +85,7 @@ def convolve(
 
 
 def convolve_transposed(gradient: Tensor, weight: Tensor, form: Form, out: Tensor) -> Tensor:
-    """The adjoint `form` of a convolution by a prepared weight [K, C, O]: `out` [N, H', W', C], filled."""
+    """Gradient of a convolution with respect to its images, into `out` [N, H', W', C]; weight [K, C, O] as prepared."""
     _, channels, outputs = weight.shape
     count = out.shape[:3].numel() // {"winograd adjoint": 16, "differences adjoint": 4}[form]
     weight = weight.transpose(1, 2)

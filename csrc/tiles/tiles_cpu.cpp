@@ -295,7 +295,7 @@ void multiply_all(const Matrices<BFloat16>& in, const at::Tensor& weight, int64_
 }
 
 // Copies those outputs of a tile that lie inside the image: `high` rows and `right` columns of it are left from the
-// tile's first output on. Source and destination have strides of their own.
+// tile's first output on. The two may have different strides.
 template <typename F, typename S>
 void copy_tile(const S* from, int64_t row, int64_t column, S* to, int64_t to_row, int64_t to_column, int64_t high,
                int64_t right, int64_t channels) {
