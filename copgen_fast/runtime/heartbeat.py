@@ -119,7 +119,8 @@ class Heartbeat:
         try:
             self._store.set(keys[self.rank], message)
             while not self._store.check(keys):
-                if faults := self._faults():
+                # Read before the keys: a rank that failed after this barrier had come to it first.
+                if (faults := self._faults()) and not self._store.check(keys):
                     raise LostRankError(faults)
                 absent = {rank: self._read(rank) for rank, key in enumerate(keys) if not self._store.check([key])}
                 signs = [beat if while_alive else beat[1:] for beat in absent.values()]

@@ -50,15 +50,21 @@ def test_nobody_waits_long(ends):
 
 
 class Store(dist.HashStore):
-    """A store that says when a key is read."""
+    """A store that says when a key is read, and when it was looked for."""
 
     def __init__(self):
         super().__init__()
         self.on_get = lambda key: None
+        self.on_checked = lambda keys: None
 
     def get(self, key):
         self.on_get(key)
         return super().get(key)
+
+    def check(self, keys):
+        found = super().check(keys)
+        self.on_checked(keys)
+        return found
 
 
 @pytest.fixture
@@ -96,6 +102,23 @@ def test_a_barrier_returns_messages_in_the_order_of_ranks(store, pair):
             for messages in pool.map(lambda one: one.barrier("here", f"{one.rank}'s {number}"), pair):  # noqa: B023
                 assert messages == [f"0's {number}", f"1's {number}"]
     assert store.check(["barrier 3/0"]) and not store.check(["barrier 0/0"]), "old messages are deleted"
+
+
+def test_a_rank_that_stops_after_a_barrier_was_at_it(store, pair):
+    """It came just after the other had looked for it, and stopped before that looked for faults."""
+    first, second = pair
+    both = ["barrier 0/0", "barrier 0/1"]
+
+    def come_and_stop(keys):
+        if keys == both:
+            store.on_checked = lambda keys: None
+            second.barrier("the stop", "saved")
+            second.failed("stopped at step 3")
+
+    store.on_checked = come_and_stop
+    assert first.barrier("the stop") == ["", "saved"]
+    with pytest.raises(LostRankError, match="rank 1 stopped: stopped at step 3"):
+        first.barrier("the end")
 
 
 def test_a_rank_that_moves_is_waited_for(store, pair):
