@@ -21,7 +21,7 @@ _PAIRS = 1_300_000
 _LATENT_DIM = 120
 _BLOCK = 512
 _BACKENDS = {
-    "png": {"encode": "zlib", "decode": "pillow"},
+    "png": {"encode": "zlib", "decode": "zlib"},
     "jpeg": {"encode": "pillow", "decode": "pillow"},
     "raw": {"encode": "numpy", "decode": "numpy"},
 }

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from copgen_fast.images import jpeg
+from copgen_fast.images import jpeg, png
 
 MAX_PIXELS = 89_478_485
 """The largest image that is decoded, from which on Pillow warns, too; of all threads together as many at a time."""
@@ -24,6 +24,8 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
 _LARGE = 2**24  # bytes, from which on a file is not read at once
 _CONVERTED = ("1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 """Modes of 8 bits or fewer a channel, whose conversion to RGB keeps the range; transparency is left out."""
+_QUICKLY = {"JPEG": jpeg.rgb, "PNG": png.rgb}
+"""Decoders to Pillow's pixels of the files that they know, by Pillow's name of the format."""
 _ORIENTATION = 0x0112  # EXIF
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 _TURNS = {
@@ -72,7 +74,8 @@ def rgb_of_bytes(data: bytes, format: str, shape: tuple[int, int, int]) -> np.nd
     Raises:
         UndecodableImageError: as `rgb`, or it is of another size.
     """
-    if format == "JPEG" and (pixels := jpeg.rgb(data, *shape[1:])) is not None:
+    quickly = _QUICKLY.get(format)
+    if quickly and (pixels := quickly(data, *shape[1:])) is not None:
         return pixels  # without Pillow's look at the file, which would take as long
     with _faults_named():
         file = io.BytesIO(data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,15 +63,25 @@ def most_bytes(height: int, width: int) -> int:
     return 4 * height * width + 2**20
 
 
-def rgb(data: bytes, height: int, width: int) -> np.ndarray | None:
-    """Pillow's pixels of a sequential file of this size, grey or YCbCr, uint8 [H, W, 3]; None: left to Pillow."""
+def rgb(data: bytes, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray | None:
+    """Pillow's pixels of a sequential file of this size, grey or YCbCr, uint8 [H, W, 3]; None: left to Pillow.
+
+    Args:
+        out: where they are written, contiguous; of a file that is left to Pillow maybe a part of them.
+    """
     found = frame(data) if available() else None
     if found is None or found.marker not in _SEQUENTIAL:
         return None
     try:
         rows, columns, colours, _ = simplejpeg.decode_jpeg_header(data)
         if (rows, columns) == (height, width) and colours in _COLOURS:
-            return simplejpeg.decode_jpeg(data, "RGB")
+            return simplejpeg.decode_jpeg(data, "RGB", buffer=out)
     except Exception:  # an error or a warning, of whatever type: KeyError for a subsampling without a name
         pass
     return None
+
+
+def rgb_rows(files: Sequence[bytes], images: np.ndarray) -> list[int]:
+    """`rgb` of files of one size into rows of `images`, uint8 [N, H, W, 3]; returns those that are left to Pillow."""
+    _, height, width, _ = images.shape
+    return [row for row, data in enumerate(files) if rgb(data, height, width, images[row]) is None]

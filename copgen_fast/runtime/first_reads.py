@@ -108,9 +108,14 @@ class FirstReads:
 
     def _read(self, number: int, offset: int, size: int | None) -> tuple[bytes, Stamp]:
         # Opened anew each time: thousands of shards would pass the limit on open files.
-        with open(self._shards[number][0], "rb", buffering=0) as file:
-            data = file.read() if size is None else os.pread(file.fileno(), size, offset)
-            return data, _stamp(os.fstat(file.fileno()))  # after reading, so that a change meanwhile shows
+        if size is None:
+            with open(self._shards[number][0], "rb", buffering=0) as file:
+                return file.read(), _stamp(os.fstat(file.fileno()))  # after reading, so that a change meanwhile shows
+        file = os.open(self._shards[number][0], os.O_RDONLY | os.O_CLOEXEC)  # in two thirds of the time of `open`
+        try:
+            return os.pread(file, size, offset), _stamp(os.fstat(file))
+        finally:
+            os.close(file)
 
 
 def _stamp(found: os.stat_result) -> Stamp:

@@ -36,6 +36,16 @@ def test_the_centre_is_that_of_torchvisions_resize_and_centre_crop(shape, size, 
     assert near(Centre(size, shorter, "bilinear")(pixels), torch.from_numpy(np.array(theirs)).movedim(2, 0))
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (32, 43), (47, 32), (32, 128)])
+def test_the_centre_of_an_image_of_its_size_is_cut_out_as_it_is(shape):
+    pixels = photograph(*shape)
+    centre = Centre(28, 32)(pixels)
+    theirs = np.array(transforms.CenterCrop(28)(Image.fromarray(pixels)))
+    assert torch.equal(centre, torch.from_numpy(theirs).movedim(2, 0)) and centre.is_contiguous()
+    pixels[:] = 0
+    assert centre.any(), "its own memory"
+
+
 def test_the_centre_of_a_whole_image_that_was_resized_before_is_the_same():
     for shape in [(90, 121), (123, 90), (91, 124)]:
         pixels = photograph(*shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -181,6 +182,28 @@ class PairDataset(Dataset):
         images = (codec.decode(x, shape, self._where(pair.index, column)) for column, x in enumerate(pair.images))
         anchor, *positives = images
         return anchor, positives[0] if len(positives) == 1 else torch.stack(positives), self.label(pair)
+
+    def decode_rows(self, pairs: Sequence[EncodedPair | None], images: np.ndarray, labels: np.ndarray) -> list[int]:
+        """Decode pairs into rows of a batch, in less time than one by one.
+
+        Args:
+            images: uint8 [1 + K, N, H, W, 3], of the anchors, then of their positives.
+            labels: int64 [N].
+
+        Returns:
+            the rows of pairs that are None or corrupt: `decode` says what is wrong with these.
+        """
+        corrupt = set()
+        for row, pair in enumerate(pairs):
+            try:
+                if pair is not None:
+                    labels[row] = self.label(pair)
+            except CorruptItemError:
+                corrupt.add(row)
+        for view, rows in enumerate(images):
+            files = [b"" if pair is None else pair.images[view] for pair in pairs]
+            corrupt.update(CODECS[self.index.codec].decode_rows(files, rows))
+        return sorted(corrupt)
 
     def encoded(self, index: int, shard: bytes | None = None) -> Encoded:
         """A pair for another decoder than `decode`; the sizes that its images claim are checked.

@@ -151,14 +151,14 @@ class PairBatches(Batches):
         images = torch.empty(self._views, len(indices), *self._shape, dtype=torch.uint8, pin_memory=on_gpu)
         labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=on_gpu)
 
-        def fill(rows: range) -> None:
-            self._fill(images.numpy(), labels.numpy(), indices, rows, shards)
+        def fill(rows: slice) -> None:
+            self._fill(images[:, rows].numpy(), labels[rows].numpy(), indices[rows], shards)
 
         if self._pool is None:
-            fill(range(len(indices)))
+            fill(slice(None))
         else:
             rows = -(-len(indices) // (4 * self._workers))
-            chunks = [range(len(indices))[start : start + rows] for start in range(0, len(indices), rows)]
+            chunks = [slice(start, start + rows) for start in range(0, len(indices), rows)]
             for _ in self._pool.map(fill, chunks):
                 pass
         if self._stream is None:
@@ -167,22 +167,18 @@ class PairBatches(Batches):
             there = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
             return Ready(indices, _batch(*there), self._stream.record_event())
 
-    def _fill(self, images: np.ndarray, labels: np.ndarray, indices: list[int], rows: range, shards: Shards) -> None:
-        """Write rows of a batch: images [V, B, H, W, 3], labels [B]."""
+    def _fill(self, images: np.ndarray, labels: np.ndarray, indices: list[int], shards: Shards) -> None:
+        """Write rows of a batch: images [V, N, H, W, 3], labels [N]."""
         cache = self._cache
-        for row in rows:
-            index = indices[row]
-            if cache is None or not cache.known[index]:
-                anchor, positive, label = self._reader.pair(index, shards)
-                views = (anchor, *positive.view(-1, *anchor.shape))
-                for view, x in enumerate(views[: self._views]):
-                    images[view, row] = x.permute(1, 2, 0).numpy()
-                labels[row] = label
-                if cache is not None:
-                    cache.images[:, index], cache.labels[index] = images[:, row], label
-                    cache.known[index] = True
-            else:
-                images[:, row], labels[row] = cache.images[:, index], cache.labels[index]
+        if cache is None:
+            self._reader.fill(images, labels, indices, shards)
+            return
+        if new := [index for index in indices if not cache.known[index]]:
+            decoded = np.empty((self._views, len(new), *self._shape), np.uint8), np.empty(len(new), np.int64)
+            self._reader.fill(*decoded, new, shards)
+            cache.images[:, new], cache.labels[new] = decoded
+            cache.known[new] = True
+        images[:], labels[:] = cache.images[:, indices], cache.labels[indices]
 
 
 def _batch(images: Tensor, labels: Tensor) -> PairBatch:

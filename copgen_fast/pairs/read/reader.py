@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from copgen_fast.config import OnCorrupt
-from copgen_fast.errors import CorruptArtifactError, CorruptItemError
+from copgen_fast.errors import CopgenError, CorruptArtifactError, CorruptItemError
 from copgen_fast.images.codecs import Encoded
-from copgen_fast.pairs.read.dataset import Pair, PairDataset
+from copgen_fast.pairs.read.dataset import EncodedPair, Pair, PairDataset
 
 Item = TypeVar("Item")
 Shards = dict[int, "Future[bytes]"]
@@ -57,6 +58,25 @@ class Reader:
         """
         return self._first_sound(index, lambda sound: self._pair(sound, shards))
 
+    def fill(self, images: np.ndarray, labels: np.ndarray, indices: Sequence[int], shards: Shards) -> None:
+        """Read pairs, or their replacements, into rows of a batch.
+
+        Args:
+            images: uint8 [V, N, H, W, 3], of the anchors, then of their positives; V = 1 where these are the same.
+            labels: int64 [N].
+
+        Raises:
+            CorruptArtifactError: as for `pair`.
+        """
+        left = range(len(indices))
+        if isinstance(self.dataset, PairDataset):
+            pairs = [self._encoded_pair(self._sound(index), shards) for index in indices]
+            left = self.dataset.decode_rows(pairs, images, labels)
+        for row in left:
+            anchor, positive, labels[row] = self.pair(indices[row], shards)
+            for view, x in zip(images, (anchor, *positive.view(-1, *anchor.shape)), strict=False):
+                view[row] = x.permute(1, 2, 0).numpy()
+
     def encoded(self, index: int, shards: Shards) -> Encoded:
         """The pair or its replacement, its images still encoded.
 
@@ -77,6 +97,13 @@ class Reader:
         shard = self._shard(index, shards)
         return self.dataset[index] if shard is None else self.dataset.decode(self.dataset.read(index, shard))
 
+    def _encoded_pair(self, index: int, shards: Shards) -> EncodedPair | None:
+        """The pair as it lies in its shard; None: it can't be read, and `pair` says why."""
+        try:
+            return self.dataset.read(index, self._shard(index, shards))
+        except CopgenError:
+            return None
+
     def _shard(self, index: int, shards: Shards) -> bytes | None:
         """The bytes of an item's shard, where whole ones are read."""
         number = self.dataset.shard_of(index) if shards else None
@@ -84,6 +111,8 @@ class Reader:
 
     def _sound(self, index: int) -> int:
         """The pair itself, or the next one that is not known to be corrupt."""
+        if index not in self._corrupt:
+            return index
         count = len(self.dataset)
         # Bounded, whatever other threads find corrupt meanwhile.
         sound = next((i % count for i in range(index, index + count) if i % count not in self._corrupt), None)
