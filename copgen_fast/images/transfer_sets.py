@@ -95,8 +95,9 @@ def open_splits(name: str, root: Path, parts: Sequence[str]) -> Opened:
     """
     entry = SETS[name]
     base = root / entry.files
-    if not base.is_dir():
-        raise UsageError(missing(entry.cls, entry.files, root))
+    needed = f"{entry.files}{_BACKGROUND}/" if name.endswith("background") else entry.files
+    if not (root / needed).is_dir():
+        raise UsageError(missing(entry.cls, needed, root))
     notes = []
     if entry.cls == "Caltech101":
         found = folder.Found()

@@ -136,6 +136,9 @@ def test_folders_that_are_not_whole(tmp_path):
         (tmp_path / "caltech101" / "101_ObjectCategories" / "bee" / f"image_{number:04d}.jpg").unlink()
     with pytest.raises(UsageError, match="class bee has 29 images, and Caltech101 trains on 30"):
         opened(tmp_path, "caltech101")
+    (tmp_path / "caltech101" / "101_ObjectCategories" / "BACKGROUND_Google").rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"lacks caltech101/101_ObjectCategories/BACKGROUND_Google/, or files of it"):
+        opened(tmp_path, "caltech101-background")
 
 
 def test_rules_are_those_of_the_published_protocols():
