@@ -33,7 +33,8 @@ from copgen_fast.runtime.progress import progress
 
 INDEX, PLACES = "index.json", "places.safetensors"
 FORMAT = "copgen_fast packed images 1"
-REMEDY = "delete it and pack again"
+REMEDY = "delete it and pack again"  # of an index, all of them; of a shard, that one
+_OF_PLACES = f"delete it and {INDEX} and pack again"
 _PILLOW = {"jpeg": "JPEG", "png": "PNG"}
 
 
@@ -238,7 +239,7 @@ def _open_split(folder: Path, index: StoreIndex, stored: StoredSplit) -> PackedS
     path = folder / PLACES
     places = read_places(path, stored.places_sha256)
     if len(places.offset) != stored.count or sum(shard.count for shard in stored.shards) != stored.count:
-        raise CorruptArtifactError(f"{path} and {INDEX} disagree on the number of images: {REMEDY}")
+        raise CorruptArtifactError(f"{path} and {INDEX} disagree on the number of images: {_OF_PLACES}")
     for shard in stored.shards:
         check_shard(folder / shard.name, shard, with_digest=False)
     checks = FirstReads(
@@ -259,9 +260,14 @@ def read_places(path: Path, digest: str) -> Places:
         UsageError: it is missing.
         CorruptArtifactError: it is altered.
     """
-    tensors, record = artifacts.decode_tensors(files.read_bytes(path), path)
+    try:
+        tensors, record = artifacts.decode_tensors(files.read_bytes(path), path)
+    except CorruptArtifactError as error:
+        raise CorruptArtifactError(f"{error}: {_OF_PLACES}") from error
+    except UsageError as error:
+        raise UsageError(f"{error}: put it back, or delete {INDEX} and pack again") from error
     if record.get("sha256") != digest:
-        raise CorruptArtifactError(f"{path} is not the one of {INDEX}: {REMEDY}")
+        raise CorruptArtifactError(f"{path} is not the one of {INDEX}: {_OF_PLACES}")
     return Places(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
@@ -275,7 +281,7 @@ def check_shard(path: Path, shard: StoredShard, with_digest: bool = True) -> Non
     try:
         found = files.expect_file(path).stat().st_size
     except UsageError as error:
-        raise UsageError(f"{error}: put it back, or pack again into another folder") from error
+        raise UsageError(f"{error}: put it back, or pack again") from error
     if found != shard.bytes:
         raise CorruptArtifactError(f"{path} has {found} bytes, {shard.bytes} in {INDEX}: {REMEDY}")
     if with_digest and files.sha256(path) != shard.sha256:

@@ -120,7 +120,10 @@ def test_each_shard_is_compared_once_and_alone(source, tmp_path, monkeypatch):
     [
         (lambda root: (root / "train/shard-000001.tar").unlink(), r"shard-000001\.tar is missing"),
         (lambda root: os.truncate(root / "train/shard-000001.tar", 600), r"shard-000001\.tar has 600 bytes, \d+ in"),
-        (lambda root: (root / "train/places.safetensors").write_bytes(b"x" * 99), r"places\.safetensors is truncated"),
+        (
+            lambda root: (root / "train/places.safetensors").write_bytes(b"x" * 99),
+            r"places\.safetensors is truncated.*: delete",
+        ),
         (
             lambda root: shutil.copy(root / "test/places.safetensors", root / "train/places.safetensors"),
             r"train/places\.safetensors is not the one of index\.json",
@@ -264,6 +267,27 @@ def test_packing_again_changes_nothing_and_other_settings_are_refused(source, tm
         packed(source, tmp_path / "out")
     with pytest.raises(UsageError, match="not empty and holds no packed images"):
         packed(source, source)
+
+
+def test_shards_that_were_deleted_or_cut_short_are_packed_again(source, tmp_path):
+    packed(source, tmp_path / "out")
+    before, folder = contents(tmp_path / "out"), tmp_path / "out/train"
+    (folder / "shard-000000.tar").unlink()
+    os.truncate(folder / "shard-000002.tar", 600)
+    packed(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    (folder / "places.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"places\.safetensors is missing: .* delete index\.json and pack again"):
+        opened(tmp_path / "out")
+    (tmp_path / "out/index.json").unlink()
+    packed(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    (folder / "shard-000001.tar").unlink()
+    photograph(99, (40, 28)).save(source / "train/hund" / NAMES[0])
+    with pytest.raises(CorruptArtifactError, match=r"shard-000001\.tar, packed again, is not the one of index\.json"):
+        packed(source, tmp_path / "out")
+    del before["train/shard-000001.tar"]
+    assert contents(tmp_path / "out") == before, "nothing half-written"
 
 
 def test_parts_and_resumes_write_the_bytes_of_one_process(source, tmp_path):
