@@ -219,7 +219,8 @@ class PretrainConfig:
     cache_gib: Annotated[float, Range(0, 1e6)] = 4.0
     """Decoded pairs are kept in memory up to this size; beyond it, they are decoded anew each epoch."""
     workers: CountOrZero = 2
-    """Threads that load pairs ahead of the step; 0: the step itself loads them."""
+    """Threads that load pairs ahead of the step; 0: the step itself loads them. Small images (below 64 x 64 pixels)
+    take one thread at most, and on a CPU the step itself, which is faster."""
     loader: PairLoader = "auto"
     """What loads shards; the batches are the same, but for JPEG that a GPU decodes, in its own rounding. auto: NVIDIA
     DALI where it is installed, the device is a GPU and the pairs don't fit the cache. plain: PyTorch and Pillow. Packed

@@ -21,6 +21,7 @@ MAX_PIXELS = 89_478_485
 """The largest image that is decoded, from which on Pillow warns, too; of all threads together as many at a time."""
 # Formats of photographs and data sets; Pillow's other decoders run programs (EPS) or are hardly ever used.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF")
+_SMALL = 64 * 64  # pixels
 _LARGE = 2**24  # bytes, from which on a file is not read at once
 _CONVERTED = ("1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 """Modes of 8 bits or fewer a channel, whose conversion to RGB keeps the range; transparency is left out."""
@@ -120,6 +121,15 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode not in _CONVERTED:
         raise _unknown_range(image)
     return np.array(image.convert("RGB"))
+
+
+def is_small(height: int, width: int) -> bool:
+    """Whether one thread reads stored images of this size in less time than two side by side.
+
+    With each image a thread lets the other one run Python, and waits for its turn again. On two cores, files in memory,
+    two threads took 1.0 to 2.8 times as long for PNG and JPEG images of 16 to 48 px, 0.65 to 0.95 for 64 to 128 px.
+    """
+    return height * width < _SMALL
 
 
 def reason(error: Exception) -> str:

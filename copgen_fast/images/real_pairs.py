@@ -22,6 +22,7 @@ class RealPairs(Dataset):
 
     Attributes:
         in_memory: whether the images lie in memory already, so that no loader need keep them.
+        small: whether one thread is known to read them in less time than two.
     """
 
     skip_option = "--data.on-corrupt"
@@ -31,6 +32,7 @@ class RealPairs(Dataset):
         # Where an array's labels were not requested there are none; files always tell theirs as they are read.
         self.labelled = labelled and (split.labels is not None or not isinstance(split, ArraySplit))
         self.in_memory = isinstance(split, ArraySplit)
+        self.small = getattr(split, "small", False)
 
     def __len__(self) -> int:
         return self.split.count

@@ -144,6 +144,11 @@ class PackedSplit:
     def classes(self) -> tuple[str, ...] | None:
         return self.stored.classes
 
+    @property
+    def small(self) -> bool:
+        """Whether one thread reads its images in less time than two."""
+        return decode.is_small(self.size, self.size)
+
     def shard_of(self, index: int) -> int:
         """Number of the shard that an image lies in."""
         return bisect_right(self._firsts, index) - 1

@@ -41,10 +41,11 @@ def stream(split: Split, view: View, order: Iterable[Tensor], workers: int | Non
     Args:
         view: what is taken of each image.
         order: indices of the images of each batch, int64 [B]; those that can't be decoded are left out of it.
-        workers: threads that decode, which Pillow lets run side by side; None: as many as there are processors.
-            PyTorch's operators run in these alone.
+        workers: threads that decode, which Pillow lets run side by side; None: as many as there are processors, or one
+            where the split's images are `small`. PyTorch's operators run in these alone.
     """
-    batches, workers = iter(order), workers or os.cpu_count() or 1
+    batches = iter(order)
+    workers = workers or (1 if getattr(split, "small", False) else os.cpu_count() or 1)
     ahead = _AHEAD if torch.cuda.is_available() else 0
     with ThreadPoolExecutor(workers, initializer=threads.alone) as pool:
         pending: deque[list[Future[_Part]]] = deque()

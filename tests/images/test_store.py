@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from copgen_fast.errors import CopgenError, CorruptArtifactError, UsageError
 from copgen_fast.images import pack, sets, store
 from copgen_fast.images.pack import PackConfig
 from copgen_fast.images.real_pairs import real_pairs
+from copgen_fast.images.stream import in_order, stream
 from copgen_fast.images.views import Centre, RandomCrop, Whole
 from copgen_fast.pairs.read.loader import PairBatches, Sampler
 from copgen_fast.runtime import artifacts
@@ -93,6 +95,23 @@ def test_a_shard_is_plain_webdataset(source, tmp_path):
         assert [member.name for member in tar][:4] == ["00000004.jpg", "00000004.json", "00000005.jpg", "00000005.json"]
         record = json.load(tar.extractfile("00000005.json"))
     assert record == {"index": 5, "label": 1, "name": f"train/hund/{NAMES[0]}"}
+
+
+@pytest.mark.parametrize(("size", "small"), [(16, True), (63, True), (64, False)])
+def test_small_images_are_streamed_by_one_thread(source, tmp_path, monkeypatch, size, small):
+    packed(source, tmp_path / "out", size=size)
+    split, threads, met = opened(tmp_path / "out").splits["train"], set(), threading.Barrier(1 if small else 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+    class Noted(Centre):
+        def __call__(self, pixels, index):
+            threads.add(threading.get_ident())
+            met.wait(60)  # for another thread, where there are two
+            return super().__call__(pixels, index)
+
+    (batch,) = stream(split, Noted(16), in_order(10, 10))
+    assert split.small == small and len(threads) == (1 if small else 2)
+    assert batch.images.equal(torch.stack([split.read(index, Centre(16))[0] for index in range(10)]))
 
 
 def test_opening_reads_no_shard(source, tmp_path):

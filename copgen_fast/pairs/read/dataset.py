@@ -16,6 +16,7 @@ from copgen_fast import schema
 from copgen_fast.config import Codec
 from copgen_fast.errors import CorruptItemError, UsageError
 from copgen_fast.images.codecs import CODECS, REMEDY, Encoded
+from copgen_fast.images.decode import is_small
 from copgen_fast.pairs.format import (
     check_file,
     check_size,
@@ -118,6 +119,11 @@ class PairDataset(Dataset):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.index.image_shape
+
+    @property
+    def small(self) -> bool:
+        """Whether one thread reads its images in less time than two."""
+        return is_small(*self.image_shape[1:])
 
     @property
     def positives(self) -> int:

@@ -43,7 +43,9 @@ def open_batches(
 ) -> Batches:
     """The loader that `options` choose, or what generates `OnlinePairs`; all return the same batches, on `device`.
 
-    `auto` is DALI where it is installed, the device is a GPU and the decoded pairs don't fit the cache.
+    `auto` is DALI where it is installed, the device is a GPU and the decoded pairs don't fit the cache. Otherwise small
+    images are read by one thread on the way to a GPU, and on a CPU by the step itself, as a thread beside it makes its
+    operators wait.
 
     Args:
         rank, world: this process loads its rows of each batch of `options.batch` pairs (see `Sampler`).
@@ -65,7 +67,10 @@ def open_batches(
 
         wanted = dali.available() and dataset.decoded_bytes > options.cache_gib * 2**30
     if not wanted:
-        return PairBatches(dataset, sampler, options.cache_gib, options.workers, options.on_corrupt, device)
+        workers = options.workers
+        if getattr(dataset, "small", False):
+            workers = min(workers, int(device.type == "cuda"))
+        return PairBatches(dataset, sampler, options.cache_gib, workers, options.on_corrupt, device)
     from copgen_fast.pairs.read.dali import DaliBatches
 
     return DaliBatches(dataset, sampler, options.workers, options.on_corrupt, device)

@@ -3,6 +3,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import threading
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
+from copgen_fast.config import PretrainConfig
 from copgen_fast.errors import CorruptArtifactError, UsageError
-from copgen_fast.pairs.read.loader import PairBatch, PairBatches, PairDataset, Sampler
+from copgen_fast.pairs.read.loader import PairBatch, PairBatches, PairDataset, Sampler, open_batches
 from copgen_fast.pairs.read.sampler import permutation
 from tests.helpers.pairs_fixtures import CONFIG, contents, forge, source, update_digest, write
 
@@ -322,3 +324,24 @@ def test_a_batch_is_its_images_in_one_tensor():
     plane = PairBatch(batch.anchors, batch.positives.contiguous(), batch.labels)
     for one in (batch, apart, swapped, twice, plane, PairBatch(*(tensor[:3] for tensor in batch))):
         assert torch.equal(one.images, torch.cat((one.anchors, one.positives)))
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_step_on_a_cpu_reads_small_images_itself(folder, monkeypatch, small):
+    threads, read = set(), PairDataset.read
+
+    def noted(self, *arguments):
+        threads.add(threading.get_ident())
+        return read(self, *arguments)
+
+    pairs = PairDataset(folder)
+    assert pairs.small
+    if not small:
+        monkeypatch.setattr(PairDataset, "small", False)
+    batches = open_batches(pairs, PretrainConfig(batch=5, cache_gib=0.0, workers=2), 0, torch.device("cpu"))
+    monkeypatch.setattr(PairDataset, "read", noted)
+    expected = plain(pairs, 5, 0, NO_CACHE, workers=0)
+    threads.clear()
+    found = batches(0)
+    assert (threads == {threading.get_ident()}) == small
+    assert all(torch.equal(one, other) for one, other in zip(found, expected(0), strict=True))
