@@ -35,6 +35,18 @@ def _of_tiles(x: torch.Size, weight: torch.Size, form: str, *others: object, out
     return 2 * weight[0] * n * math.ceil(height / side) * math.ceil(width / side) * x[3] * outputs
 
 
+def _of_conv3x3(x: torch.Size, weight: torch.Size, *, out_shape: object) -> int:
+    """Of `ops.conv3x3` in tiles."""
+    n, channels, height, width = x
+    return 2 * 36 * n * math.ceil(height / 4) * math.ceil(width / 4) * channels * weight[0]
+
+
+def _of_its_gradients(
+    grad: torch.Size, x: torch.Size, weight: torch.Size, with_x: bool, with_weight: bool, *, out_shape: object
+) -> int:
+    return (with_x + with_weight) * _of_conv3x3(x, weight, out_shape=None)
+
+
 # PyTorch's counter misses these on CPUs.
 _ON_CPUS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, out_shape, **options: sdpa_flop_count(
@@ -46,6 +58,8 @@ _ON_CPUS = {
 }
 if tiles.built():
     _ON_CPUS[torch.ops.copgen_fast_cpp.convolve_tiles] = _of_tiles
+    _ON_CPUS[torch.ops.copgen_fast.conv3x3] = _of_conv3x3
+    _ON_CPUS[torch.ops.copgen_fast.conv3x3_backward] = _of_its_gradients
 MORE_PRODUCTS = {operator: shape_wrapper(count) for operator, count in _ON_CPUS.items()}
 """Formulas of arguments and result, as PyTorch's registry has them."""
 

@@ -16,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from copgen_fast.config import EncoderConfig
 from copgen_fast.errors import UsageError
+from copgen_fast.ops import Conv3x3
 from copgen_fast.ops.backend import triton_lacks
 from copgen_fast.ops.checks import expect_tensor, readable
 
@@ -56,6 +57,7 @@ class Encoder(ResNet):
         if config.stem != "imagenet":
             self.maxpool = nn.Identity()
         self.fc = nn.Identity()
+        _in_fewer_products(self)
         self.feature_dim = 8 * config.width * block.expansion
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,6 +72,14 @@ class Encoder(ResNet):
         if planes == 64:  # the first stage: torchvision fixes its input at 64 channels
             self.inplanes = self._width
         return Stage(*super()._make_layer(block, planes * self._width // 64, blocks, stride, dilate))
+
+
+def _in_fewer_products(network: nn.Module) -> None:
+    """Compute 3 x 3 convolutions of stride 1 by `ops.conv3x3`, with the same parameters."""
+    for parent in list(network.modules()):
+        for name, conv in parent.named_children():
+            if type(conv) is nn.Conv2d and (same := Conv3x3.of(conv)) is not None:
+                setattr(parent, name, same)
 
 
 def _stem(config: EncoderConfig) -> nn.Conv2d:

@@ -53,6 +53,10 @@ void convolve_tiles(const at::Tensor& x, const at::Tensor& weight, c10::string_v
                     const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& bias,
                     const std::optional<at::Tensor>& image, bool relu, int64_t first, at::Tensor out);
 
+void prepare_tiles(const at::Tensor& weight, at::Tensor out);
+
+void tiles_weight_gradient(const at::Tensor& x, const at::Tensor& gradient, at::Tensor out);
+
 }  // namespace copgen
 
 TORCH_LIBRARY(copgen_fast_cpp, m) {
@@ -88,6 +92,8 @@ TORCH_LIBRARY(copgen_fast_cpp, m) {
   m.def(
       "convolve_tiles(Tensor x, Tensor weight, str form, Tensor? scale, Tensor? bias, Tensor? image, bool relu, "
       "int first, Tensor(a!) out) -> ()");
+  m.def("prepare_tiles(Tensor weight, Tensor(a!) out) -> ()");
+  m.def("tiles_weight_gradient(Tensor x, Tensor gradient, Tensor(a!) out) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
@@ -104,6 +110,8 @@ TORCH_LIBRARY_IMPL(copgen_fast_cpp, CPU, m) {
   m.impl("cond_norm", &copgen::cond_norm);
   m.impl("cond_norm_backward", &copgen::cond_norm_backward);
   m.impl("convolve_tiles", &copgen::convolve_tiles);
+  m.impl("prepare_tiles", &copgen::prepare_tiles);
+  m.impl("tiles_weight_gradient", &copgen::tiles_weight_gradient);
 }
 
 // Under torch.compile there is nothing to allocate: they fill the last argument.

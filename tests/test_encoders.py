@@ -5,6 +5,7 @@ import torchvision
 from copgen_fast.config import EncoderConfig
 from copgen_fast.encoders import ContrastiveModel, Encoder, prepare, statistics_held
 from copgen_fast.errors import UsageError
+from copgen_fast.ops import Conv3x3
 from tests.helpers.pretended_gpu import CUDA, pretended_gpu
 
 
@@ -16,9 +17,21 @@ def test_at_full_width_it_is_torchvisions_network(name):
     missing = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert missing.unexpected_keys == [] and missing.missing_keys == ["fc.weight", "fc.bias"]
     theirs.fc = torch.nn.Identity()
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
-        assert torch.equal(ours(images), theirs(images))
+        features, expected = ours.double()(images), theirs.double()(images)
+    torch.testing.assert_close(features, expected, rtol=1e-11, atol=1e-11)  # convolutions add in another order
+
+
+def test_convolutions_of_stride_1_take_fewer_products():
+    by_name = dict(Encoder(EncoderConfig("resnet18", "imagenet")).named_modules())
+    assert [name for name, layer in by_name.items() if isinstance(layer, Conv3x3)] == [
+        f"layer{stage}.{block}.conv{conv}"
+        for stage in range(1, 5)
+        for block in range(2)
+        for conv in (1, 2)
+        if (stage == 1 or (block, conv) != (0, 1))
+    ]
 
 
 @pytest.mark.parametrize(("stem", "size"), [("imagenet", 8), ("cifar", 32), ("half", 16)])

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from copgen_fast.ops import tiles, winograd
+from copgen_fast.ops import Conv3x3, tiles, winograd
 from copgen_fast.runtime import devices
 
-_FEWEST = 32  # channels in and out from which fewer products pay for the sums around them
-_LEAST_FILL = 0.5  # of tiles by an image, below which a direct convolution is as fast or faster
 _VALUES = 2**21  # of the first convolution's outputs at once: they stay in a shared cache, and take no new pages
 
 
@@ -69,9 +67,8 @@ def _for_cpus(encoder: ResNet) -> None:
 
 
 def _suits(conv: nn.Conv2d) -> bool:
-    of_size = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-    plain = of_size and conv.groups == 1 and conv.padding_mode == "zeros"
-    return plain and min(conv.in_channels, conv.out_channels) >= _FEWEST and tiles.compiled(conv.weight)
+    many = min(conv.in_channels, conv.out_channels) >= winograd.FEWEST
+    return many and Conv3x3.of(conv) is not None and tiles.compiled(conv.weight)
 
 
 class FewerProducts(nn.Module):
@@ -90,7 +87,7 @@ class FewerProducts(nn.Module):
         """conv(x), or conv(x) + added; of that the ReLU with `relu`."""
         wants_gradient = torch.is_grad_enabled() and x.requires_grad
         able = x.dtype == self.prepared.dtype and tiles.fits(x, self.prepared)
-        if wants_gradient or not able or winograd.fill(*x.shape[2:]) < _LEAST_FILL:
+        if wants_gradient or not able or winograd.fill(*x.shape[2:]) < winograd.LEAST_FILL:
             out = self.conv(x)
             out = out if added is None else out.add_(added)
             return out.relu_() if relu else out

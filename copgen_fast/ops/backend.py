@@ -68,6 +68,7 @@ _FASTEST: dict[str, dict[str, tuple[str, ...]]] = {
     "info_nce": {"cpu": ("cpp", "chunked", "reference"), "cuda": ("triton", "cuda", "chunked", "reference")},
     "l2_normalize": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
     "cond_norm": {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")},
+    "conv3x3": {"cpu": ("cpp", "reference"), "cuda": ("reference",)},
     "add_upsampled": {"cpu": ("reference",), "cuda": ("triton", "reference")},
 }
 

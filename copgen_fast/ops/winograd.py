@@ -23,6 +23,12 @@ from copgen_fast.ops.strips import Finish, divisor, strips
 SIDE = 4
 """Outputs of a tile along an axis."""
 
+# From where on fewer products pay for the sums around them, by the C++ extension.
+FEWEST = 32
+"""Channels in and out."""
+LEAST_FILL = 0.5
+"""Of the tiles by an image (`fill`)."""
+
 TILES = 256  # of a strip: products of matrices that large, and few values
 _A, _B = math.sqrt(2), math.sqrt(0.5)
 _ORDER = (0, 1, 2, 3, 4, 5)
@@ -39,7 +45,12 @@ def prepare(weight: Tensor) -> Tensor:
 
 def fill(height: int, width: int) -> float:
     """Share of the tiles' outputs that lie within an image of this size; the others are computed and dropped."""
-    return height * width / (_tiles(height) * _tiles(width) * SIDE**2)
+    return height * width / (tiles_of(height, width) * SIDE**2)
+
+
+def tiles_of(height: int, width: int) -> int:
+    """Number of tiles of an image of this size."""
+    return _tiles(height) * _tiles(width)
 
 
 def convolve(

@@ -76,7 +76,7 @@ def multiplies_bf16(monkeypatch):
 
 @pytest.mark.parametrize("fewest", [16, 128, 10**9])  # by fewer products: all convolutions, the last stage's, none
 def test_bfloat16_rounds_features_by_a_fiftieth_at_most(monkeypatch, multiplies_bf16, fewest):
-    monkeypatch.setattr(_inference, "_FEWEST", fewest)
+    monkeypatch.setattr(_inference.winograd, "FEWEST", fewest)
     encoder, images = trained().eval(), torch.randn(4, 3, 64, 64)
     form = inference_form(encoder, "bf16")
     assert {value.dtype for value in form.state_dict().values()} == {torch.bfloat16}

@@ -12,7 +12,15 @@ from copgen_fast.ops.info_nce import chunked
 
 def test_every_op_and_device_has_a_default_that_resolves():
     table = backends()
-    assert set(table) == {"augment", "rand_augment", "info_nce", "l2_normalize", "cond_norm", "add_upsampled"}
+    assert set(table) == {
+        "augment",
+        "rand_augment",
+        "info_nce",
+        "l2_normalize",
+        "cond_norm",
+        "conv3x3",
+        "add_upsampled",
+    }
     for op, devices in table.items():
         for device, name in devices.items():
             assert resolve(op, device) == name
