@@ -234,6 +234,17 @@ def cond_norm() -> list[Cells]:
     return table
 
 
+def conv3x3() -> list[Cells]:
+    table = [("64 images, channels last", "forward", "PyTorch's", "forward + backward", "PyTorch's", "of its limit")]
+    for channels, side in ((64, 32), (128, 16), (256, 8), (512, 4)):
+        cells = []
+        for direction in ("forward", "forward+backward"):
+            found = row("conv3x3", f"B=64 C={channels} {side}px", "PyTorch", direction)
+            cells += [time(found["ours_ms"]), f"{time(found['peer_ms'])}, {ratio(found)}"]
+        table.append((f"{channels} channels, {side} px", *cells, f"{found['of_limit']:.0%}"))
+    return table
+
+
 def loader() -> list[Cells]:
     table = [("", "plain (PyTorch, Pillow)", "DALI on the CPU", "files, Pillow, torchvision", "ratios")]
     for codec in ("png", "jpeg", "raw"):
@@ -336,7 +347,7 @@ def roofline(step: str) -> list[Cells]:
     return roofline.table(json.loads(roofline.RESULTS.read_text()), step)
 
 
-_TABLES = (readme, steps, gpu, augment, rand_augment, info_nce, cond_norm, loader, images, probes)
+_TABLES = (readme, steps, gpu, augment, rand_augment, info_nce, cond_norm, conv3x3, loader, images, probes)
 _TABLES += (codecs, methods, online)
 TABLES = {f.__name__: f for f in _TABLES}
 TABLES |= {f"roofline_{step}": partial(roofline, step) for step in ("navigator", "pretrain")}

@@ -82,7 +82,7 @@ def examine(device: torch.device, quick: bool) -> tuple[dict[str, object], bool]
 
 
 def _check(check: Check) -> list[str]:
-    verdict = "" if check.passed else f"more than {accuracy.ALLOWED:g} times PyTorch's: report this"
+    verdict = "" if check.passed else f"more than {check.allowed:g} times PyTorch's: report this"
     numbers = f"{check.error:.1e}", f"{check.pytorch:.1e}", f"{check.ratio:.2f}"
     return [check.op, check.backend, check.dtype, check.of, *numbers, verdict]
 

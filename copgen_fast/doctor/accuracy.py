@@ -16,6 +16,7 @@ from copgen_fast.ops import (
     add_upsampled,
     augment,
     cond_norm,
+    conv3x3,
     info_nce,
     rand_augment,
 )
@@ -25,7 +26,8 @@ from copgen_fast.ops.rand_augment.params import AFFINE, OPERATIONS
 from copgen_fast.runtime import seeds
 
 ALLOWED = 2.0
-"""Largest ratio of a fused op's error to that of PyTorch's operators."""
+"""Largest ratio of a fused op's error to that of PyTorch's operators, but for those below."""
+_OF_FEWER_PRODUCTS = 6.0  # F(4 x 4, 3 x 3) adds and takes off what a direct convolution never forms
 _DIMENSION = 128
 _SIDE = 32
 _STEP = 1e-5  # several times the distance from a kink within which float32 takes a value to be at it
@@ -38,6 +40,7 @@ class Check:
     Attributes:
         error, pytorch: ours and PyTorch's.
         ratio: ours over PyTorch's, each taken as at least a tenth of the dtype's eps.
+        allowed: the largest ratio that is right.
     """
 
     op: str
@@ -47,10 +50,11 @@ class Check:
     error: float
     pytorch: float
     ratio: float
+    allowed: float = ALLOWED
 
     @property
     def passed(self) -> bool:
-        return self.ratio <= ALLOWED
+        return self.ratio <= self.allowed
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class OpCase:
 
     inputs: list[Tensor]
     run: Callable[[Sequence[Tensor], str], Tensor]
+    allowed: float = ALLOWED
 
 
 def checks(device: torch.device) -> Iterator[Check]:
@@ -78,7 +83,7 @@ def compare(op: str, case: OpCase, backend: str, dtype: torch.dtype) -> Iterator
     for of, truth, mine, peer in zip(("values", "gradients"), exact, ours, theirs, strict=True):
         error, pytorch = ((x - truth).norm().item() / truth.norm().item() for x in (mine, peer))
         ratio = max(error, least) / max(pytorch, least)
-        yield Check(op, backend, str(dtype).removeprefix("torch."), of, error, pytorch, ratio)
+        yield Check(op, backend, str(dtype).removeprefix("torch."), of, error, pytorch, ratio, case.allowed)
 
 
 def _values_and_gradients(case: OpCase, inputs: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
@@ -124,6 +129,11 @@ def op_cases(device: torch.device) -> dict[str, OpCase]:
         "cond_norm": OpCase(
             on_device(drawn(4, 96, 32, 32).to(memory_format=torch.channels_last), *drawn(2, 4, 96)),
             lambda x, backend: cond_norm(*x, backend=backend),
+        ),
+        "conv3x3": OpCase(
+            on_device(drawn(16, 64, 12, 12).to(memory_format=torch.channels_last), drawn(48, 64, 3, 3)),
+            lambda x, backend: conv3x3(*x, backend=backend),
+            _OF_FEWER_PRODUCTS,
         ),
         "add_upsampled": OpCase(
             on_device(*(drawn(4, 96, n, n).to(memory_format=torch.channels_last) for n in (32, 16)), drawn(96)),

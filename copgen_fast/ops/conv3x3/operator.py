@@ -20,6 +20,7 @@ from copgen_fast.ops.derivatives import differentiated_again, pull
 from copgen_fast.ops.library import operator, register_autograd
 
 _PREPARED = 2**21  # numbers of a prepared weight at once: they stay in a shared cache
+_TOGETHER = 32  # channels that the tiles compute at once
 
 
 @operator("conv3x3")
@@ -73,7 +74,7 @@ def _allocate_grads(x: Tensor, weight: Tensor, with_x: bool, with_weight: bool) 
 def _parts(channels: int, others: int) -> Iterator[slice]:
     """Slices of channels for which the prepared weight, with all of the `others`, is small."""
     count = -(-channels * 36 * others // _PREPARED)
-    size = -(-channels // count)
+    size = -(-channels // count // _TOGETHER) * _TOGETHER
     yield from (slice(first, min(first + size, channels)) for first in range(0, channels, size))
 
 
