@@ -17,6 +17,7 @@ from copgen_fast.errors import UsageError
 from copgen_fast.evals import _detection_training as training
 from copgen_fast.evals import detection, evaluate, expect_data
 from copgen_fast.evals._faster_rcnn import FasterRCNN
+from copgen_fast.evals._voc_ap import Truth, voc_ap
 from copgen_fast.images import voc
 from copgen_fast.runtime import artifacts
 from copgen_fast.runtime.distributed import ALONE, Ranks
@@ -284,12 +285,22 @@ def test_the_command_for_any_encoder(root, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="BCCD's blood cells are not there (COPGEN_FAST_BCCD)")
-def test_losses_fall_on_real_images(tmp_path):
-    words = "train=2007-trainval test=2007-test iterations=16 batch=2 lr=0.05 warmup=2 sizes=96 anchors=12,24,48 "
-    words += "proposals=30 rois=16 precise_bn=0"
-    config = registry.options("evals", "detection", words.split())
-    images = voc.read(BCCD, ["2007-trainval"])
+def test_losses_fall_and_ap50_rises_on_real_images(tmp_path):
+    """From 0.2 % to 9 %; with other seeds, as other rounding may do, to 1.4 to 10.5 %."""
+    words = "train=2007-trainval test=2007-test iterations=120 batch=2 lr=0.05 warmup=2 sizes=96 test_size=96 "
+    words += "anchors=12,24,48 proposals=30 proposals_test=20 rois=16 precise_bn=4"
+    recipe = (config := registry.options("evals", "detection", words.split())).recipe()
+    images = voc.read(BCCD, config.train)
+    test = voc.read(BCCD, config.test, images.classes).images[:24]
     model = FasterRCNN(tiny_encoder(), len(images.classes), (0.5,) * 3, (0.5,) * 3, config.shape())
-    training.train(model, images.images, config.recipe(), run_of(tmp_path).config, tmp_path, ALONE)
+
+    def ap50():
+        truth = [Truth(image.boxes, image.labels, image.difficult) for image in test]
+        return voc_ap(truth, training.detect(model.eval(), test, recipe, "fp32", ALONE))["ap50"]
+
+    before = ap50()
+    run_config = dataclasses.replace(run_of(tmp_path).config, save_every=120)
+    model = training.train(model, images.images, recipe, run_config, tmp_path, ALONE)
     losses = [row["loss"] for row in read_rows(tmp_path / "metrics.jsonl")]
-    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+    assert np.mean(losses[-16:]) < 0.8 * np.mean(losses[:16])
+    assert before < 0.004 and ap50() > 0.009, before
