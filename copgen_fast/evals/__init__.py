@@ -7,7 +7,8 @@ all evaluations of a run. Accuracies are fractions, 0 .. 1.
 `freeze(encoder, run).pairs` is the folder of the pairs that an encoder was pretrained on, for those with `NEEDS_PAIRS`.
 
 Before any stage runs, training checks that the real images have labels of two classes or more, unless every evaluation
-says `NEEDS_LABELS = False`, and calls `check(config, train_labels)` of those that have it, which raises UsageError.
+says `NEEDS_LABELS = False`, and calls `check(config, train_labels)` and `check_names(config, train_split)` of those
+that have them, which raise UsageError.
 
 One that reads other images than those of `--data` has `check_data(config, run_config)` instead, which raises the same.
 One that says `SHARED = True` is called by every process of the run (`run.ranks`), others by rank 0 alone.
@@ -74,6 +75,8 @@ def expect_data(config: RunConfig) -> None:
         check = getattr(part, "check", None)
         if check is not None and train is not None:
             check(values, train)
+        if check_names := getattr(part, "check_names", None):
+            check_names(values, data.splits["train"])
 
 
 def evaluate(name: str, encoder: Callable[[Tensor], Tensor], run: EvalRun) -> dict[str, float]:

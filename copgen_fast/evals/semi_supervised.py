@@ -66,6 +66,12 @@ def check(config: Config, train_labels: Tensor) -> None:
         draw(train_labels, fraction, 0)
 
 
+def check_names(config: Config, split: Split) -> None:
+    """Raises UsageError where a list names other images than the training images `split`."""
+    for path in config.lists:
+        listed(split, Path(path))
+
+
 def evaluate(encoder: nn.Module, config: Config, run: EvalRun) -> dict[str, float]:
     """Fine-tune a copy of the encoder and a linear layer on each set of labelled images; score the test images.
 

@@ -140,6 +140,16 @@ def test_lists_name_the_labelled_images(photographs, tmp_path):
         semi.listed(split, path)
 
 
+def test_a_list_of_other_images_is_told_before_any_stage(photographs, tmp_path):
+    path = tmp_path / "half.txt"
+    config = run_on(photographs, tmp_path, "semi-supervised", f"lists={path}").config
+    path.write_text("n02_3.JPEG\n")
+    evals.expect_data(config)
+    path.write_text("n02_3.JPEG\nn09_0.JPEG\n")
+    with pytest.raises(UsageError, match="1 of its lines name no image, such as n09_0.JPEG"):
+        evals.expect_data(config)
+
+
 def test_names_that_several_images_have_are_given_with_their_class(photographs, tmp_path):
     for name in ("n01", "n02"):
         jpeg(tmp_path / "train" / name / "same.jpg", 0, 0)
