@@ -11,7 +11,7 @@ from copgen_fast.config import EncoderConfig
 from copgen_fast.doctor import __main__, accuracy, estimates, machine
 from copgen_fast.doctor.estimates import Estimate, Work
 from copgen_fast.generators.bigbigan import BigBiGAN
-from copgen_fast.ops.backend import INSTALLED, backends, reason
+from copgen_fast.ops.backend import INSTALLED, backends, launcher_lacks, reason
 
 CPU = torch.device("cpu")
 TINY = EncoderConfig("resnet18", "half", width=8)
@@ -92,9 +92,12 @@ def test_pictures_at_a_kink_are_found():
     assert accuracy.away_from_kinks(pictures, lambda x: x.amin(1)).tolist() == [True, True, True, False]
 
 
-def test_what_is_missing_says_what_it_is_for(monkeypatch):
-    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
-    facts = {fact.name: fact for fact in machine.facts(CPU)}
+def test_what_is_missing_says_what_it_is_for():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine.shutil, "which", lambda name: None)
+        launcher_lacks.cache_clear()
+        facts = {fact.name: fact for fact in machine.facts(CPU)}
+    launcher_lacks.cache_clear()
     assert facts["nvcc"].found is None and str(facts["nvcc"]).startswith("missing: set CUDA_HOME")
     assert "GB available" in str(facts["memory"])
 
