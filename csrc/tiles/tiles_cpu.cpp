@@ -1,9 +1,7 @@
 // 3 x 3 convolutions on the CPU, channels last, as fewer matrix products over channels: tiles of the images to values,
 // their products with a prepared weight, and from these the outputs. See forms.h.
 //
-// A thread takes some tiles through all three, so that their values stay in its cache, and threads meet once. A tile is
-// computed for some channels at once, which stay in the first-level cache. Values of bfloat16 are sums in float32,
-// rounded once; their products are float32.
+// A thread takes some tiles through all three, so that their values stay in its cache, and threads meet once.
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -22,10 +20,10 @@
 namespace copgen {
 namespace {
 
-constexpr int64_t kProducts = 1152;   // most rows of the matrices of some tiles: 32 tiles of 36
-constexpr int64_t kMany = 1024;       // channels in and out whose weights, read for some tiles at once, fill no cache
-constexpr int64_t kNarrow = 64;       // fewest output channels of a thread, where tiles are fewer than threads
-constexpr int64_t kGrain = 32768;     // fewest values of a thread
+constexpr int64_t kProducts = 1152;  // most rows of the matrices of some tiles: 32 tiles of 36
+constexpr int64_t kMany = 1024;      // channels in and out whose weights, read for some tiles at once, fill no cache
+constexpr int64_t kNarrow = 64;      // fewest output channels of a thread, where tiles are fewer than threads
+constexpr int64_t kGrain = 32768;    // fewest values of a thread
 
 COPGEN_VALUES(Winograd)
 COPGEN_OUTPUTS(Winograd)

@@ -18,7 +18,17 @@ spec.loader.exec_module(module)
 sys.modules["copgen_fast._cpp"] = module
 
 from copgen_fast.generators import _convolutions as convolutions  # noqa: E402
-from copgen_fast.ops import AugmentParams, AugmentPolicy, augment, cond_norm, info_nce, rand_augment, tiles, winograd  # noqa: E402
+from copgen_fast.ops import (  # noqa: E402
+    AugmentParams,
+    AugmentPolicy,
+    augment,
+    cond_norm,
+    conv3x3,
+    info_nce,
+    rand_augment,
+    tiles,
+    winograd,
+)
 from copgen_fast.ops.rand_augment.params import RandAugmentParams, RandAugmentPolicy  # noqa: E402
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -118,9 +128,19 @@ def call_differences(rng, g):
     return [x], op, 1e-4
 
 
+def call_conv3x3(rng, g):
+    n, (height, width) = rng.choice([0, 1, 2, 40]), rng.choices(range(1, 14), k=2)
+    channels, outputs = (rng.choice([1, 3, 16, 33, 80]) for _ in range(2))
+    dtype = rng.choice(DTYPES[:2])
+    x, weight = torch.randn(n, channels, height, width, generator=g), torch.randn(outputs, channels, 3, 3, generator=g)
+    inputs = [y.to(dtype, memory_format=rng.choice(LAYOUTS)) for y in (x, weight)]
+    return inputs, conv3x3, 1e-4 if dtype == torch.float32 else 1e-9
+
+
 CALLS = (
-    (call_augment, 0.4),
+    (call_augment, 0.35),
     (call_info_nce, 0.3),
+    (call_conv3x3, 0.05),
     (call_cond_norm, 0.15),
     (call_rand_augment, 0.1),
     (call_winograd, 0.03),
