@@ -8,13 +8,12 @@ there, one device without DataParallel, ReLUs that don't overwrite their input, 
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torchvision import transforms
 
 from bench.baselines.augment import compose
+from bench.baselines.conv3x3 import by_pytorch
 from bench.baselines.info_nce import published
 from copgen_fast import augmentations
 from copgen_fast.config import NavigatorConfig
@@ -30,7 +29,7 @@ class ReferenceNavigator:
     def __init__(
         self, G: nn.Module, T_z: nn.Module, f: nn.Module, options: NavigatorConfig, stacked: bool = False
     ) -> None:
-        G, T_z, f = (copy.deepcopy(module).to(memory_format=torch.contiguous_format) for module in (G, T_z, f))
+        G, T_z, f = (by_pytorch(module).to(memory_format=torch.contiguous_format) for module in (G, T_z, f))
         self.G, self.T_z, self.f, self.stacked = G.eval().requires_grad_(True), T_z, f.train(), stacked
         self.t_x = compose(transforms, augmentations.get(options.augmentation), G.image_shape[1])
         self.loss = published(options.temperature, options.base_temperature)

@@ -7,7 +7,6 @@ that share one batch, so that they don't run ahead while something else is timed
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from bench.baselines.augment import compose
+from bench.baselines.conv3x3 import by_pytorch
 from bench.baselines.info_nce import published
 from copgen_fast.config import PretrainConfig
 from copgen_fast.methods.simclr import Config
@@ -48,7 +48,7 @@ class ReferencePretraining:
     """Training of a copy of the model, an encoder with its head, on views [2N, 3, H, W], anchors first."""
 
     def __init__(self, model: nn.Module, views: Callable[[], Tensor], options: PretrainConfig, simclr: Config) -> None:
-        self.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format).train()
+        self.model = by_pytorch(model).to(memory_format=torch.contiguous_format).train()
         self.views, self.loss = views, published(simclr.temperature, simclr.base_temperature)
         self.sgd = torch.optim.SGD(
             self.model.parameters(),

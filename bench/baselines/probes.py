@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from bench.baselines.conv3x3 import by_pytorch
+
 _NORMALISE = (transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
@@ -37,7 +39,7 @@ class ReferenceProbe:
         train = ImageFolder(str(folder / "train"), transforms.Compose(crop))
         test = ImageFolder(str(folder / "test"), transforms.Compose(centre))
         self.train, self.test = DataLoader(train, shuffle=True, **options), DataLoader(test, **options)
-        self.encoder, self.device = encoder.to(device), device
+        self.encoder, self.device = by_pytorch(encoder).to(device), device
         self.classifier = nn.Linear(dim, len(train.classes)).to(device)
         self.sgd = torch.optim.SGD(self.classifier.parameters(), lr=1.75, momentum=0.9)
 
