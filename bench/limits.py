@@ -36,7 +36,7 @@ def _of_tiles(x: torch.Size, weight: torch.Size, form: str, *others: object, out
 
 
 def _of_conv3x3(x: torch.Size, weight: torch.Size, *, out_shape: object) -> int:
-    """Of `ops.conv3x3` in tiles."""
+    """Floating-point operations of the forward pass of `ops.conv3x3`, in Winograd's tiles."""
     n, channels, height, width = x
     return 2 * 36 * n * math.ceil(height / 4) * math.ceil(width / 4) * channels * weight[0]
 

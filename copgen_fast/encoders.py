@@ -75,7 +75,7 @@ class Encoder(ResNet):
 
 
 def _in_fewer_products(network: nn.Module) -> None:
-    """Compute 3 x 3 convolutions of stride 1 by `ops.conv3x3`, with the same parameters."""
+    """Replace 3 x 3 convolutions of stride 1 by `Conv3x3` layers with the same parameters."""
     for parent in list(network.modules()):
         for name, conv in parent.named_children():
             if type(conv) is nn.Conv2d and (same := Conv3x3.of(conv)) is not None:

@@ -17,7 +17,7 @@ from copgen_fast.ops.backend import resolve
 
 @dataclass(frozen=True)
 class Case:
-    """`batch` images of `channels` x `side` x `side`, channels last, to as many channels."""
+    """A convolution of `batch` channels_last images [`channels`, `side`, `side`] to as many output channels."""
 
     batch: int
     channels: int
@@ -32,7 +32,7 @@ CASES = tuple(Case(64, *stage) for stage in ((64, 32), (128, 16), (256, 8), (512
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Rows of every case: forward, and with the gradients of images and weight."""
+    """Benchmark rows of every case: the forward pass, and that with the gradients of images and weight."""
     yield from in_both_directions(CASES, _rows, options)
 
 
@@ -45,14 +45,14 @@ def _rows(case: Case, direction: str, device: torch.device, options: Options) ->
 
 
 def drawn(case: Case) -> list[Tensor]:
-    """Images, a weight and a gradient of the result, all stored channels last, as an encoder's."""
+    """Random images, weight and gradient of the output, all in channels_last memory format, as in an encoder."""
     seeded, size = torch.Generator().manual_seed(0), (case.batch, case.channels, case.side, case.side)
     sizes = size, (case.channels, case.channels, 3, 3), size
     return [torch.randn(each, generator=seeded).to(memory_format=torch.channels_last) for each in sizes]
 
 
 def limit(case: Case, direction: str, device: torch.device) -> Limit:
-    """36 products for each tile of 4 x 4 pixels and pair of channels, in each of the passes."""
+    """Lower bound of the time: 36 multiply-adds for each 4 x 4 tile and pair of channels, in every pass."""
     tiles, passes = case.batch * (-(-case.side // 4)) ** 2, 1 if direction == "forward" else 3
     operations = 2 * 36 * tiles * case.channels**2 * passes
     return matrix_products(f"36 products a tile, {passes} passes", operations, torch.float32, device)

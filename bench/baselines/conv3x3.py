@@ -1,4 +1,4 @@
-"""The peer of the 3 x 3 convolution, PyTorch's own; and copies of networks that compute by it."""
+"""PyTorch's conv2d, which the 3 x 3 convolution is compared with; and copies of networks that use it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from copgen_fast.runtime.machine import version
 
 
 def peers() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """It takes images [N, C, H, W] and a weight [O, C, 3, 3]."""
+    """torch.nn.functional.conv2d by its name, as a function of images [N, C, H, W] and a weight [O, C, 3, 3]."""
     return {f"PyTorch {version('torch')}, conv2d": lambda x, weight: F.conv2d(x, weight, padding=1)}
 
 
 def by_pytorch(network: nn.Module) -> nn.Module:
-    """A copy whose convolutions are all PyTorch's, as in the code that a step is compared with."""
+    """A copy of the network in which every `Conv3x3` computes torch.nn.functional.conv2d."""
     network = copy.deepcopy(network)
     for layer in network.modules():
         if isinstance(layer, Conv3x3):

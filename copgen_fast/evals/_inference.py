@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from copgen_fast.ops import Conv3x3, tiles, winograd
+from copgen_fast.ops import tiles, winograd
+from copgen_fast.ops.conv3x3.functional import is_conv3x3
 from copgen_fast.runtime import devices
 
 _VALUES = 2**21  # of the first convolution's outputs at once: they stay in a shared cache, and take no new pages
@@ -68,7 +69,7 @@ def _for_cpus(encoder: ResNet) -> None:
 
 def _suits(conv: nn.Conv2d) -> bool:
     many = min(conv.in_channels, conv.out_channels) >= winograd.FEWEST
-    return many and Conv3x3.of(conv) is not None and tiles.compiled(conv.weight)
+    return many and is_conv3x3(conv) and tiles.compiled(conv.weight)
 
 
 class FewerProducts(nn.Module):

@@ -67,7 +67,7 @@ def check(config: Config, train_labels: Tensor) -> None:
 
 
 def check_names(config: Config, split: Split) -> None:
-    """Raises UsageError where a list names other images than the training images `split`."""
+    """Raises UsageError where a list of labelled images names one that is not in the training split."""
     for path in config.lists:
         listed(split, Path(path))
 

@@ -162,31 +162,33 @@ COPGEN_INLINE void outputs_of_channels(const T* in, int64_t stride, S* out, int6
 
 }  // namespace body
 
-// A form's functions by dtype, of which the loader chooses the processor's version; found by form in Values and Outputs.
+// A form's functions by dtype; the loader chooses the processor's version. Values and Outputs find them by form.
 template <typename F>
 struct Values;
 template <typename F>
 struct Outputs;
 
 #define COPGEN_VALUES_OF(F, T, S)                                                                                \
-  [[maybe_unused]] COPGEN_CLONES_##T void values_of_##F(const Places<const S, F::kReach * F::kReach>& in, S* out, int64_t stride, \
+  [[maybe_unused]]                                                                                               \
+  COPGEN_CLONES_##T void values_of_##F(const Places<const S, F::kReach * F::kReach>& in, S* out, int64_t stride, \
                                        const S* scale, int64_t channels) {                                       \
     body::values_of_channels<F, T, S>(in, out, stride, scale, channels);                                         \
   }
 
 #define COPGEN_OUTPUTS_OF(F, T, S)                                                                        \
-  [[maybe_unused]] COPGEN_CLONES_##T void outputs_of_##F(const T* in, int64_t stride, S* out, int64_t row, int64_t column, \
+  [[maybe_unused]]                                                                                        \
+  COPGEN_CLONES_##T void outputs_of_##F(const T* in, int64_t stride, S* out, int64_t row, int64_t column, \
                                         const After<S>& after, int64_t channels) {                        \
     body::outputs_of_channels<F, T, S>(in, stride, out, row, column, after, channels);                    \
   }
 
-#define COPGEN_FUNCTIONS(Part, F, function)          \
-  template <>                                         \
-  struct Part<F> {                                    \
-    template <typename... Arguments>                  \
+#define COPGEN_FUNCTIONS(Part, F, function)              \
+  template <>                                            \
+  struct Part<F> {                                       \
+    template <typename... Arguments>                     \
     static void compute(const Arguments&... arguments) { \
-      function##_of_##F(arguments...);                \
-    }                                                 \
+      function##_of_##F(arguments...);                   \
+    }                                                    \
   };
 
 #define COPGEN_VALUES(F)                \

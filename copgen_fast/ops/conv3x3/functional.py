@@ -62,6 +62,12 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
     return many and winograd.fill(height, width) >= winograd.LEAST_FILL and tiles.built()
 
 
+def is_conv3x3(conv: nn.Conv2d) -> bool:
+    """Whether an nn.Conv2d has a 3 x 3 kernel, stride 1, zero padding of 1, no dilation and no groups."""
+    of_size = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+    return of_size and conv.groups == 1 and conv.padding_mode == "zeros"
+
+
 class Conv3x3(nn.Conv2d):
     """`conv3x3` as a module, with the parameters of nn.Conv2d(in_channels, out_channels, 3, padding=1).
 
@@ -83,9 +89,8 @@ class Conv3x3(nn.Conv2d):
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Conv3x3 | None:
-        """The same layer with the same parameters; None unless it is a 3 x 3 convolution that this op computes."""
-        plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        if not plain or conv.groups != 1 or conv.padding_mode != "zeros":
+        """A `Conv3x3` that shares the parameters of an nn.Conv2d; None unless `is_conv3x3`."""
+        if not is_conv3x3(conv):
             return None
         same = cls(conv.in_channels, conv.out_channels, conv.bias is not None, "meta")  # draws no random numbers
         same.weight, same.bias = conv.weight, conv.bias

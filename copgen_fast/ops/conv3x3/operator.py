@@ -79,7 +79,7 @@ def _parts(channels: int, others: int) -> Iterator[slice]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[N, H, W, C] of adjacent channels."""
+    """View images [N, C, H, W] as [N, H, W, C] with contiguous channels, copied where they are not channels_last."""
     return x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
 
 
